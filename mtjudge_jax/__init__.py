@@ -1,0 +1,1 @@
+"""Train, evaluate and use a vision-language judge by multi-task reinforcement learning."""

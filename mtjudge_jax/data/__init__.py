@@ -1,0 +1,1 @@
+"""Records, images, prompts and batches on the host; nothing here imports jax."""
