@@ -1,0 +1,242 @@
+"""The shape of a Qwen3-VL model, read from the `config.json` of a Hugging Face folder.
+
+Two spellings exist of the same file. The hub's writes `rope_theta` and `rope_scaling`; transformers 5 rewrites both into
+`rope_parameters` when it saves. Both are read. Nothing has a default: a lost `rope_theta` would silently become another number
+and every rotary angle would be wrong.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+SUPPORTED_MODEL_TYPES = ("qwen3_vl",)
+MOE_MODEL_TYPES = ("qwen3_vl_moe",)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The language model: `num_layers` decoder layers of width `hidden_size`.
+
+    `mrope_section` counts the rotary frequencies of the (time, height, width) axes; they sum to `head_dim / 2` and are interleaved.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    tie_word_embeddings: bool
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower: `depth` blocks of width `hidden_size`, tapped after the blocks `deepstack_layers` (counted from 0)."""
+
+    depth: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+    out_hidden_size: int
+    num_position_embeddings: int
+    deepstack_layers: tuple[int, ...]
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch: channels x frames x rows x columns (1536 for the published models)."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def merged_size(self) -> int:
+        """Width of the patches that become one image token, side by side."""
+        return self.hidden_size * self.spatial_merge_size**2
+
+
+@dataclass(frozen=True)
+class Qwen3VLConfig:
+    """A whole model; hashable, so it can be a static argument of `jax.jit`. `raw` is the file as read and takes no part in equality."""
+
+    text: TextConfig
+    vision: VisionConfig
+    image_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    video_token_id: int
+    eos_token_id: int | None
+    raw: dict[str, Any] = field(compare=False, repr=False)
+
+
+def load_config(folder: str | Path) -> Qwen3VLConfig:
+    """Reads `folder/config.json`. Raises FileNotFoundError without the file, ValueError on a file that cannot be used."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; a model folder needs config.json (a Hugging Face folder of type qwen3_vl)")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); copy the file again from the model's source") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: holds a JSON {type(raw).__name__}, not an object; copy the file again from the model's source")
+    return from_hf(raw)
+
+
+def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
+    """Builds the config from the contents of a `config.json`.
+
+    Raises ValueError when the file is of another model family, lacks a value, or asks for something this code does not compute.
+    """
+    _check_model_type(raw)
+    text_raw = _need(raw, "text_config", "config.json")
+    vision_raw = _need(raw, "vision_config", "config.json")
+    cfg = Qwen3VLConfig(
+        text=_text(text_raw, tied=bool(raw.get("tie_word_embeddings", False))),
+        vision=_vision(vision_raw),
+        image_token_id=int(_need(raw, "image_token_id", "config.json")),
+        vision_start_token_id=int(_need(raw, "vision_start_token_id", "config.json")),
+        vision_end_token_id=int(_need(raw, "vision_end_token_id", "config.json")),
+        video_token_id=int(_need(raw, "video_token_id", "config.json")),
+        eos_token_id=_eos(raw.get("eos_token_id", text_raw.get("eos_token_id"))),
+        raw=dict(raw),
+    )
+    _check_together(cfg)
+    return cfg
+
+
+def _check_model_type(raw: Mapping[str, Any]) -> None:
+    """Only the dense family is computed; the others must not load with plausible shapes."""
+    model_type = raw.get("model_type")
+    if model_type in MOE_MODEL_TYPES:
+        raise ValueError(
+            f"model_type {model_type!r}: mixture-of-experts models are not supported yet; "
+            f"use a dense model (model_type {', '.join(SUPPORTED_MODEL_TYPES)})"
+        )
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(f"model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED_MODEL_TYPES)}")
+
+
+def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
+    """The value of a key without which no model can be built."""
+    if raw.get(key) is None:
+        raise ValueError(f"{where}: {key} is missing; it has no safe default, take the config.json of the model's source")
+    return raw[key]
+
+
+def _only(raw: Mapping[str, Any], key: str, allowed: object, where: str) -> None:
+    """Raises when an optional key holds something other than the one behaviour implemented here."""
+    value = raw.get(key, allowed)
+    if value != allowed:
+        raise ValueError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint with {key} {allowed!r}")
+
+
+def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
+    """(theta, section) from either spelling; `rope_parameters` wins where both are present, as in transformers 5."""
+    where = "text_config"
+    rope = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
+    theta = rope.get("rope_theta", raw.get("rope_theta"))
+    if theta is None:
+        raise ValueError(f"{where}: rope_theta is missing (also from rope_parameters); it has no safe default, published models use 5e6")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type != "default":
+        raise ValueError(f"{where}: rope_type is {rope_type!r}, only 'default' is supported; remove the rope scaling")
+    if rope.get("mrope_interleaved") is not True:
+        raise ValueError(
+            f"{where}: mrope_interleaved is {rope.get('mrope_interleaved')!r}, only true is supported; "
+            "chunked sections (Qwen2.5-VL) have the same shapes and other angles"
+        )
+    section = tuple(int(size) for size in rope.get("mrope_section") or ())
+    if len(section) != 3:
+        raise ValueError(f"{where}: mrope_section is {section}, it needs three sizes (time, height, width)")
+    return float(theta), section
+
+
+def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
+    """The language model; tying follows the top level of the file, the nested value is a class default in some files."""
+    where = "text_config"
+    _only(raw, "hidden_act", "silu", where)
+    _only(raw, "attention_bias", False, where)
+    theta, section = _rope(raw)
+    cfg = TextConfig(
+        vocab_size=int(_need(raw, "vocab_size", where)),
+        hidden_size=int(_need(raw, "hidden_size", where)),
+        intermediate_size=int(_need(raw, "intermediate_size", where)),
+        num_layers=int(_need(raw, "num_hidden_layers", where)),
+        num_heads=int(_need(raw, "num_attention_heads", where)),
+        num_kv_heads=int(_need(raw, "num_key_value_heads", where)),
+        head_dim=int(_need(raw, "head_dim", where)),
+        rms_norm_eps=float(_need(raw, "rms_norm_eps", where)),
+        rope_theta=theta,
+        mrope_section=section,
+        tie_word_embeddings=tied,
+    )
+    if 2 * sum(section) != cfg.head_dim:
+        raise ValueError(f"{where}: mrope_section {section} sums to {sum(section)}, it must be head_dim / 2 = {cfg.head_dim / 2:g}")
+    if 3 * section[1] > cfg.head_dim // 2 + 1 or 3 * section[2] > cfg.head_dim // 2:  # heights sit at 1, 4, .., widths at 2, 5, ..
+        raise ValueError(f"{where}: mrope_section {section} cannot be interleaved over {cfg.head_dim // 2} frequencies")
+    if cfg.num_heads % cfg.num_kv_heads:
+        raise ValueError(f"{where}: {cfg.num_heads} heads do not divide into {cfg.num_kv_heads} key-value heads")
+    return cfg
+
+
+def _vision(raw: Mapping[str, Any]) -> VisionConfig:
+    """The vision tower."""
+    where = "vision_config"
+    _only(raw, "hidden_act", "gelu_pytorch_tanh", where)
+    _only(raw, "in_channels", 3, where)
+    _only(raw.get("rope_parameters") or {}, "rope_theta", 10000.0, f"{where}.rope_parameters")
+    cfg = VisionConfig(
+        depth=int(_need(raw, "depth", where)),
+        hidden_size=int(_need(raw, "hidden_size", where)),
+        intermediate_size=int(_need(raw, "intermediate_size", where)),
+        num_heads=int(_need(raw, "num_heads", where)),
+        patch_size=int(_need(raw, "patch_size", where)),
+        temporal_patch_size=int(_need(raw, "temporal_patch_size", where)),
+        spatial_merge_size=int(_need(raw, "spatial_merge_size", where)),
+        out_hidden_size=int(_need(raw, "out_hidden_size", where)),
+        num_position_embeddings=int(_need(raw, "num_position_embeddings", where)),
+        deepstack_layers=tuple(int(layer) for layer in _need(raw, "deepstack_visual_indexes", where)),
+    )
+    if cfg.hidden_size % (4 * cfg.num_heads):
+        raise ValueError(f"{where}: hidden_size {cfg.hidden_size} over {cfg.num_heads} heads must leave a multiple of 4 (2-D rotary)")
+    if isqrt(cfg.num_position_embeddings) ** 2 != cfg.num_position_embeddings:
+        raise ValueError(f"{where}: num_position_embeddings {cfg.num_position_embeddings} is not a square; it is the learned n x n grid")
+    taps = cfg.deepstack_layers
+    if list(taps) != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < cfg.depth):
+        raise ValueError(f"{where}: deepstack_visual_indexes {taps} must rise and lie in 0..{cfg.depth - 1}")
+    return cfg
+
+
+def _eos(value: object) -> int | None:
+    """The token that ends an answer; a list names it first."""
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return None if value is None else int(value)
+
+
+def _check_together(cfg: Qwen3VLConfig) -> None:
+    """What only both halves can tell."""
+    if cfg.vision.out_hidden_size != cfg.text.hidden_size:
+        raise ValueError(
+            f"vision_config.out_hidden_size {cfg.vision.out_hidden_size} differs from text_config.hidden_size {cfg.text.hidden_size}; "
+            "image tokens could not replace word embeddings"
+        )
+    if len(cfg.vision.deepstack_layers) > cfg.text.num_layers:
+        raise ValueError(f"{len(cfg.vision.deepstack_layers)} deepstack taps need as many decoder layers, there are {cfg.text.num_layers}")
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        token = cfg.raw[name]
+        if not 0 <= token < cfg.text.vocab_size:
+            raise ValueError(f"{name} {token} lies outside the vocabulary of {cfg.text.vocab_size} ids")
