@@ -1,8 +1,8 @@
 """The shape of a Qwen3-VL model, read from the `config.json` of a Hugging Face folder.
 
-Two spellings exist of the same file. The hub's writes `rope_theta` and `rope_scaling`; transformers 5 rewrites both into
-`rope_parameters` when it saves. Both are read. Nothing has a default: a lost `rope_theta` would silently become another number
-and every rotary angle would be wrong.
+Two spellings exist of the same file. The hub's writes `rope_theta` and `rope_scaling`; transformers 5 rewrites both
+into `rope_parameters` when it saves. Both are read. Nothing has a default: a lost `rope_theta` would silently become
+another number and every rotary angle would be wrong.
 """
 
 import json
@@ -20,7 +20,8 @@ MOE_MODEL_TYPES = ("qwen3_vl_moe",)
 class TextConfig:
     """The language model: `num_layers` decoder layers of width `hidden_size`.
 
-    `mrope_section` counts the rotary frequencies of the (time, height, width) axes; they sum to `head_dim / 2` and are interleaved.
+    `mrope_section` counts the rotary frequencies of the (time, height, width) axes; they sum to `head_dim / 2` and are
+    interleaved.
     """
 
     vocab_size: int
@@ -38,7 +39,7 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower: `depth` blocks of width `hidden_size`, tapped after the blocks `deepstack_layers` (counted from 0)."""
+    """The vision tower: `depth` blocks of width `hidden_size`, tapped after the blocks `deepstack_layers` (from 0)."""
 
     depth: int
     hidden_size: int
@@ -69,7 +70,10 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Qwen3VLConfig:
-    """A whole model; hashable, so it can be a static argument of `jax.jit`. `raw` is the file as read and takes no part in equality."""
+    """A whole model; hashable, so it can be a static argument of `jax.jit`.
+
+    `raw` is the file as read and takes no part in equality.
+    """
 
     text: TextConfig
     vision: VisionConfig
@@ -82,23 +86,24 @@ class Qwen3VLConfig:
 
 
 def load_config(folder: str | Path) -> Qwen3VLConfig:
-    """Reads `folder/config.json`. Raises FileNotFoundError without the file, ValueError on a file that cannot be used."""
+    """Reads `folder/config.json`. Raises FileNotFoundError without it, ValueError when it cannot be used."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; a model folder needs config.json (a Hugging Face folder of type qwen3_vl)")
+        raise FileNotFoundError(f"{path}: not found; a model folder needs the config.json of its source")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); copy the file again from the model's source") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); copy it again from the model's source") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: holds a JSON {type(raw).__name__}, not an object; copy the file again from the model's source")
+        raise ValueError(f"{path}: holds a {type(raw).__name__}, not an object; copy it again from the model's source")
     return from_hf(raw)
 
 
 def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
     """Builds the config from the contents of a `config.json`.
 
-    Raises ValueError when the file is of another model family, lacks a value, or asks for something this code does not compute.
+    Raises ValueError when the file is of another model family, lacks a value, or asks for something this code does not
+    compute.
     """
     _check_model_type(raw)
     text_raw = _need(raw, "text_config", "config.json")
@@ -132,7 +137,7 @@ def _check_model_type(raw: Mapping[str, Any]) -> None:
 def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
     """The value of a key without which no model can be built."""
     if raw.get(key) is None:
-        raise ValueError(f"{where}: {key} is missing; it has no safe default, take the config.json of the model's source")
+        raise ValueError(f"{where}: {key} is missing and has no safe default; take the model's own config.json")
     return raw[key]
 
 
@@ -140,7 +145,7 @@ def _only(raw: Mapping[str, Any], key: str, allowed: object, where: str) -> None
     """Raises when an optional key holds something other than the one behaviour implemented here."""
     value = raw.get(key, allowed)
     if value != allowed:
-        raise ValueError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint with {key} {allowed!r}")
+        raise ValueError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint that has it")
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
@@ -149,7 +154,9 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
     rope = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
     theta = rope.get("rope_theta", raw.get("rope_theta"))
     if theta is None:
-        raise ValueError(f"{where}: rope_theta is missing (also from rope_parameters); it has no safe default, published models use 5e6")
+        raise ValueError(
+            f"{where}: rope_theta is missing, also from rope_parameters; no safe default, published models use 5e6"
+        )
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
         raise ValueError(f"{where}: rope_type is {rope_type!r}, only 'default' is supported; remove the rope scaling")
@@ -165,7 +172,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
 
 
 def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
-    """The language model; tying follows the top level of the file, the nested value is a class default in some files."""
+    """The language model; `tied` comes from the top level, the nested value is a class default in some files."""
     where = "text_config"
     _only(raw, "hidden_act", "silu", where)
     _only(raw, "attention_bias", False, where)
@@ -184,8 +191,11 @@ def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
         tie_word_embeddings=tied,
     )
     if 2 * sum(section) != cfg.head_dim:
-        raise ValueError(f"{where}: mrope_section {section} sums to {sum(section)}, it must be head_dim / 2 = {cfg.head_dim / 2:g}")
-    if 3 * section[1] > cfg.head_dim // 2 + 1 or 3 * section[2] > cfg.head_dim // 2:  # heights sit at 1, 4, .., widths at 2, 5, ..
+        raise ValueError(
+            f"{where}: mrope_section {section} sums to {sum(section)}, it must be head_dim / 2 = {cfg.head_dim / 2:g}"
+        )
+    # Heights take the frequencies 1, 4, 7, .. and widths 2, 5, 8, ..: the last of each must exist.
+    if 3 * section[1] > cfg.head_dim // 2 + 1 or 3 * section[2] > cfg.head_dim // 2:
         raise ValueError(f"{where}: mrope_section {section} cannot be interleaved over {cfg.head_dim // 2} frequencies")
     if cfg.num_heads % cfg.num_kv_heads:
         raise ValueError(f"{where}: {cfg.num_heads} heads do not divide into {cfg.num_kv_heads} key-value heads")
@@ -211,9 +221,13 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
         deepstack_layers=tuple(int(layer) for layer in _need(raw, "deepstack_visual_indexes", where)),
     )
     if cfg.hidden_size % (4 * cfg.num_heads):
-        raise ValueError(f"{where}: hidden_size {cfg.hidden_size} over {cfg.num_heads} heads must leave a multiple of 4 (2-D rotary)")
+        raise ValueError(
+            f"{where}: hidden_size {cfg.hidden_size} over {cfg.num_heads} heads must leave a multiple of 4 (2-D rotary)"
+        )
     if isqrt(cfg.num_position_embeddings) ** 2 != cfg.num_position_embeddings:
-        raise ValueError(f"{where}: num_position_embeddings {cfg.num_position_embeddings} is not a square; it is the learned n x n grid")
+        raise ValueError(
+            f"{where}: num_position_embeddings {cfg.num_position_embeddings} is not a square: the grid is n x n"
+        )
     taps = cfg.deepstack_layers
     if list(taps) != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < cfg.depth):
         raise ValueError(f"{where}: deepstack_visual_indexes {taps} must rise and lie in 0..{cfg.depth - 1}")
@@ -231,11 +245,14 @@ def _check_together(cfg: Qwen3VLConfig) -> None:
     """What only both halves can tell."""
     if cfg.vision.out_hidden_size != cfg.text.hidden_size:
         raise ValueError(
-            f"vision_config.out_hidden_size {cfg.vision.out_hidden_size} differs from text_config.hidden_size {cfg.text.hidden_size}; "
-            "image tokens could not replace word embeddings"
+            f"vision_config.out_hidden_size {cfg.vision.out_hidden_size} differs from text_config.hidden_size "
+            f"{cfg.text.hidden_size}; image tokens could not replace word embeddings"
         )
     if len(cfg.vision.deepstack_layers) > cfg.text.num_layers:
-        raise ValueError(f"{len(cfg.vision.deepstack_layers)} deepstack taps need as many decoder layers, there are {cfg.text.num_layers}")
+        raise ValueError(
+            f"{len(cfg.vision.deepstack_layers)} deepstack taps need as many decoder layers, "
+            f"there are {cfg.text.num_layers}"
+        )
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         token = cfg.raw[name]
         if not 0 <= token < cfg.text.vocab_size:
