@@ -32,9 +32,9 @@ class Question(NamedTuple):
 class JudgeExample:
     """One judging question with its label.
 
-    `images` are encoded files (PNG, JPEG or WebP) in the candidates' native order. `group_id` is the unit of leakage and of
-    the bootstrap (a source photograph, a prompt): a group is never in two splits. `rationale` is a gold reasoning for SFT,
-    empty where there is none.
+    `images` are encoded files (PNG, JPEG or WebP) in the candidates' native order. `group_id` is the unit of leakage
+    and of the bootstrap (a source photograph, a prompt): a group is never in two splits. `rationale` is a gold
+    reasoning for SFT, empty where there is none.
     """
 
     example_id: str

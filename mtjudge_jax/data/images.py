@@ -1,0 +1,160 @@
+"""Encoded image bytes to the uint8 patches that Qwen3-VL sees: decoding with limits, resizing, patch order.
+
+The result equals `transformers`' `Qwen2VLImageProcessorPil` bit for bit before normalisation; the normalisation
+`(x / 255 - mean) / std` and the doubling along time are left to the device, so that a patch is 3 * 16 * 16 bytes.
+"""
+
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mtjudge_jax.data.records import BadRecord
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of Pillow's 43 openers; EPS, for one, would start Ghostscript
+MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded
+MAX_ASPECT = 200  # Qwen's own limit
+CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow clips these to white or black on conversion
+
+
+class ImageConfig(NamedTuple):
+    """What `preprocessor_config.json` says. `min_pixels` and `max_pixels` are areas after resizing, in pixels.
+
+    To bound the image tokens of a run, lower `max_pixels` by `_replace`: images are scaled down, never cut.
+    """
+
+    patch: int
+    merge: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def factor(self) -> int:
+        """Side in pixels of the square that becomes one image token; resized sides are multiples of it."""
+        return self.patch * self.merge
+
+    @property
+    def patch_dim(self) -> int:
+        return 3 * self.patch * self.patch
+
+
+class Patches(NamedTuple):
+    patches: np.ndarray  # uint8 [n, 3 * patch * patch], each (C, patch, patch); 4 consecutive patches = 1 image token
+    grid: tuple[int, int]  # rows and columns of patches
+
+
+def load_image_config(folder: str | os.PathLike) -> ImageConfig:
+    """Reads `preprocessor_config.json` of a model folder. Raises ValueError on unimplemented settings."""
+    path = Path(folder) / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    size = config.get("size", {})
+    low = size.get("shortest_edge", config.get("min_pixels"))
+    high = size.get("longest_edge", config.get("max_pixels"))
+    if not low or not high or low > high:
+        raise ValueError(
+            f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), found {low} and {high}; "
+            "Qwen3-VL has 65536 and 16777216"
+        )
+    fixed = {"resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
+    fixed["temporal_patch_size"] = 2
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{path}: {name} is {config[name]}, only {value} is implemented")
+    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
+        raise ValueError(f"{path}: rescale_factor is {config['rescale_factor']}, only 1/255 is implemented")
+    missing = [name for name in ("patch_size", "merge_size", "image_mean", "image_std") if name not in config]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} missing; copy the file from the model's Hugging Face folder")
+    mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+    return ImageConfig(config["patch_size"], config["merge_size"], low, high, mean, std)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [h, w, 3].
+
+    The rotation in EXIF is applied. Transparency is composited on white, as Qwen's processor does; grey, palette and
+    CMYK are converted by Pillow. 16-bit and float images are refused: Pillow would clip them to white or black.
+
+    Raises nothing but BadRecord: `image_format`, `image_too_large`, `image_mode`, `truncated_image`, `broken_image`.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_header(image)
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except BadRecord:
+        raise
+    except UnidentifiedImageError as e:
+        raise BadRecord("image_format", f"{len(data)} bytes are none of {', '.join(FORMATS)}") from e
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+        raise BadRecord("image_too_large", f"{e}; the limit is {MAX_PIXELS} pixels") from e
+    except (OSError, EOFError) as e:
+        raise BadRecord("truncated_image", f"{type(e).__name__}: {e}") from e
+    except Exception as e:  # decoders meet damaged bytes with SyntaxError, ValueError, struct.error, ...
+        raise BadRecord("broken_image", f"{type(e).__name__}: {e}") from e
+
+
+def _check_header(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadRecord("image_too_large", f"{width}x{height} is over {MAX_PIXELS} pixels; scale it down first")
+    if image.mode in CLIPPING_MODES:
+        raise BadRecord("image_mode", f"mode {image.mode} would be clipped; convert it to 8 bits a channel first")
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"))
+
+
+def smart_resize(height: int, width: int, cfg: ImageConfig) -> tuple[int, int]:
+    """(height, width) after Qwen's aspect-preserving resize: multiples of `cfg.factor`, area within the two limits.
+
+    With Qwen3-VL's configuration (480, 640) stays, (1080, 1920) becomes (1088, 1920), (32, 32) becomes (256, 256).
+    Raises BadRecord `image_aspect` above 200 to 1. Source: transformers, models/qwen2_vl.
+    """
+    long, short = max(height, width), min(height, width)
+    if long > MAX_ASPECT * short:
+        raise BadRecord("image_aspect", f"{width}x{height} is over {MAX_ASPECT} to 1; crop or pad it first")
+    factor = cfg.factor
+    sides = [round(side / factor) * factor for side in (height, width)]  # Python rounds halves to even, as Qwen does
+    if sides[0] * sides[1] > cfg.max_pixels:
+        shrink = math.sqrt(height * width / cfg.max_pixels)
+        sides = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
+    elif sides[0] * sides[1] < cfg.min_pixels:
+        grow = math.sqrt(cfg.min_pixels / (height * width))
+        sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def patchify(image: np.ndarray, cfg: ImageConfig) -> Patches:
+    """Resizes uint8 [h, w, 3] and cuts it into patches, ordered by (block row, block column, row, column in the block).
+
+    A 64x96 image of 16-pixel patches and 2x2 blocks has grid (4, 6); patches 0 to 3 are (0,0), (0,1), (1,0), (1,1).
+    """
+    height, width = smart_resize(image.shape[0], image.shape[1], cfg)
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    rows, columns = height // cfg.patch, width // cfg.patch
+    blocks = resized.reshape(
+        rows // cfg.merge, cfg.merge, cfg.patch, columns // cfg.merge, cfg.merge, cfg.patch, 3
+    )  # (block row, row, y, block column, column, x, C)
+    patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, cfg.patch_dim)
+    return Patches(patches, (rows, columns))
+
+
+def patch_coordinates(grid: tuple[int, int], merge: int) -> np.ndarray:
+    """int32 [rows * columns, 2]: (row, column) of every patch, in the order of `patchify`."""
+    rows, columns = grid
+    hw = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    blocks = hw.reshape(rows // merge, merge, columns // merge, merge, 2)
+    return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)

@@ -1,0 +1,201 @@
+"""One judging question to one prompt row: tokens, M-RoPE positions and image patches in fixed shapes.
+
+Axes: P prompt tokens (padded on the left), M patches (padded on the right), C completion tokens (padded on the right).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mtjudge_jax.data.images import ImageConfig, Patches, decode, patch_coordinates, patchify
+from mtjudge_jax.data.records import BadRecord, JudgeExample
+from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.tasks.base import Task
+
+Row = dict[str, np.ndarray]  # DEVICE_KEYS and HOST_KEYS, and `target` and `target_mask` where targets are asked for
+
+DEVICE_KEYS = (
+    "tokens",  # int32 [P], padded on the left
+    "valid",  # bool [P]
+    "positions",  # int32 [P, 3]: t, h, w; 0 on padding
+    "next_position",  # int32 []: position of the first completion token on all three axes
+    "image_index",  # int32 [P]: number of the image token among the row's, -1 on text and padding
+    "patches",  # uint8 [M, 3 * patch * patch]; 0 on padding
+    "patch_hw",  # int32 [M, 2]: row and column in the image's patch grid
+    "patch_grid",  # int32 [M, 2]: that grid; (1, 1) on padding
+    "patch_segment",  # int32 [M]: 1, 2, .. the image's number in the row; 0 on padding
+    "uid",  # uint32 []: hash of the example id
+)
+HOST_KEYS = (
+    "example_id",  # str
+    "task",  # str
+    "label",  # int32 []: index into the task's labels
+    "weight",  # float32 []: 1, or 0 where the record could not be used
+    "error",  # str: why the weight is 0
+)
+
+
+def rope_positions(
+    tokens: Sequence[int], *, image_id: int, grids: Sequence[tuple[int, int]], merge: int
+) -> tuple[np.ndarray, int]:
+    """Interleaved M-RoPE positions of an unpadded prompt: int32 [n, 3], and the position that follows.
+
+    A text token takes the next position on all axes. An image of grid (h, w) patches takes t = the next position, and
+    h, w = that + its row, column among its h/merge x w/merge tokens; the text after it goes on max(h, w)/merge further.
+    Two text tokens, an image of 2 x 3 tokens, one text token: (0,0,0) (1,1,1) | (2,2,2) (2,2,3) (2,2,4) (2,3,2) (2,3,3)
+    (2,3,4) | (5,5,5). Source: transformers, Qwen3VLModel.get_rope_index.
+    """
+    parts, current, at, images = [], 0, 0, iter(grids)
+    while at < len(tokens):
+        if tokens[at] == image_id:
+            rows, columns = (side // merge for side in next(images))
+            hw = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1).reshape(-1, 2)
+            parts.append(current + np.concatenate([np.zeros((len(hw), 1), int), hw], axis=1))
+            at, current = at + len(hw), current + max(rows, columns)
+        else:
+            parts.append(np.full((1, 3), current))
+            at, current = at + 1, current + 1
+    return np.concatenate(parts).astype(np.int32), current
+
+
+def expand_images(tokens: Sequence[int], *, image_id: int, counts: Sequence[int]) -> list[int]:
+    """Repeats the k-th image_pad `counts[k]` times. Raises BadRecord `image_count` on another number."""
+    found = sum(token == image_id for token in tokens)
+    if found != len(counts):
+        raise BadRecord("image_count", f"the rendered prompt has {found} image places for {len(counts)} images")
+    repeats, expanded = iter(counts), []
+    for token in tokens:
+        expanded.extend([token] * (next(repeats) if token == image_id else 1))
+    return expanded
+
+
+def make_row(
+    example: JudgeExample,
+    *,
+    tasks: Mapping[str, Task],
+    tokenizer: Tokenizer,
+    image_cfg: ImageConfig,
+    prompt_tokens: int,
+    patch_count: int,
+) -> Row:
+    """The prompt row of an example. Nothing is ever cut.
+
+    Raises BadRecord: `unknown_task`, `wrong_fields`, the reasons of `images.decode` and `images.smart_resize`,
+    `image_count`, `too_many_patches`, `prompt_too_long`; the last two name the id, length, limit and remedy.
+    """
+    if example.task not in tasks:
+        raise BadRecord("unknown_task", f"{example.example_id} has task {example.task}; known are {', '.join(tasks)}")
+    task = tasks[example.task]
+    try:
+        label, question = task.label_index(example.label), task.question_text(example.question)
+    except ValueError as e:
+        raise BadRecord("wrong_fields", f"{example.example_id}: {e}") from e
+    images = [patchify(decode(data), image_cfg) for data in example.images]
+    patch_fields = _pack_patches(images, example.example_id, image_cfg, patch_count)
+    text = tokenizer.render(question, len(images))
+    grids = [image.grid for image in images]
+    counts = [rows * columns // image_cfg.merge**2 for rows, columns in grids]
+    tokens = expand_images(tokenizer.encode(text), image_id=tokenizer.image, counts=counts)
+    if len(tokens) > prompt_tokens:
+        raise BadRecord(
+            "prompt_too_long",
+            f"{example.example_id} has {len(tokens)} tokens, {sum(counts)} of them image tokens; the limit is "
+            f"{prompt_tokens} (prompt_tokens): raise it or lower max_pixels",
+        )
+    positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=image_cfg.merge)
+    return {
+        **_pad_prompt(tokens, positions, prompt_tokens, tokenizer),
+        "next_position": np.int32(following),
+        **patch_fields,
+        "uid": np.uint32(example.uid),
+        **_host_fields(example.example_id, example.task, label=label, error=""),
+    }
+
+
+def bad_row(
+    *,
+    example_id: str,
+    task: str,
+    error: str,
+    tokenizer: Tokenizer,
+    image_cfg: ImageConfig,
+    prompt_tokens: int,
+    patch_count: int,
+) -> Row:
+    """A row of the same shapes for a record that cannot be used: weight 0, one text token, no image."""
+    tokens = [tokenizer.eos]
+    positions = np.zeros((1, 3), np.int32)
+    return {
+        **_pad_prompt(tokens, positions, prompt_tokens, tokenizer),
+        "next_position": np.int32(1),
+        **_pack_patches([], example_id, image_cfg, patch_count),
+        "uid": np.uint32(0),
+        **_host_fields(example_id, task, label=0, error=error),
+    }
+
+
+def _host_fields(example_id: str, task: str, *, label: int, error: str) -> Row:
+    return {
+        "example_id": np.str_(example_id),
+        "task": np.str_(task),
+        "label": np.int32(label),
+        "weight": np.float32(0.0 if error else 1.0),
+        "error": np.str_(error),
+    }
+
+
+def _pad_prompt(tokens: Sequence[int], positions: np.ndarray, prompt_tokens: int, tokenizer: Tokenizer) -> Row:
+    start = prompt_tokens - len(tokens)
+    padded = np.full(prompt_tokens, tokenizer.pad, np.int32)
+    padded[start:] = tokens
+    padded_positions = np.zeros((prompt_tokens, 3), np.int32)
+    padded_positions[start:] = positions
+    is_image = padded == tokenizer.image
+    return {
+        "tokens": padded,
+        "valid": np.arange(prompt_tokens) >= start,
+        "positions": padded_positions,
+        "image_index": np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32),
+    }
+
+
+def _pack_patches(images: Sequence[Patches], example_id: str, cfg: ImageConfig, patch_count: int) -> Row:
+    total = sum(len(image.patches) for image in images)
+    if total > patch_count:
+        raise BadRecord(
+            "too_many_patches",
+            f"{example_id} has {total} patches in {len(images)} images; the limit is {patch_count} (patch_count): "
+            "raise it or lower max_pixels",
+        )
+    patches = np.zeros((patch_count, cfg.patch_dim), np.uint8)
+    hw, grid = np.zeros((patch_count, 2), np.int32), np.ones((patch_count, 2), np.int32)
+    segment = np.zeros(patch_count, np.int32)
+    start = 0
+    for number, image in enumerate(images, start=1):
+        end = start + len(image.patches)
+        patches[start:end] = image.patches
+        hw[start:end] = patch_coordinates(image.grid, cfg.merge)
+        grid[start:end] = image.grid
+        segment[start:end] = number
+        start = end
+    return {"patches": patches, "patch_hw": hw, "patch_grid": grid, "patch_segment": segment}
+
+
+def completion_text(reasoning: str, answer: str) -> str:
+    return f"<think>{reasoning}</think><answer>{answer}</answer>"
+
+
+def make_target(text: str, tokenizer: Tokenizer, completion_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """A completion to learn: ids int32 [C] closed by eos and padded, and bool [C], True up to and with the eos.
+
+    Raises BadRecord `target_too_long` instead of cutting.
+    """
+    tokens = [*tokenizer.encode(tokenizer.escape(text)), tokenizer.eos]
+    if len(tokens) > completion_tokens:
+        raise BadRecord(
+            "target_too_long",
+            f"{len(tokens)} tokens with the eos, the limit is {completion_tokens} (completion_tokens): {text[:80]!r}",
+        )
+    ids = np.full(completion_tokens, tokenizer.pad, np.int32)
+    ids[: len(tokens)] = tokens
+    return ids, np.arange(completion_tokens) < len(tokens)

@@ -1,0 +1,80 @@
+"""Tiny tokenizer, images and records for the tests of data/."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mtjudge_jax.data.images import ImageConfig
+from mtjudge_jax.data.records import JudgeExample, Label, pack
+
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+SPECIAL += ("<|image_pad|>", "<|video_pad|>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TEMPLATE = """{%- for m in messages -%}
+<|im_start|>{{ m.role }}
+{% for c in m.content -%}
+{%- if c.type == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>{%- else -%}{{ c.text }}{%- endif -%}
+{%- endfor -%}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}"""
+CONFIG = ImageConfig(16, 2, 32 * 32, 96 * 96, (0.5,) * 3, (0.5,) * 3)
+
+
+def write_tokenizer(folder: Path) -> Path:
+    """A byte-level BPE of 256 bytes and the special tokens, with Qwen3's names."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL])
+    core.add_tokens([AddedToken(t, normalized=False, special=False) for t in (*TAGS, "<|fim_prefix|>")])
+    folder.mkdir(parents=True, exist_ok=True)
+    core.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": SPECIAL[0], "eos_token": SPECIAL[2]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, kind)
+    return out.getvalue()
+
+
+def noise(seed: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def example(number: int, task: str = "technical", **changes) -> JudgeExample:
+    fields = {
+        "example_id": f"{task}-{number}",
+        "dataset": "test",
+        "split": "train",
+        "group_id": f"g{number}",
+        "task": task,
+        "criterion": task,
+        "kind": "pointwise_binary",
+        "instruction": "a dog",
+        "images": (encoded(noise(number, 40, 60)),),
+        "label": Label(binary=number % 2),
+        "rationale": "looks sharp",
+    }
+    return JudgeExample(**{**fields, **changes})
+
+
+def write_records(path: Path, examples: list[JudgeExample]) -> Path:
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for e in examples:
+        writer.write(pack(e))
+    writer.close()
+    return path
