@@ -1,1 +1,1 @@
-"""Models, one family a folder."""
+"""Model families, one folder each."""

@@ -1,1 +1,1 @@
-"""Qwen3-VL: dense vision-language models from Hugging Face folders."""
+"""Qwen3-VL: vision tower with DeepStack, text decoder with interleaved M-RoPE, Hugging Face weights in and out."""

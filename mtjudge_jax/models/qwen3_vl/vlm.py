@@ -1,0 +1,177 @@
+"""The whole model as pure functions of its parameters, in the grouped layout.
+
+What the G answers to one prompt share is computed and stored once. `prefill` and `decode` sample; `completion_hidden` is
+the forward of training. Both run the same layers; they differ only in who attends to whom.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mtjudge_jax.models.attention import attend, attend_decode, attend_group
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.models.qwen3_vl.layers import Remat
+from mtjudge_jax.models.qwen3_vl.text import TextDecoder
+from mtjudge_jax.models.qwen3_vl.vision import VisionTower
+from mtjudge_jax.types import Array, Params, PromptBatch
+
+
+class Qwen3VL(nnx.Module):
+    def __init__(self, cfg: Qwen3VLConfig, *, rngs: nnx.Rngs):
+        self.text = TextDecoder(cfg.text, rngs=rngs)
+        self.vision = VisionTower(cfg.vision, rngs=rngs)
+
+
+class Cache(NamedTuple):
+    """Keys (after rotation) and values of all layers."""
+
+    k: Array  # [L, Q, P, K, H] of prompts, [L, Q, G, C, K, H] of completions
+    v: Array
+
+
+@functools.cache
+def _abstract(cfg: Qwen3VLConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Qwen3VL(cfg, rngs=nnx.Rngs(0))))
+
+
+def abstract_params(cfg: Qwen3VLConfig) -> Params:
+    """The parameter tree as jax.ShapeDtypeStruct, float32, nothing allocated."""
+    return nnx.to_pure_dict(_abstract(cfg)[1])
+
+
+def init_params(cfg: Qwen3VLConfig, seed: int) -> Params:
+    """A random model, float32."""
+    return nnx.to_pure_dict(nnx.state(Qwen3VL(cfg, rngs=nnx.Rngs(seed))))
+
+
+def bind(params: Params, cfg: Qwen3VLConfig) -> Qwen3VL:
+    """The module over the given arrays; for use inside a traced function."""
+    graph, state = _abstract(cfg)
+    state = jax.tree.map(lambda x: x, state)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def embed_prompt(model: Qwen3VL, batch: PromptBatch, remat: Remat) -> tuple[Array, Array | None]:
+    """Token embeddings with the image tokens put in, [Q, P, D], and the DeepStack features [T, Q, P, D], zero on text."""
+    x = model.text.embed_vd[...][batch.tokens]
+    if batch.patches.shape[1] == 0:
+        return x, None
+    features = model.vision(batch, remat=remat)
+    is_image = (batch.image_index >= 0)[..., None]
+    index = jnp.maximum(batch.image_index, 0)[..., None]
+    x = jnp.where(is_image, jnp.take_along_axis(features.tokens, index, 1), x)
+    deepstack = jnp.take_along_axis(features.deepstack, index[None], 2)
+    return x, jnp.where(is_image, deepstack, 0)
+
+
+def prompt_mask(batch: PromptBatch) -> Array:
+    """Causal within a prompt and blind to padding, bool [Q, P, P]."""
+    length = batch.valid.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool)) & batch.valid[:, None, :]
+
+
+def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch) -> tuple[Array, Cache]:
+    """Runs each prompt once. Returns the hidden state of the last prompt token [Q, D] and the prompt's cache."""
+    model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
+    x, deepstack = embed_prompt(model, batch, "none")
+    mask = prompt_mask(batch)
+
+    def attention(q, k, v, _):
+        return attend(q, k, v, mask, scale=scale)[0], Cache(k, v)
+
+    x, cache = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, remat="none")
+    return x[:, -1], cache
+
+
+def empty_cache(cfg: Qwen3VLConfig, prompt: Cache, group: int, length: int) -> Cache:
+    """The completions' own cache, [L, Q, G, C, K, H]."""
+    shape = (cfg.text.num_layers, prompt.k.shape[1], group, length, cfg.text.num_kv_heads, cfg.text.head_dim)
+    return Cache(jnp.zeros(shape, prompt.k.dtype), jnp.zeros(shape, prompt.v.dtype))
+
+
+def decode(
+    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, tokens: Array, at: Array, prompt: Cache, own: Cache
+) -> tuple[Array, Cache]:
+    """One token further. tokens int32 [Q, G] stand at completion index `at`; their group reads one prompt cache.
+
+    Returns hidden states [Q, G, D] and the completions' cache with index `at` filled.
+    """
+    model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
+    positions = jnp.broadcast_to((batch.next_position + at)[:, None, None], (*tokens.shape, 3))
+    past = (jnp.arange(own.k.shape[3]) <= at)[None, :]
+    valid = batch.valid[:, None, :]
+
+    def attention(q, k, v, state):
+        prompt_k, prompt_v, own_k, own_v = state
+        own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, at, 2)
+        own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, at, 2)
+        out = attend_decode(q, own_k, own_v, past, prompt_k, prompt_v, valid, scale)
+        return out, (k, v)
+
+    x = model.text.embed_vd[...][tokens]
+    x, (k, v) = model.text(
+        x, model.text.rope(positions), attention, states=(*prompt, *own), deepstack=None, remat="none"
+    )
+    # One write for all layers: the whole cache stays in place in the sampling loop.
+    write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=at, axis=3)
+    return x, Cache(write(own.k, k), write(own.v, v))
+
+
+def completion_hidden(
+    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, tokens: Array, *, remat: Remat = "none"
+) -> Array:
+    """Hidden states that predict each completion token: tokens int32 [Q, G, C] -> [Q, G, C, D].
+
+    One stream a prompt. With P = 3, G = 2, C = 3, completions (a b c) and (d e f), the stream and its predictions are
+
+        tokens     p0 p1 p2 | a  b | d  e          the last token of a completion predicts nothing and is left out
+        predicts         a,d| b  c | e  f          the prompt's last hidden state serves every completion
+
+    A completion sees its prompt and its own past; its M-RoPE positions go on from the prompt's end. The backward pass sums
+    over the group where the prompt is read.
+    """
+    model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
+    rows, group, length = tokens.shape
+    p = batch.tokens.shape[1]
+    x, deepstack = embed_prompt(model, batch, remat)
+    own = model.text.embed_vd[...][tokens[:, :, : length - 1].reshape(rows, -1)]
+    steps = jnp.tile(jnp.arange(length - 1, dtype=jnp.int32), group)
+    positions = jnp.broadcast_to((batch.next_position[:, None] + steps)[..., None], (rows, steps.shape[0], 3))
+    rope = model.text.rope(jnp.concatenate([batch.positions, positions], 1))
+    mask = prompt_mask(batch)
+
+    def grouped(x: Array) -> Array:
+        return x[:, p:].reshape(rows, group, length - 1, *x.shape[2:])
+
+    def attention(q, k, v, _):
+        out_p, _ = attend(q[:, :p], k[:, :p], v[:, :p], mask, scale=scale)
+        out_c = attend_group(
+            grouped(q), grouped(k), grouped(v), prompt_k=k[:, :p], prompt_v=v[:, :p], prompt_valid=batch.valid, scale=scale
+        )
+        return jnp.concatenate([out_p, out_c.reshape(rows, -1, *out_c.shape[3:])], 1), None
+
+    x, _ = model.text(jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, remat=remat)
+    first = jnp.broadcast_to(x[:, None, None, p - 1], (rows, group, 1, x.shape[-1]))
+    return jnp.concatenate([first, grouped(x)], 2)
+
+
+def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch) -> Array:
+    """Logits at every prompt token, float32 [Q, P, V]; for tests of parity, not for training."""
+    model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
+    x, deepstack = embed_prompt(model, batch, "none")
+    mask = prompt_mask(batch)
+
+    def attention(q, k, v, _):
+        return attend(q, k, v, mask, scale=scale)[0], None
+
+    x, _ = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, remat="none")
+    return jnp.einsum("qpd,vd->qpv", x, model.text.output_vd, preferred_element_type=jnp.float32)
+
+
+def output_head(params: Params, cfg: Qwen3VLConfig) -> Array:
+    """The output head [V, D]."""
+    return params["text"]["embed_vd" if cfg.text.tie_word_embeddings else "head_vd"]

@@ -1,0 +1,55 @@
+"""Bundles of arrays that travel between the stages, and the axis legend they are written in.
+
+Axes: Q prompts, G completions a prompt, P prompt length, C completion length, S cache length, I images a prompt, M patches a
+prompt row, V vocabulary, D model, F mlp, N query heads, K key-value heads, H head size, L layers, T DeepStack taps.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = dict[str, Any]  # nested dict of arrays; names end in their axes
+
+
+class PromptBatch(NamedTuple):
+    """Q prompts with their images. Every array leads with Q, so one sharding fits all."""
+
+    tokens: Array  # int32 [Q, P], left padded
+    valid: Array  # bool [Q, P], True on real tokens
+    positions: Array  # int32 [Q, P, 3], M-RoPE (t, h, w)
+    next_position: Array  # int32 [Q], position of the first completion token on all three axes
+    image_index: Array  # int32 [Q, P], which merged image token stands here, -1 on text
+    patches: Array  # uint8 [Q, M, 3 * patch * patch]
+    patch_hw: Array  # int32 [Q, M, 2], (row, column) in the patch grid of the image
+    patch_grid: Array  # int32 [Q, M, 2], (height, width) of that grid in patches
+    patch_segment: Array  # int32 [Q, M], image number from 1, 0 = padding
+    uid: Array  # uint32 [Q], stable hash of the example, seeds the sampler
+
+
+class Rollout(NamedTuple):
+    """G sampled completions a prompt. `mask` covers the tokens up to and with the first end-of-sequence."""
+
+    tokens: Array  # int32 [Q, G, C], pad after the end
+    mask: Array  # bool [Q, G, C]
+    logp: Array  # float32 [Q, G, C], of the sampler; 0 where masked
+    truncated: Array  # bool [Q, G], no end-of-sequence within C tokens
+
+
+class TrainBatch(NamedTuple):
+    """What the update sees of a rollout."""
+
+    prompts: PromptBatch
+    tokens: Array  # int32 [Q, G, C]
+    mask: Array  # bool [Q, G, C], False also on rows that are not to be learned from
+    advantages: Array  # float32 [Q, G]
+    old_logp: Array  # float32 [Q, G, C]
+    ref_logp: Array  # float32 [Q, G, C]
+
+
+class TrainState(NamedTuple):
+    """All that an update changes."""
+
+    params: Params
+    opt_state: Any
+    step: Array  # int32 [], updates applied
