@@ -1,0 +1,286 @@
+"""The configuration of a run: every field, its one default and, by `check`, what it may be.
+
+Defaults are the paper's where it gives a value and otherwise EasyR1's, in whose words the paper writes its settings (see
+README, Sources). A config file in `configs/` is Python that returns a `Config`; flags override it (`--config.optim.lr=1e-5`).
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+
+from mtjudge_jax.tasks import TASKS
+
+
+class ConfigError(ValueError):
+    """One line: the field, its value, the limit, the remedy."""
+
+
+@dataclass
+class MeshConfig:
+    """Devices along each axis; their product is the number of devices. -1, at most once: all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+
+@dataclass
+class ModelConfig:
+    path: str = ""  # a Hugging Face folder of type qwen3_vl; "demo" is the base that ships with the package
+    dtype: str = "float32"  # of parameters and activations
+    remat: str = "none"  # what the backward pass computes again: none | dots | full
+    head_chunk: int = 4096  # tokens whose logits exist at a time
+
+
+@dataclass
+class DataConfig:
+    path: str = ""  # folder of `mtjudge prepare`; "" = <workdir>/data
+    tasks: tuple[str, ...] = ()
+    mixture: str = "proportional"  # proportional (the paper's plain union) | uniform
+    balance_labels: bool = False  # every batch holds as many of each label, a task
+    prompt_tokens: int = 2048
+    patches: int = 4096  # of all images of a prompt together
+    max_bad_share: float = 0.01  # of records that cannot be read; more stops the run
+
+
+@dataclass
+class RolloutConfig:
+    prompts: int = 512  # prompts a rollout batch
+    group_size: int = 20  # answers a prompt
+    completion_tokens: int = 2048
+    temperature: float = 1.0
+
+
+@dataclass
+class RewardConfig:
+    alpha: float = 0.1  # weight of the format reward; the paper gives no value, 0.1 is common in this family
+
+
+@dataclass
+class LossConfig:
+    advantage_std: str = "unbiased"  # divide by the group's standard deviation: unbiased | population | none
+    advantage_eps: float = 1e-6
+    clip_low: float = 0.2
+    clip_high: float = 0.3
+    dual_clip: float = 3.0
+    kl_estimator: str = "k3"  # k1 | k2 | k3
+    kl_coef: float = 0.01
+    aggregation: str = "token_mean"  # token_mean | sequence_mean
+
+
+@dataclass
+class OptimConfig:
+    name: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)
+    lr: float = 1e-6
+    schedule: str = "constant"  # constant | cosine, both after a linear warm-up
+    warmup_steps: int = 0
+    final_lr_ratio: float = 0.1  # of cosine
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class UpdateConfig:
+    prompts: int = 256  # prompts an update; a rollout batch serves rollout.prompts / update.prompts updates
+    micro_prompts: int = 256  # prompts whose activations exist at a time; the rest is accumulated
+
+
+@dataclass
+class SftConfig:
+    verdicts: str = "true"  # true: the label | coin: a fair coin that knows nothing (how the demo base was made)
+    examples: int = 0  # a task; 0 = all
+
+
+@dataclass
+class EvalConfig:
+    every_steps: int = 5
+    samples: int = 8  # answers a prompt: the first greedy, the others sampled at rollout.temperature
+    tasks: tuple[str, ...] = ()  # () = data.tasks
+    limit: int = 0  # validation examples a task; 0 = all
+    patience: int = 0  # evaluations without a better mean macro-F1 before the run stops; 0 = never
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 5
+    keep: int = 2
+
+
+@dataclass
+class Config:
+    stage: str = "grpo"  # grpo | sft
+    seed: int = 0
+    steps: int = 1000  # rollout batches (grpo) or updates (sft)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+CHOICES = {
+    "stage": ("grpo", "sft"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "data.mixture": ("proportional", "uniform"),
+    "loss.advantage_std": ("unbiased", "population", "none"),
+    "loss.kl_estimator": ("k1", "k2", "k3"),
+    "loss.aggregation": ("token_mean", "sequence_mean"),
+    "optim.name": ("adamw", "muon"),
+    "optim.schedule": ("constant", "cosine"),
+    "sft.verdicts": ("true", "coin"),
+}
+AT_LEAST = {
+    "steps": 1,
+    "seed": 0,
+    "rollout.prompts": 1,
+    "rollout.group_size": 2,
+    "rollout.completion_tokens": 2,
+    "update.prompts": 1,
+    "update.micro_prompts": 1,
+    "data.prompt_tokens": 1,
+    "data.patches": 0,
+    "model.head_chunk": 1,
+    "optim.warmup_steps": 0,
+    "optim.lr": 0,
+    "optim.weight_decay": 0,
+    "sft.examples": 0,
+    "eval.every_steps": 1,
+    "eval.samples": 1,
+    "eval.limit": 0,
+    "eval.patience": 0,
+    "checkpoint.every_steps": 1,
+    "checkpoint.keep": 1,
+    "loss.clip_low": 0,
+    "loss.clip_high": 0,
+    "loss.dual_clip": 1,
+    "loss.kl_coef": 0,
+    "loss.advantage_eps": 0,
+}
+WITHIN = {"reward.alpha": (0, 1), "optim.b1": (0, 1), "optim.b2": (0, 1), "optim.final_lr_ratio": (0, 1), "data.max_bad_share": (0, 1)}
+POSITIVE = ("rollout.temperature", "optim.max_grad_norm", "optim.eps")
+
+
+def flatten(cfg: Config) -> dict[str, object]:
+    """Every field by its dotted name, `optim.lr`."""
+    out = {}
+    for f in dataclasses.fields(cfg):
+        value = getattr(cfg, f.name)
+        if dataclasses.is_dataclass(value):
+            out |= {f"{f.name}.{k}": v for k, v in flatten(value).items()}
+        else:
+            out[f.name] = value
+    return out
+
+
+def from_dict(raw: dict, cls: type = Config, where: str = ""):
+    """Builds a Config from nested dicts, as `to_dict` writes them; an unknown key names the nearest field."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for key, value in raw.items():
+        if key not in known:
+            raise ConfigError(unknown("field", where + key, [where + k for k in known]))
+        kind = known[key].type
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            value = from_dict(value, kind, f"{where}{key}.")
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+def to_dict(cfg: Config) -> dict:
+    return dataclasses.asdict(cfg)
+
+
+def unknown(what: str, name: str, known: typing.Iterable[str]) -> str:
+    """One line that names the nearest right name."""
+    near = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}")
+
+
+def check(cfg: Config, devices: int | None = None) -> None:
+    """Raises ConfigError on the first field that cannot be, before anything is compiled. `devices` checks the mesh too."""
+    values = flatten(cfg)
+    _check_types(cfg)
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            raise ConfigError(f"{name} = {values[name]!r}: {unknown('choice', str(values[name]), choices)}")
+    for name, least in AT_LEAST.items():
+        if not values[name] >= least:
+            why = ": one answer has no group to be compared with" if name == "rollout.group_size" else ""
+            raise ConfigError(f"{name} = {values[name]} must be at least {least}{why}")
+    for name, (low, high) in WITHIN.items():
+        if not low <= values[name] <= high:
+            raise ConfigError(f"{name} = {values[name]} must be between {low} and {high}")
+    for name in POSITIVE:
+        if not values[name] > 0:
+            raise ConfigError(f"{name} = {values[name]} must be above 0")
+    if not cfg.model.path:
+        raise ConfigError("model.path is empty: name a Hugging Face folder of a Qwen3-VL, or 'demo'")
+    if not cfg.data.tasks:
+        raise ConfigError(f"data.tasks is empty: name at least one of {', '.join(TASKS)}")
+    for where, names in (("data.tasks", cfg.data.tasks), ("eval.tasks", cfg.eval.tasks)):
+        for name in names:
+            if name not in TASKS:
+                raise ConfigError(f"{where}: {unknown('task', name, TASKS)}")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"{where} = {names} names a task twice: name each once")
+    _check_batches(cfg, devices)
+
+
+def _check_batches(cfg: Config, devices: int | None) -> None:
+    rollout, update, micro = cfg.rollout.prompts, cfg.update.prompts, cfg.update.micro_prompts
+    _divides("update.prompts", update, "rollout.prompts", rollout)
+    _divides("update.micro_prompts", micro, "update.prompts", update)
+    if cfg.data.balance_labels:
+        labels = sum(len(TASKS[name].labels) for name in cfg.data.tasks)
+        _divides("labels of all data.tasks with data.balance_labels", labels, "update.prompts", update)
+    if devices is not None:
+        mesh = mesh_shape(cfg.mesh, devices)
+        shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
+        _divides("mesh.data * mesh.fsdp * mesh.expert", shards, "update.micro_prompts", micro)
+
+
+def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
+    if small > large or large % small:
+        near = max(1, round(large / small)) * small
+        raise ConfigError(f"{large_name} = {large} is not divisible by {small_name} = {small}: use for example {large_name} = {near}")
+
+
+def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
+    """Axis sizes with -1 filled in."""
+    shape = dataclasses.asdict(mesh)
+    free = [name for name, n in shape.items() if n == -1]
+    fixed = 1
+    for name, n in shape.items():
+        if n == 0 or n < -1:
+            raise ConfigError(f"mesh.{name} = {n} must be at least 1, or -1 for all devices that are left")
+        fixed *= n if n > 0 else 1
+    if len(free) > 1:
+        raise ConfigError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one axis can take what is left")
+    if devices % fixed or (not free and fixed != devices):
+        raise ConfigError(f"mesh {shape} needs a multiple of {fixed} devices, here are {devices}: set the axes so that they fit")
+    return {name: devices // fixed if n == -1 else n for name, n in shape.items()}
+
+
+def _check_types(cfg: Config) -> None:
+    for cls, value, where in [(Config, cfg, "")] + [
+        (f.type, getattr(cfg, f.name), f.name + ".") for f in dataclasses.fields(cfg) if dataclasses.is_dataclass(f.type)
+    ]:
+        for f in dataclasses.fields(cls):
+            got, kind = getattr(value, f.name), f.type
+            want = tuple if isinstance(kind, types.GenericAlias) else kind
+            ok = isinstance(got, (int, float)) and not isinstance(got, bool) if want is float else type(got) is want
+            if not ok:
+                raise ConfigError(f"{where}{f.name} = {got!r} is a {type(got).__name__}, it must be a {want.__name__}")

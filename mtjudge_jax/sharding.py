@@ -1,0 +1,97 @@
+"""The mesh, the one table of how parameters are sharded, and how a batch is.
+
+Axes: `data` replicates parameters, `fsdp` shards them, `expert` holds experts apart, `tensor` shards heads and mlp. Prompts
+are sharded over data, fsdp and expert together: a group of answers never crosses a device.
+"""
+
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtjudge_jax.config import MeshConfig, mesh_shape
+from mtjudge_jax.types import Params
+
+BATCH_AXES = ("data", "fsdp", "expert")
+
+# First match on the path's end decides; every parameter has exactly one line. Names end in their axes (see types.py).
+RULES: tuple[tuple[str, P], ...] = (
+    (r"text/(embed|head)_vd$", P("tensor", "fsdp")),
+    (r"text/layers/[qkv]_ld[nk]h$", P(None, "fsdp", "tensor", None)),
+    (r"text/layers/o_lnhd$", P(None, "tensor", None, "fsdp")),
+    (r"text/layers/(gate|up)_ldf$", P(None, "fsdp", "tensor")),
+    (r"text/layers/down_lfd$", P(None, "tensor", "fsdp")),
+    (r"text/layers/(input|post)_norm_ld$", P()),
+    (r"text/layers/[qk]_norm_lh$", P()),
+    (r"text/norm_d$", P()),
+    (r"vision/patch_pc$", P("fsdp", None)),
+    (r"vision/(patch_bias_c|pos_sc)$", P()),
+    (r"vision/blocks/qkv_lc3nh$", P(None, "fsdp", None, "tensor", None)),
+    (r"vision/blocks/qkv_bias_l3nh$", P(None, None, "tensor", None)),
+    (r"vision/blocks/proj_lnhc$", P(None, "tensor", None, "fsdp")),
+    (r"vision/blocks/fc1_lcf$", P(None, "fsdp", "tensor")),
+    (r"vision/blocks/fc1_bias_lf$", P(None, "tensor")),
+    (r"vision/blocks/fc2_lfc$", P(None, "tensor", "fsdp")),
+    (r"vision/blocks/(proj_bias|fc2_bias|norm1|norm1_bias|norm2|norm2_bias)_lc$", P()),
+    (r"vision/merger/fc1_mm$", P("fsdp", "tensor")),
+    (r"vision/merger/fc1_bias_m$", P("tensor")),
+    (r"vision/merger/fc2_mo$", P("tensor", "fsdp")),
+    (r"vision/merger/(norm|norm_bias)_c$", P()),
+    (r"vision/merger/fc2_bias_o$", P()),
+    (r"vision/deepstack/fc1_tmm$", P(None, "fsdp", "tensor")),
+    (r"vision/deepstack/fc1_bias_tm$", P(None, "tensor")),
+    (r"vision/deepstack/fc2_tmo$", P(None, "tensor", "fsdp")),
+    (r"vision/deepstack/(norm|norm_bias)_tm$", P()),
+    (r"vision/deepstack/fc2_bias_to$", P()),
+)
+
+
+def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh over `devices` (all by default) with automatic axes, so that XLA places the collectives."""
+    devices = jax.devices() if devices is None else devices
+    shape = mesh_shape(cfg, len(devices))
+    return Mesh(np.asarray(devices).reshape(*shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """The table's line for a parameter; an axis that its mesh axis does not divide stays whole."""
+    lines = [spec for pattern, spec in RULES if re.search(pattern, path)]
+    if len(lines) != 1:
+        raise ValueError(f"parameter {path!r} has {len(lines)} lines in sharding.RULES, it must have exactly one: mend the table")
+    spec = (*lines[0], *[None] * (len(shape) - len(lines[0])))
+    return P(*[axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=True)])
+
+
+def tree_shardings(tree: Params, mesh: Mesh):
+    """NamedSharding for every leaf of a tree that holds parameters anywhere inside (the optimizer's state does).
+
+    A leaf whose path has no parameter's name (a count, a scalar) is replicated.
+    """
+
+    def one(path, leaf) -> NamedSharding:
+        name = path_name(path)
+        known = any(re.search(pattern, name) for pattern, _ in RULES)
+        return NamedSharding(mesh, param_spec(name, leaf.shape, mesh) if known and leaf.ndim else P())
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def path_name(path: tuple) -> str:
+    """`text/layers/q_ldnh` of a key path; attributes and indices become parts too."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def shard_batch(batch, mesh: Mesh):
+    """Puts host arrays, each leading with this process's share of Q, onto the mesh as global arrays."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
