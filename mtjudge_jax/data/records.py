@@ -63,11 +63,18 @@ class JudgeExample:
 
 
 class BadRecord(ValueError):
-    """A record that cannot be used; `reason` is a short name to count by."""
+    """A record that cannot be used; `reason` is a short name to count by, `example_id` says which one where it is known.
 
-    def __init__(self, reason: str, detail: str):
+    The text is "reason: detail".
+    """
+
+    def __init__(self, reason: str, detail: str, example_id: str = ""):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
+        self.example_id = example_id
+
+    def __reduce__(self):  # the default would call __init__ with one argument, and fail in another process
+        return BadRecord, (self.reason, str(self).removeprefix(f"{self.reason}: "), self.example_id)
 
 
 def pack(example: JudgeExample) -> bytes:

@@ -31,7 +31,7 @@ HOST_KEYS = (
     "task",  # str
     "label",  # int32 []: index into the task's labels
     "weight",  # float32 []: 1, or 0 where the record could not be used
-    "error",  # str: why the weight is 0
+    "error",  # str: why the weight is 0, as "reason: detail"; empty on a good row and on a padding row
 )
 
 
@@ -108,7 +108,7 @@ def make_row(
         "next_position": np.int32(following),
         **patch_fields,
         "uid": np.uint32(example.uid),
-        **_host_fields(example.example_id, example.task, label=label, error=""),
+        **_host_fields(example.example_id, example.task, label=label, weight=1.0, error=""),
     }
 
 
@@ -122,7 +122,10 @@ def bad_row(
     prompt_tokens: int,
     patch_count: int,
 ) -> Row:
-    """A row of the same shapes for a record that cannot be used: weight 0, one text token, no image."""
+    """A row of the same shapes for a record that cannot be used: weight 0, one text token, no image.
+
+    With `error` empty it is a row that only fills up a batch.
+    """
     tokens = [tokenizer.eos]
     positions = np.zeros((1, 3), np.int32)
     return {
@@ -130,16 +133,16 @@ def bad_row(
         "next_position": np.int32(1),
         **_pack_patches([], example_id, image_cfg, patch_count),
         "uid": np.uint32(0),
-        **_host_fields(example_id, task, label=0, error=error),
+        **_host_fields(example_id, task, label=0, weight=0.0, error=error),
     }
 
 
-def _host_fields(example_id: str, task: str, *, label: int, error: str) -> Row:
+def _host_fields(example_id: str, task: str, *, label: int, weight: float, error: str) -> Row:
     return {
         "example_id": np.str_(example_id),
         "task": np.str_(task),
         "label": np.int32(label),
-        "weight": np.float32(0.0 if error else 1.0),
+        "weight": np.float32(weight),
         "error": np.str_(error),
     }
 

@@ -1,0 +1,195 @@
+"""Records to batches: the mixture of tasks, the elastic training iterator and the fixed order of an evaluation."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from mtjudge_jax.data.images import ImageConfig
+from mtjudge_jax.data.records import BadRecord, JudgeExample
+from mtjudge_jax.data.rows import Row, bad_row, make_row, make_target
+from mtjudge_jax.data.sources import BadRowCounter, RecordSource, fingerprint, open_split, read_manifest, read_split
+from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.tasks.base import Task
+
+__all__ = [
+    "MIXTURES",
+    "BadRowCounter",
+    "RecordSource",
+    "RowFormat",
+    "eval_batches",
+    "fingerprint",
+    "mixture",
+    "open_split",
+    "read_manifest",
+    "read_split",
+    "to_row",
+    "train_iterator",
+]
+
+MIXTURES = ("uniform", "proportional")
+MAX_ERROR = 300  # characters of an error kept in a row
+
+
+class RowFormat(NamedTuple):
+    """What turns a record into a row of fixed shapes.
+
+    With `target`, a row also has `target` int32 [C] and `target_mask` bool [C]: the tokens of the completion that
+    `target(example)` returns, for supervised training. It is called from several threads.
+    """
+
+    tasks: Mapping[str, Task]
+    tokenizer: Tokenizer
+    image_cfg: ImageConfig
+    prompt_tokens: int
+    patch_count: int
+    completion_tokens: int = 0
+    target: Callable[[JudgeExample], str] | None = None
+
+
+class Drawn(NamedTuple):
+    """One draw from the mixture."""
+
+    task: str
+    record: JudgeExample | BadRecord
+
+
+class _Pool:
+    """Some records of one source, as a data source of its own."""
+
+    def __init__(self, task: str, source: RecordSource, indices: np.ndarray):
+        self._task, self._source, self._indices = task, source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Drawn:
+        return Drawn(self._task, self._source[int(self._indices[index])])
+
+
+def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
+    """The row of a record, or a row of weight 0 that says why there is none. Never raises on the record's account."""
+    shapes = {"tokenizer": fmt.tokenizer, "image_cfg": fmt.image_cfg}
+    shapes |= {"prompt_tokens": fmt.prompt_tokens, "patch_count": fmt.patch_count}
+    target = np.full(fmt.completion_tokens, fmt.tokenizer.pad, np.int32)
+    target_mask = np.zeros(fmt.completion_tokens, bool)
+    try:
+        if isinstance(record, BadRecord):
+            raise record
+        row = make_row(record, tasks=fmt.tasks, **shapes)
+        if fmt.target is not None:
+            target, target_mask = make_target(fmt.target(record), fmt.tokenizer, fmt.completion_tokens)
+    except BadRecord as e:
+        row = bad_row(example_id=record.example_id, task=task, error=str(e)[:MAX_ERROR], **shapes)
+    if fmt.target is None:
+        return row
+    return {**row, "target": target, "target_mask": target_mask}
+
+
+def mixture(
+    sources: Mapping[str, RecordSource],
+    *,
+    tasks: Mapping[str, Task],
+    seed: int,
+    balance_labels: bool = True,
+    mode: str = "uniform",
+) -> grain.MapDataset:
+    """An endless, shuffled, deterministic sequence of `Drawn` records of several tasks.
+
+    A pool is a task, or a (task, label) with `balance_labels`; each is shuffled anew every time it has been seen whole.
+    "uniform" draws from the pools in turn, so k * pools consecutive draws hold exactly k of each pool: batches of such a
+    size are exactly balanced. "proportional" weighs each task by its number of records (its labels still equally).
+    """
+    if mode not in MIXTURES:
+        raise ValueError(f"mixture {mode!r} is not one of {', '.join(MIXTURES)}")
+    pools, weights = [], []
+    for task, source in sources.items():
+        groups = _label_groups(source, tasks[task]) if balance_labels else {"all": np.arange(len(source))}
+        for label, indices in groups.items():
+            if len(indices) == 0:
+                raise ValueError(
+                    f"task {task} has no record with label {label!r}: set balance_labels=False or leave the task out"
+                )
+            pool = grain.MapDataset.source(_Pool(task, source, indices))
+            pools.append(pool.seed(_pool_seed(seed, task, label)).shuffle().repeat())
+            weights.append(1.0 if mode == "uniform" else len(source) / len(groups))
+    return grain.MapDataset.mix(pools, weights)
+
+
+def _pool_seed(seed: int, task: str, label: str) -> int:
+    """Different for pools of equal size, which else would be shuffled alike and show the same photographs together."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{task}/{label}".encode()).digest()[:4], "little")
+
+
+def _label_groups(source: RecordSource, task: Task) -> dict[str, np.ndarray]:
+    """Indices of the records by label word. One pass over the records; no image is decoded.
+
+    A record without a readable label is dealt to the labels in turn: drawn later, it is counted as bad.
+    """
+    groups: dict[str, list[int]] = {word: [] for word in task.labels}
+    for index in range(len(source)):
+        record = source[index]
+        try:
+            label = index % len(task.labels) if isinstance(record, BadRecord) else task.label_index(record.label)
+        except ValueError:
+            label = index % len(task.labels)
+        groups[task.labels[label]].append(index)
+    return {word: np.array(indices, np.int64) for word, indices in groups.items()}
+
+
+def train_iterator(
+    *,
+    data: str | os.PathLike,
+    split: str,
+    task_names: Sequence[str],
+    fmt: RowFormat,
+    global_batch: int,
+    seed: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    balance_labels: bool = True,
+    mode: str = "uniform",
+    threads: int = 2,
+) -> grain.DatasetIterator:
+    """An endless iterator over this process's part of each global batch: dicts of arrays led by global_batch/shard_count.
+
+    `get_state()` is a dict that fits in JSON and is the same on every shard; `set_state()` takes it on any number of
+    shards: row j of the global batch goes to shard j % shard_count. `close()` ends the reader threads.
+
+    The position says nothing of the data: compare `fingerprint`, seed and mixture before restoring it.
+    """
+    if global_batch < 1 or shard_count < 1 or global_batch % shard_count:
+        raise ValueError(f"global batch {global_batch} must be a positive multiple of the {shard_count} data shards")
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"shard_index {shard_index} is outside 0..{shard_count - 1}")
+    if not task_names:
+        raise ValueError("no task to train on: task_names is empty")
+    sources = {name: open_split(data, split, name) for name in task_names}
+    drawn = mixture(sources, tasks=fmt.tasks, seed=seed, balance_labels=balance_labels, mode=mode)
+    rows = drawn.map(lambda draw: to_row(draw.record, draw.task, fmt))
+    elastic = grain.experimental.ElasticIterator(
+        rows,
+        global_batch,
+        grain.sharding.ShardOptions(shard_index, shard_count),
+        # An element is a whole batch here, so the default buffer of 500 would be gigabytes.
+        read_options=grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads),
+    )
+    return iter(elastic)
+
+
+def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Rows of equal keys and shapes to one batch."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def eval_batches(examples: Sequence[JudgeExample], *, batch: int, fmt: RowFormat) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `batch` rows in the order of `examples`; the last is filled up with rows of weight 0 and no error."""
+    if batch < 1:
+        raise ValueError(f"evaluation batch is {batch}, must be at least 1")
+    filler = to_row(BadRecord("padding", ""), "", fmt) | {"error": np.str_("")}
+    for start in range(0, len(examples), batch):
+        rows = [to_row(example, example.task, fmt) for example in examples[start : start + batch]]
+        yield stack_rows(rows + [filler] * (batch - len(rows)))
