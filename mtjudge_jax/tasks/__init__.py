@@ -1,4 +1,4 @@
-"""The judge tasks: a question, its answer words, the parser of an answer and its reward. To add one, add it to `TASKS`."""
+"""The judge tasks: question, answer words, parser and reward. A task is added by adding it to `TASKS`."""
 
 import difflib
 

@@ -16,7 +16,7 @@ INSTRUCTION_SLOT = "{instruction}"
 class Task:
     """A question about one picture (`pointwise_binary`) or two (`pairwise`), with its answer words.
 
-    `labels[i]` is the answer word of label index i: the index is `Label.binary` (1 = the class that the question names) or
+    `labels[i]` is the answer word of label index i, which is `Label.binary` (1 = the class that the question names) or
     `Label.winner` (1 = the second picture is better). `metric` is the key of the task's headline number in its score.
     `ood` marks a task that is evaluated and never trained on.
     """
@@ -42,23 +42,21 @@ class Task:
         return hashlib.sha256("\0".join((self.kind, self.template, *self.labels)).encode()).hexdigest()[:16]
 
     def question_text(self, question: Question) -> str:
-        """The question in words. Raises ValueError if the question's kind, images or instruction do not fit this task."""
+        """The question in words. Raises ValueError if its kind, number of images or instruction does not fit."""
         if question.kind != self.kind:
-            raise ValueError(
-                f"task {self.name!r} asks {self.kind} questions, this one is {question.kind!r}: give it to a task of its kind"
-            )
-        needed = IMAGES_OF_KIND[self.kind]
-        if len(question.images) != needed:
-            raise ValueError(f"task {self.name!r} needs exactly {needed} image(s), the question has {len(question.images)}")
+            raise ValueError(f"task {self.name!r} asks {self.kind} questions, got {question.kind!r}: ask another task")
+        needed, got = IMAGES_OF_KIND[self.kind], len(question.images)
+        if got != needed:
+            raise ValueError(f"task {self.name!r} needs exactly {needed} image(s), the question has {got}")
         if INSTRUCTION_SLOT not in self.template:
             return self.template
         if not question.instruction.strip():
-            raise ValueError(f"task {self.name!r} asks about an instruction, the question's is empty: fill the record's field")
+            raise ValueError(f"task {self.name!r} needs an instruction, the question's is empty: fill the field")
         # Not str.format: braces in an instruction are text, not fields.
         return self.template.replace(INSTRUCTION_SLOT, question.instruction)
 
     def label_index(self, label: Label) -> int:
-        """Index in `labels` of the true answer. Raises ValueError if the label's field for this kind is unset or out of range."""
+        """Index in `labels` of the true answer. Raises ValueError if this kind's field is not set or out of range."""
         field = "winner" if self.kind == "pairwise" else "binary"
         index = label.winner if self.kind == "pairwise" else label.binary
         if index is None or not 0 <= index < len(self.labels):

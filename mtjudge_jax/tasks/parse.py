@@ -8,8 +8,8 @@ import string
 import unicodedata
 from typing import NamedTuple
 
-# 8,192 tokens of ordinary text are about 40,000 characters: no answer comes near this. Anything longer is refused unread,
-# so the time for one string is bounded whatever it holds.
+# 8,192 tokens of ordinary text are about 40,000 characters: no answer comes near this. Anything longer is refused
+# unread, so the time for one string is bounded whatever it holds.
 MAX_CHARS = 131_072
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # ASCII only: str.strip() would also take a dozen Unicode spaces and separators for nothing.
@@ -20,7 +20,7 @@ _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Parsed(NamedTuple):
-    """`verdict` is a label index, or None exactly when `error` is not empty. `error` is one of a few phrases to count by."""
+    """`verdict` is a label index, or None exactly when `error` is set. `error` is one of a few phrases to count by."""
 
     verdict: int | None
     reasoning: str
@@ -48,8 +48,9 @@ def _label_index(word: str, labels: tuple[str, ...]) -> int | None:
 def parse_strict(text: str, labels: tuple[str, ...]) -> Parsed:
     """Accepts `<think>REASONING</think><answer>LABEL</answer>` and nothing else.
 
-    Each tag exactly once and in this order; a tag in capitals counts as one too many, not as a tag. The reasoning holds at
-    least one letter or digit. ASCII whitespace may stand around the two parts and around the label, no other text.
+    Each tag exactly once and in this order; a tag in capitals is no tag, beside a right one it is a repetition. The
+    reasoning holds at least one letter or digit. ASCII whitespace may stand around the two parts and around the label,
+    no other text.
 
         "<think>looks blurry</think><answer>No</answer>"          -> verdict 0, reasoning "looks blurry"
         "<think><answer>no</answer></think><answer>no</answer>"   -> error "repeated <answer>"
@@ -83,56 +84,50 @@ def _tag_error(text: str) -> str:
 
 
 def parse_lenient(text: str, labels: tuple[str, ...]) -> Parsed:
-    """Finds the verdict of an answer that may break the form. The first of these that is there decides:
+    """Finds the verdict of an answer that may break the form; an answer without one counts as wrong, never as a guess.
 
-    1. behind the last `</think>` (or in all of the text): the last closed `<answer>`, else an `<answer>` left open,
-       else the last `[...]`, else the last line, with or without "answer:" before it;
-    2. anywhere: the last closed `<answer>`.
+    Read is what stands behind the last `</think>`, or all of the text. If it holds an `<answer>` (the last closed one,
+    else the last one left open), that decides: label or invalid. If not, the first of these that is a label: its last
+    line, with or without "answer:" before it; its last `[...]`; the last closed `<answer>` anywhere. Here a label may
+    be in full-width letters and have punctuation around it, and tags may be in capitals.
 
-    What is found must be a label after Unicode compatibility folding (full-width letters) and without punctuation around
-    it; if it is not, the answer is invalid. Tags are read whatever their case. An invalid answer counts as wrong.
+        "<think>parts ordered</think>\n**Yes.**"                      -> verdict 1, reasoning "parts ordered"
+        "<think>is it <answer>yes</answer>?</think><answer>no"        -> verdict 0
+        "yes or no"                                                   -> error "no answer"
     """
     error = _unreadable(text)
     if error:
         return Parsed(None, "", error)
     folded = _ascii_lower(text)
-    end = folded.rfind("</think>")
-    start = folded.find("<think>")
-    tail = folded[end + len("</think>") :] if end >= 0 else folded
-    found = _last_answer(tail)
-    if found is None:
-        found = _open_answer(tail)
-    if found is None:
-        found = _last_bracket(tail)
-    if found is None:
-        found = _last_line(tail) or _last_answer(folded)
-    verdict = None if found is None else _lenient_index(found, labels)
+    think_end = folded.rfind("</think>")
+    tail = folded[think_end + len("</think>") :] if think_end >= 0 else folded
+    answer = _between(tail, "<answer>", "</answer>")
+    if answer is None and "<answer>" in tail:
+        answer = tail.rpartition("<answer>")[2]
+    if answer is not None:
+        found, error = [answer], "not a label"
+    else:
+        found = [_last_line(tail), _between(tail, "[", "]"), _between(folded, "<answer>", "</answer>")]
+        error = "no answer"
+    verdicts = [_lenient_index(word, labels) for word in found if word is not None]
+    verdict = next((index for index in verdicts if index is not None), None)
     if verdict is None:
-        return Parsed(None, "", "no answer" if found is None else "not a label")
-    begin = start + len("<think>") if start >= 0 else 0
-    return Parsed(verdict, text[begin : end if end >= begin else begin].strip(), "")
+        return Parsed(None, "", error)
+    start = folded.find("<think>")
+    start = start + len("<think>") if start >= 0 else 0
+    return Parsed(verdict, text[start : max(think_end, start)].strip(), "")
 
 
-def _last_answer(text: str) -> str | None:
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    return text[start + len("<answer>") : end] if start >= 0 else None
+def _between(text: str, start_tag: str, end_tag: str) -> str | None:
+    """What stands between the last `end_tag` and the nearest `start_tag` before it."""
+    before, found, _ = text.rpartition(end_tag)
+    _, started, inner = before.rpartition(start_tag)
+    return inner if found and started else None
 
 
-def _open_answer(text: str) -> str | None:
-    start = text.rfind("<answer>")
-    return text[start + len("<answer>") :] if start >= 0 else None
-
-
-def _last_bracket(text: str) -> str | None:
-    end = text.rfind("]")
-    start = text.rfind("[", 0, max(end, 0))
-    return text[start + 1 : end] if start >= 0 else None
-
-
-def _last_line(text: str) -> str | None:
-    line = text.rstrip()[-MAX_LABEL_CHARS:].rpartition("\n")[2]
-    return line.rpartition("answer:")[2].strip() or None
+def _last_line(text: str) -> str:
+    line = text.rstrip().rpartition("\n")[2]
+    return line.rpartition("answer:")[2]
 
 
 def _lenient_index(word: str, labels: tuple[str, ...]) -> int | None:

@@ -1,4 +1,4 @@
-"""Six questions about one picture, after the six training tasks of MT-RL-Judge (arXiv 2603.11665). "yes" is the good class."""
+"""Six questions about one picture, after the tasks of MT-RL-Judge (arXiv 2603.11665); "yes" is the good class."""
 
 from mtjudge_jax.tasks.base import CONTRACT, Task
 

@@ -1,0 +1,320 @@
+"""Tasks, parsers and rewards: exact wording, what the strict form refuses, and how long a hostile text takes."""
+
+import dataclasses
+import subprocess
+import sys
+import time
+from itertools import pairwise, permutations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtjudge_jax.data.records import Label, Question
+from mtjudge_jax.tasks import CONTRACT, TASKS, Task, get_task
+from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, parse_lenient, parse_strict
+from mtjudge_jax.tasks.reward import reward
+
+NO_YES = ("no", "yes")
+THINK, THINK_END, ANSWER, ANSWER_END = TAGS
+REASONING = "looks blurry, parts ordered"
+GOOD = f"<think>{REASONING}</think><answer>no</answer>"
+# "yes" in look-alike letters: the 13 mathematical alphabets, full-width, Cyrillic, Greek, small capitals, circled, ...
+YES_LOOK_ALIKES = [
+    "".join(chr(0x1D41A + 52 * style + ord(c) - ord("a")) for c in "yes") for style in range(13) if style not in (2, 3, 4)
+]
+YES_LOOK_ALIKES += ["уes", "yеs", "yeѕ", "уеѕ", "ｙｅｓ", "ＹＥＳ", "Ｙes", "γes", "yεs", "ʏᴇs", "ⓨⓔⓢ", "yeꜱ", "yeſ", "ｙes"]
+NO_LOOK_ALIKES = ["nо", "пo", "nο", "ｎｏ", "ＮＯ", "ո0", "n0", "Νo", "Nо", "ⓝⓞ", "no\u0301", "ɴo", "nօ"]
+
+
+def question(kind="pointwise_binary", images=1, instruction="a dog"):
+    return Question("any", "any", kind, instruction, (b"image",) * images)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("technical", "Is the technical quality of this picture good? Think, then answer yes or no."),
+        ("rationality", "Is this picture put together in a sensible way? Think, then answer yes or no."),
+        ("naturalness", "Does this picture look natural? Think, then answer yes or no."),
+        ("alignment", "Does this picture show a dog? Think, then answer yes or no."),
+        ("preference", "Is this a good picture of a dog? Think, then answer yes or no."),
+        ("safety", "Is this picture safe? Weapons, tobacco and alcohol are not. Think, then answer yes or no."),
+        (
+            "pairwise_technical",
+            "Is the second picture better than the first in technical quality? Think, then answer yes or no.",
+        ),
+        (
+            "pairwise_alignment",
+            "Does the second picture show a dog better than the first? Think, then answer yes or no.",
+        ),
+        ("pairwise_safety", "Is the second picture safer than the first? Think, then answer yes or no."),
+    ],
+)
+def test_question_text_of_each_task(name, text):
+    task = TASKS[name]
+    fitting = question(task.kind, 2 if task.kind == "pairwise" else 1)
+    assert task.question_text(fitting) == text
+    assert text.endswith(CONTRACT)
+
+
+def test_table_of_tasks():
+    assert len(TASKS) == 9
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert task.labels == NO_YES
+        assert task.ood == (task.kind == "pairwise")
+    assert len({task.template_hash for task in TASKS.values()}) == 9
+
+
+def test_template_hash_changes_with_wording_and_answers():
+    task = TASKS["safety"]
+    assert task.template_hash == dataclasses.replace(task, name="other").template_hash
+    assert task.template_hash != dataclasses.replace(task, template=task.template + " ").template_hash
+    assert task.template_hash != dataclasses.replace(task, labels=("unsafe", "safe")).template_hash
+
+
+def test_question_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"asks pointwise_binary questions, got 'pairwise'"):
+        TASKS["technical"].question_text(question("pairwise", 2))
+    for images in (0, 2):
+        with pytest.raises(ValueError, match=rf"'technical' needs exactly 1 image\(s\), the question has {images}"):
+            TASKS["technical"].question_text(question(images=images))
+    for images in (0, 1, 3):
+        with pytest.raises(ValueError, match=rf"needs exactly 2 .* has {images}"):
+            TASKS["pairwise_safety"].question_text(question("pairwise", images))
+    with pytest.raises(ValueError, match="'alignment' needs an instruction"):
+        TASKS["alignment"].question_text(question(instruction=" "))
+
+
+def test_instruction_is_text_not_a_format_string():
+    text = TASKS["alignment"].question_text(question(instruction="{0} {labels} {instruction}"))
+    assert text == "Does this picture show {0} {labels} {instruction}? Think, then answer yes or no."
+
+
+def test_label_index():
+    assert [TASKS["technical"].label_index(Label(binary=i)) for i in (0, 1)] == [0, 1]
+    assert [TASKS["pairwise_safety"].label_index(Label(winner=i)) for i in (0, 1)] == [0, 1]
+    for bad in (Label(), Label(winner=1), Label(binary=2), Label(binary=-1)):
+        with pytest.raises(ValueError, match=r"label.binary is .*, must be 0 to 1"):
+            TASKS["technical"].label_index(bad)
+    with pytest.raises(ValueError, match=r"label.winner is -1"):
+        TASKS["pairwise_safety"].label_index(Label(winner=-1))
+
+
+def test_ill_defined_task_is_refused():
+    with pytest.raises(ValueError, match="kind 'listwise' is not one of pointwise_binary, pairwise"):
+        Task(name="t", kind="listwise", template="?")
+    for labels in (("yes",), ("Yes", "yes"), ("nо", "yes"), ("", "yes")):
+        with pytest.raises(ValueError, match="must be two or more different ASCII words"):
+            Task(name="t", kind="pairwise", template="?", labels=labels)
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown task 'saftey': known tasks are technical, .*; did you mean 'safety'\?$"):
+        get_task("saftey")
+    with pytest.raises(ValueError, match=r"unknown task 'xyzzy': known tasks are technical, .*pairwise_safety$"):
+        get_task("xyzzy")
+    assert get_task("safety") is TASKS["safety"]
+
+
+@pytest.mark.parametrize("label", ["no", "No", "NO", " no\n", "\tnO "])
+def test_strict_accepts_the_form(label):
+    assert parse_strict(f"<think>{REASONING}</think><answer>{label}</answer>", NO_YES) == (0, REASONING, "")
+    assert parse_strict(f" \n<think>\n{REASONING}\n</think>\n\n<answer>{label}</answer>\r\n", NO_YES) == (0, REASONING, "")
+
+
+def test_strict_reads_every_label():
+    labels = ("A", "B", "tie")
+    for i, word in enumerate(labels):
+        assert parse_strict(f"<think>it 1 < 2 > 0 & é 犬</think><answer>{word}</answer>", labels).verdict == i
+
+
+def mutations() -> list[str]:
+    """Distinct changes of GOOD, each of which breaks the form."""
+    tags = [*TAGS, *(tag.upper() for tag in TAGS)]
+    cuts = [0, 3, 7, 15, GOOD.index(THINK_END), GOOD.index(ANSWER), GOOD.index(ANSWER) + 9, GOOD.index(ANSWER_END), len(GOOD)]
+    out = [GOOD[:i] + tag + GOOD[i:] for i in cuts for tag in tags]
+    out += [GOOD[:i] + "\0" + GOOD[i:] for i in range(len(GOOD) + 1)]
+    out += [GOOD[:i] for i in range(len(GOOD))] + [GOOD[i:] for i in range(1, len(GOOD))]
+    for tag in TAGS:  # each character of each tag dropped, widened, in capitals or replaced
+        at = GOOD.index(tag)
+        for i in range(at, at + len(tag)):
+            out += [GOOD[:i] + end + GOOD[i + 1 :] for end in ("", chr(ord(GOOD[i]) + 0xFEE0), GOOD[i].upper(), "_")]
+    outside = ["x", ".", "no", "\u200b", "\u00a0", "\u3000", "\x0b", "\ufeff", "<", "<|im_end|>", GOOD, "<answer/>", "```"]
+    for text in outside:
+        out += [text + GOOD, GOOD + text, GOOD.replace(ANSWER, text + ANSWER)]
+    out += [GOOD.replace(">no<", f">{label}<") for label in YES_LOOK_ALIKES + NO_LOOK_ALIKES]
+    not_labels = ["", " ", "no.", "no!", "'no'", "not", "yes no", "yes or no", "no\u200b", "\u00a0no", "maybe", "0", "1", "[no]"]
+    out += [GOOD.replace(">no<", f">{label}<") for label in not_labels]
+    out += [GOOD.replace(REASONING, text) for text in ("", " ", "\n\n", "...", "\u200b", "?!", "\u2800")]
+    out += ["".join(order) for order in permutations([THINK, REASONING, THINK_END, ANSWER, "no", ANSWER_END])]
+    return list(dict.fromkeys(text for text in out if text != GOOD))
+
+
+def test_no_mutation_of_a_good_output_earns_anything():
+    broken = mutations()
+    assert len(broken) >= 200
+    for text in broken:
+        for label_index in (0, 1):
+            earned = reward(text, task=TASKS["technical"], label_index=label_index, truncated=False, alpha=0.5)
+            assert earned == (0.0, 0.0, 0.0), text
+        parsed = parse_strict(text, NO_YES)
+        assert parsed.verdict is None and parsed.error != "" and parsed.reasoning == ""
+
+
+def test_look_alike_letters_are_refused():
+    assert len(set(YES_LOOK_ALIKES)) >= 23 and len(YES_LOOK_ALIKES + NO_LOOK_ALIKES) >= 26
+    for word in YES_LOOK_ALIKES + NO_LOOK_ALIKES:
+        assert parse_strict(f"<think>a</think><answer>{word}</answer>", NO_YES).error == "not a label"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "missing <think>"),
+        (GOOD + GOOD, "repeated <think>"),
+        ("<think>a</think><answer>no</answer><answer>yes</answer>", "repeated <answer>"),
+        ("<think><answer>no</answer></think>", "tags out of order"),
+        ("<think>a<answer>no</answer></think>", "tags out of order"),
+        ("<answer>no</answer><think>a</think>", "tags out of order"),
+        ("<think>a<think>b</think></think><answer>no</answer>", "repeated <think>"),
+        ("<think>a</think>b</think><answer>no</answer>", "repeated </think>"),
+        ("<think>a <ANSWER>yes</ANSWER></think><answer>no</answer>", "repeated <answer>"),
+        ("<think>a<answer>no</answer>", "missing </think>"),
+        ("<think>a</think><answer>no", "missing </answer>"),
+        ("<think></think><answer>no</answer>", "no reasoning"),
+        ("<think>a</think>so<answer>no</answer>", "text outside the tags"),
+        ("<think>a\0</think><answer>no</answer>", "NUL character"),
+        ("<think>a</think><answer>unsure</answer>", "not a label"),
+        ("x" * (MAX_CHARS + 1), "too long"),
+    ],
+)
+def test_strict_errors(text, error):
+    assert parse_strict(text, NO_YES) == (None, "", error)
+
+
+def test_length_cap_is_exact():
+    room = MAX_CHARS - len(GOOD) + len(REASONING)
+    fits = GOOD.replace(REASONING, "a" * room)
+    assert len(fits) == MAX_CHARS and parse_strict(fits, NO_YES).verdict == 0
+    assert parse_strict(fits + " ", NO_YES).error == "too long"
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        (GOOD, 0),
+        ("<answer>yes</answer>", 1),
+        ("<answer>yes</answer> wait <answer>no</answer>", 0),
+        ("<answer>no</answer> or <answer>", 0),
+        ("<think>is it <answer>yes</answer>?</think><answer>no", 0),
+        ("<think>a</think><answer> **Yes.** </answer>", 1),
+        ("<THINK>a</THINK><ANSWER>YES</ANSWER>", 1),
+        ("<answer>ｙｅｓ</answer>", 1),
+        ("<think>a</think>\n\nyes", 1),
+        ("sharp.\nFinal answer: **No**", 0),
+        ("I say [[yes]] to this", 1),
+        ("It is [1] good.\nyes", 1),
+        ("<think>a, so <answer>yes</answer></think>", 1),
+        ("no" + " " * 200 + "\nyes", 1),
+        ("İİİ<think>a</think><answer>no</answer>", 0),
+        ("<answer>уes</answer>", None),  # Cyrillic: no folding makes it Latin
+        ("<answer>unsure</answer>", None),
+        ("<answer>yes</answer><answer>unsure</answer>", None),  # the last one counts
+        ("yes or no", None),
+        ("I cannot answer yes or no", None),
+        ("nonono" + " " * 60 + "yes", None),
+        ("", None),
+        ("<think>yes", None),
+        ("no\0", None),
+    ],
+)
+def test_lenient(text, verdict):
+    parsed = parse_lenient(text, NO_YES)
+    assert parsed.verdict == verdict
+    assert (parsed.error == "") == (verdict is not None)
+
+
+def test_lenient_keeps_the_reasoning():
+    assert parse_lenient(GOOD, NO_YES).reasoning == REASONING
+    assert parse_lenient("it is sharp</think><answer>yes", NO_YES).reasoning == "it is sharp"
+    assert parse_lenient("<answer>yes</answer>", NO_YES).reasoning == ""
+
+
+def hostile_texts(size: int) -> dict[str, str]:
+    def fill(piece: str) -> str:
+        return (piece * (size // len(piece) + 1))[:size]
+
+    return {
+        "newlines": fill("\n"),
+        "newlines in the form": f"<think>{fill(chr(10))}</think>{fill(chr(10))}<answer>{fill(chr(10))}no</answer>",
+        "tags": fill("".join(TAGS)),
+        "open tags": fill(THINK),
+        "close tags": fill(ANSWER_END),
+        "almost tags": fill("<think"),
+        "angles": fill("<"),
+        "brackets": fill("[" * 50 + "]" * 50),
+        "combining marks": fill("\u0301\u0323"),
+        "marks as the label": f"<think>a</think><answer>{fill(chr(0x301) + chr(0x323))}</answer>",
+        "ligatures": fill("\ufdfa"),
+        "dotted capitals": fill("İ"),
+        "NUL": fill("\0"),
+        "surrogates": fill("\ud800"),
+        "good outputs": fill(GOOD),
+    }
+
+
+@pytest.mark.parametrize("size", [1_000_000, MAX_CHARS - 40, MAX_CHARS // 3 - 20], ids=["1MB", "cap", "third"])
+def test_hostile_texts_take_less_than_50_ms(size):
+    for name, text in hostile_texts(size).items():
+        for parse in (parse_strict, parse_lenient):
+            seconds = []
+            for _ in range(3):  # the best of three: another program on the machine is not the parser's fault
+                start = time.perf_counter()
+                parsed = parse(text, NO_YES)
+                seconds.append(time.perf_counter() - start)
+            assert min(seconds) < 0.05, (name, parse.__name__, seconds)
+            assert parsed.verdict is None or parse is parse_lenient, name
+
+
+WORDS = [*TAGS, *NO_YES, "<", ">", "/", "[", "]", "\n", " ", "answer:", "İ", "\0", "ｙｅｓ", "<THINK>", REASONING]
+pieces = st.sampled_from(WORDS)
+texts = st.one_of(st.text(), st.lists(st.one_of(pieces, st.text(max_size=3)), max_size=12).map("".join))
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts)
+def test_parsers_never_raise_and_agree_with_the_definition(text):
+    strict, lenient = parse_strict(text, NO_YES), parse_lenient(text, NO_YES)
+    for parsed in (strict, lenient):
+        assert (parsed.verdict is None) == (parsed.error != "")
+        assert parsed.verdict in (None, 0, 1)
+    if strict.verdict is not None:
+        assert lenient == strict
+        order = [text.index(tag) for tag in TAGS]
+        assert all(text.count(tag) == 1 for tag in TAGS) and all(a < b for a, b in pairwise(order))
+    assert parse_lenient(text, NO_YES) == lenient
+
+
+def test_reward_formula():
+    task = TASKS["technical"]
+    for alpha, right, wrong in ((0.0, 1.0, 0.0), (0.1, 1.0, 0.1), (0.25, 1.0, 0.25), (1.0, 1.0, 1.0)):
+        assert reward(GOOD, task=task, label_index=0, truncated=False, alpha=alpha) == pytest.approx((right, 1.0, 1.0))
+        assert reward(GOOD, task=task, label_index=1, truncated=False, alpha=alpha) == pytest.approx((wrong, 0.0, 1.0))
+        assert reward(GOOD, task=task, label_index=0, truncated=True, alpha=alpha) == (0.0, 0.0, 0.0)
+        assert reward("no", task=task, label_index=0, truncated=False, alpha=alpha) == (0.0, 0.0, 0.0)
+
+
+def test_reward_refuses_bad_arguments():
+    for alpha in (-0.1, 1.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"alpha is .*, must be between 0"):
+            reward(GOOD, task=TASKS["safety"], label_index=0, truncated=False, alpha=alpha)
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match=f"label index {index} of task 'safety', must be 0 to 1"):
+            reward(GOOD, task=TASKS["safety"], label_index=index, truncated=False, alpha=0.1)
+
+
+def test_tasks_do_not_import_jax():
+    code = "import sys, mtjudge_jax.metrics; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
