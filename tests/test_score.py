@@ -1,9 +1,11 @@
-"""Rewards of a batch against rewards worked by hand."""
+"""Rewards of a completion and of a batch against rewards worked by hand."""
 
 import numpy as np
 import pytest
 
 from mtjudge_jax.score import score
+from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks.reward import reward
 
 YES, NO = "<think>looks sharp</think><answer>yes</answer>", "<think>looks blurry</think><answer>no</answer>"
 TEXTS = [[YES, NO, "yes"], [NO, NO, YES + YES]]
@@ -52,3 +54,21 @@ def test_bad_arguments_are_named(change, message):
     arguments = {"texts": TEXTS, "truncated": TRUNCATED, **BATCH, "alpha": 0.1, **change}
     with pytest.raises(ValueError, match=message):
         score(arguments.pop("texts"), arguments.pop("truncated"), **arguments)
+
+
+def test_reward_formula():
+    task = TASKS["technical"]
+    for alpha, right, wrong in ((0.0, 1.0, 0.0), (0.1, 1.0, 0.1), (0.25, 1.0, 0.25), (1.0, 1.0, 1.0)):
+        assert reward(NO, task=task, label_index=0, truncated=False, alpha=alpha) == pytest.approx((right, 1.0, 1.0))
+        assert reward(NO, task=task, label_index=1, truncated=False, alpha=alpha) == pytest.approx((wrong, 0.0, 1.0))
+        assert reward(NO, task=task, label_index=0, truncated=True, alpha=alpha) == (0.0, 0.0, 0.0)
+        assert reward("no", task=task, label_index=0, truncated=False, alpha=alpha) == (0.0, 0.0, 0.0)
+
+
+def test_reward_refuses_bad_arguments():
+    for alpha in (-0.1, 1.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"alpha is .*, must be between 0"):
+            reward(NO, task=TASKS["safety"], label_index=0, truncated=False, alpha=alpha)
+    for index in (-1, 2):
+        with pytest.raises(ValueError, match=f"label index {index} of task 'safety', must be 0 to 1"):
+            reward(NO, task=TASKS["safety"], label_index=index, truncated=False, alpha=0.1)

@@ -297,24 +297,6 @@ def test_parsers_never_raise_and_agree_with_the_definition(text):
     assert parse_lenient(text, NO_YES) == lenient
 
 
-def test_reward_formula():
-    task = TASKS["technical"]
-    for alpha, right, wrong in ((0.0, 1.0, 0.0), (0.1, 1.0, 0.1), (0.25, 1.0, 0.25), (1.0, 1.0, 1.0)):
-        assert reward(GOOD, task=task, label_index=0, truncated=False, alpha=alpha) == pytest.approx((right, 1.0, 1.0))
-        assert reward(GOOD, task=task, label_index=1, truncated=False, alpha=alpha) == pytest.approx((wrong, 0.0, 1.0))
-        assert reward(GOOD, task=task, label_index=0, truncated=True, alpha=alpha) == (0.0, 0.0, 0.0)
-        assert reward("no", task=task, label_index=0, truncated=False, alpha=alpha) == (0.0, 0.0, 0.0)
-
-
-def test_reward_refuses_bad_arguments():
-    for alpha in (-0.1, 1.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"alpha is .*, must be between 0"):
-            reward(GOOD, task=TASKS["safety"], label_index=0, truncated=False, alpha=alpha)
-    for index in (-1, 2):
-        with pytest.raises(ValueError, match=f"label index {index} of task 'safety', must be 0 to 1"):
-            reward(GOOD, task=TASKS["safety"], label_index=index, truncated=False, alpha=0.1)
-
-
 def test_tasks_do_not_import_jax():
     code = "import sys, mtjudge_jax.metrics; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
