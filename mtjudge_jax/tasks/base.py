@@ -27,6 +27,7 @@ class Task:
     labels: tuple[str, ...] = NO_YES
     metric: str = "macro_f1"
     ood: bool = False
+    single: str = ""
 
     def __post_init__(self):
         if self.kind not in IMAGES_OF_KIND:

@@ -1,0 +1,189 @@
+"""Held-out judging: the greedy answer, a few sampled ones, and the probability of each verdict.
+
+Every prompt gets `samples` answers in one pass of the sampler, the first at temperature 0. A verdict's probability is that
+of its word after the greedy answer's own reasoning, normalised over the label set.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mtjudge_jax.data.pipeline import RowFormat, eval_batches
+from mtjudge_jax.data.records import JudgeExample, Label
+from mtjudge_jax.metrics import mean_score, pairwise_score, task_score
+from mtjudge_jax.score import score
+from mtjudge_jax.sharding import shard_batch
+from mtjudge_jax.stages import Stages, decode_texts, place_prompts, stage_key
+from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks.parse import parse_lenient
+from mtjudge_jax.types import Array, Params, PromptBatch
+
+ANSWER_TAG = "<answer>"
+
+
+class Judging(NamedTuple):
+    """How to judge: what stays the same over the batches of an evaluation."""
+
+    stages: Stages
+    fmt: RowFormat
+    batch: int  # prompts a batch
+    temperature: np.ndarray  # float32 [G], 0 first
+    alpha: float
+    seed: int
+    completion_tokens: int
+
+
+def judge(
+    params: Params,
+    examples: Sequence[JudgeExample],
+    how: Judging,
+    *,
+    step: int,
+    probabilities: bool,
+    order: str = "",
+    progress: Callable[[int], None] = lambda rows: None,
+) -> list[dict]:
+    """Predictions of the examples, one dict each in their order (README, Files of a run)."""
+    predictions, at = [], 0
+    key = stage_key(how.seed, step, "evaluate")
+    for batch in eval_batches(examples, batch=how.batch, fmt=how.fmt):
+        prompts = place_prompts(batch, how.stages.mesh)
+        out = how.stages.sample(params, prompts, key, how.temperature)
+        texts = decode_texts(how.stages.tokenizer, out)
+        truncated = np.asarray(out.truncated)
+        here = examples[at : at + how.batch]
+        at += len(here)
+        rows = [_prediction(e, texts[i], truncated[i], how, order) for i, e in enumerate(here)]
+        for row, error in zip(rows, batch["error"], strict=False):
+            row["error"] = str(error) or row["error"]
+        if probabilities:
+            _add_probabilities(rows, params, prompts, how)
+        predictions += rows
+        progress(len(here))
+    return predictions
+
+
+def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, how: Judging, order: str) -> dict:
+    task = TASKS[example.task]
+    label = task.label_index(example.label)
+    parsed = parse_lenient(texts[0], task.labels)
+    scores = score([texts], truncated[None], tasks=[task.name], labels=np.array([label]), alpha=how.alpha)
+    sampled = scores.accuracy[0, how.temperature > 0]
+    return {
+        "example_id": example.example_id,
+        "task": task.name,
+        "group_id": example.group_id,
+        "split": example.split,
+        "instruction": example.instruction,
+        "label": task.labels[label],
+        "label_index": label,
+        "verdict": None if parsed.verdict is None else task.labels[parsed.verdict],
+        "correct": parsed.verdict == label,
+        "text": texts[0],
+        "reasoning": parsed.reasoning,
+        "error": parsed.error,
+        "reward": float(scores.total[0, 0]),
+        "sampled_accuracy": float(sampled.mean()) if sampled.size else None,
+        "probabilities": None,
+        "order": order,
+    }
+
+
+def _add_probabilities(rows: list[dict], params: Params, prompts: PromptBatch, how: Judging) -> None:
+    """Fills `probabilities`: one teacher-forced pass with the answer word replaced by each label in turn.
+
+    Up to the word the completions of a row are the same, so the difference of their log-probabilities is the word's.
+    """
+    tokenizer = how.stages.tokenizer
+    labels = TASKS[rows[0]["task"]].labels
+    shape = (prompts.tokens.shape[0], len(labels), how.completion_tokens)
+    tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
+    for i, row in enumerate(rows):
+        before, tag, _ = row["text"].partition(ANSWER_TAG)
+        answers = [tokenizer.encode(tokenizer.escape(f"{before}{tag}{label}</answer>")) for label in labels]
+        if not tag or max(map(len, answers)) > how.completion_tokens:
+            continue
+        for j, ids in enumerate(answers):
+            tokens[i, j, : len(ids)], lengths[i, j] = ids, len(ids)
+    logp = np.asarray(how.stages.logp(params, prompts, shard_batch(tokens, how.stages.mesh)), np.float64)
+    total = (logp * (np.arange(shape[2]) < lengths[..., None])).sum(-1)
+    odds = np.exp(total - total.max(-1, keepdims=True))
+    share = odds / odds.sum(-1, keepdims=True)
+    for i, row in enumerate(rows):
+        if lengths[i].all():
+            row["probabilities"] = dict(zip(labels, share[i].tolist(), strict=True))
+
+
+def swapped(example: JudgeExample) -> JudgeExample:
+    """The same pair shown the other way round, so the other label is right."""
+    return dataclasses.replace(example, images=example.images[::-1], label=Label(winner=1 - example.label.winner))
+
+
+def alone(example: JudgeExample, index: int) -> JudgeExample:
+    """One picture of a pair as a question of the pointwise task of the same criterion."""
+    return dataclasses.replace(
+        example,
+        example_id=f"{example.example_id}/{index}",
+        task=TASKS[example.task].single,
+        kind="pointwise_binary",
+        images=(example.images[index],),
+        label=Label(binary=int(example.label.winner == index)),
+    )
+
+
+def judge_task(
+    params: Params, examples: Sequence[JudgeExample], how: Judging, *, step: int, probabilities: bool, progress=lambda rows: None
+) -> tuple[list[dict], dict]:
+    """Predictions and score of one task. A pair is judged in both orders, and each of its pictures alone."""
+    settings = {"step": step, "progress": progress}
+    if TASKS[examples[0].task].kind != "pairwise":
+        predictions = judge(params, examples, how, probabilities=probabilities, **settings)
+        return predictions, task_score(predictions)
+    predictions = judge(params, examples, how, probabilities=True, order="ab", **settings)
+    predictions += judge(params, [swapped(e) for e in examples], how, probabilities=True, order="ba", **settings)
+    singles = [alone(e, i) for e in examples for i in (0, 1)]
+    yes = [
+        p["probabilities"][TASKS[p["task"]].labels[1]] if p["probabilities"] else 0.5
+        for p in judge(params, singles, how, probabilities=True, **settings)
+    ]
+    single_yes = {e.example_id: (yes[2 * i], yes[2 * i + 1]) for i, e in enumerate(examples)}
+    return predictions, pairwise_score(predictions, single_yes=single_yes)
+
+
+def evaluate(
+    params: Params,
+    examples: dict[str, list[JudgeExample]],
+    how: Judging,
+    *,
+    step: int,
+    probabilities: bool = False,
+    progress=lambda rows: None,
+) -> tuple[list[dict], dict]:
+    """Judges every task's examples; returns all predictions and {"tasks": {name: score}, "mean": ..}."""
+    predictions, tasks = [], {}
+    for name, group in examples.items():
+        rows, tasks[name] = judge_task(params, group, how, step=step, probabilities=probabilities, progress=progress)
+        predictions += rows
+    in_distribution = any(not TASKS[name].ood for name in tasks)
+    return predictions, {"step": step, "tasks": tasks, "mean": mean_score(tasks) if in_distribution else None}
+
+
+def count_rows(examples: dict[str, list[JudgeExample]]) -> int:
+    """Prompts that `evaluate` will judge: four a pair, two orders and two pictures alone."""
+    return sum(len(group) * (4 if TASKS[name].kind == "pairwise" else 1) for name, group in examples.items())
+
+
+def write_evaluation(folder: str | os.PathLike, name: str, predictions: list[dict], result: dict) -> None:
+    """`<name>.json` with the scores and `<name>.predictions.jsonl` with a line a prediction."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(p) + "\n" for p in predictions)
+    for path, text in ((folder / f"{name}.predictions.jsonl", lines), (folder / f"{name}.json", json.dumps(result, indent=1))):
+        part = path.with_suffix(path.suffix + ".part")
+        part.write_text(text)
+        part.replace(path)

@@ -1,0 +1,73 @@
+"""GRPO as pure functions: group-relative advantages, the clipped policy loss, the divergence from the reference.
+
+Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the divergence, DAPO (arXiv
+2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of the paper's trainer
+are the defaults of `config.LossConfig`.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from mtjudge_jax.types import Array
+
+LOG_RATIO_LIMIT = 20.0  # EasyR1's: beyond it exp() carries no information and overflows float32 at 88
+K3_LIMIT = 10.0
+
+
+class PolicyTerms(NamedTuple):
+    """Per-token terms, [Q, G, C]."""
+
+    loss: Array
+    ratio: Array
+    clipped: Array  # bool, True where a clip binds
+
+
+def advantages(rewards: Array, *, std: str, eps: float) -> Array:
+    """Rewards [Q, G] less the mean of their group, over its standard deviation.
+
+    std: `unbiased` (n - 1), `population` (n) or `none` (Dr.GRPO). A group whose rewards are all equal has exactly zero
+    advantage, by comparison and not by arithmetic: the mean of eight float32 0.1 is not 0.1.
+    """
+    centred = rewards - rewards.mean(-1, keepdims=True)
+    if std != "none":
+        centred = centred / (rewards.std(-1, keepdims=True, ddof=1 if std == "unbiased" else 0) + eps)
+    equal = rewards.max(-1, keepdims=True) == rewards.min(-1, keepdims=True)
+    return jnp.where(equal, 0.0, centred)
+
+
+def policy_loss(logp: Array, old_logp: Array, advantages: Array, *, clip_low: float, clip_high: float, dual_clip: float) -> PolicyTerms:
+    """Clipped surrogate a token: -min(r A, clip(r, 1 - low, 1 + high) A), and for A < 0 at most -dual_clip A.
+
+    logp, old_logp [Q, G, C]; advantages [Q, G].
+    """
+    ratio = jnp.exp(jnp.clip(logp - old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    a = advantages[..., None]
+    plain, clipped = -ratio * a, -jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * a
+    loss = jnp.maximum(plain, clipped)
+    ceiling = -dual_clip * a
+    bound = (a < 0) & (ceiling < loss)
+    return PolicyTerms(jnp.where(bound, ceiling, loss), ratio, (clipped > plain) | bound)
+
+
+def kl(logp: Array, ref_logp: Array, estimator: str) -> Array:
+    """Estimate of KL(policy || reference) a token from one sample: k1 = -d, k2 = d^2 / 2, k3 = e^d - d - 1, d = ref - policy."""
+    d = jnp.clip(ref_logp - logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    if estimator == "k1":
+        return -d
+    if estimator == "k2":
+        return d * d / 2
+    return jnp.minimum(jnp.exp(d) - d - 1, K3_LIMIT)
+
+
+def token_weights(mask: Array, aggregation: str) -> Array:
+    """Weights [Q, G, C] that sum to 1 over the whole batch, so that micro-batches and shards add up to the same loss.
+
+    `token_mean`: every token alike. `sequence_mean`: every answer alike, its tokens share its weight. A batch with no token
+    at all weighs nothing.
+    """
+    mask = mask.astype(jnp.float32)
+    if aggregation == "sequence_mean":
+        lengths = mask.sum(-1, keepdims=True)
+        mask = mask / jnp.maximum(lengths, 1.0)
+    return mask / jnp.maximum(mask.sum(), 1e-9)

@@ -1,0 +1,86 @@
+"""The device stages of a run, jitted once each for its mesh and shapes."""
+
+import collections
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mtjudge_jax import rollout
+from mtjudge_jax.config import Config
+from mtjudge_jax.data.rows import DEVICE_KEYS
+from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.sharding import batch_sharding, shard_batch
+from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
+from mtjudge_jax.update import bound_logp
+
+
+class Stages(NamedTuple):
+    """Jitted functions; `traces` counts how often each was traced, which a run asserts to be once."""
+
+    sample: Callable[[Params, PromptBatch, Array, Array], Rollout]  # (params, prompts, key, temperature [G])
+    logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
+    logp_fn: Callable  # the same with entropy and not jitted, for a loss
+    traces: collections.Counter
+    mesh: Mesh
+    tokenizer: Tokenizer
+
+
+def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mesh: Mesh) -> Stages:
+    allowed = np.asarray(tokenizer.allowed_mask(model_cfg.text.vocab_size))
+    logp_fn = bound_logp(model_cfg, cfg, allowed)
+    traces: collections.Counter = collections.Counter()
+
+    def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array) -> Rollout:
+        traces["sample"] += 1
+        return rollout.sample(
+            params,
+            model_cfg,
+            prompts,
+            key,
+            temperature=temperature,
+            allowed=allowed,
+            length=cfg.rollout.completion_tokens,
+            eos=tokenizer.eos,
+            pad=tokenizer.pad,
+        )
+
+    def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
+        traces[f"logp of {tokens.shape[1]} answers"] += 1
+        return in_pieces(lambda p, t: logp_fn(params, p, t).logp, (prompts, tokens), cfg.update.micro_prompts)
+
+    rows = batch_sharding(mesh)
+    return Stages(jax.jit(sample, out_shardings=rows), jax.jit(logp, out_shardings=rows), logp_fn, traces, mesh, tokenizer)
+
+
+def in_pieces(fn: Callable, args: tuple, size: int) -> Array:
+    """fn over slices of `size` prompts one after the other, so that only their activations exist at a time."""
+    pieces = max(1, args[0].tokens.shape[0] // size)
+    if pieces == 1:
+        return fn(*args)
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), args)
+    out = jax.lax.map(lambda piece: fn(*piece), split)
+    return jnp.swapaxes(out, 0, 1).reshape(-1, *out.shape[2:])
+
+
+def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
+    """The device part of a batch of rows, sharded over the mesh."""
+    return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}), mesh)
+
+
+def decode_texts(tokenizer: Tokenizer, out: Rollout) -> list[list[str]]:
+    """The answers as text, Q lists of G."""
+    tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+    return [[tokenizer.decode(t[m]) for t, m in zip(*group, strict=True)] for group in zip(tokens, mask, strict=True)]
+
+
+def stage_key(seed: int, step: int, stage: str) -> Array:
+    """The random key of a stage of a step: derived, never stored, so a resumed run draws what the first one drew."""
+    number = ("sample", "evaluate").index(stage)
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
+
+
