@@ -73,7 +73,7 @@ def write_records(path: Path, examples: list[JudgeExample]) -> Path:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for e in examples:
         writer.write(pack(e))
     writer.close()
