@@ -1,0 +1,309 @@
+"""Between a Hugging Face folder and the parameter tree.
+
+`TABLE` is the one place that says what the model's weights are: for each path of the tree, the tensor it comes from
+and that tensor's axes. Our axes are the letters after the last underscore of the path; shapes, transposes, slices to
+read and names to write all follow from these two. Layers are stacked on the first axis, because the layers are
+scanned.
+
+Axes, text: l layers, d model, f mlp, n query heads, k key-value heads, h head size, v vocabulary. Vision: l blocks, c
+width, f mlp, n heads, h head size, p numbers in a patch (channel, frame, row, column), s learned positions, t
+DeepStack taps, m merged width (4 c), o width of the language model, 3 query/key/value.
+
+In the tensor's axes, letters side by side share one dimension (torch keeps heads and head size in one) and a capital
+is the second axis of that letter: `fc1_mm` maps m to M and torch stores it (out, in), so "M m".
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from safetensors import safe_open
+
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.models.qwen3_vl.files import Tensor, open_checkpoint, write_folder
+
+TEXT = "model.language_model."
+LAYER = TEXT + "layers.{i}."
+BLOCK = "model.visual.blocks.{i}."
+MERGER = "model.visual.merger."
+TAP = "model.visual.deepstack_merger_list.{i}."
+
+TABLE: dict[str, tuple[str, str]] = {
+    "text/embed_vd": (TEXT + "embed_tokens.weight", "v d"),
+    "text/layers/input_norm_ld": (LAYER + "input_layernorm.weight", "d"),
+    "text/layers/post_norm_ld": (LAYER + "post_attention_layernorm.weight", "d"),
+    "text/layers/q_ldnh": (LAYER + "self_attn.q_proj.weight", "nh d"),
+    "text/layers/k_ldkh": (LAYER + "self_attn.k_proj.weight", "kh d"),
+    "text/layers/v_ldkh": (LAYER + "self_attn.v_proj.weight", "kh d"),
+    "text/layers/o_lnhd": (LAYER + "self_attn.o_proj.weight", "d nh"),
+    "text/layers/q_norm_lh": (LAYER + "self_attn.q_norm.weight", "h"),
+    "text/layers/k_norm_lh": (LAYER + "self_attn.k_norm.weight", "h"),
+    "text/layers/gate_ldf": (LAYER + "mlp.gate_proj.weight", "f d"),
+    "text/layers/up_ldf": (LAYER + "mlp.up_proj.weight", "f d"),
+    "text/layers/down_lfd": (LAYER + "mlp.down_proj.weight", "d f"),
+    "text/norm_d": (TEXT + "norm.weight", "d"),
+    "text/head_vd": ("lm_head.weight", "v d"),
+    "vision/patch_pc": ("model.visual.patch_embed.proj.weight", "c p"),
+    "vision/patch_bias_c": ("model.visual.patch_embed.proj.bias", "c"),
+    "vision/pos_sc": ("model.visual.pos_embed.weight", "s c"),
+    "vision/blocks/norm1_lc": (BLOCK + "norm1.weight", "c"),
+    "vision/blocks/norm1_bias_lc": (BLOCK + "norm1.bias", "c"),
+    "vision/blocks/norm2_lc": (BLOCK + "norm2.weight", "c"),
+    "vision/blocks/norm2_bias_lc": (BLOCK + "norm2.bias", "c"),
+    "vision/blocks/qkv_lc3nh": (BLOCK + "attn.qkv.weight", "3nh c"),
+    "vision/blocks/qkv_bias_l3nh": (BLOCK + "attn.qkv.bias", "3nh"),
+    "vision/blocks/proj_lnhc": (BLOCK + "attn.proj.weight", "c nh"),
+    "vision/blocks/proj_bias_lc": (BLOCK + "attn.proj.bias", "c"),
+    "vision/blocks/fc1_lcf": (BLOCK + "mlp.linear_fc1.weight", "f c"),
+    "vision/blocks/fc1_bias_lf": (BLOCK + "mlp.linear_fc1.bias", "f"),
+    "vision/blocks/fc2_lfc": (BLOCK + "mlp.linear_fc2.weight", "c f"),
+    "vision/blocks/fc2_bias_lc": (BLOCK + "mlp.linear_fc2.bias", "c"),
+    "vision/merger/norm_c": (MERGER + "norm.weight", "c"),
+    "vision/merger/norm_bias_c": (MERGER + "norm.bias", "c"),
+    "vision/merger/fc1_mm": (MERGER + "linear_fc1.weight", "M m"),
+    "vision/merger/fc1_bias_m": (MERGER + "linear_fc1.bias", "m"),
+    "vision/merger/fc2_mo": (MERGER + "linear_fc2.weight", "o m"),
+    "vision/merger/fc2_bias_o": (MERGER + "linear_fc2.bias", "o"),
+    "vision/deepstack/norm_tm": (TAP + "norm.weight", "m"),
+    "vision/deepstack/norm_bias_tm": (TAP + "norm.bias", "m"),
+    "vision/deepstack/fc1_tmm": (TAP + "linear_fc1.weight", "M m"),
+    "vision/deepstack/fc1_bias_tm": (TAP + "linear_fc1.bias", "m"),
+    "vision/deepstack/fc2_tmo": (TAP + "linear_fc2.weight", "o m"),
+    "vision/deepstack/fc2_bias_to": (TAP + "linear_fc2.bias", "o"),
+}
+
+Params = dict[str, Any]
+ShardingOf = Callable[[str, tuple[int, ...]], Sharding | None]
+
+
+class Weight(NamedTuple):
+    """One leaf of the tree for one config. All but `stack` describe a single layer.
+
+    path: "text/layers/q_ldnh"; name: the tensor's name, with {i} for the layer where stacked; stack: layers stacked
+    on the first axis, None where the leaf is a single tensor; axes: our axes, such as ("d", "n", "h"); groups: the
+    tensor's dimensions as runs of axes, such as ("nh", "d"); sizes: the size of each axis; tensor_shape: the tensor's
+    own shape.
+    """
+
+    path: str
+    name: str
+    stack: int | None
+    axes: tuple[str, ...]
+    groups: tuple[str, ...]
+    sizes: dict[str, int]
+    tensor_shape: tuple[int, ...]
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """Shape of one layer in our order of axes."""
+        return tuple(self.sizes[axis] for axis in self.axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the leaf, layers first."""
+        return self.layer_shape if self.stack is None else (self.stack, *self.layer_shape)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors the leaf is made of, in order of layers."""
+        return (self.name,) if self.stack is None else tuple(self.name.format(i=i) for i in range(self.stack))
+
+
+def weights(cfg: Qwen3VLConfig) -> list[Weight]:
+    """Every weight of a model of this config, in the order of `TABLE`; a tied model has no head."""
+    text, vision = cfg.text, cfg.vision
+    sizes = {
+        "text": {
+            "l": text.num_layers, "d": text.hidden_size, "f": text.intermediate_size, "n": text.num_heads,
+            "k": text.num_kv_heads, "h": text.head_dim, "v": text.vocab_size,
+        },
+        "vision": {
+            "l": vision.depth, "c": vision.hidden_size, "f": vision.intermediate_size, "n": vision.num_heads,
+            "h": vision.head_dim, "p": vision.patch_dim, "s": vision.num_position_embeddings, "3": 3,
+            "t": len(vision.deepstack_layers), "m": vision.merged_size, "M": vision.merged_size,
+            "o": vision.out_hidden_size,
+        },
+    }  # fmt: skip
+    patch = (3, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    made = []
+    for path, (name, tensor_axes) in TABLE.items():
+        if path == "text/head_vd" and text.tie_word_embeddings:
+            continue
+        size = sizes[path.split("/")[0]]
+        letters = path.rsplit("_", 1)[1]
+        stacked = "{i}" in name
+        axes = tuple(letters[1:] if stacked else letters)
+        axes = tuple(axis.upper() if axis in axes[:at] else axis for at, axis in enumerate(axes))
+        groups = tuple(tensor_axes.split())
+        shape = [dim for group in groups for dim in (patch if group == "p" else (prod(size[axis] for axis in group),))]
+        made.append(Weight(path, name, size[letters[0]] if stacked else None, axes, groups, size, tuple(shape)))
+    return made
+
+
+def abstract_params(cfg: Qwen3VLConfig, *, dtype: Any = jnp.float32) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct` leaves: shapes and dtypes without memory."""
+    return nest({weight.path: jax.ShapeDtypeStruct(weight.shape, dtype) for weight in weights(cfg)})
+
+
+def nest(flat: dict[str, Any]) -> Params:
+    """{"a/b": x} -> {"a": {"b": x}}."""
+    tree: Params = {}
+    for path, leaf in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
+def flatten(tree: Params, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a/b": x}, the inverse of `nest`."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def to_hf(weight: Weight, layer: np.ndarray) -> np.ndarray:
+    """One layer in our axes -> the tensor torch expects, contiguous."""
+    order = [weight.axes.index(axis) for group in weight.groups for axis in group]
+    return np.ascontiguousarray(layer.transpose(order).reshape(weight.tensor_shape))
+
+
+def to_ours(weight: Weight, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
+    """Reads the part `index` (in our axes, one slice an axis) of a tensor; of a safetensors slice, no more than that
+    part.
+
+    Where axes share a dimension the part is contiguous only if all but the first are whole (a range of heads: yes,
+    half of every head: no); otherwise that dimension is read whole and cut afterwards.
+    """
+    bounds = {axis: part.indices(weight.sizes[axis])[:2] for axis, part in zip(weight.axes, index, strict=True)}
+    read, sizes, cut = [], [], []
+    for group in weight.groups:
+        first, rest = group[0], group[1:]
+        whole_rest = all(bounds[axis] == (0, weight.sizes[axis]) for axis in rest)
+        start, stop = bounds[first] if whole_rest and group != "p" else (0, weight.sizes[first])
+        step = prod(weight.sizes[axis] for axis in rest)
+        read.append(slice(None) if group == "p" else slice(start * step, stop * step))
+        sizes += [stop - start, *(weight.sizes[axis] for axis in rest)]
+        cut += [slice(bounds[first][0] - start, bounds[first][1] - start), *(slice(*bounds[axis]) for axis in rest)]
+    axes = "".join(weight.groups)
+    return tensor[tuple(read)].reshape(sizes)[tuple(cut)].transpose([axes.index(axis) for axis in weight.axes])
+
+
+def load_params(folder: str | Path, cfg: Qwen3VLConfig, *, dtype: Any, sharding_of: ShardingOf) -> Params:
+    """Reads the weights of a Hugging Face folder into a parameter tree.
+
+    dtype: of every leaf. sharding_of(path, shape): where a leaf lives; None leaves it on the default device,
+    uncommitted. Each device's part is read straight from the file, a layer at a time, so the host never holds more
+    than one leaf and a sharded leaf is never whole anywhere. Raises ValueError, naming every tensor that is missing,
+    unexpected, of another shape or of a dtype that is no plain float, before any array is made; also for pickles, LFS
+    pointers and damaged files.
+    """
+    tensors = open_checkpoint(folder, {name: weight.tensor_shape for weight in weights(cfg) for name in weight.names})
+    flat = {}
+    with ExitStack() as stack:
+        handles = {file: stack.enter_context(safe_open(file, "numpy")) for file in sorted(set(tensors.values()))}
+        for weight in weights(cfg):
+            slices = [handles[tensors[name]].get_slice(name) for name in weight.names]
+            flat[weight.path] = _load_leaf(weight, slices, dtype, sharding_of(weight.path, weight.shape))
+    return nest(flat)
+
+
+def _load_leaf(weight: Weight, slices: list[Any], dtype: Any, sharding: Sharding | None) -> jax.Array:
+    """One leaf from its tensors, one a layer."""
+    if sharding is None:
+        whole = (slice(None),) * len(weight.axes)
+        layers = [to_ours(weight, tensor, whole).astype(dtype) for tensor in slices]
+        return jnp.asarray(layers[0] if weight.stack is None else np.stack(layers))
+    if weight.stack is None:
+        return _load_layer(weight, slices[0], dtype, sharding)
+    layer_sharding = _layer_sharding(weight, sharding)
+    leaf = jax.jit(partial(jnp.zeros, weight.shape, dtype), out_shardings=sharding)()
+    place = jax.jit(partial(jax.lax.dynamic_update_index_in_dim, axis=0), donate_argnums=0, out_shardings=sharding)
+    for i, tensor in enumerate(slices):
+        leaf = place(leaf, _load_layer(weight, tensor, dtype, layer_sharding), np.int32(i))
+    return leaf
+
+
+def _load_layer(weight: Weight, tensor: Any, dtype: Any, sharding: Sharding) -> jax.Array:
+    """One layer on its devices; devices that hold the same part share one read."""
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = str(index)
+        if key not in parts:
+            parts[key] = to_ours(weight, tensor, index).astype(dtype)
+        return parts[key]
+
+    return jax.make_array_from_callback(weight.layer_shape, sharding, part)
+
+
+def _layer_sharding(weight: Weight, sharding: Sharding) -> Sharding:
+    """The sharding of one layer of a stacked leaf: the same without the first axis."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    if sharding.spec and sharding.spec[0] is not None:
+        raise ValueError(f"{weight.path}: layer axis sharded over {sharding.spec[0]!r}; layers are scanned, use None")
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+def save_hf(
+    params: Params,
+    folder: str | Path,
+    *,
+    source_folder: str | Path,
+    dtype: Any,
+    shard_bytes: int = 5_000_000_000,
+    overwrite: bool = False,
+) -> None:
+    """Writes a Hugging Face folder in the hub's layout, which transformers and vLLM load.
+
+    The weights are `params` cast to dtype; config, tokenizer, chat template, preprocessor and generation config are
+    `source_folder`'s (its config's dtype is set to what is written). Shards hold at most shard_bytes each, or one
+    tensor. The folder appears whole or not at all. Every process must call; process 0 writes. Raises ValueError when
+    the tree is not the one of the source's config, FileExistsError when the folder exists, unless `overwrite` and it
+    holds a model.
+    """
+    write_folder(
+        folder,
+        source_folder=source_folder,
+        dtype=np.dtype(dtype),
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+        writes=jax.process_index() == 0,
+        tensors=partial(_tensors, params, dtype=dtype),
+    )
+
+
+def _tensors(params: Params, cfg: Qwen3VLConfig, *, dtype: Any) -> Iterator[Tensor]:
+    """Yields every tensor of the tree; its read() brings that one tensor to the host."""
+    flat = flatten(params)
+    wanted = {weight.path: weight.shape for weight in weights(cfg)}
+    found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    wrong = sorted({path for path, _ in wanted.items() ^ found.items()})
+    if wrong:
+        lines = [f"{path}: has {found.get(path)}, needs {wanted.get(path)}" for path in wrong]
+        raise ValueError("\n".join(["the parameters are not those of the source folder's config:", *lines]))
+    for weight in weights(cfg):
+        for i, name in enumerate(weight.names):
+            leaf = flat[weight.path]
+            at = None if weight.stack is None else i
+            yield Tensor(name, weight.tensor_shape, partial(_to_host, weight, leaf, at, dtype))
+
+
+def _to_host(weight: Weight, leaf: Any, i: int | None, dtype: Any) -> np.ndarray:
+    """One tensor of a leaf on this host, gathered from all processes where it is spread over them."""
+    layer = leaf if i is None else leaf[i]
+    if isinstance(layer, jax.Array) and not layer.is_fully_addressable:
+        layer = multihost_utils.process_allgather(layer, tiled=True)
+    return to_hf(weight, np.asarray(layer).astype(dtype))
