@@ -98,3 +98,11 @@ def unpack(data: bytes) -> JudgeExample:
     if [hashlib.sha256(image).digest() for image in example.images] != hashes:
         raise BadRecord("image_hash", f"{example.example_id}: image bytes differ from the hash stored at preparation")
     return example
+
+
+def swapped(example: JudgeExample) -> JudgeExample:
+    """The pairwise example with its two candidates, and so its winner, exchanged. The id stays."""
+    if example.kind != "pairwise" or len(example.images) != 2 or example.label.winner not in (0, 1):
+        raise ValueError(f"{example.example_id} is no pairwise example of two images with a winner; nothing to swap")
+    label = Label(winner=1 - example.label.winner)
+    return dataclasses.replace(example, images=example.images[::-1], label=label)
