@@ -1,0 +1,103 @@
+"""What the demo's base model is trained on: telling what a picture shows, and the form of a judgement without its verdict.
+
+The judge demonstrations carry the gold rationale but a verdict thrown by a fair coin, so the base model learns to see and
+to write `<think>..</think><answer>..</answer>` and knows nothing about which facts are good: that is left to the reward.
+Pictures come from the pool that the caller gives; it must be `load_pool("train")`.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case, first_second, looks, parts, shows
+from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, HARMLESS, THINGS, Pool, Scene, choose, glyph_scene, photo_scene
+from mtjudge_jax.tasks import TASKS
+
+TEMPLATES: Mapping[str, str] = {name: TASKS[name].template for name in (*POINTWISE, *PAIRWISE)}
+DESCRIBE_ONE = "Describe this picture."
+DESCRIBE_TWO = "Describe both pictures."
+JUDGE_SHARE = 0.45  # the rest is description
+PAIRWISE_SHARE = 0.25  # of the demonstrations; their form must be known, since they are never trained on later
+ANSWERS = ("no", "yes")
+# Shares of the descriptions: a photograph, one thing, two things, a pair of pictures.
+DESCRIPTIONS = (0.42, 0.28, 0.18, 0.12)
+
+
+class BaseSample(NamedTuple):
+    images: tuple[np.ndarray, ...]  # one or two, uint8 [96, 96, 3]
+    question: str
+    answer: str
+
+
+def base_sample(rng: np.random.Generator, pool: Pool, templates: Mapping[str, str] = TEMPLATES) -> BaseSample:
+    """One sample of the pre-training mix."""
+    if rng.random() < JUDGE_SHARE:
+        task = choose(rng, PAIRWISE if rng.random() < PAIRWISE_SHARE else POINTWISE)
+        return judge_sample(rng, pool, task, templates=templates)
+    kind = int(rng.choice(len(DESCRIPTIONS), p=DESCRIPTIONS))
+    if kind == 3:
+        return describe_pair(rng, pool)
+    scene = (any_photo, one_thing, two_any_things)[kind](rng, pool)
+    return BaseSample((scene.image,), DESCRIBE_ONE, describe(scene))
+
+
+def judge_sample(
+    rng: np.random.Generator,
+    pool: Pool,
+    task: str,
+    *,
+    verdict: str = "coin",
+    templates: Mapping[str, str] = TEMPLATES,
+) -> BaseSample:
+    """One judge demonstration. `verdict`: "coin" (independent of everything else) or "true".
+
+    Raises ValueError for another `verdict` or an unknown task.
+    """
+    if verdict not in ("coin", "true"):
+        raise ValueError(f"verdict {verdict!r} must be 'coin' or 'true'")
+    case = draw_case(rng, pool, task, label=int(rng.integers(2)), variant=int(rng.integers(2)))
+    coin = int(rng.integers(2))
+    word = ANSWERS[coin if verdict == "coin" else case.label]
+    return BaseSample(
+        images=tuple(scene.image for scene in case.scenes),
+        question=templates[task].replace("{instruction}", case.instruction),
+        answer=f"<think>{case.rationale}</think><answer>{word}</answer>",
+    )
+
+
+def any_look(rng: np.random.Generator) -> str:
+    return "sharp" if rng.random() < 0.35 else choose(rng, DEFECTS)
+
+
+def any_photo(rng: np.random.Generator, pool: Pool) -> Scene:
+    order = "ordered" if rng.random() < 0.5 else choose(rng, DISORDERS)
+    return photo_scene(rng, pool, look=any_look(rng), order=order)
+
+
+def one_thing(rng: np.random.Generator, pool: Pool) -> Scene:
+    return glyph_scene(rng, pool, (choose(rng, THINGS),), look=any_look(rng))
+
+
+def two_any_things(rng: np.random.Generator, pool: Pool) -> Scene:
+    first = choose(rng, THINGS)
+    return glyph_scene(rng, pool, (first, choose(rng, tuple(name for name in THINGS if name != first))))
+
+
+def describe(scene: Scene) -> str:
+    """Everything that varies in a scene of its kind, in words."""
+    if not scene.things:
+        return f"{looks(scene)}, {parts(scene)}"
+    return shows(scene) if len(scene.things) == 2 else f"{shows(scene)}, {looks(scene)}"
+
+
+def describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
+    """Two photographs by their look, two pictures of one harmless thing, or two of two things."""
+    kind = int(rng.integers(3))
+    if kind == 0:
+        words, scenes = looks, tuple(photo_scene(rng, pool, look=any_look(rng)) for _ in range(2))
+    elif kind == 1:
+        words, scenes = shows, tuple(glyph_scene(rng, pool, (choose(rng, HARMLESS),)) for _ in range(2))
+    else:
+        words, scenes = shows, tuple(two_any_things(rng, pool) for _ in range(2))
+    return BaseSample(tuple(scene.image for scene in scenes), DESCRIBE_TWO, first_second(words, scenes))
