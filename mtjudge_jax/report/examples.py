@@ -1,0 +1,200 @@
+"""The judged examples of the page: which are shown, their pictures, and before and after side by side."""
+
+import base64
+import hashlib
+import io
+import itertools
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from array_record.python.array_record_module import ArrayRecordReader
+from PIL import Image
+
+from mtjudge_jax.data.records import BadRecord, JudgeExample, unpack
+from mtjudge_jax.report.read import BASE, TRAINED, Evaluation, Run
+from mtjudge_jax.tasks import get_task
+
+MAX_SIDE = 192  # pixels; a smaller picture is shown as it is, a larger one is shrunk to this
+TEST_QUOTA, VAL_QUOTA = 30, 10  # examples a task where both splits were judged; all 40 from the one that was otherwise
+READ_BATCH = 64  # records a read
+
+
+class Answer(NamedTuple):
+    """What one model said. `positive` is the probability of the task's last label word ("yes"), None where unknown."""
+
+    verdict: str | None
+    correct: bool
+    reasoning: str
+    text: str
+    error: str
+    reward: float | None
+    sampled_accuracy: float | None
+    positive: float | None
+    positive_word: str
+
+
+class Card(NamedTuple):
+    key: str
+    task: str
+    split: str
+    order: str
+    question: str
+    label: str
+    pictures: list[str]  # data URIs in the order the model saw them; "" = could not be decoded
+    before: Answer | None
+    after: Answer | None
+    outcome: str  # space-separated filter words: right | wrong, mended | broken
+
+
+def build_cards(run: Run) -> list[Card]:
+    """Cards by task, then split, then a hash of the id. Adds to `run.problems` what could not be read."""
+    chosen: list[tuple[str, dict | None, dict | None]] = []
+    pairs = list(judged_pairs(run.evaluations))
+    for split, before, after in pairs:
+        quota = TEST_QUOTA + VAL_QUOTA if len(pairs) == 1 else TEST_QUOTA if split == "test" else VAL_QUOTA
+        chosen += choose_pairs(split, before, after, quota)
+    wanted: dict[tuple[str, str], set[str]] = {}
+    for split, old, new in chosen:
+        shown = new or old
+        wanted.setdefault((split, shown["task"]), set()).add(shown["example_id"])
+    examples = {}
+    for (split, task), ids in sorted(wanted.items()):
+        examples |= read_examples(run, split=split, task=task, ids=ids)
+    order = list(dict.fromkeys((new or old)["task"] for _, old, new in chosen))
+    chosen.sort(key=lambda item: order.index((item[2] or item[1])["task"]))  # stable: split and hash order stay
+    return [make_card(split, old, new, examples) for split, old, new in chosen]
+
+
+def judged_pairs(evaluations: dict[str, Evaluation]) -> Iterator[tuple[str, Evaluation | None, Evaluation | None]]:
+    """(split, before, after): base and trained on test; the first and the last validation on val."""
+    if BASE in evaluations or TRAINED in evaluations:
+        yield "test", evaluations.get(BASE), evaluations.get(TRAINED)
+    validations = sorted(name for name in evaluations if name.startswith("val_"))
+    if validations:
+        first = evaluations[validations[0]] if len(validations) > 1 else None
+        yield "val", first, evaluations[validations[-1]]
+
+
+def choose_pairs(split: str, before: Evaluation | None, after: Evaluation | None, quota: int) -> list[tuple]:
+    """At most `quota` a task of (split, prediction before, prediction after), balanced over right/wrong and labels."""
+    old = {prediction_key(p): p for p in before.predictions} if before else {}
+    new = {prediction_key(p): p for p in after.predictions} if after else {}
+    shown = new or old
+    by_task: dict[str, list[dict]] = {}
+    for p in shown.values():
+        by_task.setdefault(p["task"], []).append(p)
+    chosen = itertools.chain.from_iterable(choose_balanced(ps, quota) for ps in by_task.values())
+    keys = [prediction_key(p) for p in chosen]
+    return [(split, old.get(key), new.get(key)) for key in keys]
+
+
+def choose_balanced(predictions: list[dict], quota: int) -> list[dict]:
+    """Turn by turn a right and a wrong answer, and within each over the labels; deterministic by a hash of the id.
+
+    Where one side runs out the other fills up: 3 wrong of 100 and quota 10 gives 3 wrong and 7 right.
+    """
+    ranked = sorted(predictions, key=lambda p: hashlib.sha256(prediction_key(p).encode()).digest())
+    sides = []
+    for right in (True, False):
+        side = [p for p in ranked if bool(p["correct"]) is right]
+        labels = sorted({p["label"] for p in side})
+        sides.append(list(take_turns([[p for p in side if p["label"] == label] for label in labels])))
+    return list(itertools.islice(take_turns(sides), quota))
+
+
+def take_turns(lists: list[list]) -> Iterator:
+    """[[a, b, c], [x]] -> a, x, b, c."""
+    missing = object()
+    for row in itertools.zip_longest(*lists, fillvalue=missing):
+        yield from (item for item in row if item is not missing)
+
+
+def prediction_key(p: dict) -> str:
+    return f"{p['task']} {p['example_id']} {p.get('order', '')}".strip()
+
+
+def read_examples(run: Run, *, split: str, task: str, ids: set[str]) -> dict[str, JudgeExample]:
+    """example_id -> record, from the one file of this split and task; stops as soon as all are found."""
+    if run.data is None:
+        return {}
+    path = run.data / split / f"{task}.array_record"
+    if not re.fullmatch(r"[\w.-]+", task) or not path.is_file():
+        run.problems.append(
+            f"{split}/{task}.array_record is not in the data folder: its examples are shown without pictures."
+        )
+        return {}
+    found, bad = {}, 0
+    for data in iterate_records(path):
+        try:
+            example = unpack(data)
+        except BadRecord:
+            bad += 1
+            continue
+        if example.example_id in ids:
+            found[example.example_id] = example
+        if len(found) == len(ids):
+            break
+    if bad:
+        run.problems.append(f"{split}/{task}.array_record: {bad} records could not be read and were left out.")
+    return found
+
+
+def iterate_records(path: pathlib.Path) -> Iterator[bytes]:
+    reader = ArrayRecordReader(str(path))
+    try:
+        count = reader.num_records()
+        for start in range(0, count, READ_BATCH):
+            yield from reader.read(list(range(start, min(start + READ_BATCH, count))))
+    finally:
+        reader.close()
+
+
+def make_card(split: str, old: dict | None, new: dict | None, examples: dict[str, JudgeExample]) -> Card:
+    p = new or old
+    example = examples.get(p["example_id"])
+    pictures, question = [], ""
+    if example is not None:
+        pictures = [thumbnail(image) for image in example.images]
+        if p.get("order") == "ba":  # shown to the model the other way round
+            pictures.reverse()
+        question = ask(example)
+    outcome = "right" if p["correct"] else "wrong"
+    if old and new and bool(old["correct"]) is not bool(new["correct"]):
+        outcome += " mended" if new["correct"] else " broken"
+    return Card(
+        p["example_id"], p["task"], split, p.get("order", ""), question, p["label"], pictures,
+        old and make_answer(old), new and make_answer(new), outcome,
+    )  # fmt: skip
+
+
+def ask(example: JudgeExample) -> str:
+    """The question as the model read it; the bare instruction where today's tasks cannot ask it."""
+    try:
+        return get_task(example.task).question_text(example.question)
+    except ValueError:
+        return example.instruction
+
+
+def make_answer(p: dict) -> Answer:
+    word, positive = next(reversed((p.get("probabilities") or {}).items()), ("", None))
+    return Answer(
+        p["verdict"], bool(p["correct"]), p["reasoning"], p["text"], p.get("error") or "", p.get("reward"),
+        p.get("sampled_accuracy"), positive, word,
+    )  # fmt: skip
+
+
+def thumbnail(data: bytes) -> str:
+    """The picture decoded and encoded again, so that nothing but pixels of a foreign file gets into the page."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            image = image.convert("RGB")
+    except (
+        Exception
+    ):  # Pillow raises a dozen types on damaged files; the card says that the picture could not be decoded
+        return ""
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=92, method=4)
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

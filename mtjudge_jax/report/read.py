@@ -1,0 +1,128 @@
+"""Reads what a run left in its folder. A missing or torn part is named in `Run.problems`; it never stops the report."""
+
+import json
+import pathlib
+from typing import NamedTuple
+
+BASE, TRAINED, REFERENCE = "base_test", "trained_test", "reference_sft_test"
+MAX_TEXT = 2000  # characters of one completion kept for the page: a hostile one may be a megabyte long
+
+
+class Evaluation(NamedTuple):
+    """One held-out judging: `tasks` name -> TaskScore, `mean` over the trained tasks, `predictions` one dict each."""
+
+    name: str
+    tasks: dict
+    mean: dict
+    predictions: list[dict]
+
+
+class Run(NamedTuple):
+    """A run's folder as it stands now. `train` and `validation` are metrics lines in step order, one a step."""
+
+    workdir: pathlib.Path
+    config: dict
+    train: list[dict]
+    validation: list[dict]
+    evaluations: dict[str, Evaluation]
+    data: pathlib.Path | None
+    manifest: dict
+    problems: list[str]
+
+
+def read_run(workdir: str | pathlib.Path) -> Run:
+    """Raises FileNotFoundError when the folder itself is missing; everything inside it may be."""
+    workdir = pathlib.Path(workdir)
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"workdir={workdir} is not a folder; give the --workdir of a run")
+    problems: list[str] = []
+    config = read_json(workdir / "config.json", problems)
+    lines = read_lines(workdir / "metrics.jsonl", problems)
+    train = latest_by_step([line for line in lines if line.get("kind") == "train"])
+    validation = latest_by_step([line for line in lines if line.get("kind") == "eval" and line.get("split") == "val"])
+    evaluations = {
+        name: read_evaluation(workdir / "eval", name, problems) for name in evaluation_names(workdir / "eval")
+    }
+    for name, meaning in ((BASE, "the base model on the test split"), (TRAINED, "the trained model on the test split")):
+        if name not in evaluations:
+            problems.append(f"eval/{name}.json is not there yet: {meaning} has not been evaluated.")
+    data = find_data(workdir, config)
+    if data is None:
+        problems.append(
+            "The data folder (config.json, data.path) was not found: the judged examples are shown without pictures."
+        )
+        return Run(workdir, config, train, validation, evaluations, None, {}, problems)
+    manifest = read_json(data / "manifest.json", problems)
+    return Run(workdir, config, train, validation, evaluations, data, manifest, problems)
+
+
+def evaluation_names(folder: pathlib.Path) -> list[str]:
+    """The three fixed names that exist, and the first and the last validation (their predictions can be large)."""
+    fixed = [name for name in (BASE, TRAINED, REFERENCE) if (folder / f"{name}.json").exists()]
+    validations = sorted(path.stem for path in folder.glob("val_*.json"))
+    return fixed + list(dict.fromkeys(validations[:1] + validations[-1:]))
+
+
+def read_evaluation(folder: pathlib.Path, name: str, problems: list[str]) -> Evaluation:
+    scores = read_json(folder / f"{name}.json", problems)
+    predictions = [shorten(line) for line in read_lines(folder / f"{name}.predictions.jsonl", problems)]
+    return Evaluation(name, scores.get("tasks") or {}, scores.get("mean") or {}, predictions)
+
+
+def shorten(prediction: dict) -> dict:
+    """The same prediction with `text`, `reasoning` and `error` cut to MAX_TEXT characters, the cut being said."""
+    cut = {}
+    for field in ("text", "reasoning", "error"):
+        value = prediction.get(field) or ""
+        cut[field] = value if len(value) <= MAX_TEXT else f"{value[:MAX_TEXT]} … ({len(value):,} characters in all)"
+    return prediction | cut
+
+
+def read_json(path: pathlib.Path, problems: list[str]) -> dict:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append(f"{path.name} is not there.")
+        return {}
+    except (OSError, ValueError) as e:
+        problems.append(f"{path.name} could not be read ({type(e).__name__}: {e}).")
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{path.name} holds a {type(value).__name__}, not an object; it was left out.")
+        return {}
+    return value
+
+
+def read_lines(path: pathlib.Path, problems: list[str]) -> list[dict]:
+    """JSON objects, one a line. A run being written, or killed, may leave a torn line: counted, not fatal."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        problems.append(f"{path.name} is not there.")
+        return []
+    rows, torn = [], 0
+    for line in filter(str.strip, text.split("\n")):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            torn += 1
+    if torn:
+        problems.append(f"{path.name}: {torn} of {len(rows) + torn} lines could not be read and were left out.")
+    return rows
+
+
+def latest_by_step(lines: list[dict]) -> list[dict]:
+    """A step done again after a stop is in the file twice; the later line counts. [step 1, 2, 3, 2'] -> [1, 2', 3]."""
+    by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def find_data(workdir: pathlib.Path, config: dict) -> pathlib.Path | None:
+    """`data.path` as written, else the workdir's own data/ (where it is when the path is empty, and after a move)."""
+    path = (config.get("data") or {}).get("path") or ""
+    candidates = ([pathlib.Path(path)] if path else []) + [workdir / "data"]
+    return next((folder for folder in candidates if folder.is_dir()), None)

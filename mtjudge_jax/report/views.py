@@ -1,0 +1,223 @@
+"""From a run's files to the sentences, table rows and plots of the page; no HTML here."""
+
+import statistics
+from typing import NamedTuple
+
+from mtjudge_jax.report import plots
+from mtjudge_jax.report.intervals import mean_interval
+from mtjudge_jax.report.plots import ALL_COLOR, MARKERS, TASK_COLORS, Dumbbell, Plot, Series
+from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Evaluation, Run
+
+
+class Score(NamedTuple):
+    """A share in 0..1 and its 95 % interval; either may be unknown."""
+
+    value: float | None
+    ci: tuple[float, float] | None
+
+
+class Means(NamedTuple):
+    """Means over the trained tasks of one evaluation."""
+
+    macro_f1: Score
+    sampled: Score
+
+
+class TaskRow(NamedTuple):
+    task: str
+    count: int | None
+    before: dict  # TaskScore, {} where not evaluated
+    after: dict
+    constant: float | None
+    reference: float | None
+
+
+class PairRow(NamedTuple):
+    """One pairwise task: the TaskScore dicts of base and trained, {} where not evaluated."""
+
+    task: str
+    before: dict
+    after: dict
+
+
+class Phase(NamedTuple):
+    name: str
+    total_seconds: float
+    mean_seconds: float
+    share: float
+
+
+class Work(NamedTuple):
+    """What was run. `wall_seconds` sums the phases of all steps: compilation is in it, evaluation is not."""
+
+    steps: int
+    wall_seconds: float | None
+    tokens_per_s: float | None
+    phases: list[Phase]
+
+
+def is_pairwise(score: dict) -> bool:
+    return "consistency" in score
+
+
+def trained_tasks(run: Run) -> list[str]:
+    """Pointwise tasks in the order in which the files name them: test scores first, else validation, else training."""
+    sources = [e.tasks for e in run.evaluations.values()] + [
+        line.get("tasks", {}) for line in run.validation[:1] + run.train[:1]
+    ]
+    names = dict.fromkeys(name for tasks in sources for name, score in tasks.items() if not is_pairwise(score))
+    return list(names)
+
+
+def summarise(evaluation: Evaluation | None) -> Means:
+    """The evaluation's own means; its own intervals where it wrote them, else a bootstrap over its predictions."""
+    if evaluation is None:
+        return Means(Score(None, None), Score(None, None))
+    tasks = [name for name, score in evaluation.tasks.items() if not is_pairwise(score)]
+    scores = []
+    for name in Means._fields:
+        key = {"sampled": "sampled_accuracy"}.get(name, name)
+        ci = evaluation.mean.get(f"{key}_ci") or mean_interval(evaluation.predictions, tasks, score=key)
+        scores.append(Score(evaluation.mean.get(key), ci))
+    return Means(*scores)
+
+
+def task_rows(run: Run) -> list[TaskRow]:
+    before, after, reference = (run.evaluations.get(name) for name in (BASE, TRAINED, REFERENCE))
+    rows = []
+    for task in trained_tasks(run):
+        old, new, ref = (e.tasks.get(task, {}) if e else {} for e in (before, after, reference))
+        either = new or old
+        if either:
+            rows.append(
+                TaskRow(task, either.get("count"), old, new, either.get("constant_macro_f1"), ref.get("macro_f1"))
+            )
+    return rows
+
+
+def pair_rows(run: Run) -> list[PairRow]:
+    before, after = (run.evaluations[name].tasks if name in run.evaluations else {} for name in (BASE, TRAINED))
+    names = dict.fromkeys(name for tasks in (after, before) for name, score in tasks.items() if is_pairwise(score))
+    return [PairRow(name, before.get(name, {}), after.get(name, {})) for name in names]
+
+
+def dumbbell_plot(rows: list[TaskRow], before: Means, after: Means, reference: Means) -> Plot | None:
+    dumbbells = [
+        Dumbbell(
+            row.task, row.before.get("macro_f1"), row.before.get("macro_f1_ci"), row.after.get("macro_f1"),
+            row.after.get("macro_f1_ci"), row.constant, row.reference,
+        )
+        for row in rows
+    ]  # fmt: skip
+    constants = [row.constant for row in rows if row.constant is not None]
+    mean = Dumbbell(
+        "mean",
+        *before.macro_f1,
+        *after.macro_f1,
+        statistics.fmean(constants) if constants else None,
+        reference.macro_f1.value,
+    )
+    return plots.draw_dumbbells([*dumbbells, mean])
+
+
+def task_colors(tasks: list[str]) -> dict[str, str]:
+    return {task: TASK_COLORS[i % len(TASK_COLORS)] for i, task in enumerate(tasks)}
+
+
+def learning_curves(run: Run, tasks: list[str]) -> list[Plot]:
+    """The panels that have data, in reading order."""
+    share, note = (-0.02, 1.02), "sampled answers of each step's batch"
+    drawn = [
+        training_plot(run, tasks, key="reward", title="Reward", note=note, limits=share),
+        training_plot(run, tasks, key="accuracy", title="Accuracy", note=note, limits=share),
+        training_plot(run, tasks, key="format", title="Answers in the asked form", note=note, limits=share),
+        validation_plot(run, tasks, key="macro_f1", title="Macro-F1 on validation"),
+        validation_plot(run, tasks, key="sampled_accuracy", title="Sampled accuracy on validation"),
+        training_plot(
+            run, tasks, key="zero_variance", title="Groups without a signal", limits=share,
+            note="share of prompts whose answers all earned the same",
+        ),
+        training_plot(run, [], key="kl", title="KL to the starting model", note="nats a token"),
+        training_plot(run, [], key="entropy", title="Entropy of the policy", note="nats a token"),
+        training_plot(run, [], key="loss", title="Loss", note="of the update"),
+    ]  # fmt: skip
+    return [plot for plot in drawn if plot is not None]
+
+
+def training_plot(
+    run: Run, tasks: list[str], *, key: str, title: str, note: str, limits: tuple[float, float] | None = None
+) -> Plot | None:
+    steps, colors = [line["step"] for line in run.train], task_colors(tasks)
+    series = [
+        Series(task, steps, [line.get("tasks", {}).get(task, {}).get(key) for line in run.train], colors[task])
+        for task in tasks
+    ]
+    series.append(Series("all", steps, [line.get(key) for line in run.train], ALL_COLOR, wide=True))
+    return plots.draw_curves(title, series, limits=limits, note=note)
+
+
+def validation_plot(run: Run, tasks: list[str], *, key: str, title: str) -> Plot | None:
+    steps, colors = [line["step"] for line in run.validation], task_colors(tasks)
+    series = [
+        Series(
+            task, steps, [line.get("tasks", {}).get(task, {}).get(key) for line in run.validation], colors[task],
+            marker=MARKERS[i % len(MARKERS)],
+        )
+        for i, task in enumerate(tasks)
+    ]  # fmt: skip
+    means = [(line.get("mean") or {}).get(key) for line in run.validation]
+    series.append(Series("mean", steps, means, ALL_COLOR, marker="o", wide=True))
+    return plots.draw_curves(title, series, limits=(-0.02, 1.02), note="the whole validation split")
+
+
+def summarise_work(run: Run) -> Work:
+    totals: dict[str, float] = {}
+    for line in run.train:
+        for phase, seconds in (line.get("seconds") or {}).items():
+            totals[phase] = totals.get(phase, 0.0) + seconds
+    wall, steps = sum(totals.values()), len(run.train)
+    phases = [Phase(name, total, total / steps, total / wall if wall else 0.0) for name, total in totals.items()]
+    speeds = [line["tokens_per_s"] for line in run.train if line.get("tokens_per_s") is not None]
+    done = max(steps, run.train[-1]["step"]) if run.train else 0  # steps may be counted from 0 or from 1
+    return Work(done, wall if totals else None, statistics.median(speeds) if speeds else None, phases)
+
+
+def best_validation(run: Run) -> tuple[int, float] | None:
+    """(step, mean macro-F1) of the best validation; the first of equals."""
+    means = [(line["step"], (line.get("mean") or {}).get("macro_f1")) for line in run.validation]
+    scored = [(step, mean) for step, mean in means if mean is not None]
+    return max(scored, key=lambda item: item[1]) if scored else None
+
+
+def split_counts(manifest: dict) -> dict[str, int]:
+    """{"files": {"train/a": {"count": 3}, "train/b": {"count": 4}}} -> {"train": 7}."""
+    counts: dict[str, int] = {}
+    for name, file in manifest.get("files", {}).items():
+        split = name.split("/")[0]
+        counts[split] = counts.get(split, 0) + file.get("count", 0)
+    return counts
+
+
+HIGHLIGHTS = {
+    "stage": "stage", "model.path": "base model", "rollout.prompts": "prompts a step",
+    "rollout.group_size": "answers a prompt",
+    "rollout.temperature": "temperature", "reward.alpha": "weight of the form", "loss.kl_coef": "weight of the KL",
+    "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
+}  # fmt: skip
+
+
+def highlight(config: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The few fields of the flat configuration that a reader looks for first, in words."""
+    values = dict(config)
+    return [(words, values[name]) for name, words in HIGHLIGHTS.items() if name in values]
+
+
+def flatten(config: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """{"optim": {"lr": 1e-4}} -> [("optim.lr", "0.0001")]."""
+    rows = []
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            rows += flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows

@@ -1,0 +1,363 @@
+"""The report page over a synthetic run folder: what it says, that it is one inert file, that missing parts are said."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from mtjudge_jax.data.records import JudgeExample, Label, pack
+from mtjudge_jax.report import format_ci, format_duration, write_report
+from mtjudge_jax.report.examples import choose_balanced, thumbnail
+from mtjudge_jax.report.intervals import mean_interval
+from mtjudge_jax.report.plots import Series, draw_curves, smooth
+from mtjudge_jax.report.read import latest_by_step
+from mtjudge_jax.tasks import TASKS
+
+POINTWISE = [name for name, task in TASKS.items() if task.kind == "pointwise_binary"]
+PAIRWISE = [name for name, task in TASKS.items() if task.kind == "pairwise"]
+HOSTILE = '<script>document.title="run"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}'
+
+
+def draw_picture(rng, side=96):
+    """A PNG of two colours and a block: enough to be told apart on the page."""
+    pixels = np.empty((side, side, 3), np.uint8)
+    pixels[:] = rng.integers(60, 255, 3)
+    pixels[np.arange(side) % 16 < 8] //= np.uint8(2)
+    a, b = rng.integers(0, side // 2, 2)
+    pixels[a : a + side // 3, b : b + side // 3] = rng.integers(0, 255, 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_example(rng, task, split, i):
+    kind = TASKS[task].kind
+    pair, label = kind == "pairwise", int(i % 2)
+    return JudgeExample(
+        example_id=f"{split}_{task}_{i:04d}", dataset="demo", split=split, task=task,
+        group_id=f"{split}_photo_{i // 2}",
+        criterion=task, kind=kind, instruction="a dog" if i % 3 else "a cup of tea",
+        images=tuple(draw_picture(rng) for _ in range(2 if pair else 1)),
+        label=Label(winner=label) if pair else Label(binary=label),
+    )  # fmt: skip
+
+
+def make_prediction(rng, example, *, skill, order=""):
+    words = TASKS[example.task].labels
+    index = example.label.winner if example.kind == "pairwise" else example.label.binary
+    index = 1 - index if order == "ba" else index
+    correct = bool(rng.random() < skill)
+    verdict = words[index if correct else 1 - index]
+    invalid = rng.random() < 0.03
+    reasoning = str(
+        rng.choice(["looks blurry", "looks sharp, parts ordered", "shows a cat, differs", "shows a knife and a dog"])
+    )
+    yes = float(np.clip(rng.normal(0.85 if verdict == "yes" else 0.15, 0.1), 0, 1))
+    return {
+        "example_id": example.example_id, "task": example.task, "group_id": example.group_id, "split": example.split,
+        "label": words[index], "label_index": index, "verdict": None if invalid else verdict,
+        "correct": correct and not invalid,
+        "text": f"<think>{reasoning}</think>" + ("" if invalid else f"<answer>{verdict}</answer>"),
+        "reasoning": "" if invalid else reasoning, "error": "no <answer>" if invalid else "",
+        "reward": 0.0 if invalid else 0.1 + 0.9 * correct, "sampled_accuracy": float(rng.binomial(8, skill) / 8),
+        "probabilities": {"no": 1 - yes, "yes": yes}, "order": order,
+    }  # fmt: skip
+
+
+def score_task(rows, *, pairwise):
+    accuracy = float(np.mean([r["correct"] for r in rows]))
+    sampled = float(np.mean([r["sampled_accuracy"] for r in rows]))
+    around = lambda x: [max(0.0, x - 0.05), min(1.0, x + 0.05)]  # noqa: E731
+    score = {
+        "count": len(rows), "macro_f1": accuracy, "macro_f1_ci": around(accuracy), "accuracy": accuracy,
+        "accuracy_ci": around(accuracy), "sampled_accuracy": sampled, "sampled_accuracy_ci": around(sampled),
+        "invalid_rate": float(np.mean([r["verdict"] is None for r in rows])), "constant_macro_f1": 1 / 3,
+        "label_share": {"no": 0.5, "yes": 0.5}, "verdict_share": {"no": 0.5, "yes": 0.5},
+    }  # fmt: skip
+    if pairwise:
+        score |= {
+            "accuracy_ab": accuracy,
+            "accuracy_ba": accuracy,
+            "consistency": 0.7,
+            "consistent_accuracy": accuracy**2,
+        }
+        score |= {"first_share": 0.44, "probability_accuracy": 0.83, "single_accuracy": 0.86}
+    return score
+
+
+def write_evaluation(folder, name, examples, rng, *, skill):
+    rows = []
+    for example in examples:
+        orders = ("ab", "ba") if example.kind == "pairwise" else ("",)
+        rows += [make_prediction(rng, example, skill=skill, order=order) for order in orders]
+    tasks = {}
+    for task in dict.fromkeys(row["task"] for row in rows):
+        tasks[task] = score_task([r for r in rows if r["task"] == task], pairwise=task in PAIRWISE)
+    mean = {key: float(np.mean([tasks[t][key] for t in POINTWISE])) for key in ("macro_f1", "sampled_accuracy")}
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"tasks": tasks, "mean": mean}))
+    (folder / f"{name}.predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tasks, mean
+
+
+def write_metrics(path, rng, *, steps, every):
+    lines = []
+    for step in range(0, steps + 1):
+        skill = 0.5 + 0.38 / (1 + np.exp(-(step - steps * 0.4) / (steps * 0.1)))
+        tasks = {}
+        for i, task in enumerate(POINTWISE):
+            accuracy = float(np.clip(skill - 0.03 * i + rng.normal(0, 0.08), 0, 1))
+            tasks[task] = {"reward": 0.9 * accuracy + 0.1, "accuracy": accuracy, "format": 1 - 0.02 * rng.random()}
+            tasks[task]["zero_variance"] = float(np.clip(skill - 0.4 + rng.normal(0, 0.1), 0, 1))
+        line = {key: float(np.mean([t[key] for t in tasks.values()])) for key in tasks[POINTWISE[0]]}
+        line |= {"kind": "train", "step": step, "kl": 0.05 * skill * rng.random() + 1e-3 * step / steps, "loss": 0.01}
+        line |= {
+            "entropy": 0.3 - 0.2 * skill + 0.02 * rng.random(),
+            "grad_norm": 1.0,
+            "lr": 2e-4,
+            "tokens_per_s": 3000 + 300 * rng.random(),
+        }
+        line |= {
+            "seconds": {"rollout": 0.4, "score": 0.01, "logp": 0.1, "update": 0.5 + 20 * (step == 1)},
+            "tasks": tasks,
+        }
+        if step:
+            lines.append(line)
+        if step % every == 0:
+            scores = {t: {"macro_f1": tasks[t]["accuracy"], "sampled_accuracy": skill} for t in POINTWISE}
+            mean = {"macro_f1": float(np.mean([s["macro_f1"] for s in scores.values()])), "sampled_accuracy": skill}
+            lines.append({"kind": "eval", "step": step, "split": "val", "tasks": scores, "mean": mean})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def make_workdir(folder, *, steps=12, per_task=6, seed=0):
+    """A whole run: config, metrics, data of two splits, base and trained on test, two validations."""
+    rng = np.random.default_rng(seed)
+    data, examples = folder / "data", {"val": [], "test": []}
+    manifest = {"version": 1, "dataset": "demo", "files": {}}
+    for split, kept in examples.items():
+        (data / split).mkdir(parents=True)
+        for task in POINTWISE + (PAIRWISE if split == "test" else []):
+            rows = [make_example(rng, task, split, i) for i in range(per_task)]
+            writer = ArrayRecordWriter(str(data / split / f"{task}.array_record"), "group_size:1")
+            for row in rows:
+                writer.write(pack(row))
+            writer.close()
+            kept += rows
+            manifest["files"][f"{split}/{task}"] = {"count": per_task, "sha256": ""}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "config.json").write_text(
+        json.dumps({"seed": 0, "steps": steps, "data": {"path": ""}, "optim": {"lr": 2e-4}})
+    )
+    write_metrics(folder / "metrics.jsonl", rng, steps=steps, every=max(1, steps // 6))
+    for name, split, skill in (
+        ("base_test", "test", 0.5), ("trained_test", "test", 0.85), ("val_000000", "val", 0.5),
+        (f"val_{steps:06d}", "val", 0.85),
+    ):  # fmt: skip
+        write_evaluation(folder / "eval", name, examples[split], rng, skill=skill)
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.inside = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and tag == self.inside[-1]:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_workdir(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def source(workdir):
+    return write_report(workdir).read_text(encoding="utf-8")
+
+
+def test_page_is_complete(workdir, source):
+    page = Page(source)
+    scores = json.loads((workdir / "eval" / "trained_test.json").read_text())
+    assert (workdir / "report.html").exists()
+    assert not list(workdir.glob(".report*"))  # the temporary file is gone
+    headline = re.sub(r"[ \n]+", " ", page.text)
+    assert "In 12 training steps (32.1\u00a0s) the mean macro-F1" in headline
+    assert (
+        f"to {scores['mean']['macro_f1']:.2f} (" in headline
+        and f"to {100 * scores['mean']['sampled_accuracy']:.0f}\u00a0% (" in headline
+    )
+    assert "unknown" not in headline
+    assert "coin flips" in page.text and "demonstration set made by construction" in page.text
+    assert "Not in this page" not in page.text
+    plots = [a for a in page.all("img") if a["src"].startswith("data:image/svg+xml")]
+    assert len(plots) == 1 + 9 and all(len(a["alt"]) > 30 for a in plots)
+    order = [source.index(f'id="{name}"') for name in ("tasks", "curves", "pairwise", "work", "examples")]
+    assert [source.index('class="honest"'), *order] == sorted([source.index('class="honest"'), *order])
+
+
+def test_cards_have_pictures_question_and_filters(source):
+    page = Page(source)
+    cards = [a for a in page.all("li") if "data-task" in a]
+    assert len(cards) == 6 * (6 + 6) + 3 * 12  # val and test, and the pairwise tasks in both orders
+    pictures = [a for a in page.all("img") if a["src"].startswith("data:image/webp")]
+    assert len(pictures) == 6 * 12 + 3 * 12 * 2 and all("picture of example" in a["alt"] for a in pictures)
+    assert {a["data-split"] for a in cards} == {"test", "val"}
+    assert {a["data-outcome"].split()[0] for a in cards} == {"right", "wrong"}
+    assert TASKS["technical"].template in page.text and "Does this picture show a cup of tea?" in page.text
+    for control in page.all("select") + page.all("input"):
+        assert control["name"] in ("task", "outcome", "split", "text")
+
+
+def test_page_needs_no_network_and_runs_only_its_own_script(source):
+    page = Page(source)
+    assert "://" not in source.replace("data:image/", "")
+    for _, attrs in page.tags:
+        for name in ("src", "href"):
+            assert attrs.get(name, "#").startswith(("#", "data:image/"))
+        assert not [name for name in attrs if name.startswith("on")]
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert (
+        policy.startswith("default-src 'none';")
+        and "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+    )
+    assert len(page.all("script")) == 1
+
+
+def test_hostile_text_is_inert_and_cut(tmp_path):
+    folder = make_workdir(tmp_path, per_task=2)
+    path = folder / "eval" / "trained_test.predictions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        row |= {"text": HOSTILE + "x" * 1_000_000, "reasoning": HOSTILE, "error": HOSTILE}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = json.loads((folder / "config.json").read_text()) | {HOSTILE: HOSTILE}
+    (folder / "config.json").write_text(json.dumps(config))
+    source = write_report(folder).read_text(encoding="utf-8")
+    page = Page(source)
+    assert len(page.all("script")) == 1 and "onerror" not in {name for _, attrs in page.tags for name in attrs}
+    assert "&lt;script&gt;document.title" in source and HOSTILE in page.text
+    assert "1,000,0" in page.text and len(source) < 3_000_000  # 24 answers of a megabyte were cut, and it is said
+
+
+def test_unfinished_run_says_what_is_missing(tmp_path):
+    page = Page(write_report(tmp_path, out=tmp_path / "other.html").read_text(encoding="utf-8"))
+    assert "has not been evaluated on its test split yet (0 training steps done)" in page.text
+    for part in ("config.json", "metrics.jsonl", "eval/base_test.json", "eval/trained_test.json", "data folder"):
+        assert part in page.text
+    folder = make_workdir(tmp_path / "run")
+    for name in ("trained_test.json", "trained_test.predictions.jsonl"):
+        (folder / "eval" / name).unlink()
+    (folder / "data" / "test" / "safety.array_record").unlink()
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert "the trained model has not been evaluated yet (12 steps done)" in re.sub(r"\s+", " ", page.text)
+    assert "metrics.jsonl: 1 of 20 lines could not be read" in page.text
+    assert "test/safety.array_record is not in the data folder" in page.text
+    with pytest.raises(FileNotFoundError, match="give the --workdir"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_same_folder_gives_the_same_bytes(workdir, source):
+    assert write_report(workdir).read_text(encoding="utf-8") == source
+
+
+def test_reference_is_set_beside(tmp_path):
+    folder = make_workdir(tmp_path, per_task=2)
+    rng = np.random.default_rng(3)
+    examples = [make_example(rng, task, "test", i) for task in POINTWISE for i in range(4)]
+    write_evaluation(folder / "eval", "reference_sft_test", examples, rng, skill=1.0)
+    text = re.sub(r"\s+", " ", Page(write_report(folder).read_text(encoding="utf-8")).text)
+    assert re.search(r"Here it reaches a mean macro-F1 of (1\.00|0\.9\d)", text) and "SFTreference" in text
+
+
+def test_choice_is_balanced_and_deterministic():
+    rows = [
+        {"task": "t", "example_id": str(i), "correct": i >= 12, "label": ("no", "yes")[i % 2], "verdict": "no"}
+        for i in range(100)
+    ]
+    chosen = choose_balanced(rows, 20)
+    assert sum(r["correct"] for r in chosen) == 10
+    assert [sum(r["label"] == "yes" for r in chosen if r["correct"] is side) for side in (True, False)] == [5, 5]
+    assert chosen == choose_balanced(rows[::-1], 20)
+    assert (
+        sum(not r["correct"] for r in choose_balanced(rows, 40)) == 12
+    )  # all the wrong ones there are, the rest right
+
+
+def test_mean_interval_covers_and_keeps_groups_together():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"task": t, "group_id": str(i), "label": ("no", "yes")[i % 2], "sampled_accuracy": 0.75}
+        | {"verdict": ("no", "yes")[int(i % 2) ^ int(rng.random() < 0.2)]}
+        for t in ("technical", "safety") for i in range(400)
+    ]  # fmt: skip
+    low, high = mean_interval(rows, ["technical", "safety"], score="macro_f1")
+    assert low < 0.8 < high and high - low == pytest.approx(2 * 1.96 * 0.4 / np.sqrt(800), rel=0.25)
+    assert mean_interval(rows, ["technical", "safety"], score="sampled_accuracy") == pytest.approx([0.75, 0.75])
+    doubled = mean_interval(
+        rows + rows, ["technical", "safety"], score="macro_f1"
+    )  # copies in the same group tell nothing new
+    assert doubled == pytest.approx([low, high], abs=1e-9)
+    wrong = [row | {"verdict": None} for row in rows]
+    assert mean_interval(wrong, ["technical", "safety"], score="macro_f1") == [0.0, 0.0]
+    assert mean_interval(rows, ["technical", "alignment"], score="macro_f1") is None
+
+
+def test_small_parts():
+    assert latest_by_step([{"step": 1}, {"step": 2, "x": 0}, {"step": 3}, {"step": 2, "x": 1}])[1] == {
+        "step": 2,
+        "x": 1,
+    }
+    assert np.allclose(smooth([1.0, 2.0, 3.0]), [1, 2, 3])
+    assert np.allclose(smooth([0.0, 48.0] * 24)[24], 24, atol=24 / 5)
+    assert [format_duration(s).replace("\u00a0", " ") for s in (75.2, 7260, 4.2)] == [
+        "1 min 15 s",
+        "2 h 1 min",
+        "4.2 s",
+    ]
+    assert format_ci((0.781, 0.84), 100) == "78 to 84\u00a0%" and format_ci(None) == "unknown"
+    assert draw_curves("x", [Series("all", [1, 2], [None, float("nan")], "#000000")]) is None
+    assert thumbnail(b"not a picture") == ""
+
+
+def test_thumbnail_shrinks_and_encodes_again():
+    file = io.BytesIO()
+    Image.new("RGB", (400, 200), "red").save(file, "JPEG", comment=b"hidden")
+    data = base64.b64decode(thumbnail(file.getvalue()).split(",")[1])
+    assert Image.open(io.BytesIO(data)).size == (192, 96) and b"hidden" not in data
+    assert len(base64.b64decode(thumbnail(draw_picture(np.random.default_rng(0))).split(",")[1])) < 10_000
+
+
+def test_command_line(workdir, tmp_path):
+    command = [sys.executable, "-m", "mtjudge_jax.report", f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("report: file:///") and (tmp_path / "r.html").stat().st_size > 100_000
+    failed = subprocess.run([*command[:3], f"--workdir={tmp_path / 'no'}"], capture_output=True, text=True)
+    assert failed.returncode == 1 and "is not a folder" in failed.stderr
