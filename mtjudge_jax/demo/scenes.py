@@ -214,6 +214,6 @@ def damage(rng: np.random.Generator, image: np.ndarray, look: str) -> np.ndarray
         return (image * np.float32(gain)).astype(np.uint8)
     if look == "bright":
         # The gain is chosen by the picture: a fixed one would turn a darkish picture into a well exposed one.
-        white = max(float(np.quantile(image.max(2), 1 - rng.uniform(*BRIGHT_SHARE))), 40.0)
+        white = max(float(np.quantile(grey(image), 1 - rng.uniform(*BRIGHT_SHARE))), 40.0)
         return (image * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
     raise ValueError(f"look {look!r} is not one of {', '.join(LOOKS)}")
