@@ -288,9 +288,7 @@ def check_workdir(path: str | Path) -> None:
         probe.write_bytes(bytes(4096))
         probe.unlink(missing_ok=True)  # processes of several hosts may share the folder and the number
     except (FileExistsError, NotADirectoryError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be the folder of a run, {error.filename} is a file: choose another path"
-        ) from error
+        raise CheckpointError(f"{path}: cannot be a folder, a part of this path is a file: choose another path") from error
     except OSError as error:
         with contextlib.suppress(OSError):
             probe.unlink()

@@ -1,0 +1,297 @@
+"""Checkpoints: exact on every mesh, damage named and rolled back, nothing good ever lost."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtjudge_jax import checkpoint as ck
+from mtjudge_jax.config import CheckpointConfig, MeshConfig
+from mtjudge_jax.digest import digests
+from mtjudge_jax.sharding import make_mesh, tree_shardings
+from mtjudge_jax.types import TrainState
+
+# Orbax leaves coroutines unawaited when a file it reads is damaged
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+
+META = {"config": {"optim": {"lr": 1e-6}, "tasks": ("a", "b")}, "data": "f00d"}
+
+
+def make_state(seed: int, mesh: jax.sharding.Mesh, dtype=jnp.bfloat16) -> TrainState:
+    """A small train state with real parameter names, incompressible, sharded by the table."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    params = {
+        "text": {
+            "embed_vd": jax.random.normal(keys[0], (2048, 32), dtype),
+            "norm_d": jax.random.normal(keys[1], (32,), jnp.float32),
+            "layers": {"q_ldnh": jax.random.normal(keys[2], (2, 64, 4, 64), jnp.float32)},
+        }
+    }
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    state = TrainState(params, tx.init(params), jnp.int32(seed))
+    return jax.device_put(state, tree_shardings(state, mesh))
+
+
+def abstract(state, mesh):
+    shardings = tree_shardings(state, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+def hosted(tree):
+    """Bytes of every leaf, so that equality is of bits."""
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
+
+
+def flip(file, rng):
+    content = bytearray(file.read_bytes())
+    if content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+
+
+def saved(folder, mesh, steps=(1, 2), keep=2):
+    """An open folder with these steps in it; the state of a step is made from its number."""
+    checkpoints = ck.open_checkpoints(folder, CheckpointConfig(keep=keep))
+    for step in steps:
+        ck.save(checkpoints, step, state=make_state(step, mesh), data_state={"global_next_index": step * 8}, meta=META)
+    ck.wait(checkpoints)
+    return checkpoints
+
+
+def test_digest_is_the_same_on_every_mesh_and_sees_every_single_change(mesh):
+    tree = make_state(0, mesh).params | {"flags": jnp.array([True, False]), "bytes": jnp.arange(7, dtype=jnp.uint8)}
+    one = jax.device_put(tree, jax.devices()[0])
+    assert digests(tree) == digests(one)
+    x = np.arange(64, dtype=np.float32)
+    want = digests({"x": x})["x"]
+    for bit in range(32):
+        for place in (0, 31, 63):
+            y = x.copy()
+            y.view(np.uint32)[place] ^= np.uint32(1 << bit)
+            assert digests({"x": y})["x"] != want
+    assert digests({"x": x[::-1]})["x"] != want
+    assert len({digests({"x": jnp.zeros(n)})["x"] for n in range(1, 5)}) == 4
+
+
+def test_save_and_restore_of_the_newest(tmp_path, mesh):
+    checkpoints = saved(tmp_path, mesh, (1, 2, 3))
+    assert ck.saved_steps(checkpoints) == [2, 3]
+    assert not ck.save(checkpoints, 3, state=make_state(9, mesh), data_state={}, meta={})
+    again = ck.open_checkpoints(tmp_path, CheckpointConfig(keep=2))
+    got = ck.restore_latest(again, abstract(make_state(0, mesh), mesh))
+    assert (got.step, got.data_state, got.damaged) == (3, {"global_next_index": 24}, ())
+    assert ck.differences(got.meta, META) == []
+    assert hosted(got.state) == hosted(make_state(3, mesh))
+    assert jax.tree.structure(got.state) == jax.tree.structure(make_state(3, mesh))
+    assert ck.restore_latest(ck.open_checkpoints(tmp_path / "new", CheckpointConfig()), abstract(got.state, mesh)) is None
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 1), (1, 2, 2), (1, 2, 1), (1, 1, 1)])
+def test_restore_on_another_mesh_is_bit_equal(tmp_path, mesh, shape):
+    checkpoints = saved(tmp_path, mesh, (1,))
+    data, fsdp, tensor = shape
+    other = make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor), jax.devices()[: data * fsdp * tensor])
+    state = ck.restore_latest(checkpoints, abstract(make_state(0, mesh), other)).state
+    assert hosted(state) == hosted(make_state(1, mesh))
+    assert state.params["text"]["embed_vd"].sharding.mesh.size == data * fsdp * tensor
+
+
+def test_arrays_may_be_donated_once_save_returned(tmp_path, mesh):
+    checkpoints = ck.open_checkpoints(tmp_path, CheckpointConfig())
+    state = jax.device_put({"w": jnp.arange(2.0**20)}, jax.devices()[0])
+    want = hosted(state)
+    overwrite = jax.jit(lambda tree: jax.tree.map(lambda x: x * 0 - 1, tree), donate_argnums=0)
+    ck.save(checkpoints, 1, state=state, data_state={}, meta={})
+    jax.block_until_ready(overwrite(state))
+    like = {"w": jax.ShapeDtypeStruct((2**20,), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
+    assert hosted(ck.restore_latest(checkpoints, like).state) == want
+
+
+def test_any_flipped_bit_in_array_data_is_found_and_rolled_back(tmp_path, mesh):
+    whole = tmp_path / "whole"
+    saved(whole, mesh)
+    like, want = abstract(make_state(0, mesh), mesh), {s: hosted(make_state(s, mesh)) for s in (1, 2)}
+    rng, rolled_back = random.Random(0), 0
+    for number in range(20):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        file = max((folder / "2" / "state").rglob("ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size)
+        flip(file, rng)
+        got = ck.restore_latest(ck.open_checkpoints(folder, CheckpointConfig()), like)
+        assert hosted(got.state) == want[got.step]
+        if got.step == 1:
+            assert len(got.damaged) == 1 and got.damaged[0].startswith("step 2: ")
+            assert (folder / "2.damaged-1").is_dir()
+        rolled_back += got.step == 1
+        shutil.rmtree(folder)
+    assert rolled_back >= 18  # the file has a few bytes nothing reads, at its end
+
+
+def test_every_file_of_a_checkpoint_cut_deleted_or_flipped(tmp_path, mesh):
+    """Restores the step bit-equal, or names it and restores the one before: never wrong, never without a step."""
+    whole = tmp_path / "whole"
+    saved(whole, mesh)
+    like, want = abstract(make_state(0, mesh), mesh), {s: hosted(make_state(s, mesh)) for s in (1, 2)}
+    rng, rolled_back = random.Random(1), 0
+    files = sorted(p.relative_to(whole) for p in (whole / "2").rglob("*") if p.is_file())
+    harms = {
+        "cut": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+        "deleted": lambda p: p.unlink(),
+        "flipped": lambda p: flip(p, rng),
+    }
+    for file in files:
+        for name, harm in harms.items():
+            folder = tmp_path / "copy"
+            shutil.copytree(whole, folder)
+            harm(folder / file)
+            got = ck.restore_latest(ck.open_checkpoints(folder, CheckpointConfig()), like)
+            assert hosted(got.state) == want[got.step], (file, name)
+            assert got.data_state == {"global_next_index": got.step * 8}
+            assert (got.step == 1) == bool(got.damaged)
+            rolled_back += got.step == 1
+            shutil.rmtree(folder)
+    assert rolled_back >= 12
+
+
+def test_damage_is_logged_and_the_step_can_be_saved_again(tmp_path, mesh, caplog):
+    checkpoints = saved(tmp_path, mesh)
+    flip(max((tmp_path / "2").rglob("ocdbt.process_0/d/*"), key=lambda p: p.stat().st_size), random.Random(2))
+    with caplog.at_level("WARNING"):
+        got = ck.restore_latest(checkpoints, abstract(make_state(0, mesh), mesh))
+    assert got.step == 1 and "step 2" in caplog.text and "set aside as 2.damaged-1" in caplog.text
+    assert ck.save(checkpoints, 2, state=make_state(2, mesh), data_state={}, meta={})
+    assert ck.restore_latest(checkpoints, abstract(make_state(0, mesh), mesh)).step == 2
+
+
+def test_all_damaged_is_an_error_every_time(tmp_path, mesh):
+    checkpoints = saved(tmp_path, mesh)
+    for step in (1, 2):
+        (tmp_path / str(step) / "_CHECKPOINT_METADATA").write_bytes(b"\xff{")
+    for _ in range(2):  # nothing was renamed, so the second start does not begin from nothing without a word
+        with pytest.raises(ck.CheckpointError, match=r"all 2 checkpoints are damaged \(step 2: .*step 1: "):
+            ck.restore_latest(checkpoints, abstract(make_state(0, mesh), mesh))
+
+
+def test_another_structure_shape_or_dtype_is_refused_by_name(tmp_path, mesh):
+    checkpoints = saved(tmp_path, mesh, (1,))
+    other = make_state(0, mesh, jnp.float32)
+    with pytest.raises(ck.CheckpointError, match=r"embed_vd is bfloat16\[2048, 32\] in the checkpoint, float32\[2048, 32\]"):
+        ck.restore_latest(checkpoints, abstract(other, mesh))
+    less = abstract(make_state(0, mesh), mesh)
+    less.params["text"]["extra_d"] = less.params["text"].pop("norm_d")
+    with pytest.raises(ck.CheckpointError) as error:
+        ck.restore_latest(checkpoints, less)
+    assert "params/text/extra_d is not in the checkpoint" in str(error.value)
+    assert "params/text/norm_d is not in the state" in str(error.value)
+    assert ck.saved_steps(checkpoints) == [1]
+
+
+def test_the_caller_refuses_by_meta_before_arrays_are_read(tmp_path, mesh):
+    checkpoints = saved(tmp_path, mesh, (1,))
+
+    def refuse(meta):
+        raise ck.CheckpointError(", ".join(ck.differences(meta["config"], {"optim": {"lr": 1e-5}, "tasks": ("a", "b"), "n": 1})))
+
+    with pytest.raises(ck.CheckpointError, match=r"optim.lr: 1e-06 -> 1e-05, n: .absent. -> 1"):
+        ck.restore_latest(checkpoints, {}, check_meta=refuse)
+
+
+def test_disk_full_is_found_before_writing(tmp_path, mesh, monkeypatch):
+    checkpoints = saved(tmp_path, mesh, (1,))
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 5000, 5000))
+    with pytest.raises(ck.CheckpointError) as error:
+        ck.save(checkpoints, 2, state=make_state(2, mesh), data_state={}, meta={})
+    need = sum(x.nbytes for x in jax.tree.leaves(make_state(2, mesh))) + ck.SLACK_BYTES
+    for part in (str(tmp_path), "step 2", f"needs {need:,} bytes", "5,000 are free", "kept and good: step 1"):
+        assert part in str(error.value)
+    monkeypatch.undo()
+    assert ck.restore_latest(checkpoints, abstract(make_state(0, mesh), mesh)).step == 1
+    assert ck.save(checkpoints, 2, state=make_state(2, mesh), data_state={}, meta={})
+    ck.close(checkpoints)
+    assert ck.saved_steps(checkpoints) == [1, 2]
+
+
+def test_a_failed_write_surfaces_at_the_next_call_with_its_step(tmp_path, mesh):
+    class Failed:
+        def result(self):
+            raise OSError(28, "No space left on device")
+
+    checkpoints = saved(tmp_path, mesh, (1,))
+    checkpoints.pending = (2, Failed())
+    with pytest.raises(ck.CheckpointError, match=r"step 2 was not written \(OSError: .*No space left.*kept and good: step 1"):
+        ck.save(checkpoints, 3, state=make_state(3, mesh), data_state={}, meta={})
+    assert ck.save(checkpoints, 3, state=make_state(3, mesh), data_state={}, meta={})
+    ck.close(checkpoints)
+    assert ck.saved_steps(checkpoints) == [1, 3]
+
+
+KILLED = """
+import os, sys
+import jax, jax.numpy as jnp
+from mtjudge_jax import checkpoint as ck
+from mtjudge_jax.config import CheckpointConfig
+checkpoints = ck.open_checkpoints(sys.argv[1], CheckpointConfig())
+for step in (1, 2):
+    state = {"w": jax.random.bits(jax.random.key(step), (2**24,))}
+    ck.save(checkpoints, step, state=state, data_state={"at": step}, meta={})
+    if step == 1:
+        ck.wait(checkpoints)
+while not any("tmp" in name for name in os.listdir(sys.argv[1])):
+    pass
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
+    root = Path(__file__).parents[1]
+    env = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -9, done.stderr
+    assert any("tmp" in p.name for p in tmp_path.iterdir())  # the kill did fall into the save
+    checkpoints = ck.open_checkpoints(tmp_path, CheckpointConfig())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]
+    like = {"w": jax.ShapeDtypeStruct((2**24,), jnp.uint32, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]))}
+    got = ck.restore_latest(checkpoints, like)
+    assert (got.step, got.data_state) == (1, {"at": 1})
+    assert np.array_equal(got.state["w"], jax.random.bits(jax.random.key(1), (2**24,)))
+
+
+def test_check_workdir(tmp_path):
+    ck.check_workdir(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ck.CheckpointError, match="a part of this path is a file: choose another path") as error:
+            ck.check_workdir(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ck.CheckpointError, match="cannot be written to"):
+        ck.check_workdir("/proc/nowhere")
+    with pytest.raises(ck.CheckpointError, match="mount the bucket"):
+        ck.check_workdir("gs://bucket/run")
+
+
+def test_differences():
+    old = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": {"f": 1}}
+    assert ck.differences(old, json.loads(json.dumps(old))) == []
+    assert ck.differences(old, {"a": 2, "b": {"c": (1, 2), "d": 0}, "g": 1}) == [
+        "a: 1 -> 2",
+        "b.d: None -> 0",
+        "e: {'f': 1} -> (absent)",
+        "g: (absent) -> 1",
+    ]
