@@ -92,12 +92,6 @@ class UpdateConfig:
 
 
 @dataclass
-class SftConfig:
-    verdicts: str = "true"  # true: the label | coin: a fair coin that knows nothing (how the demo base was made)
-    examples: int = 0  # a task; 0 = all
-
-
-@dataclass
 class EvalConfig:
     every_steps: int = 5
     samples: int = 8  # answers a prompt: the first greedy, the others sampled at rollout.temperature
@@ -125,7 +119,6 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
-    sft: SftConfig = field(default_factory=SftConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -140,7 +133,6 @@ CHOICES = {
     "loss.aggregation": ("token_mean", "sequence_mean"),
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("constant", "cosine"),
-    "sft.verdicts": ("true", "coin"),
 }
 AT_LEAST = {
     "steps": 1,
@@ -156,7 +148,6 @@ AT_LEAST = {
     "optim.warmup_steps": 0,
     "optim.lr": 0,
     "optim.weight_decay": 0,
-    "sft.examples": 0,
     "eval.every_steps": 1,
     "eval.samples": 1,
     "eval.limit": 0,
@@ -169,7 +160,7 @@ AT_LEAST = {
     "loss.kl_coef": 0,
     "loss.advantage_eps": 0,
 }
-WITHIN = {"reward.alpha": (0, 1), "optim.b1": (0, 1), "optim.b2": (0, 1), "optim.final_lr_ratio": (0, 1), "data.max_bad_share": (0, 1)}
+WITHIN = {name: (0, 1) for name in ("reward.alpha", "optim.b1", "optim.b2", "optim.final_lr_ratio", "data.max_bad_share")}
 POSITIVE = ("rollout.temperature", "optim.max_grad_norm", "optim.eps")
 
 
@@ -255,7 +246,7 @@ def _check_batches(cfg: Config, devices: int | None) -> None:
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
     if small > large or large % small:
         near = max(1, round(large / small)) * small
-        raise ConfigError(f"{large_name} = {large} is not divisible by {small_name} = {small}: use for example {large_name} = {near}")
+        raise ConfigError(f"{large_name} = {large} is not divisible by {small_name} = {small}: take for example {near}")
 
 
 def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:

@@ -21,7 +21,7 @@ from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.stages import Stages, decode_texts, place_prompts, stage_key
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.parse import parse_lenient
-from mtjudge_jax.types import Array, Params, PromptBatch
+from mtjudge_jax.types import Params, PromptBatch
 
 ANSWER_TAG = "<answer>"
 
@@ -54,7 +54,7 @@ def judge(
     for batch in eval_batches(examples, batch=how.batch, fmt=how.fmt):
         prompts = place_prompts(batch, how.stages.mesh)
         out = how.stages.sample(params, prompts, key, how.temperature)
-        texts = decode_texts(how.stages.tokenizer, out)
+        texts = decode_texts(how.stages, out)
         truncated = np.asarray(out.truncated)
         here = examples[at : at + how.batch]
         at += len(here)

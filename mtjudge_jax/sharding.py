@@ -8,6 +8,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -64,6 +65,10 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*[axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=True)])
 
 
+def param_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, param_spec(path, shape, mesh))
+
+
 def tree_shardings(tree: Params, mesh: Mesh):
     """NamedSharding for every leaf of a tree that holds parameters anywhere inside (the optimizer's state does).
 
@@ -95,3 +100,8 @@ def shard_batch(batch, mesh: Mesh):
     """Puts host arrays, each leading with this process's share of Q, onto the mesh as global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def local_rows(x: jax.Array, mesh: Mesh) -> np.ndarray:
+    """This process's rows of an array that leads with Q, on the host."""
+    return np.asarray(multihost_utils.global_array_to_host_local_array(x, mesh, P(BATCH_AXES)))

@@ -14,7 +14,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.rows import DEVICE_KEYS
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.sharding import batch_sharding, shard_batch
+from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 from mtjudge_jax.update import bound_logp
 
@@ -72,9 +72,10 @@ def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
     return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}), mesh)
 
 
-def decode_texts(tokenizer: Tokenizer, out: Rollout) -> list[list[str]]:
-    """The answers as text, Q lists of G."""
-    tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+def decode_texts(stages: Stages, out: Rollout) -> list[list[str]]:
+    """This process's answers as text, Q lists of G."""
+    tokenizer = stages.tokenizer
+    tokens, mask = local_rows(out.tokens, stages.mesh), local_rows(out.mask, stages.mesh)
     return [[tokenizer.decode(t[m]) for t, m in zip(*group, strict=True)] for group in zip(tokens, mask, strict=True)]
 
 

@@ -47,6 +47,14 @@ class TrainBatch(NamedTuple):
     ref_logp: Array  # float32 [Q, G, C]
 
 
+class SftBatch(NamedTuple):
+    """Prompts with the one answer each that is to be learned."""
+
+    prompts: PromptBatch
+    tokens: Array  # int32 [Q, 1, C]
+    mask: Array  # bool [Q, 1, C]
+
+
 class TrainState(NamedTuple):
     """All that an update changes."""
 

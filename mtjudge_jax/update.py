@@ -13,7 +13,7 @@ from mtjudge_jax import grpo
 from mtjudge_jax.config import Config, LossConfig
 from mtjudge_jax.logp import completion_logp
 from mtjudge_jax.sharding import batch_sharding, replicated, tree_shardings
-from mtjudge_jax.types import Array, Params, TrainBatch, TrainState
+from mtjudge_jax.types import Array, Params, SftBatch, TrainBatch, TrainState
 
 Metrics = dict[str, Array]
 # (params, slice of the batch, token weights of the slice [Q, G, C]) -> (loss, metrics), both sums over the weights
@@ -46,6 +46,13 @@ def grpo_loss(
         "ratio": (terms.ratio * weights).sum(),
     }
     return loss, metrics
+
+
+def sft_loss(params: Params, batch: SftBatch, weights: Array, *, logp_fn: Callable) -> tuple[Array, Metrics]:
+    """Negative log-likelihood of the targets, one answer a prompt, summed with the token weights."""
+    out = logp_fn(params, batch.prompts, batch.tokens)
+    loss = -(out.logp * weights).sum()
+    return loss, {"loss": loss, "entropy": (out.entropy * weights).sum()}
 
 
 def accumulate(loss_fn: LossFn, params: Params, batch: Any, weights: Array, pieces: int) -> tuple[Params, Metrics]:

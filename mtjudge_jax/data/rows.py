@@ -90,8 +90,35 @@ def make_row(
         label, question = task.label_index(example.label), task.question_text(example.question)
     except ValueError as e:
         raise BadRecord("wrong_fields", f"{example.example_id}: {e}") from e
-    images = [patchify(decode(data), image_cfg) for data in example.images]
-    patch_fields = _pack_patches(images, example.example_id, image_cfg, patch_count)
+    prompt = prompt_row(
+        question,
+        [decode(data) for data in example.images],
+        name=example.example_id,
+        tokenizer=tokenizer,
+        image_cfg=image_cfg,
+        prompt_tokens=prompt_tokens,
+        patch_count=patch_count,
+    )
+    host = _host_fields(example.example_id, example.task, label=label, weight=1.0, error="")
+    return {**prompt, "uid": np.uint32(example.uid), **host}
+
+
+def prompt_row(
+    question: str,
+    pictures: Sequence[np.ndarray],
+    *,
+    name: str,
+    tokenizer: Tokenizer,
+    image_cfg: ImageConfig,
+    prompt_tokens: int,
+    patch_count: int,
+) -> Row:
+    """The device part of a row, all but `uid`, of a question in words about pictures uint8 [h, w, 3].
+
+    `name` says in an error whose prompt it is. Raises BadRecord as `make_row` does.
+    """
+    images = [patchify(picture, image_cfg) for picture in pictures]
+    patch_fields = _pack_patches(images, name, image_cfg, patch_count)
     text = tokenizer.render(question, len(images))
     grids = [image.grid for image in images]
     counts = [rows * columns // image_cfg.merge**2 for rows, columns in grids]
@@ -99,17 +126,11 @@ def make_row(
     if len(tokens) > prompt_tokens:
         raise BadRecord(
             "prompt_too_long",
-            f"{example.example_id} has {len(tokens)} tokens, {sum(counts)} of them image tokens; the limit is "
+            f"{name} has {len(tokens)} tokens, {sum(counts)} of them image tokens; the limit is "
             f"{prompt_tokens} (prompt_tokens): raise it or lower max_pixels",
         )
     positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=image_cfg.merge)
-    return {
-        **_pad_prompt(tokens, positions, prompt_tokens, tokenizer),
-        "next_position": np.int32(following),
-        **patch_fields,
-        "uid": np.uint32(example.uid),
-        **_host_fields(example.example_id, example.task, label=label, weight=1.0, error=""),
-    }
+    return {**_pad_prompt(tokens, positions, prompt_tokens, tokenizer), "next_position": np.int32(following), **patch_fields}
 
 
 def bad_row(

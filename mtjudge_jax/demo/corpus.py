@@ -101,3 +101,11 @@ def describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
     else:
         words, scenes = shows, tuple(two_any_things(rng, pool) for _ in range(2))
     return BaseSample(tuple(scene.image for scene in scenes), DESCRIBE_TWO, first_second(words, scenes))
+
+
+def pair_sample(rng: np.random.Generator, pool: Pool) -> BaseSample:
+    """One sample with two pictures, in the shares that `base_sample` gives them."""
+    judged, described = JUDGE_SHARE * PAIRWISE_SHARE, (1 - JUDGE_SHARE) * DESCRIPTIONS[3]
+    if rng.random() < judged / (judged + described):
+        return judge_sample(rng, pool, choose(rng, PAIRWISE))
+    return describe_pair(rng, pool)

@@ -1,0 +1,257 @@
+"""What both training loops share: opening a workdir, starting or resuming, evaluating, keeping the best, logging."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mtjudge_jax import checkpoint
+from mtjudge_jax.config import Config, ConfigError, check, to_dict
+from mtjudge_jax.data.images import load_image_config
+from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, fingerprint, read_split, train_iterator
+from mtjudge_jax.data.records import JudgeExample
+from mtjudge_jax.data.rows import completion_text
+from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
+from mtjudge_jax.metrics_log import append_metrics, truncate_metrics, write_json_atomic
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
+from mtjudge_jax.models.qwen3_vl.convert import load_params, save_hf
+from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.sharding import make_mesh, param_sharding
+from mtjudge_jax.stages import Stages, make_stages
+from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.types import Params, TrainState
+from mtjudge_jax.update import init_state
+
+DEMO_BASE = Path(__file__).parent / "demo" / "base"
+# A resumed run may differ in these; they change where and how fast it computes, not what.
+FREE_TO_CHANGE = ("mesh.", "checkpoint.", "model.remat", "model.head_chunk", "update.micro_prompts")
+
+
+class Model(NamedTuple):
+    """A loaded model with what reads and writes its prompts."""
+
+    folder: Path
+    cfg: Qwen3VLConfig
+    stages: Stages
+    fmt: RowFormat
+
+
+class Run(NamedTuple):
+    """An open workdir: what stays the same from the first step to the last."""
+
+    cfg: Config
+    workdir: Path
+    model: Model
+    optimizer: Any
+    validation: dict[str, list[JudgeExample]]
+    checkpoints: Any
+    bad_rows: BadRowCounter
+    bar: tqdm
+
+
+class Progress(NamedTuple):
+    """What changes from step to step and goes into the checkpoint."""
+
+    state: TrainState
+    data: Any  # Grain iterator
+    step: int
+    best: float  # mean validation macro-F1 so far, -1 before the first
+    since_best: int  # evaluations since
+
+
+def model_folder(path: str) -> Path:
+    """The folder that `model.path` names. Raises ConfigError where there is none."""
+    folder = DEMO_BASE if path == "demo" else Path(path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model.path = {path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
+    return folder
+
+
+def open_model(cfg: Config) -> Model:
+    """Config, tokenizer and jitted stages of `model.path`; the weights are read by `read_params`."""
+    folder = model_folder(cfg.model.path)
+    model_cfg, tokenizer = load_config(folder), load_tokenizer(folder)
+    sft = cfg.stage == "sft"
+    fmt = RowFormat(
+        TASKS,
+        tokenizer,
+        load_image_config(folder),
+        cfg.data.prompt_tokens,
+        cfg.data.patches,
+        completion_tokens=cfg.rollout.completion_tokens,
+        target=true_target if sft else None,
+    )
+    return Model(folder, model_cfg, make_stages(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
+
+
+def true_target(example: JudgeExample) -> str:
+    """What SFT teaches: the gold reasoning, then the true verdict."""
+    task = TASKS[example.task]
+    return completion_text(example.rationale, task.labels[task.label_index(example.label)])
+
+
+def read_params(model: Model, cfg: Config) -> Params:
+    """The weights of the model's folder on its mesh."""
+    mesh = model.stages.mesh
+    return load_params(model.folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, mesh))
+
+
+def data_folder(cfg: Config, workdir: Path) -> Path:
+    return Path(cfg.data.path) if cfg.data.path else workdir / "data"
+
+
+def open_run(cfg: Config, workdir: str | Path) -> Run:
+    """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError."""
+    check(cfg, jax.device_count())
+    workdir = Path(workdir)
+    checkpoint.check_workdir(workdir)
+    model = open_model(cfg)
+    folder = data_folder(cfg, workdir)
+    bad_rows = BadRowCounter(cfg.data.max_bad_share)
+    validation = {name: read_split(folder, "val", name, bad_rows) for name in cfg.eval.tasks or cfg.data.tasks}
+    if cfg.eval.limit:
+        validation = {name: examples[: cfg.eval.limit] for name, examples in validation.items()}
+    refuse_other_config(cfg, workdir / "config.json")
+    updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
+    bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
+    checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
+    return Run(cfg, workdir, model, make_optimizer(cfg.optim, updates), validation, checkpoints, bad_rows, bar)
+
+
+def refuse_other_config(cfg: Config, path: Path) -> None:
+    """A workdir belongs to one config: the first run writes it, another is refused with the difference."""
+    now = to_dict(cfg)
+    if path.exists():
+        changed = [
+            line for line in checkpoint.differences(json.loads(path.read_text()), now) if not line.startswith(FREE_TO_CHANGE)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{path.parent} holds a run of another config: {'; '.join(changed)}. Take another --workdir, or undo the change"
+            )
+    write_json_atomic(path, now)
+
+
+def start(run: Run) -> tuple[Progress, Params]:
+    """State, data position and step of the newest good checkpoint, or of a fresh run; and the starting model's weights."""
+    cfg, mesh = run.cfg, run.model.stages.mesh
+    base = read_params(run.model, cfg)
+    folder = data_folder(cfg, run.workdir)
+    data = train_iterator(
+        data=folder,
+        split="train",
+        task_names=cfg.data.tasks,
+        fmt=run.model.fmt,
+        global_batch=cfg.update.prompts if cfg.stage == "sft" else cfg.rollout.prompts,
+        seed=cfg.seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        balance_labels=cfg.data.balance_labels,
+        mode=cfg.data.mixture,
+    )
+    state = init_state(base, run.optimizer, mesh)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored = checkpoint.restore_latest(run.checkpoints, abstract)
+    if restored is None:
+        truncate_metrics(run.workdir / "metrics.jsonl", -1)
+        return Progress(state, data, 0, -1.0, 0), base
+    stored, now = restored.meta["data"], fingerprint(folder, tasks=cfg.data.tasks, split="train")
+    if stored != now:
+        raise ConfigError(f"{folder} holds other data ({now}) than the checkpoint was made with ({stored}): restore it")
+    data.set_state(restored.data_state)
+    truncate_metrics(run.workdir / "metrics.jsonl", restored.step)
+    run.bar.update(restored.step)
+    say(run, f"resumed {run.workdir} after step {restored.step}")
+    return Progress(restored.state, data, restored.step, restored.meta["best"], restored.meta["since_best"]), base
+
+
+def say(run: Run, text: str) -> None:
+    """One line, on process 0, above the progress bar where there is one."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def log(run: Run, line: dict) -> None:
+    if jax.process_index() == 0:
+        append_metrics(run.workdir / "metrics.jsonl", line)
+
+
+def save(run: Run, progress: Progress) -> None:
+    folder = data_folder(run.cfg, run.workdir)
+    meta = {
+        "config": to_dict(run.cfg),
+        "data": fingerprint(folder, tasks=run.cfg.data.tasks, split="train"),
+        "best": progress.best,
+        "since_best": progress.since_best,
+        "templates": {name: TASKS[name].template_hash for name in run.cfg.data.tasks},
+    }
+    checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=progress.data.get_state(), meta=meta)
+
+
+def judging(cfg: Config, model: Model) -> Judging:
+    """One greedy answer a prompt and samples at the training temperature; the sampler's training shapes where they fit."""
+    temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
+    temperature[0] = 0
+    fmt = model.fmt._replace(target=None, completion_tokens=0)
+    return Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.rollout.completion_tokens)
+
+
+def validate(run: Run, progress: Progress) -> Progress:
+    """Judges the validation split, logs it and keeps the best model as a Hugging Face folder."""
+    began = time.perf_counter()
+    predictions, result = evaluate(progress.state.params, run.validation, judging(run.cfg, run.model), step=progress.step)
+    mean = result["mean"]["macro_f1"]
+    log(run, {"kind": "eval", "split": "val", "seconds": time.perf_counter() - began, **result})
+    write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
+    better = mean > progress.best
+    sampled = result["mean"]["sampled_accuracy"]
+    each = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
+    say(
+        run,
+        f"validation after step {progress.step}: mean macro-F1 {mean:.3f}{' (best)' if better else ''}"
+        + (f", sampled accuracy {sampled:.3f}" if sampled is not None else "")
+        + f" | {each}",
+    )
+    if not better:
+        return progress._replace(since_best=progress.since_best + 1)
+    save_hf(progress.state.params, run.workdir / "best", source_folder=run.model.folder, dtype=run.cfg.model.dtype)
+    return progress._replace(best=mean, since_best=0)
+
+
+def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[TrainState, dict]]) -> Progress:
+    """Steps, evaluations and checkpoints until `steps` or until the patience ends. `step_fn` is one step of a regime."""
+    cfg = run.cfg
+    if progress.step == 0:
+        progress = validate(run, progress)
+    began, first = time.perf_counter(), progress.step
+    while progress.step < cfg.steps and not (cfg.eval.patience and progress.since_best >= cfg.eval.patience):
+        state, line = step_fn(progress)
+        progress = progress._replace(state=state, step=progress.step + 1)
+        done = progress.step == cfg.steps
+        left = (time.perf_counter() - began) / (progress.step - first) * (cfg.steps - progress.step)
+        log(run, {"kind": "train", "step": progress.step, **line})
+        say(run, step_line(cfg, progress.step, line, left))
+        run.bar.update(1)
+        if progress.step % cfg.eval.every_steps == 0 or done:
+            progress = validate(run, progress)
+        if progress.step % cfg.checkpoint.every_steps == 0 or done:
+            save(run, progress)
+    checkpoint.wait(run.checkpoints)
+    return progress
+
+
+def step_line(cfg: Config, step: int, line: dict, seconds_left: float) -> str:
+    """`step  12/300 reward 0.55 accuracy 0.50 format 1.00 kl 0.0012 .. 5120 tokens/s 3:20 left`."""
+    shown = ("reward", "accuracy", "format", "loss", "kl", "entropy", "grad_norm", "zero_variance")
+    numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
+    minutes, seconds = divmod(int(seconds_left), 60)
+    width = len(str(cfg.steps))
+    return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s {minutes}:{seconds:02d} left"

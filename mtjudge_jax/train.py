@@ -1,0 +1,98 @@
+"""Multi-task GRPO: `mtjudge train --config=configs/demo.py --workdir=runs/demo`.
+
+The loop reads from top to bottom: prompts, answers, rewards, advantages, log-probabilities, update.
+"""
+
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtjudge_jax import grpo
+from mtjudge_jax.metrics import train_metrics
+from mtjudge_jax.run import Progress, Run, loop, start
+from mtjudge_jax.score import score
+from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
+from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
+from mtjudge_jax.types import TrainBatch, TrainState
+from mtjudge_jax.update import grpo_loss, make_update
+
+
+class NonFiniteUpdate(RuntimeError):
+    """The loss or a gradient was not finite; the state is as it was before that update."""
+
+
+def train(run: Run) -> Progress:
+    """Trains to the end of the config, from wherever the workdir stands."""
+    cfg, stages = run.cfg, run.model.stages
+    progress, reference = start(run)
+    updates = cfg.rollout.prompts // cfg.update.prompts
+    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=updates == 1)
+    update = make_update(progress.state, loss, run.optimizer, stages.mesh, cfg)
+    take = jax.jit(partial(take_part, parts=updates), out_shardings=batch_sharding(stages.mesh))
+    temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
+
+    def step_fn(progress: Progress) -> tuple[TrainState, dict]:
+        clock = Clock()
+        state, rows = progress.state, next(progress.data)
+        run.bad_rows.add(rows)
+        prompts = place_prompts(rows, stages.mesh)
+        clock.lap("data")
+        out = stages.sample(state.params, prompts, stage_key(cfg.seed, progress.step, "sample"), temperature)
+        texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
+        clock.lap("rollout")
+        scores = score(texts, truncated, tasks=rows["task"].tolist(), labels=rows["label"], alpha=cfg.reward.alpha)
+        rewards, learn = shard_batch((scores.total, rows["weight"] > 0), stages.mesh)
+        advantages = grpo.advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
+        clock.lap("score")
+        old_logp = stages.logp(state.params, prompts, out.tokens) if updates > 1 else out.logp
+        ref_logp = stages.logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
+        batch = TrainBatch(prompts, out.tokens, out.mask & learn[:, None, None], advantages, old_logp, ref_logp)
+        jax.block_until_ready(ref_logp)
+        clock.lap("logp")
+        metrics = []
+        for i in range(updates):
+            state, m = update(state, batch if updates == 1 else take(batch, i))
+            metrics.append(jax.device_get(m))
+        clock.lap("update")
+        line = train_metrics(scores, rows["task"].tolist(), weight=rows["weight"])
+        return state, line | summarise(metrics, progress.step, kl=bool(cfg.loss.kl_coef)) | rates(out, rows, clock)
+
+    return loop(run, progress, step_fn)
+
+
+def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
+    """Rows of the i-th of `parts` updates: a block, so that a batch balanced in every block stays balanced."""
+    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
+
+
+def summarise(metrics: list[dict], step: int, *, kl: bool) -> dict:
+    """Means over the updates of a step. Raises NonFiniteUpdate."""
+    if not all(m["finite"] for m in metrics):
+        raise NonFiniteUpdate(
+            f"step {step + 1}: loss {[float(m['loss']) for m in metrics]}, gradient norm {[float(m['grad_norm']) for m in metrics]} "
+            "is not finite; nothing was changed by that update. Lower optim.lr or loss.kl_coef and resume"
+        )
+    out = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0] if name != "finite"}
+    return out if kl else out | {"kl": None}
+
+
+def rates(out, rows: dict, clock: "Clock") -> dict:
+    """Tokens of prompts and answers a second over the whole step, and where the seconds went."""
+    tokens = int(jnp.sum(out.mask)) + int(rows["valid"].sum()) * jax.process_count()
+    return {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(jnp.mean(out.mask.sum(-1))), "seconds": clock.seconds}
+
+
+class Clock:
+    """Seconds by phase; a phase ends when its results are on the host or waited for."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now
