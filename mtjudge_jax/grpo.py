@@ -57,7 +57,7 @@ def kl(logp: Array, ref_logp: Array, estimator: str) -> Array:
         return -d
     if estimator == "k2":
         return d * d / 2
-    return jnp.minimum(jnp.exp(d) - d - 1, K3_LIMIT)
+    return jnp.minimum(jnp.expm1(d) - d, K3_LIMIT)  # exp(d) - d - 1 is below zero by rounding for small d
 
 
 def token_weights(mask: Array, aggregation: str) -> Array:
