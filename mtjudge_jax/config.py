@@ -160,7 +160,7 @@ AT_LEAST = {
     "loss.kl_coef": 0,
     "loss.advantage_eps": 0,
 }
-WITHIN = {name: (0, 1) for name in ("reward.alpha", "optim.b1", "optim.b2", "optim.final_lr_ratio", "data.max_bad_share")}
+WITHIN = dict.fromkeys(("reward.alpha", "optim.b1", "optim.b2", "optim.final_lr_ratio", "data.max_bad_share"), (0, 1))
 POSITIVE = ("rollout.temperature", "optim.max_grad_norm", "optim.eps")
 
 

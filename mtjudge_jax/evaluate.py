@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.data.pipeline import RowFormat, eval_batches
-from mtjudge_jax.data.records import JudgeExample, Label
+from mtjudge_jax.data.records import JudgeExample, Label, swapped
 from mtjudge_jax.metrics import mean_score, pairwise_score, task_score
 from mtjudge_jax.score import score
 from mtjudge_jax.sharding import shard_batch
@@ -27,15 +27,27 @@ ANSWER_TAG = "<answer>"
 
 
 class Judging(NamedTuple):
-    """How to judge: what stays the same over the batches of an evaluation."""
+    """How to judge: what stays the same over the batches of an evaluation.
+
+    Sizes are for a question about one image; one about n images gets n times the room.
+    """
 
     stages: Stages
-    fmt: RowFormat
+    fmt: RowFormat  # prompt_tokens, patch_count, completion_tokens of one image
     batch: int  # prompts a batch
     temperature: np.ndarray  # float32 [G], 0 first
     alpha: float
     seed: int
-    completion_tokens: int
+
+
+def roomy(fmt: RowFormat, images: int) -> RowFormat:
+    """The format for questions about `images` images."""
+    return fmt._replace(
+        prompt_tokens=fmt.prompt_tokens * images,
+        patch_count=fmt.patch_count * images,
+        completion_tokens=fmt.completion_tokens * images,
+        target=None,
+    )
 
 
 def judge(
@@ -50,19 +62,20 @@ def judge(
 ) -> list[dict]:
     """Predictions of the examples, one dict each in their order (README, Files of a run)."""
     predictions, at = [], 0
+    fmt = roomy(how.fmt, len(examples[0].images))
     key = stage_key(how.seed, step, "evaluate")
-    for batch in eval_batches(examples, batch=how.batch, fmt=how.fmt):
+    for batch in eval_batches(examples, batch=how.batch, fmt=fmt):
         prompts = place_prompts(batch, how.stages.mesh)
-        out = how.stages.sample(params, prompts, key, how.temperature)
+        out = how.stages.sample(params, prompts, key, how.temperature, fmt.completion_tokens)
         texts = decode_texts(how.stages, out)
         truncated = np.asarray(out.truncated)
         here = examples[at : at + how.batch]
         at += len(here)
         rows = [_prediction(e, texts[i], truncated[i], how, order) for i, e in enumerate(here)]
         for row, error in zip(rows, batch["error"], strict=False):
-            row["error"] = str(error) or row["error"]
+            row["error"], row["unusable"] = str(error) or row["error"], bool(error)
         if probabilities:
-            _add_probabilities(rows, params, prompts, how)
+            _add_probabilities(rows, params, prompts, how.stages, fmt.completion_tokens)
         predictions += rows
         progress(len(here))
     return predictions
@@ -94,34 +107,29 @@ def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, 
     }
 
 
-def _add_probabilities(rows: list[dict], params: Params, prompts: PromptBatch, how: Judging) -> None:
+def _add_probabilities(rows: list[dict], params: Params, prompts: PromptBatch, stages: Stages, length: int) -> None:
     """Fills `probabilities`: one teacher-forced pass with the answer word replaced by each label in turn.
 
     Up to the word the completions of a row are the same, so the difference of their log-probabilities is the word's.
     """
-    tokenizer = how.stages.tokenizer
+    tokenizer = stages.tokenizer
     labels = TASKS[rows[0]["task"]].labels
-    shape = (prompts.tokens.shape[0], len(labels), how.completion_tokens)
+    shape = (prompts.tokens.shape[0], len(labels), length)
     tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
     for i, row in enumerate(rows):
         before, tag, _ = row["text"].partition(ANSWER_TAG)
         answers = [tokenizer.encode(tokenizer.escape(f"{before}{tag}{label}</answer>")) for label in labels]
-        if not tag or max(map(len, answers)) > how.completion_tokens:
+        if not tag or max(map(len, answers)) > length:
             continue
         for j, ids in enumerate(answers):
             tokens[i, j, : len(ids)], lengths[i, j] = ids, len(ids)
-    logp = np.asarray(how.stages.logp(params, prompts, shard_batch(tokens, how.stages.mesh)), np.float64)
+    logp = np.asarray(stages.logp(params, prompts, shard_batch(tokens, stages.mesh)), np.float64)
     total = (logp * (np.arange(shape[2]) < lengths[..., None])).sum(-1)
     odds = np.exp(total - total.max(-1, keepdims=True))
     share = odds / odds.sum(-1, keepdims=True)
     for i, row in enumerate(rows):
         if lengths[i].all():
             row["probabilities"] = dict(zip(labels, share[i].tolist(), strict=True))
-
-
-def swapped(example: JudgeExample) -> JudgeExample:
-    """The same pair shown the other way round, so the other label is right."""
-    return dataclasses.replace(example, images=example.images[::-1], label=Label(winner=1 - example.label.winner))
 
 
 def alone(example: JudgeExample, index: int) -> JudgeExample:

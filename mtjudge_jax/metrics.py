@@ -249,9 +249,13 @@ def _both_orders(predictions: list[dict], task: Task) -> tuple[list[str], list[d
 
 
 def _yes_minus_no(predictions: list[dict], task: Task) -> np.ndarray:
-    """Probability that the picture shown second is better minus that the first is, float64 `[N]`."""
+    """Probability that the picture shown second is better minus that the first is, float64 `[N]`; 0 where none is given.
+
+    There is none where the answer broke off before its verdict.
+    """
     second, first = task.labels[1], task.labels[0]
-    given = _finite([[p["probabilities"][first], p["probabilities"][second]] for p in predictions], "probabilities")
+    shares = [p["probabilities"] or {first: 0.5, second: 0.5} for p in predictions]
+    given = _finite([[share[first], share[second]] for share in shares], "probabilities")
     return given[:, 1] - given[:, 0]
 
 

@@ -29,9 +29,14 @@ from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.types import Params, TrainState
 from mtjudge_jax.update import init_state
 
+JUDGE_FILE = "judge.json"  # beside an exported model: the sizes it was trained with
 DEMO_BASE = Path(__file__).parent / "demo" / "base"
 # A resumed run may differ in these; they change where and how fast it computes, not what.
 FREE_TO_CHANGE = ("mesh.", "checkpoint.", "model.remat", "model.head_chunk", "update.micro_prompts")
+
+
+class NonFiniteUpdate(RuntimeError):
+    """The loss or a gradient was not finite; the state is as it was before that update."""
 
 
 class Model(NamedTuple):
@@ -107,12 +112,15 @@ def data_folder(cfg: Config, workdir: Path) -> Path:
     return Path(cfg.data.path) if cfg.data.path else workdir / "data"
 
 
-def open_run(cfg: Config, workdir: str | Path) -> Run:
-    """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError."""
+def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Run:
+    """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError.
+
+    `model`: `open_model(cfg)` where the caller has it already.
+    """
     check(cfg, jax.device_count())
     workdir = Path(workdir)
     checkpoint.check_workdir(workdir)
-    model = open_model(cfg)
+    model = open_model(cfg) if model is None else model
     folder = data_folder(cfg, workdir)
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
     validation = {name: read_split(folder, "val", name, bad_rows) for name in cfg.eval.tasks or cfg.data.tasks}
@@ -191,17 +199,21 @@ def save(run: Run, progress: Progress) -> None:
         "data": fingerprint(folder, tasks=run.cfg.data.tasks, split="train"),
         "best": progress.best,
         "since_best": progress.since_best,
-        "templates": {name: TASKS[name].template_hash for name in run.cfg.data.tasks},
+        "templates": templates(run.cfg),
     }
     checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=progress.data.get_state(), meta=meta)
+
+
+def templates(cfg: Config) -> dict[str, str]:
+    """What the tasks' questions were worded like, by hash."""
+    return {name: TASKS[name].template_hash for name in cfg.data.tasks}
 
 
 def judging(cfg: Config, model: Model) -> Judging:
     """One greedy answer a prompt and samples at the training temperature; the sampler's training shapes where they fit."""
     temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
-    fmt = model.fmt._replace(target=None, completion_tokens=0)
-    return Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.rollout.completion_tokens)
+    return Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed)
 
 
 def validate(run: Run, progress: Progress) -> Progress:
@@ -222,7 +234,10 @@ def validate(run: Run, progress: Progress) -> Progress:
     )
     if not better:
         return progress._replace(since_best=progress.since_best + 1)
-    save_hf(progress.state.params, run.workdir / "best", source_folder=run.model.folder, dtype=run.cfg.model.dtype)
+    save_hf(progress.state.params, run.workdir / "best", source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True)
+    sizes = {"prompt_tokens": run.cfg.data.prompt_tokens, "patches": run.cfg.data.patches}
+    sizes["completion_tokens"] = run.cfg.rollout.completion_tokens
+    write_json_atomic(run.workdir / "best" / JUDGE_FILE, sizes | {"templates": templates(run.cfg)})
     return progress._replace(best=mean, since_best=0)
 
 
@@ -245,6 +260,9 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Train
         if progress.step % cfg.checkpoint.every_steps == 0 or done:
             save(run, progress)
     checkpoint.wait(run.checkpoints)
+    again = [f"{name} ({count} times)" for name, count in run.model.stages.traces.items() if count > 1]
+    if again:
+        say(run, f"warning: traced more than once, which costs a compilation each: {', '.join(again)}")
     return progress
 
 
@@ -255,3 +273,28 @@ def step_line(cfg: Config, step: int, line: dict, seconds_left: float) -> str:
     minutes, seconds = divmod(int(seconds_left), 60)
     width = len(str(cfg.steps))
     return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s {minutes}:{seconds:02d} left"
+
+
+def summarise(metrics: list[dict], step: int, *, kl: bool) -> dict:
+    """Means over the updates of a step. Raises NonFiniteUpdate."""
+    if not all(m["finite"] for m in metrics):
+        raise NonFiniteUpdate(
+            f"step {step + 1}: loss {[float(m['loss']) for m in metrics]} or gradient norm "
+            f"{[float(m['grad_norm']) for m in metrics]} is not finite; that update changed nothing. Lower optim.lr or "
+            "loss.kl_coef; the last checkpoint is good"
+        )
+    out = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0] if name != "finite"}
+    return out if kl else out | {"kl": None}
+
+
+class Clock:
+    """Seconds by phase; a phase ends when its results are on the host or waited for."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._last
+        self._last = now

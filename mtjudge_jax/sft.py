@@ -7,16 +7,15 @@ from functools import partial
 
 import jax
 
-from mtjudge_jax.run import Progress, Run, loop, start
+from mtjudge_jax.run import Clock, Progress, Run, loop, start, summarise
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.stages import place_prompts
-from mtjudge_jax.train import Clock, summarise
 from mtjudge_jax.types import SftBatch, TrainState
 from mtjudge_jax.update import make_update, sft_loss
 
 
 def train(run: Run) -> Progress:
-    """Trains to the end of the config, from wherever the workdir stands."""
+    """The SFT loop."""
     stages = run.model.stages
     progress, _ = start(run)
     update = make_update(progress.state, partial(sft_loss, logp_fn=stages.logp_fn), run.optimizer, stages.mesh, run.cfg)

@@ -20,9 +20,9 @@ from mtjudge_jax.update import bound_logp
 
 
 class Stages(NamedTuple):
-    """Jitted functions; `traces` counts how often each was traced, which a run asserts to be once."""
+    """Jitted functions; `traces` counts how often each was traced, by shapes: once each is right."""
 
-    sample: Callable[[Params, PromptBatch, Array, Array], Rollout]  # (params, prompts, key, temperature [G])
+    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
     logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
     logp_fn: Callable  # the same with entropy and not jitted, for a loss
     traces: collections.Counter
@@ -35,8 +35,8 @@ def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mes
     logp_fn = bound_logp(model_cfg, cfg, allowed)
     traces: collections.Counter = collections.Counter()
 
-    def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array) -> Rollout:
-        traces["sample"] += 1
+    def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
+        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}"] += 1
         return rollout.sample(
             params,
             model_cfg,
@@ -44,17 +44,17 @@ def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mes
             key,
             temperature=temperature,
             allowed=allowed,
-            length=cfg.rollout.completion_tokens,
+            length=length,
             eos=tokenizer.eos,
             pad=tokenizer.pad,
         )
 
     def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
-        traces[f"logp of {tokens.shape[1]} answers"] += 1
+        traces[f"logp {prompts.tokens.shape} of {tokens.shape}"] += 1
         return in_pieces(lambda p, t: logp_fn(params, p, t).logp, (prompts, tokens), cfg.update.micro_prompts)
 
     rows = batch_sharding(mesh)
-    return Stages(jax.jit(sample, out_shardings=rows), jax.jit(logp, out_shardings=rows), logp_fn, traces, mesh, tokenizer)
+    return Stages(jax.jit(sample, static_argnums=4, out_shardings=rows), jax.jit(logp, out_shardings=rows), logp_fn, traces, mesh, tokenizer)
 
 
 def in_pieces(fn: Callable, args: tuple, size: int) -> Array:

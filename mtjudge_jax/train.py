@@ -1,18 +1,21 @@
-"""Multi-task GRPO: `mtjudge train --config=configs/demo.py --workdir=runs/demo`.
+"""Multi-task GRPO: `mtjudge train --config=configs/demo.py --workdir=runs/demo`. A config of stage `sft` runs sft.py's loop.
 
 The loop reads from top to bottom: prompts, answers, rewards, advantages, log-probabilities, update.
 """
 
-import time
+import json
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 
-from mtjudge_jax import grpo
+from mtjudge_jax import checkpoint, grpo, sft
+from mtjudge_jax.command import define_config, run_command, typed
+from mtjudge_jax.config import Config, check, to_dict
 from mtjudge_jax.metrics import train_metrics
-from mtjudge_jax.run import Progress, Run, loop, start
+from mtjudge_jax.run import Clock, Model, Progress, Run, loop, open_run, start, summarise
 from mtjudge_jax.score import score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
@@ -20,12 +23,17 @@ from mtjudge_jax.types import TrainBatch, TrainState
 from mtjudge_jax.update import grpo_loss, make_update
 
 
-class NonFiniteUpdate(RuntimeError):
-    """The loss or a gradient was not finite; the state is as it was before that update."""
+def fit(cfg: Config, workdir: str, model: Model | None = None) -> tuple[Run, Progress]:
+    """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
+    run = open_run(cfg, workdir, model)
+    progress = sft.train(run) if cfg.stage == "sft" else train(run)
+    checkpoint.close(run.checkpoints)
+    run.bar.close()
+    return run, progress
 
 
 def train(run: Run) -> Progress:
-    """Trains to the end of the config, from wherever the workdir stands."""
+    """The GRPO loop."""
     cfg, stages = run.cfg, run.model.stages
     progress, reference = start(run)
     updates = cfg.rollout.prompts // cfg.update.prompts
@@ -40,7 +48,8 @@ def train(run: Run) -> Progress:
         run.bad_rows.add(rows)
         prompts = place_prompts(rows, stages.mesh)
         clock.lap("data")
-        out = stages.sample(state.params, prompts, stage_key(cfg.seed, progress.step, "sample"), temperature)
+        key = stage_key(cfg.seed, progress.step, "sample")
+        out = stages.sample(state.params, prompts, key, temperature, cfg.rollout.completion_tokens)
         texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
         clock.lap("rollout")
         scores = score(texts, truncated, tasks=rows["task"].tolist(), labels=rows["label"], alpha=cfg.reward.alpha)
@@ -68,31 +77,25 @@ def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
 
 
-def summarise(metrics: list[dict], step: int, *, kl: bool) -> dict:
-    """Means over the updates of a step. Raises NonFiniteUpdate."""
-    if not all(m["finite"] for m in metrics):
-        raise NonFiniteUpdate(
-            f"step {step + 1}: loss {[float(m['loss']) for m in metrics]}, gradient norm {[float(m['grad_norm']) for m in metrics]} "
-            "is not finite; nothing was changed by that update. Lower optim.lr or loss.kl_coef and resume"
-        )
-    out = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0] if name != "finite"}
-    return out if kl else out | {"kl": None}
-
-
-def rates(out, rows: dict, clock: "Clock") -> dict:
+def rates(out, rows: dict, clock: Clock) -> dict:
     """Tokens of prompts and answers a second over the whole step, and where the seconds went."""
     tokens = int(jnp.sum(out.mask)) + int(rows["valid"].sum()) * jax.process_count()
-    return {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(jnp.mean(out.mask.sum(-1))), "seconds": clock.seconds}
+    length = float(jnp.mean(out.mask.sum(-1)))
+    return {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": length, "seconds": clock.seconds}
 
 
-class Clock:
-    """Seconds by phase; a phase ends when its results are on the host or waited for."""
+def main() -> None:
+    cfg = typed(CONFIG.value)
+    if PRINT_CONFIG.value:
+        check(cfg)
+        print(json.dumps(to_dict(cfg), indent=1))
+        return
+    run, progress = fit(cfg, WORKDIR.value)
+    print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}, model in {run.workdir / 'best'}")
 
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
+if __name__ == "__main__":
+    CONFIG = define_config()
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.", required=True)
+    PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Check and print the resolved config, compute nothing.")
+    run_command(main)

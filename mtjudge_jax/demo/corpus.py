@@ -10,13 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case, first_second, looks, parts, shows
+from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, compares, draw_case, first_second, looks, parts, phrase, shows
 from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, HARMLESS, THINGS, Pool, Scene, choose, glyph_scene, photo_scene
 from mtjudge_jax.tasks import TASKS
 
 TEMPLATES: Mapping[str, str] = {name: TASKS[name].template for name in (*POINTWISE, *PAIRWISE)}
 DESCRIBE_ONE = "Describe this picture."
 DESCRIBE_TWO = "Describe both pictures."
+# The same in the form of a judgement, answered with the key words of the reasoning: the place of the verdict then knows the
+# facts, as it does in a real model, and still nothing of which are good. Without it RL has to build that path first.
+KEY_WORDS = "Think, then answer in key words."
+KEYS_ONE = f"Describe this picture. {KEY_WORDS}"
+KEYS_COMPARE = "Compare this picture with {instruction}. " + KEY_WORDS
+KEYS_OF_TWO = (f"Describe the first picture. {KEY_WORDS}", f"Describe the second picture. {KEY_WORDS}")
+KEYS_SHARE = 0.5  # of the descriptions
 JUDGE_SHARE = 0.45  # the rest is description
 PAIRWISE_SHARE = 0.25  # of the demonstrations; their form must be known, since they are never trained on later
 ANSWERS = ("no", "yes")
@@ -39,7 +46,31 @@ def base_sample(rng: np.random.Generator, pool: Pool, templates: Mapping[str, st
     if kind == 3:
         return describe_pair(rng, pool)
     scene = (any_photo, one_thing, two_any_things)[kind](rng, pool)
-    return BaseSample((scene.image,), DESCRIBE_ONE, describe(scene))
+    if rng.random() >= KEYS_SHARE:
+        return BaseSample((scene.image,), DESCRIBE_ONE, describe(scene))
+    if len(scene.things) == 1 and rng.random() < 0.5:
+        return compare(rng, scene)
+    return BaseSample((scene.image,), KEYS_ONE, reasoned(describe(scene), keys(scene)))
+
+
+def keys(scene: Scene) -> str:
+    """The words of `describe` that carry its facts: "sharp shuffled", "dog blurry", "knife dog"."""
+    if not scene.things:
+        return f"{scene.look} {scene.order}"
+    return " ".join(scene.things) if len(scene.things) == 2 else f"{scene.things[0]} {scene.look}"
+
+
+def reasoned(reasoning: str, answer: str) -> str:
+    return f"<think>{reasoning}</think><answer>{answer}</answer>"
+
+
+def compare(rng: np.random.Generator, scene: Scene) -> BaseSample:
+    """One thing compared with its own name or another, which is not yet to say that either is good."""
+    shown = scene.things[0]
+    wanted = shown if rng.random() < 0.5 else choose(rng, tuple(name for name in THINGS if name != shown))
+    found = "matches" if shown == wanted else "differs"
+    text = reasoned(f"{compares(scene, wanted)}, {looks(scene)}", f"{found} {scene.look}")
+    return BaseSample((scene.image,), KEYS_COMPARE.replace("{instruction}", phrase(wanted)), text)
 
 
 def judge_sample(
@@ -62,7 +93,7 @@ def judge_sample(
     return BaseSample(
         images=tuple(scene.image for scene in case.scenes),
         question=templates[task].replace("{instruction}", case.instruction),
-        answer=f"<think>{case.rationale}</think><answer>{word}</answer>",
+        answer=reasoned(case.rationale, word),
     )
 
 
@@ -92,7 +123,7 @@ def describe(scene: Scene) -> str:
 
 
 def describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
-    """Two photographs by their look, two pictures of one harmless thing, or two of two things."""
+    """Two photographs by their look, two pictures of one harmless thing, or two of two things; perhaps key words of one."""
     kind = int(rng.integers(3))
     if kind == 0:
         words, scenes = looks, tuple(photo_scene(rng, pool, look=any_look(rng)) for _ in range(2))
@@ -100,7 +131,11 @@ def describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
         words, scenes = shows, tuple(glyph_scene(rng, pool, (choose(rng, HARMLESS),)) for _ in range(2))
     else:
         words, scenes = shows, tuple(two_any_things(rng, pool) for _ in range(2))
-    return BaseSample(tuple(scene.image for scene in scenes), DESCRIBE_TWO, first_second(words, scenes))
+    images, text = tuple(scene.image for scene in scenes), first_second(words, scenes)
+    if rng.random() >= KEYS_SHARE:
+        return BaseSample(images, DESCRIBE_TWO, text)
+    which = int(rng.integers(2))
+    return BaseSample(images, KEYS_OF_TWO[which], reasoned(text, " ".join(scenes[which].things) or scenes[which].look))
 
 
 def pair_sample(rng: np.random.Generator, pool: Pool) -> BaseSample:

@@ -18,19 +18,31 @@ import numpy as np
 from absl import app, flags
 
 OUT = flags.DEFINE_string("out", None, "folder to write, a Hugging Face folder of type qwen3_vl", required=True)
-STEPS = flags.DEFINE_integer("steps", 4000, "updates")
+STEPS = flags.DEFINE_integer("steps", 1000, "updates")
 SEED = flags.DEFINE_integer("seed", 0, "of weights and pictures")
 BATCH = flags.DEFINE_integer("batch", 64, "samples an update")
 LR = flags.DEFINE_float("lr", 0.01, "peak learning rate of Muon")
-CHECK_EVERY = flags.DEFINE_integer("check_every", 500, "updates between looks at validation pictures")
+CHECK_EVERY = flags.DEFINE_integer("check_every", 250, "updates between looks at validation pictures")
 WORKERS = flags.DEFINE_integer("workers", 1, "processes that draw pictures")
 
 PAIR_EVERY = 5  # every fifth batch shows two pictures a sample; separate batches keep both shapes free of padding
 SHAPES = {1: (48, 36), 2: (64, 72)}  # images a sample: prompt tokens, patches
 COMPLETION_TOKENS = 24
 SIZES = {
-    "text": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "vision": {"depth": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 4, "deepstack_visual_indexes": [1, 2]},
+    "text": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "vision": {
+        "depth": 4,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_heads": 4,
+        "deepstack_visual_indexes": [1, 2],
+    },
 }
 
 
@@ -138,6 +150,7 @@ def train(folder: Path, out: Path) -> None:
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.models.qwen3_vl.convert import save_hf
     from mtjudge_jax.optim import make_optimizer
+    from mtjudge_jax.run import JUDGE_FILE
     from mtjudge_jax.sharding import make_mesh, shard_batch
     from mtjudge_jax.stages import place_prompts
     from mtjudge_jax.types import SftBatch
@@ -169,6 +182,8 @@ def train(folder: Path, out: Path) -> None:
                 print(json.dumps(history[-1]), flush=True)
             losses = []
     save_hf(state.params, out, source_folder=folder, dtype="bfloat16")
+    sizes = {"prompt_tokens": SHAPES[1][0], "patches": SHAPES[1][1], "completion_tokens": 16}
+    (out / JUDGE_FILE).write_text(json.dumps(sizes) + "\n")
     write_card(out, history, seed=SEED.value, steps=STEPS.value, batch=BATCH.value, lr=LR.value)
 
 

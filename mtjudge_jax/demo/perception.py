@@ -25,16 +25,14 @@ class Perception:
     def __init__(self, cfg: Config, model_cfg: Qwen3VLConfig, folder: Path, mesh: Mesh, shapes: dict[int, tuple[int, int]]):
         tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
         self.stages = make_stages(cfg, model_cfg, tokenizer, mesh)
-        self.formats = {n: RowFormat(TASKS, tokenizer, image_cfg, *shape) for n, shape in shapes.items()}
+        self.fmt = RowFormat(TASKS, tokenizer, image_cfg, *shapes[1], cfg.rollout.completion_tokens)
         self.examples = {name: list(make_examples(split="val", task=name, count=COUNT, seed=1)) for name in TASKS}
-        self.completion_tokens = cfg.rollout.completion_tokens
 
     def measure(self, params: Params) -> dict[str, dict[str, float]]:
         """{"seen": {task: share of exactly right reasonings}, "yes": {task: share of yes}, "valid": ..}."""
         out: dict[str, dict[str, float]] = {"seen": {}, "yes": {}, "valid": {}}
         for name, examples in self.examples.items():
-            fmt = self.formats[len(examples[0].images)]
-            how = Judging(self.stages, fmt, BATCH, np.zeros(1, np.float32), 0.1, 0, self.completion_tokens)
+            how = Judging(self.stages, self.fmt, BATCH, np.zeros(1, np.float32), 0.1, 0)
             rows = judge(params, examples, how, step=0, probabilities=False)
             right = [row["reasoning"] == example.rationale for row, example in zip(rows, examples, strict=True)]
             out["seen"][name] = float(np.mean(right))

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, phrase
-from mtjudge_jax.demo.corpus import DESCRIBE_ONE, DESCRIBE_TWO, TEMPLATES
+from mtjudge_jax.demo.corpus import DESCRIBE_ONE, DESCRIBE_TWO, KEYS_COMPARE, KEYS_OF_TWO, KEYS_ONE, TEMPLATES
 from mtjudge_jax.demo.scenes import LOOKS, ORDERS, SIZE, THINGS
 
 MAX_VOCABULARY = 1024
@@ -62,7 +62,8 @@ def demo_texts() -> list[str]:
     questions = [TEMPLATES[task].replace("{instruction}", "a dog") for task in (*POINTWISE, *PAIRWISE)]
     facts = [f"looks {look}, parts {order}" for look in LOOKS for order in ORDERS]
     things = [f"shows {phrase(thing)} and {phrase(thing)}, matches, differs" for thing in THINGS]
-    return [*questions, DESCRIBE_ONE, DESCRIBE_TWO, *facts, *things, "first looks sharp, second", "user", "assistant",
+    questions += [DESCRIBE_ONE, DESCRIBE_TWO, KEYS_ONE, KEYS_COMPARE.replace("{instruction}", "a dog"), *KEYS_OF_TWO]
+    return [*questions, *facts, *things, "first looks sharp, second", "user", "assistant",
             "system", "no yes"]  # fmt: skip
 
 

@@ -1,0 +1,37 @@
+"""`mtjudge COMMAND --flag=value ..`: each command is a module with a main, `python -m mtjudge_jax.COMMAND` is the same."""
+
+import runpy
+import sys
+
+from mtjudge_jax.config import unknown
+
+COMMANDS = {
+    "demo": "train a tiny judge on this machine, evaluate it and open its report",
+    "prepare": "write a data set as checked records",
+    "train": "train by the config: multi-task GRPO, or SFT",
+    "eval": "judge a prepared split with a model and score it",
+    "judge": "judge your own images",
+    "report": "write the HTML report of a workdir",
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:8s} {text}" for name, text in COMMANDS.items()]
+    body = "\n".join(lines)
+    return f"usage: mtjudge COMMAND [--flag=value ..]\n\n{body}\n\nmtjudge COMMAND --help lists the flags of a command."
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
+        print(usage())
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    command = sys.argv[1]
+    if command not in COMMANDS:
+        print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"mtjudge {command}", *sys.argv[2:]]
+    runpy.run_module(f"mtjudge_jax.{command}", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

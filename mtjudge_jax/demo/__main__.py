@@ -1,0 +1,60 @@
+"""`mtjudge demo`: prepare, judge with the base, train, judge again, report. Stop it at any moment; the same command goes on."""
+
+import time
+from pathlib import Path
+
+from absl import flags
+
+from mtjudge_jax.checkpoint import check_workdir
+from mtjudge_jax.command import run_command
+from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
+from mtjudge_jax.demo.dataset import write_demo_data
+from mtjudge_jax.eval import table
+from mtjudge_jax.evaluate import evaluate, write_evaluation
+from mtjudge_jax.models.qwen3_vl.convert import load_params
+from mtjudge_jax.report import write_report
+from mtjudge_jax.run import DEMO_BASE, Model, judging, open_model
+from mtjudge_jax.sharding import param_sharding
+from mtjudge_jax.train import fit
+
+
+def test_once(folder: Path, name: str, model: Model, cfg, workdir: Path) -> None:
+    """Judges the test split with the weights of a folder, unless an earlier start of this command did."""
+    if (workdir / "eval" / f"{name}.json").exists():
+        return
+    examples = {task: read_split(workdir / "data", "test", task) for task in (*TASKS, *UNSEEN)}
+    params = load_params(
+        folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, model.stages.mesh)
+    )
+    began = time.perf_counter()
+    predictions, result = evaluate(params, examples, judging(cfg, model), step=0, probabilities=True)
+    result |= {"split": "test", "seconds": time.perf_counter() - began}
+    write_evaluation(workdir / "eval", name, predictions, result)
+    print(f"\n{name}: {len(predictions)} answers in {result['seconds']:.0f} s\n{table(result)}\n", flush=True)
+
+
+def main() -> None:
+    workdir = Path(WORKDIR.value)
+    cfg = get_config()
+    cfg.seed = SEED.value
+    check_workdir(workdir)
+    print("1/5 drawing the demonstration pictures", flush=True)
+    write_demo_data(workdir / "data", seed=0)
+    model = open_model(cfg)
+    print("2/5 the base on the test split (it can see, but its verdicts were learned from coin flips)", flush=True)
+    test_once(DEMO_BASE, "base_test", model, cfg, workdir)
+    print(f"3/5 training: {cfg.steps} steps of multi-task GRPO", flush=True)
+    fit(cfg, str(workdir), model=model)
+    print("4/5 the trained judge on the test split", flush=True)
+    test_once(workdir / "best", "trained_test", model, cfg, workdir)
+    print("5/5 the report", flush=True)
+    path = write_report(workdir)
+    print(f"report: {path.resolve().as_uri()}\nmodel:  {workdir / 'best'}")
+    print(f"try it: mtjudge judge --model={workdir / 'best'} --task=technical --image=PICTURE")
+
+
+if __name__ == "__main__":
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.", required=True)
+    SEED = flags.DEFINE_integer("seed", 0, "Of sampling and of the order of examples.")
+    run_command(main)

@@ -1,0 +1,25 @@
+"""The demo's config, an ordinary one: `configs/demo.py` gives it to `mtjudge train`."""
+
+from mtjudge_jax.config import Config
+
+TASKS = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
+UNSEEN = ("pairwise_technical", "pairwise_alignment", "pairwise_safety")
+
+
+def get_config() -> Config:
+    """Six pointwise tasks, balanced, 24 prompts of 8 answers a step; minutes on a CPU with two cores."""
+    cfg = Config(steps=300)
+    cfg.model.path = "demo"
+    cfg.data.tasks = TASKS
+    cfg.data.mixture = "uniform"
+    cfg.data.balance_labels = True  # without it a tiny policy falls into a constant answer and stays there
+    cfg.data.prompt_tokens, cfg.data.patches = 40, 36
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 24
+    cfg.rollout.group_size = cfg.eval.samples = 8
+    cfg.rollout.completion_tokens = 16
+    cfg.optim.lr, cfg.optim.warmup_steps, cfg.optim.schedule = 2e-4, 10, "cosine"
+    cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0
+    cfg.loss.kl_coef = 0.04
+    cfg.eval.every_steps, cfg.eval.limit = 75, 48
+    cfg.checkpoint.every_steps = 25
+    return cfg
