@@ -36,7 +36,9 @@ def advantages(rewards: Array, *, std: str, eps: float) -> Array:
     return jnp.where(equal, 0.0, centred)
 
 
-def policy_loss(logp: Array, old_logp: Array, advantages: Array, *, clip_low: float, clip_high: float, dual_clip: float) -> PolicyTerms:
+def policy_loss(
+    logp: Array, old_logp: Array, advantages: Array, *, clip_low: float, clip_high: float, dual_clip: float
+) -> PolicyTerms:
     """Clipped surrogate a token: -min(r A, clip(r, 1 - low, 1 + high) A), and for A < 0 at most -dual_clip A.
 
     logp, old_logp [Q, G, C]; advantages [Q, G].

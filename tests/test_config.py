@@ -1,0 +1,229 @@
+"""A config that cannot be is refused in one line, at once; every field has a reader."""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtjudge_jax import config as config_module
+from mtjudge_jax.config import Config, ConfigError, check, flatten, from_dict, mesh_shape, to_dict
+
+PACKAGE = Path(config_module.__file__).parent
+NAN = float("nan")
+
+
+def valid() -> Config:
+    cfg = Config()
+    cfg.model.path, cfg.data.tasks = "demo", ("technical", "safety")
+    return cfg
+
+
+# field, value, what the line must name besides: the limit, or the nearest right name
+BAD = [
+    ("stage", "grop", "'grpo'"),
+    ("stage", "", "grpo"),
+    ("stage", 3, "str"),
+    ("seed", -1, "at least 0"),
+    ("seed", 0.5, "int"),
+    ("steps", 0, "at least 1"),
+    ("steps", 1e3, "int"),
+    ("steps", True, "int"),
+    ("model.path", "", "Hugging Face"),
+    ("model.dtype", "bf16", "'bfloat16'"),
+    ("model.dtype", "float16", "'float32'|'bfloat16'"),
+    ("model.remat", "ful", "'full'"),
+    ("model.head_chunk", 0, "at least 1"),
+    ("data.tasks", (), "technical"),
+    ("data.tasks", ("tecnical",), "'technical'"),
+    ("data.tasks", ("technical", "beauty"), "safety"),
+    ("data.tasks", ("safety", "safety"), "twice"),
+    ("data.tasks", "technical", "tuple"),
+    ("data.tasks", ["technical"], "tuple"),
+    ("data.mixture", "proportionate", "'proportional'"),
+    ("data.balance_labels", 1, "bool"),
+    ("data.prompt_tokens", 0, "at least 1"),
+    ("data.patches", -4, "at least 0"),
+    ("data.max_bad_share", 1.5, "between 0 and 1"),
+    ("rollout.prompts", 0, "at least 1"),
+    ("rollout.prompts", 300, "256"),
+    ("rollout.group_size", 1, "at least 2"),
+    ("rollout.group_size", 8.0, "int"),
+    ("rollout.completion_tokens", 1, "at least 2"),
+    ("rollout.temperature", 0.0, "above 0"),
+    ("rollout.temperature", NAN, "above 0"),
+    ("rollout.temperature", None, "float"),
+    ("reward.alpha", -0.1, "between 0 and 1"),
+    ("reward.alpha", 2, "between 0 and 1"),
+    ("reward.alpha", "0.1", "float"),
+    ("loss.advantage_std", "unbiassed", "'unbiased'"),
+    ("loss.advantage_eps", -1e-6, "at least 0"),
+    ("loss.clip_low", -0.2, "at least 0"),
+    ("loss.clip_high", NAN, "at least 0"),
+    ("loss.dual_clip", 0.5, "at least 1"),
+    ("loss.kl_estimator", "k4", "'k3'|'k2'|'k1'"),
+    ("loss.kl_coef", -0.01, "at least 0"),
+    ("loss.aggregation", "mean", "'token_mean'|'sequence_mean'"),
+    ("optim.name", "adam", "'adamw'"),
+    ("optim.lr", -1e-6, "at least 0"),
+    ("optim.lr", "1e-6", "float"),
+    ("optim.schedule", "linear", "constant|cosine"),
+    ("optim.warmup_steps", -1, "at least 0"),
+    ("optim.final_lr_ratio", 1.1, "between 0 and 1"),
+    ("optim.b1", -0.9, "between 0 and 1"),
+    ("optim.b2", 9.99, "between 0 and 1"),
+    ("optim.eps", 0.0, "above 0"),
+    ("optim.weight_decay", -0.01, "at least 0"),
+    ("optim.max_grad_norm", 0, "above 0"),
+    ("update.prompts", 100, "512"),
+    ("update.prompts", 1024, "512"),
+    ("update.micro_prompts", 0, "at least 1"),
+    ("update.micro_prompts", 96, "256"),
+    ("update.micro_prompts", 512, "256"),
+    ("eval.every_steps", 0, "at least 1"),
+    ("eval.samples", 0, "at least 1"),
+    ("eval.tasks", ("pairwise_saftey",), "'pairwise_safety'"),
+    ("eval.limit", -1, "at least 0"),
+    ("eval.patience", -1, "at least 0"),
+    ("checkpoint.every_steps", 0, "at least 1"),
+    ("checkpoint.keep", 0, "at least 1"),
+    ("mesh.data", 0, "at least 1"),
+    ("mesh.data", 3, "8"),
+    ("mesh.tensor", 16, "8"),
+    ("mesh.fsdp", -1, "mesh.data"),
+    ("mesh.expert", "2", "int"),
+]
+UNKNOWN = [
+    ({"optim": {"learning_rate": 1e-6}}, "optim.learning_rate", ""),
+    ({"optim": {"weigth_decay": 0.1}}, "optim.weigth_decay", "'optim.weight_decay'"),
+    ({"rollout": {"groupsize": 8}}, "rollout.groupsize", "'rollout.group_size'"),
+    ({"rolout": {}}, "rolout", "'rollout'"),
+    ({"step": 10}, "step", "'steps'"),
+    ({"mesh": {"model": 2}}, "mesh.model", "mesh."),
+]
+
+
+def test_defaults_with_a_model_and_tasks_are_valid():
+    check(valid())
+    check(valid(), 8)
+
+
+@pytest.mark.parametrize(("name", "value", "says"), BAD, ids=[f"{name}={value!r}"[:60] for name, value, _ in BAD])
+def test_a_bad_value_is_one_line(name, value, says):
+    cfg = valid()
+    section, _, field = name.rpartition(".")
+    setattr(getattr(cfg, section) if section else cfg, field, value)
+    began = time.perf_counter()
+    with pytest.raises(ConfigError) as error:
+        check(cfg, 8)
+    line = str(error.value)
+    assert time.perf_counter() - began < 0.5
+    assert "\n" not in line
+    assert name in line or f"{field!r}: {value!r}" in line  # the axes of a mesh that does not fit are shown together
+    shown = value[-1] if isinstance(value, tuple) and value else value
+    assert str(shown) in line or shown in ("", ())
+    assert any(part in line for part in says.split("|"))
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize(("raw", "name", "near"), UNKNOWN)
+def test_an_unknown_field_names_the_nearest(raw, name, near):
+    with pytest.raises(ConfigError) as error:
+        from_dict(raw)
+    assert "\n" not in str(error.value)
+    assert repr(name) in str(error.value)
+    assert near in str(error.value)
+
+
+def test_batches_that_the_mesh_does_not_divide():
+    cfg = valid()
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 12
+    check(cfg, 4)
+    with pytest.raises(ConfigError, match=r"^update\.micro_prompts = 12 is not divisible by mesh.* = 8: [^\n]*$"):
+        check(cfg, 8)
+    cfg.mesh.tensor = 2  # four shards of the batch
+    check(cfg, 8)
+    cfg.data.balance_labels = True  # four labels
+    check(cfg, 8)
+    cfg.data.tasks = ("technical", "safety", "alignment", "preference")
+    with pytest.raises(ConfigError, match=r"^update\.prompts = 12 .*balance_labels = 8: [^\n]*$"):
+        check(cfg, 8)
+
+
+def test_mesh_shape_by_hand():
+    cfg = valid().mesh
+    assert mesh_shape(cfg, 8) == {"data": 8, "fsdp": 1, "expert": 1, "tensor": 1}
+    cfg.data, cfg.fsdp, cfg.tensor = 2, -1, 2
+    assert mesh_shape(cfg, 8) == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
+
+
+def test_round_trip_through_json():
+    cfg = valid()
+    cfg.optim.lr, cfg.eval.tasks, cfg.mesh.tensor = 3e-4, ("pairwise_safety",), 2
+    again = from_dict(json.loads(json.dumps(to_dict(cfg))))
+    assert again == cfg
+    assert again.eval.tasks == ("pairwise_safety",)
+    assert flatten(again)["optim.lr"] == 3e-4
+    assert from_dict({}) == Config()
+    check(again, 8)
+
+
+def test_two_configs_share_nothing():
+    a, b = Config(), Config()
+    a.optim.lr = 1.0
+    assert b.optim.lr == Config().optim.lr != 1.0
+
+
+def test_checking_needs_no_jax():
+    """So nothing can be compiled before a config is refused."""
+    code = "import sys, mtjudge_jax.config; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, check=False, timeout=60).returncode == 0
+
+
+SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+
+
+def reads(tree: ast.AST) -> set[str]:
+    """Fields that a module reads: `<any>.optim.lr`, `cfg.lr` where cfg is annotated OptimConfig, `cfg.steps` where Config.
+
+    A write (`cfg.optim.lr = 1`) is no read. A field of the whole, `cfg.steps`, also counts on `run.cfg`.
+    """
+    found = set()
+    for scope in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+        args = [*scope.args.args, *scope.args.kwonlyargs]
+        kinds = {a.arg: a.annotation.id for a in args if isinstance(a.annotation, ast.Name)}
+        for node in ast.walk(scope):
+            if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
+                continue
+            owner = node.value
+            if isinstance(owner, ast.Attribute) and owner.attr in SECTIONS:
+                found.add(f"{owner.attr}.{node.attr}")
+            if isinstance(owner, ast.Name):
+                found |= {f"{s}.{node.attr}" for s, kind in SECTIONS.items() if kinds.get(owner.id) == kind.__name__}
+            last = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            if last == "cfg" and kinds.get(last, "Config") == "Config":
+                found.add(node.attr)
+    return found
+
+
+def test_every_field_is_read_outside_the_schema():
+    sources = {path: path.read_text() for path in PACKAGE.rglob("*.py") if path != Path(config_module.__file__)}
+    found = set().union(*(reads(ast.parse(text)) for text in sources.values()))
+    # The mesh's axes are read as a whole, by name, where a mesh is made; the table and the batch name each of them.
+    table = sources[PACKAGE / "sharding.py"]
+    found |= {f"mesh.{axis}" for axis in ("data", "fsdp", "expert", "tensor") if f'"{axis}"' in table}
+    assert sorted(flatten(Config()).keys() - found) == []
+
+
+def test_the_search_for_readers_finds_what_it_should():
+    code = """
+def f(cfg: OptimConfig): return cfg.lr
+def g(run): return run.cfg.steps + run.cfg.loss.kl_coef
+def h(cfg: LossConfig): cfg.dual_clip = 1; cfg.clip_low += 0
+def i(cfg: TextConfig): return cfg.seed
+"""
+    assert reads(ast.parse(code)) & flatten(Config()).keys() == {"optim.lr", "steps", "loss.kl_coef"}

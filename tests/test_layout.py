@@ -1,0 +1,107 @@
+"""The package's written order: a module imports only from modules above it. And sizes that keep it readable."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "mtjudge_jax"
+# `demo` stands for the demo's pictures, data set and base; its command comes last.
+ORDER = [
+    "data.records",
+    "tasks",
+    "config",
+    "types",
+    "sharding",
+    "data",
+    "models",
+    "grpo",
+    "logp",
+    "rollout",
+    "score",
+    "optim",
+    "update",
+    "stages",
+    "digest",
+    "checkpoint",
+    "metrics",
+    "metrics_log",
+    "evaluate",
+    "report",
+    "run",
+    "command",
+    "sft",
+    "train",
+    "judge",
+    "eval",
+    "export",
+    "demo",
+    "prepare",
+    "demo.__main__",
+    "cli",
+    "__main__",
+]
+WITHOUT_JAX = ("data.records", "tasks", "config", "data")
+FILE_LINES, FUNCTION_LINES = 400, 60
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module(path: Path) -> str:
+    """`data.rows` of mtjudge_jax/data/rows.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> list[str]:
+    """Full names of all that a file imports, inside functions too; of `from a import b`, a.b."""
+    out = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            out += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            out += [f"{node.module}.{alias.name}" for alias in node.names]
+    return out
+
+
+def place(name: str) -> int:
+    """Place in ORDER of a module, or of what is imported from it, by its longest listed beginning."""
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if (head := ".".join(parts[:end])) in ORDER:
+            return ORDER.index(head)
+    pytest.fail(f"{name} is not in the written order: add it where it belongs")
+
+
+def inside(path: Path) -> list[str]:
+    """What a file imports from the package itself, without the package's name."""
+    return [name.removeprefix("mtjudge_jax.") for name in imports(path) if name.startswith("mtjudge_jax.")]
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if module(p)], ids=module)
+def test_imports_point_up(path):
+    below = [name for name in inside(path) if place(name) > place(module(path))]
+    assert below == [], f"{module(path)} imports from below itself"
+
+
+def test_tasks_and_data_know_nothing_of_jax():
+    for path in FILES:
+        if module(path).startswith(("tasks", "data")) or module(path) == "config":
+            assert [name for name in imports(path) if name.split(".")[0] in ("jax", "flax", "optax", "orbax")] == [], path
+            assert [name for name in inside(path) if ORDER[place(name)] not in WITHOUT_JAX] == [], path
+
+
+def test_only_the_checkpoint_knows_orbax():
+    assert [module(path) for path in FILES if any(name.startswith("orbax") for name in imports(path))] == ["checkpoint"]
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in FILES:
+        text = path.read_text()
+        if len(text.splitlines()) > FILE_LINES:
+            long.append(f"{module(path)} has {len(text.splitlines())} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno + 1 > FUNCTION_LINES:
+                long.append(f"{module(path)}.{node.name} has {node.end_lineno - node.lineno + 1} lines")
+    assert long == []

@@ -1,0 +1,141 @@
+"""Token log-probabilities: the shared prompt against a prompt for every answer, the head in chunks, entropy, banned ids."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mtjudge_jax.logp import completion_logp, sampling_logits
+
+GROUP, LENGTH, TEMPERATURE = 3, 6, 0.8
+TOLERANCE = 1e-5  # relative, float32
+
+
+@functools.cache
+def shared(tied: bool, chunk: int, remat: str):
+    """The jitted ((loss, TokenLogp), gradient) of a weighted sum of log-probabilities through the code under test."""
+    cfg = tiny.config(tied=tied)
+    settings = {"allowed": tiny.ALLOWED, "temperature": TEMPERATURE, "remat": remat, "chunk": chunk}
+
+    def loss(params, rows, tokens, weights):
+        out = completion_logp(params, cfg, rows, tokens, **settings)
+        return (out.logp * weights).sum(), out
+
+    return tiny.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@functools.cache
+def unshared(tied: bool):
+    cfg = tiny.config(tied=tied)
+
+    def loss(params, rows, tokens, weights):
+        out = tiny.unshared_logp(params, cfg, rows, tokens, TEMPERATURE)
+        return jnp.where(weights == 0, 0, out * weights).sum(), out
+
+    return tiny.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@functools.cache
+def inputs(tied: bool):
+    tokens, mask = tiny.answers(4, GROUP, LENGTH)
+    weights = np.random.default_rng(1).normal(size=mask.shape).astype(np.float32) * mask
+    return tiny.params(tiny.config(tied=tied)), tiny.prompts(), tokens, weights
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_shared_prompt_equals_a_prompt_for_every_answer(tied, record_testsuite_property):
+    """Log-probabilities, and the gradient of every parameter, the tower's too, against Q * G whole texts."""
+    args = inputs(tied)
+    (_, out), gradient = shared(tied, 4096, "none")(*args)
+    (_, want), want_gradient = unshared(tied)(*args)
+    mask = args[3] != 0
+    logp_error = float(np.abs(out.logp / want - 1)[mask].max())
+    gradient_error = tiny.relative(gradient, want_gradient)
+    record_testsuite_property(f"shared prompt, tied {tied}: log-probabilities", logp_error)
+    record_testsuite_property(f"shared prompt, tied {tied}: gradient", gradient_error)
+    assert out.logp.dtype == jnp.float32
+    assert logp_error < TOLERANCE
+    assert gradient_error < TOLERANCE
+    assert min(float(jnp.abs(x).max()) for x in jax.tree.leaves(want_gradient)) > 1e-5  # so nothing was compared with nothing
+
+
+def test_what_stands_behind_an_answer_does_not_touch_it():
+    params, rows, tokens, weights = inputs(False)
+    junk = np.where(weights == 0, np.random.default_rng(2).integers(0, tiny.PAD, tokens.shape), tokens).astype(np.int32)
+    assert (junk != tokens).any()
+    run = shared(False, 4096, "none")
+    (_, out), gradient = run(params, rows, tokens, weights)
+    (_, other), other_gradient = run(params, rows, junk, weights)
+    assert np.array_equal(out.logp[weights != 0], other.logp[weights != 0])
+    assert tiny.relative(other_gradient, gradient) < 1e-6
+
+
+@pytest.mark.parametrize(("chunk", "remat"), [(4, "none"), (28, "full")])
+def test_chunks_of_the_head_and_remat_change_nothing(chunk, remat):
+    """4 rows: 1 and 7 columns at a time, of 18; so also chunks that do not divide them."""
+    args = inputs(False)
+    (loss, out), gradient = shared(False, 4096, "none")(*args)
+    (other_loss, other), other_gradient = shared(False, chunk, remat)(*args)
+    mask = args[3] != 0
+    assert tiny.relative(other.logp[mask], out.logp[mask]) < 1e-6
+    assert tiny.relative(other.entropy, out.entropy) < 1e-6
+    assert tiny.relative(other_loss, loss) < 1e-5
+    assert tiny.relative(other_gradient, gradient) < 1e-5
+
+
+def test_entropy_is_that_of_the_distribution_sampled_from():
+    """Against -sum p log p in float64 over the allowed ids; an allowed id with probability 0 adds nothing."""
+    params, rows, tokens, weights = inputs(False)
+    (_, out), _ = shared(False, 4096, "none")(params, rows, tokens, weights)
+    logits = np.asarray(
+        tiny.jit(functools.partial(tiny.unshared_logits, cfg=tiny.config()))(params, rows=rows, tokens=tokens), np.float64
+    )
+    odds = np.exp(logits[..., tiny.ALLOWED] / TEMPERATURE)
+    p = odds / odds.sum(-1, keepdims=True)
+    mask = weights != 0
+    assert tiny.relative(out.entropy[mask], -(p * np.log(p)).sum(-1)[mask]) < TOLERANCE
+    assert 0 < float(out.entropy[mask].min()) <= float(out.entropy[mask].max()) < np.log(tiny.ALLOWED.sum())
+
+
+def test_entropy_by_hand():
+    """Logits (0, 0, ln 2) at temperature 1 and a banned fourth: p = 1/4, 1/4, 1/2, entropy 1.5 ln 2 = 1.0397."""
+    logits = sampling_logits(
+        jnp.array([1.0]), jnp.array([[0.0], [0.0], [np.log(2)], [50.0]]), jnp.array([True, True, True, False]), 1.0
+    )
+    p = jax.nn.softmax(logits)
+    assert np.allclose(p, [0.25, 0.25, 0.5, 0], atol=1e-7)
+    assert p[3] == 0
+    cfg, params = tiny.config(), tiny.params(tiny.config())
+    # A head of zeros: every allowed id alike, whatever the hidden state is.
+    flat = {**params, "text": {**params["text"], "head_vd": jnp.zeros_like(params["text"]["head_vd"])}}
+    tokens, weights = inputs(False)[2:]
+    out = shared(False, 4096, "none")(flat, tiny.prompts(), tokens, weights)[0][1]
+    assert np.allclose(out.entropy, np.log(tiny.ALLOWED.sum()), atol=1e-5)
+    assert np.allclose(out.logp[weights != 0], -np.log(tiny.ALLOWED.sum()), atol=1e-5)
+    assert cfg.text.vocab_size - tiny.ALLOWED.sum() == len(tiny.CONTROL)
+
+
+def test_banned_ids_have_probability_zero():
+    """Even where their logit is the largest by far: the others' probabilities sum to 1 without them."""
+    rng = np.random.default_rng(3)
+    hidden, head = rng.normal(size=(5, 7, 32)).astype(np.float32), rng.normal(size=(tiny.VOCABULARY, 32)).astype(np.float32)
+    head[~tiny.ALLOWED] *= 1e4
+    p = jax.nn.softmax(sampling_logits(hidden, head, tiny.ALLOWED, TEMPERATURE))
+    assert (p[..., ~tiny.ALLOWED] == 0).all()
+    assert np.allclose(p.sum(-1), 1, atol=1e-6)
+    args = inputs(False)
+    tokens = np.full_like(args[2], tiny.IMAGE)
+    logp = shared(False, 4096, "none")(args[0], args[1], tokens, np.zeros_like(args[3]))[0][1].logp
+    assert (np.exp(logp) == 0).all()
+
+
+def test_a_banned_target_that_is_masked_leaves_the_gradient_finite():
+    """Padding behind an answer is a banned id: its log-probability is huge and must not turn 0 * inf into NaN."""
+    params, rows, tokens, weights = inputs(False)
+    assert (tokens[weights == 0] == tiny.PAD).all()
+    (_, out), gradient = shared(False, 4096, "none")(params, rows, tokens, weights)
+    assert np.isfinite(out.logp).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))

@@ -1,0 +1,305 @@
+"""One update: the same on every mesh and for every split, donated, sharded, stopped by what is not finite, traced once."""
+
+import dataclasses
+import functools
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from mtjudge_jax import grpo
+from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.logp import completion_logp
+from mtjudge_jax.models.qwen3_vl import vlm
+from mtjudge_jax.optim import make_optimizer, schedule
+from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
+from mtjudge_jax.stages import Stages, make_stages, place_prompts, stage_key
+from mtjudge_jax.types import PromptBatch, TrainBatch, TrainState
+from mtjudge_jax.update import grpo_loss, init_state, make_update
+
+PROMPTS, GROUP, LENGTH = 8, 4, 6
+MESHES = {"one device": (1, 1, 1, 1), "8 data": (8, 1, 1, 1), "2 data, 2 fsdp, 2 tensor": (2, 2, 1, 2)}
+TOLERANCE = 1e-5  # relative to the largest entry of each parameter
+
+
+class Words:
+    """The part of a tokenizer that the stages need: 64 ids, five of them control."""
+
+    def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
+        return {str(i): i for i in range(tiny.VOCABULARY)}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
+
+
+class World(NamedTuple):
+    cfg: Config
+    stages: Stages
+    jitted: Any  # what `make_update` gives
+    update: Any  # the same compiled quickly
+    state: TrainState  # never given away: `fresh` copies it
+
+
+def settings(**changes) -> Config:
+    cfg = Config(
+        rollout=RolloutConfig(prompts=PROMPTS, group_size=GROUP, completion_tokens=LENGTH),
+        update=UpdateConfig(prompts=PROMPTS, micro_prompts=PROMPTS),
+        loss=LossConfig(kl_coef=0.1),
+        optim=OptimConfig(lr=1e-3, weight_decay=0.1, max_grad_norm=1.0),
+    )
+    return dataclasses.replace(cfg, **changes)
+
+
+@functools.cache
+def model():
+    return tiny.config(blocks=1), tiny.params(tiny.config(blocks=1))
+
+
+def build(cfg: Config, mesh: str) -> World:
+    model_cfg, params = model()
+    tokenizer = Tokenizer(None, Words(), tiny.PAD, tiny.EOS, tiny.IMAGE, tiny.VISION_START, tiny.VISION_END, tiny.VOCABULARY,
+                          tuple((str(i), i) for i in tiny.CONTROL))  # fmt: skip
+    shape = MESHES[mesh]
+    devices = jax.devices()[: int(np.prod(shape))]
+    stages = make_stages(cfg, model_cfg, tokenizer, make_mesh(MeshConfig(*shape), devices))
+    optimizer = make_optimizer(cfg.optim, cfg.steps)
+    placed = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, stages.mesh)), params
+    )
+    state = init_state(placed, optimizer, stages.mesh)
+    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=False)
+    jitted = make_update(state, loss, optimizer, stages.mesh, cfg)
+    update = jitted.lower(state, shard_batch(host_batch(), stages.mesh)).compile(compiler_options=tiny.QUICK)
+    return World(cfg, stages, jitted, update, state)
+
+
+@functools.cache
+def world(mesh: str, name: str) -> World:
+    return build(settings(optim=dataclasses.replace(settings().optim, name=name)), mesh)
+
+
+def fresh(w: World) -> TrainState:
+    return jax.tree.map(jnp.copy, w.state)
+
+
+@functools.cache
+def host_batch() -> TrainBatch:
+    """Unequal answers and ratios; one whole row that is not to be learned from."""
+    rng = np.random.default_rng(0)
+    tokens, mask = tiny.answers(PROMPTS, GROUP, LENGTH)
+    mask[5] = False
+    params, rows = model()[1], tiny.prompts(PROMPTS)
+    logp = np.asarray(tiny.jit(partial(tiny.unshared_logp, cfg=model()[0], temperature=1.0))(params, rows=rows, tokens=tokens))
+    noise = rng.normal(size=(2, *tokens.shape)).astype(np.float32)
+    old, ref = np.where(mask, logp + 0.2 * noise[0], 0), np.where(mask, logp + 0.3 * noise[1], 0)
+    return TrainBatch(rows, tokens, mask, rng.normal(size=(PROMPTS, GROUP)).astype(np.float32), old, ref)
+
+
+def batch(w: World, **changes) -> TrainBatch:
+    return shard_batch(host_batch()._replace(**changes), w.stages.mesh)
+
+
+@functools.cache
+def updated(mesh: str, name: str) -> tuple[TrainState, dict]:
+    w = world(mesh, name)
+    state, metrics = w.update(fresh(w), batch(w))
+    return jax.device_get(state), jax.device_get(metrics)
+
+
+def bit_equal(a, b) -> bool:
+    same = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
+    return all(jax.tree.leaves(same))
+
+
+def norm_error(got, want, start=None) -> float:
+    """Norm of the difference over the norm of `want` (or of its change from `start`), of the worst parameter."""
+    norm = lambda x: np.linalg.norm(np.asarray(x, np.float64))  # noqa: E731
+    start = jax.tree.map(np.zeros_like, want) if start is None else start
+    return max(jax.tree.leaves(jax.tree.map(lambda g, w, s: norm(g - w) / norm(w - s), got, want, start)))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("mesh", ["8 data", "2 data, 2 fsdp, 2 tensor"])
+def test_the_same_update_on_every_mesh(mesh, name, record_testsuite_property):
+    """The change of a first AdamW step is looser: it divides each gradient by its own size, so that entries at the noise of
+    float32 get another sign. The moments, which are the gradient and its square, are held to 1e-5.
+    """
+    want, want_metrics = updated("one device", name)
+    got, metrics = updated(mesh, name)
+    start = jax.device_get(world("one device", name).state)
+    errors = {
+        "parameters": norm_error(got.params, want.params),
+        "change": norm_error(got.params, want.params, start.params),
+        "moments": norm_error(got.opt_state, want.opt_state),
+        "norm": abs(float(metrics["grad_norm"] / want_metrics["grad_norm"]) - 1),
+    }
+    record_testsuite_property(f"{mesh}, {name}", str({key: f"{value:.1e}" for key, value in errors.items()}))
+    assert errors["parameters"] < TOLERANCE
+    assert errors["moments"] < TOLERANCE
+    assert errors["norm"] < TOLERANCE
+    assert errors["change"] < 5e-3
+    assert norm_error(want.params, start.params) > 1e-3  # there was a change to compare
+    assert got.step == want.step == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_lie_where_their_parameters_lie(name):
+    """Also after an update: no matrix's moment is whole on a device while its parameter is spread over several."""
+    w = world("2 data, 2 fsdp, 2 tensor", name)
+    for state in (w.state, w.update(fresh(w), batch(w))[0]):
+        where = {path_name(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+        spread, moments = {path for path, sharding in where.items() if not sharding.is_fully_replicated}, set()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
+            owner = next((p for p in where if path_name(path).endswith(p)), None)
+            if owner is None:
+                assert leaf.size <= 3  # counts, and Muon's three coefficients
+                continue
+            moments.add(owner)
+            assert leaf.sharding.is_equivalent_to(where[owner], leaf.ndim), path_name(path)
+        assert moments == where.keys()
+        assert len(spread) >= 20
+        assert (
+            state.params["text"]["layers"]["q_ldnh"].addressable_shards[0].data.size * 4
+            == state.params["text"]["layers"]["q_ldnh"].size
+        )
+
+
+def test_the_old_state_is_donated():
+    w = world("2 data, 2 fsdp, 2 tensor", "adamw")
+    state = fresh(w)
+    w.update(state, batch(w))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(w.state))
+
+
+def test_accumulating_equals_one_batch(record_testsuite_property):
+    """Four pieces of two prompts whose answers have unequal lengths, against all eight at once."""
+    want, want_metrics = updated("one device", "adamw")
+    w = build(settings(update=UpdateConfig(prompts=PROMPTS, micro_prompts=2)), "one device")
+    got, metrics = jax.device_get(w.update(fresh(w), batch(w)))
+    moments, params = norm_error(got.opt_state, want.opt_state), norm_error(got.params, want.params)
+    record_testsuite_property("accumulation", f"moments {moments:.1e}, parameters {params:.1e}")
+    assert moments < TOLERANCE
+    assert params < TOLERANCE
+    for name in want_metrics:
+        assert float(metrics[name]) == pytest.approx(float(want_metrics[name]), rel=1e-5), name
+
+
+@pytest.mark.parametrize("mesh", ["one device", "2 data, 2 fsdp, 2 tensor"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_changes_nothing(mesh, value):
+    w = world(mesh, "adamw")
+    advantages = host_batch().advantages.copy()
+    advantages[2, 1] = value
+    state, metrics = w.update(fresh(w), batch(w, advantages=advantages))
+    assert not bool(metrics["finite"])
+    assert not np.isfinite(metrics["loss"])
+    assert bit_equal(state, w.state)
+    again, metrics = w.update(state, batch(w))
+    assert bool(metrics["finite"])
+    assert bit_equal(jax.device_get(again), updated(mesh, "adamw")[0])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_nothing_to_learn_changes_nothing(name):
+    """Equal rewards in each group, no divergence, no weight decay, a fresh optimizer: parameters bit for bit."""
+    w = build(settings(loss=LossConfig(kl_coef=0.0), optim=OptimConfig(name=name, lr=1e-2, weight_decay=0.0)), "one device")
+    rewards = np.repeat(np.array([0.1, 0.9, 1 / 3, 1, 0, 0.1, 0.7, 0.3], np.float32)[:, None], GROUP, 1)
+    advantages = np.asarray(grpo.advantages(rewards, std="unbiased", eps=1e-6))
+    state, metrics = w.update(fresh(w), batch(w, advantages=advantages))
+    assert bool(metrics["finite"])
+    assert float(metrics["grad_norm"]) == 0
+    assert int(state.step) == 1
+    assert bit_equal(state.params, w.state.params)
+
+
+def test_rows_that_are_not_to_be_learned_from_do_not_count():
+    """Row 5 is masked out: whatever stands in its advantages, and in the padding's log-probabilities, changes no bit."""
+    w = world("one device", "adamw")
+    host = host_batch()
+    assert not host.mask[5].any()
+    junk = {name: np.where(host.mask, getattr(host, name), -7.0).astype(np.float32) for name in ("old_logp", "ref_logp")}
+    advantages = np.where(np.arange(PROMPTS)[:, None] == 5, 99, host.advantages).astype(np.float32)
+    state, _ = w.update(fresh(w), batch(w, advantages=advantages, **junk))
+    assert bit_equal(jax.device_get(state), updated("one device", "adamw")[0])
+
+
+def test_one_trace_a_function_over_several_steps(request):
+    """Three steps of sampling, log-probabilities and update on the largest mesh; the sampler agrees with teacher forcing."""
+    w = world("2 data, 2 fsdp, 2 tensor", "adamw")
+    jax.config.update("jax_disable_most_optimizations", True)
+    request.addfinalizer(partial(jax.config.update, "jax_disable_most_optimizations", False))
+    state, prompts = fresh(w), place_prompts(tiny.prompts(PROMPTS)._asdict(), w.stages.mesh)
+    temperature, largest = np.full(GROUP, 1.0, np.float32), 0.0
+    w.stages.traces.clear()
+    for step in range(3):
+        out = w.stages.sample(state.params, prompts, stage_key(0, step, "sample"), temperature, LENGTH)
+        advantages = grpo.advantages((out.tokens < 20).mean(-1), std="unbiased", eps=1e-6)
+        old, ref = (w.stages.logp(params, prompts, out.tokens) for params in (state.params, w.state.params))
+        largest = max(largest, float(jnp.abs(jnp.where(out.mask, old - out.logp, 0)).max()))
+        state, metrics = w.jitted(state, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref))
+        assert bool(metrics["finite"])
+        assert float(metrics["ratio"]) == pytest.approx(1, abs=1e-4)
+    assert largest < 1e-5
+    assert int(state.step) == 3
+    assert len(w.stages.traces) == 2
+    assert set(w.stages.traces.values()) == {1}
+    assert (w.stages.sample._cache_size(), w.stages.logp._cache_size(), w.jitted._cache_size()) == (1, 1, 1)
+
+
+def test_schedule_by_hand():
+    """Warm-up of 4 to 1e-3, then a cosine of 10 down to a tenth; or constant."""
+    cfg = OptimConfig(lr=1e-3, schedule="cosine", warmup_steps=4, final_lr_ratio=0.1)
+    rate = schedule(cfg, 14)
+    assert [float(rate(i)) for i in (0, 2, 4, 9, 14, 99)] == pytest.approx([2.5e-4, 6.25e-4, 1e-3, 5.5e-4, 1e-4, 1e-4], rel=1e-5)
+    assert [float(schedule(OptimConfig(lr=1e-3), 14)(i)) for i in (0, 7, 99)] == pytest.approx([1e-3] * 3)
+
+
+def counted(group: int, images: bool) -> tuple[float, float]:
+    """(XLA's flops of the gradient of grpo_loss, 6 flops a weight a token of the same) at P = 512, C = 128, one prompt.
+
+    XLA counts the body of a loop once, however often it runs; so there is one text layer and one block of the tower, and the
+    head is not chunked. The vocabulary has the share of the 2B model's: a fifth of the work of a token.
+    """
+    cfg = tiny.config(layers=1, blocks=1, vocabulary=64)
+    text = dataclasses.replace(cfg.text, hidden_size=64, intermediate_size=192, vocab_size=160)
+    vision = dataclasses.replace(cfg.vision, hidden_size=32, intermediate_size=96, out_hidden_size=64)
+    cfg = dataclasses.replace(cfg, text=text, vision=vision)
+    p, c, m = 512, 128, 1600 if images else 0
+    shape = lambda dtype, *axes: jax.ShapeDtypeStruct((1, *axes), dtype)  # noqa: E731
+    rows = PromptBatch(
+        shape(jnp.int32, p), shape(bool, p), shape(jnp.int32, p, 3), shape(jnp.int32), shape(jnp.int32, p),
+        shape(jnp.uint8, m, 768), shape(jnp.int32, m, 2), shape(jnp.int32, m, 2), shape(jnp.int32, m), shape(jnp.uint32),
+    )  # fmt: skip
+    answers, weights = (group, c), shape(jnp.float32, group, c)
+    full = TrainBatch(rows, shape(jnp.int32, *answers), shape(bool, *answers), shape(jnp.float32, group), weights, weights)
+    settings = {"allowed": np.ones(160, bool), "temperature": 1.0, "remat": "none", "chunk": 10**9}
+    logp_fn = lambda params, prompts, tokens: completion_logp(params, cfg, prompts, tokens, **settings)  # noqa: E731
+    loss = partial(grpo_loss, cfg=LossConfig(), logp_fn=logp_fn, on_policy=False)
+    params = vlm.abstract_params(cfg)
+    compiled = tiny.jit(jax.grad(loss, has_aux=True)).lower(params, full, weights).compile()
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))  # noqa: E731
+    stream = p + group * (c - 1)
+    least = 6.0 * (stream * size(params["text"]["layers"]) + group * c * text.vocab_size * text.hidden_size)
+    if images:
+        least += 6.0 * (
+            m * size(params["vision"]["blocks"])
+            + m // 4 * (size(params["vision"]["merger"]) + size(params["vision"]["deepstack"]))
+        )
+    return compiled.cost_analysis()["flops"], least
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_work_for_a_group_of_sixteen(images, record_testsuite_property):
+    """At most a third of sixteen times the work of one answer, also without an image, where only the prompt's text is shared."""
+    (sixteen, least_sixteen), (one, least_one) = counted(16, images), counted(1, images)
+    record_testsuite_property(f"work, images {images}", f"{sixteen:.3g} / {one:.3g} = {sixteen / one:.2f}")
+    # Everything was counted; beside it stands attention, which at width 32 is most of the tower.
+    assert least_one < one < 6 * least_one
+    assert least_sixteen < sixteen < 6 * least_sixteen
+    assert sixteen / one <= 16 / 3
