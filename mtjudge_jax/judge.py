@@ -19,6 +19,7 @@ from mtjudge_jax.run import JUDGE_FILE, Model, open_model, read_params
 from mtjudge_jax.tasks import get_task
 from mtjudge_jax.types import Params
 
+EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
 Picture = str | os.PathLike | bytes | Image.Image
 
 
@@ -43,6 +44,7 @@ class Judge:
         batch: questions judged at a time. Sizes come from the folder's judge.json where training left one.
         """
         cfg = judge_config(folder, batch=batch)
+        cfg.data.prompt_tokens += EXTRA_TOKENS
         model = open_model(cfg)
         how = Judging(model.stages, model.fmt, batch, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
         return cls(model, read_params(model, cfg), how)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from mtjudge_jax.checkpoint import check_workdir
@@ -34,7 +35,20 @@ def test_once(folder: Path, name: str, model: Model, cfg, workdir: Path) -> None
     print(f"\n{name}: {len(predictions)} answers in {result['seconds']:.0f} s\n{table(result)}\n", flush=True)
 
 
+def count_compilation() -> list[float]:
+    """Seconds of each compilation from here on, appended as they happen."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration: float, **_) -> None:
+        if event.endswith("backend_compile_duration"):
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return seconds
+
+
 def main() -> None:
+    began, compilation = time.perf_counter(), count_compilation()
     workdir = Path(WORKDIR.value)
     cfg = get_config()
     cfg.seed = SEED.value
@@ -50,6 +64,8 @@ def main() -> None:
     test_once(workdir / "best", "trained_test", model, cfg, workdir)
     print("5/5 the report", flush=True)
     path = write_report(workdir)
+    minutes = (time.perf_counter() - began) / 60
+    print(f"done in {minutes:.1f} minutes, {sum(compilation):.0f} s of them compilation")
     print(f"report: {path.resolve().as_uri()}\nmodel:  {workdir / 'best'}")
     print(f"try it: mtjudge judge --model={workdir / 'best'} --task=technical --image=PICTURE")
 

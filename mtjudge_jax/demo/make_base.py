@@ -18,11 +18,11 @@ import numpy as np
 from absl import app, flags
 
 OUT = flags.DEFINE_string("out", None, "folder to write, a Hugging Face folder of type qwen3_vl", required=True)
-STEPS = flags.DEFINE_integer("steps", 1000, "updates")
+STEPS = flags.DEFINE_integer("steps", 1200, "updates")
 SEED = flags.DEFINE_integer("seed", 0, "of weights and pictures")
 BATCH = flags.DEFINE_integer("batch", 64, "samples an update")
 LR = flags.DEFINE_float("lr", 0.01, "peak learning rate of Muon")
-CHECK_EVERY = flags.DEFINE_integer("check_every", 250, "updates between looks at validation pictures")
+CHECK_EVERY = flags.DEFINE_integer("check_every", 400, "updates between looks at validation pictures")
 WORKERS = flags.DEFINE_integer("workers", 1, "processes that draw pictures")
 
 PAIR_EVERY = 5  # every fifth batch shows two pictures a sample; separate batches keep both shapes free of padding
