@@ -38,11 +38,15 @@ def completion_logp(
 
     def chunk_logp(hidden: Array, targets: Array) -> TokenLogp:
         logits = sampling_logits(hidden, head, allowed, temperature)
-        normaliser = jax.nn.logsumexp(logits, -1)
-        target = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
-        fixed = jax.lax.stop_gradient(logits)
-        mean = (jax.nn.softmax(fixed) * jnp.where(allowed, fixed, 0)).sum(-1)
-        return TokenLogp(target - normaliser, jax.lax.stop_gradient(normaliser) - mean)
+        # Shifted by the largest, so that one exponential serves normaliser and entropy. The target is picked by comparison:
+        # unlike an index, that has an elementwise gradient and needs no gathering of a sharded vocabulary.
+        shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+        weights = jnp.exp(shifted)
+        total = weights.sum(-1)
+        target = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], shifted, 0).sum(-1)
+        fixed_weights, fixed_total = jax.lax.stop_gradient((weights, total))
+        mean = (fixed_weights * jax.lax.stop_gradient(shifted)).sum(-1) / fixed_total
+        return TokenLogp(target - jnp.log(total), jnp.log(fixed_total) - mean)
 
     rows, count = tokens.shape[0], tokens.shape[1] * tokens.shape[2]
     flat = (hidden.reshape(rows, count, -1), tokens.reshape(rows, count))

@@ -11,23 +11,31 @@ from mtjudge_jax.types import Array
 MASKED = -1e30  # finite: a query with no key at all gets a uniform average instead of NaN, and is never read
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
-    """Grouped-query attention over one set of keys.
+def attend_heads(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
+    """Grouped-query attention over one set of keys, each operand in the order in which its product is a plain matrix product.
 
-    q [..., T, N, H]; k, v [..., S, K, H] with N a multiple of K; mask bool, broadcastable to [..., T, S], True where a query
-    may look. Returns the output [..., T, N, H] in q's dtype and the log-sum-exp of the scores, float32 [..., T, N].
+    q [..., K, N/K, T, H], query heads by the key head they share; k [..., K, H, S]; v [..., K, S, H]; mask bool,
+    broadcastable to [..., K, N/K, T, S], True where a query may look. Returns the output [..., K, N/K, T, H] in q's dtype and
+    the log-sum-exp of the scores, float32 [..., K, N/K, T].
     """
-    *lead, t, n, h = q.shape
-    kv_heads = k.shape[-2]
-    q = q.reshape(*lead, t, kv_heads, n // kv_heads, h)
-    scores = jnp.einsum("...tkgh,...skh->...kgts", q, k, preferred_element_type=jnp.float32) * scale
-    scores = jnp.where(mask[..., None, None, :, :], scores, MASKED)
+    scores = jnp.einsum("...kgth,...khs->...kgts", q, k, preferred_element_type=jnp.float32) * scale
+    scores = jnp.where(mask, scores, MASKED)
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - top)
     total = weights.sum(-1, keepdims=True)
-    out = jnp.einsum("...kgts,...skh->...tkgh", (weights / total).astype(v.dtype), v)
-    lse = jnp.moveaxis((top + jnp.log(total))[..., 0], -1, -3)
-    return out.reshape(*lead, t, n, h), lse.reshape(*lead, t, n)
+    out = jnp.einsum("...kgts,...ksh->...kgth", (weights / total).astype(v.dtype), v)
+    return out, (top + jnp.log(total))[..., 0]
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
+    """The same in the order of the tokens: q [..., T, N, H]; k, v [..., S, K, H]; mask broadcastable to [..., T, S].
+
+    Returns the output [..., T, N, H] and the log-sum-exp, float32 [..., T, N].
+    """
+    *lead, t, n, h = q.shape
+    q = jnp.moveaxis(q.reshape(*lead, t, k.shape[-2], -1, h), -4, -2)
+    out, lse = attend_heads(q, jnp.moveaxis(k, -3, -1), jnp.moveaxis(v, -3, -2), mask[..., None, None, :, :], scale=scale)
+    return jnp.moveaxis(out, -2, -4).reshape(*lead, t, n, h), jnp.moveaxis(lse, -1, -3).reshape(*lead, t, n)
 
 
 def merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Array:
@@ -51,11 +59,28 @@ def attend_group(q: Array, k: Array, v: Array, *, prompt_k: Array, prompt_v: Arr
     return merge(out_p.reshape(q.shape), lse_p.reshape(q.shape[:-1]), out_c, lse_c)
 
 
-def attend_decode(q: Array, k: Array, v: Array, past: Array, prompt_k: Array, prompt_v: Array, prompt_valid: Array, scale: float):
-    """One new token a completion: q [Q, G, N, H] against its own cache k, v [Q, G, C, K, H] and the group's prompt.
+def attend_decode(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    past: tuple[Array, Array],
+    prompt: tuple[Array, Array],
+    masks: tuple[Array, Array],
+    scale: float,
+) -> Array:
+    """One new token a completion, q [Q, G, N, H], sees its prompt, its past and itself, k, v [Q, G, K, H].
 
-    past bool [1, C], True up to the new token; prompt_k, prompt_v [Q, P, K, H]; prompt_valid bool [Q, 1, P].
+    The past is read where it lies and the new token joins it later, so that no step copies the cache: past is keys
+    [Q, G, K, H, C] and values [Q, G, K, C, H], prompt is keys [Q, K, H, P] and values [Q, K, P, H]; masks are bool [C],
+    True before the new token, and bool [Q, P], True on real prompt tokens.
     """
-    out_p, lse_p = attend(q, prompt_k, prompt_v, prompt_valid, scale=scale)
-    out_c, lse_c = attend(q[:, :, None], k, v, past, scale=scale)
-    return merge(out_p, lse_p, out_c[:, :, 0], lse_c[:, :, 0])
+    rows, group, n, h = q.shape
+    q = q.reshape(rows, group, k.shape[2], -1, h)
+    past_mask, prompt_mask = masks
+    out_p, lse_p = attend_heads(jnp.moveaxis(q, 1, 3), *prompt, prompt_mask[:, None, None, None], scale=scale)
+    out_p, lse_p = jnp.moveaxis(out_p, 3, 1), jnp.moveaxis(lse_p, 3, 1)
+    out_c, lse_c = attend_heads(q[..., None, :], *past, past_mask, scale=scale)
+    itself = jnp.einsum("qgkxh,qgkh->qgkx", q, k, preferred_element_type=jnp.float32) * scale
+    out = merge(out_c[..., 0, :], lse_c[..., 0], v[..., None, :], itself)
+    return merge(out_p, lse_p, out, jnp.logaddexp(lse_c[..., 0], itself)).reshape(rows, group, n, h)

@@ -26,10 +26,10 @@ class Qwen3VL(nnx.Module):
 
 
 class Cache(NamedTuple):
-    """Keys (after rotation) and values of all layers."""
+    """Keys (after rotation) and values of all layers, each in the order in which decoding multiplies it without a copy."""
 
-    k: Array  # [L, Q, P, K, H] of prompts, [L, Q, G, C, K, H] of completions
-    v: Array
+    k: Array  # [L, Q, K, H, P] of prompts, [L, Q, G, K, H, C] of completions
+    v: Array  # [L, Q, K, P, H] of prompts, [L, Q, G, K, C, H] of completions
 
 
 @functools.cache
@@ -81,16 +81,19 @@ def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch) -> tuple[Arr
     mask = prompt_mask(batch)
 
     def attention(q, k, v, _):
-        return attend(q, k, v, mask, scale=scale)[0], Cache(k, v)
+        return attend(q, k, v, mask, scale=scale)[0], Cache(jnp.moveaxis(k, 1, -1), jnp.moveaxis(v, 1, -2))
 
     x, cache = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, remat="none")
     return x[:, -1], cache
 
 
 def empty_cache(cfg: Qwen3VLConfig, prompt: Cache, group: int, length: int) -> Cache:
-    """The completions' own cache, [L, Q, G, C, K, H]."""
-    shape = (cfg.text.num_layers, prompt.k.shape[1], group, length, cfg.text.num_kv_heads, cfg.text.head_dim)
-    return Cache(jnp.zeros(shape, prompt.k.dtype), jnp.zeros(shape, prompt.v.dtype))
+    """The completions' own cache."""
+    layers, heads, size, rows = cfg.text.num_layers, cfg.text.num_kv_heads, cfg.text.head_dim, prompt.k.shape[1]
+    return Cache(
+        jnp.zeros((layers, rows, group, heads, size, length), prompt.k.dtype),
+        jnp.zeros((layers, rows, group, heads, length, size), prompt.v.dtype),
+    )
 
 
 def decode(
@@ -102,23 +105,17 @@ def decode(
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     positions = jnp.broadcast_to((batch.next_position + at)[:, None, None], (*tokens.shape, 3))
-    past = (jnp.arange(own.k.shape[3]) <= at)[None, :]
-    valid = batch.valid[:, None, :]
+    masks = (jnp.arange(own.k.shape[-1]) < at, batch.valid)
 
     def attention(q, k, v, state):
-        prompt_k, prompt_v, own_k, own_v = state
-        own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, at, 2)
-        own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, at, 2)
-        out = attend_decode(q, own_k, own_v, past, prompt_k, prompt_v, valid, scale)
-        return out, (k, v)
+        prompt, past = state
+        return attend_decode(q, k, v, past=past, prompt=prompt, masks=masks, scale=scale), (k, v)
 
     x = model.text.embed_vd[...][tokens]
-    x, (k, v) = model.text(
-        x, model.text.rope(positions), attention, states=(*prompt, *own), deepstack=None, remat="none"
-    )
+    x, (k, v) = model.text(x, model.text.rope(positions), attention, states=(prompt, own), deepstack=None, remat="none")
     # One write for all layers: the whole cache stays in place in the sampling loop.
-    write = functools.partial(jax.lax.dynamic_update_index_in_dim, index=at, axis=3)
-    return x, Cache(write(own.k, k), write(own.v, v))
+    write = jax.lax.dynamic_update_index_in_dim
+    return x, Cache(write(own.k, k, at, 5), write(own.v, v, at, 4))
 
 
 def completion_hidden(
