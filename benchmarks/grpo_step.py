@@ -1,0 +1,120 @@
+"""Times one GRPO step of a random tiny Qwen3-VL, stage by stage, with the package's own stages.
+
+    python benchmarks/grpo_step.py --text-tokens=192 --image=256 --new=16
+    python benchmarks/grpo_step.py --threads=1 --by-cpu                     # own CPU seconds, on a machine others use
+    python benchmarks/grpo_step.py --peer=peer_trl_grpo.py --peer-python=trl-venv/bin/python    # beside TRL, same sizes
+
+Every answer has full length (the end-of-sequence token cannot be drawn). A prompt has one image and text-tokens other tokens,
+and (image / 32)^2 image tokens besides. The last line is the same as JSON.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import peer
+
+STAGES = ("rollout", "old_logp", "ref_logp", "update")
+
+
+def parse_args() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"prompts": 8, "G": 8, "new": 64, "text-tokens": 64, "image": 128, "vocab": 4096, "hidden": 256, "layers": 6}
+    sizes |= {"heads": 4, "kv-heads": 2, "head-dim": 64, "mlp": 768, "vis-depth": 4, "vis-hidden": 192, "vis-heads": 3}
+    for name, value in sizes.items():
+        p.add_argument(f"--{name}", type=int, default=value)
+    p.add_argument("--updates", type=int, default=1, help="updates a rollout; more than one needs old log-probabilities")
+    p.add_argument("--micro", type=int, default=0, help="prompts whose activations exist at a time; 0: all of an update")
+    p.add_argument("--remat", default="dots", choices=["none", "dots", "full"])
+    p.add_argument("--head-chunk", type=int, default=4096)
+    p.add_argument("--threads", type=int, default=2, help="cores to run on")
+    p.add_argument("--reps", type=int, default=5, help="timed steps, after one that compiles and one that warms up")
+    p.add_argument("--by-cpu", action="store_true", help="own CPU seconds instead of wall seconds; use with --threads=1")
+    p.add_argument("--peer", default="", help="path of a script that times another trainer at these sizes (see peer.py)")
+    p.add_argument("--peer-python", default="python3", help="the interpreter that has it")
+    p.add_argument("--rounds", type=int, default=1, help="how often ours and the peer take turns")
+    return p.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # XLA's thread pool follows the cores it may use
+    bench = prepare(args)
+    step, compile_seconds = bench.step, compile_and_warm_up(bench)
+    ours, theirs = [], []
+    for _ in range(args.rounds):
+        ours += [step(i) for i in range(args.reps)]
+        theirs += [peer.run(args)] if args.peer else []
+    result = summarise(args, bench, ours, compile_seconds)
+    print_table(result, peer.mean(theirs) if theirs else None)
+
+
+class Bench(NamedTuple):
+    step: Any  # int -> {stage: seconds}
+    parameters: int
+    compiled: list[float]  # seconds of each tracing, lowering and compilation so far
+
+
+def prepare(args: argparse.Namespace) -> Bench:
+    """Imports the package (after the cores are set) and builds the step."""
+    import jax
+    import workload
+
+    compiled: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: compiled.append(seconds) if name.startswith("/jax/core/compile/") else None
+    )
+    clock = time.process_time if args.by_cpu else time.perf_counter
+    work = workload.build(args)
+    return Bench(partial(workload.run_step, work, clock=clock), work.parameters, compiled)
+
+
+def compile_and_warm_up(bench: Bench) -> float:
+    """Seconds of compilation of everything a step needs."""
+    before = len(bench.compiled)
+    bench.step(0)
+    bench.step(1)
+    return sum(bench.compiled[before:])
+
+
+def summarise(args: argparse.Namespace, bench: Bench, steps: list[dict], compile_seconds: float) -> dict:
+    median = {name: statistics.median(s[name] for s in steps) for name in (*STAGES, "step")}
+    return {
+        "clock": "cpu" if args.by_cpu else "wall",
+        "prompts": args.prompts,
+        "G": args.G,
+        "prompt_tokens": args.text_tokens + (args.image // 32) ** 2,
+        "new": args.new,
+        "threads": args.threads,
+        "params_m": round(bench.parameters / 1e6, 2),
+        "median": {name: round(seconds, 3) for name, seconds in median.items()},
+        "min_max_step": [round(f(s["step"] for s in steps), 3) for f in (min, max)],
+        "completion_tokens_per_s": round(args.prompts * args.G * args.new / median["step"], 1),
+        "decode_tokens_per_s": round(args.prompts * args.G * args.new / median["rollout"], 1),
+        "compile_s": round(compile_seconds, 1),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def print_table(ours: dict, theirs: dict | None) -> None:
+    """One table: ours, and where there is a peer, the peer and how many times ours goes into it."""
+    unit = f"{ours['clock']} s"
+    beside = theirs["median"] if theirs else {}
+    lines = [(f"{name}, {unit}", ours["median"][name], beside.get(name)) for name in (*STAGES, "step")]
+    lines += [(name.replace("_", " "), ours[name], theirs and theirs[name]) for name in ("peak_rss_mb", "params_m")]
+    lines += [(name.replace("_per_s", "/s"), ours[name], None) for name in ("completion_tokens_per_s", "decode_tokens_per_s")]
+    lines += [("compilation, wall s", ours["compile_s"], None)]
+    print("{prompts} prompts x {G} answers, P = {prompt_tokens}, C = {new}, {threads} threads".format_map(ours))
+    print(f"{'':28}{'ours':>10}" + (f"{theirs['peer']:>10}{'ratio':>8}" if theirs else ""))
+    for name, mine, other in lines:
+        print(f"{name:28}{mine:10}" + ("" if other is None else f"{other:10}{other / mine:8.2f}"))
+    print("JSON " + json.dumps(ours | ({"peer": theirs} if theirs else {})))
+
+
+if __name__ == "__main__":
+    main()

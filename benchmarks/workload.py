@@ -1,0 +1,167 @@
+"""The model, the prompts and the step that `grpo_step.py` times."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtjudge_jax import grpo
+from mtjudge_jax.config import Config, LossConfig, ModelConfig, OptimConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.data.images import patch_coordinates
+from mtjudge_jax.data.rows import rope_positions
+from mtjudge_jax.models.qwen3_vl import vlm
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
+from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.sharding import batch_sharding, make_mesh, shard_batch, tree_shardings
+from mtjudge_jax.stages import Stages, make_stages, stage_key
+from mtjudge_jax.train import take_part
+from mtjudge_jax.types import Array, Params, PromptBatch, TrainBatch, TrainState
+from mtjudge_jax.update import grpo_loss, init_state, make_update
+
+PAD, EOS, IMAGE, VIDEO, VISION_START, VISION_END, FIRST_TEXT = 0, 2, 6, 7, 3, 4, 10
+
+
+@dataclass
+class Work:
+    """What a step needs and what it changes (`state`)."""
+
+    cfg: Config
+    stages: Stages
+    update: Callable
+    take: Callable
+    prompts: PromptBatch
+    reference: Params
+    state: TrainState
+    parameters: int
+
+
+class Ids(NamedTuple):
+    """Stands in for a tokenizer: text ids only, so that no answer ends early."""
+
+    eos: int
+    pad: int
+
+    def allowed_mask(self, vocab_size: int) -> np.ndarray:
+        return np.arange(vocab_size) >= FIRST_TEXT
+
+
+def build(args: argparse.Namespace) -> Work:
+    model_cfg, cfg = model_config(args), run_config(args)
+    mesh = make_mesh(cfg.mesh)
+    stages = make_stages(cfg, model_cfg, Ids(EOS, PAD), mesh)
+    optimizer = make_optimizer(cfg.optim, cfg.steps)
+    params = vlm.init_params(model_cfg, seed=0)
+    params = jax.device_put(params, tree_shardings(params, mesh))
+    state = init_state(params, optimizer, mesh)
+    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=args.updates == 1)
+    update = make_update(state, loss, optimizer, mesh, cfg)
+    take = jax.jit(partial(take_part, parts=args.updates), out_shardings=batch_sharding(mesh))
+    prompts = shard_batch(random_prompts(args), mesh)
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    return Work(cfg, stages, update, take, prompts, params, state, parameters)
+
+
+def run_step(work: Work, number: int, *, clock: Callable[[], float]) -> dict[str, float]:
+    """One step as `train` makes it, with a toy reward. Seconds of each stage; leaves the new state in `work`."""
+    laps = [clock()]
+
+    def lap(*outputs: Any) -> None:
+        jax.block_until_ready(outputs)
+        laps.append(clock())
+
+    cfg, stages, params = work.cfg, work.stages, work.state.params
+    temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
+    out = stages.sample(params, work.prompts, stage_key(cfg.seed, number, "sample"), temperature, cfg.rollout.completion_tokens)
+    lap(out)
+    updates = cfg.rollout.prompts // cfg.update.prompts
+    old_logp = stages.logp(params, work.prompts, out.tokens) if updates > 1 else out.logp
+    lap(old_logp)
+    ref_logp = stages.logp(work.reference, work.prompts, out.tokens)
+    lap(ref_logp)
+    advantages = grpo.advantages(toy_reward(out.tokens), std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
+    batch = TrainBatch(work.prompts, out.tokens, out.mask, advantages, old_logp, ref_logp)
+    for i in range(updates):
+        work.state, metrics = work.update(work.state, batch if updates == 1 else work.take(batch, i))
+    lap(work.state, metrics)
+    if not (metrics["finite"] and out.mask.all()):
+        lengths = out.mask.sum(-1)
+        raise FloatingPointError(f"step {number}: loss {metrics['loss']}, answers of {lengths} tokens; must be finite and full")
+    seconds = dict(zip(("rollout", "old_logp", "ref_logp", "update"), np.diff(laps).tolist(), strict=True))
+    return seconds | {"step": clock() - laps[0]}
+
+
+def toy_reward(tokens: Array) -> Array:
+    """[Q, G, C] -> [Q, G]."""
+    return (tokens % 7).sum(-1).astype(jnp.float32)
+
+
+def run_config(args: argparse.Namespace) -> Config:
+    per_update = args.prompts // args.updates
+    return Config(
+        model=ModelConfig(remat=args.remat, head_chunk=args.head_chunk),
+        rollout=RolloutConfig(prompts=args.prompts, group_size=args.G, completion_tokens=args.new),
+        loss=LossConfig(kl_coef=0.04),
+        optim=OptimConfig(lr=1e-6),
+        update=UpdateConfig(prompts=per_update, micro_prompts=args.micro or per_update),
+    )
+
+
+def model_config(args: argparse.Namespace) -> Qwen3VLConfig:
+    """Qwen3-VL's shape at the given widths; three DeepStack taps at the end of the tower."""
+    side = args.head_dim // 2 * 5 // 16  # the published 24/20/20 of 64, scaled
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True}
+    text = {
+        "vocab_size": args.vocab,
+        "hidden_size": args.hidden,
+        "intermediate_size": args.mlp,
+        "num_hidden_layers": args.layers,
+        "num_attention_heads": args.heads,
+        "num_key_value_heads": args.kv_heads,
+        "head_dim": args.head_dim,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": rope | {"mrope_section": [args.head_dim // 2 - 2 * side, side, side]},
+    }
+    vision = {
+        "depth": args.vis_depth,
+        "hidden_size": args.vis_hidden,
+        "intermediate_size": 4 * args.vis_hidden,
+        "num_heads": args.vis_heads,
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "out_hidden_size": args.hidden,
+        "num_position_embeddings": 256,
+        "deepstack_visual_indexes": list(range(max(args.vis_depth - 3, 0), args.vis_depth)),
+    }
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    ids |= {"vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
+    return from_hf({"model_type": "qwen3_vl", "tie_word_embeddings": True, "text_config": text, "vision_config": vision} | ids)
+
+
+def random_prompts(args: argparse.Namespace) -> PromptBatch:
+    """Random text and a random image each, all of the same length, in the layout of `data/rows.py`."""
+    rng = np.random.default_rng(1)
+    patches, grid = (args.image // 16) ** 2, args.image // 16
+    image = [VISION_START, *[IMAGE] * (patches // 4), VISION_END]
+    count, length = args.prompts, args.text_tokens + patches // 4
+    text = rng.integers(FIRST_TEXT, args.vocab, (count, length - len(image)))
+    tokens = np.concatenate([text[:, :1], np.tile(image, (count, 1)), text[:, 1:]], 1).astype(np.int32)
+    positions, after = rope_positions(tokens[0].tolist(), image_id=IMAGE, grids=[(grid, grid)], merge=2)
+    is_image = tokens == IMAGE
+    return PromptBatch(
+        tokens=tokens,
+        valid=np.ones((count, length), bool),
+        positions=np.tile(positions, (count, 1, 1)),
+        next_position=np.full(count, after, np.int32),
+        image_index=np.where(is_image, np.cumsum(is_image, 1) - 1, -1).astype(np.int32),
+        patches=rng.integers(0, 256, (count, patches, 768), dtype=np.uint8),
+        patch_hw=np.tile(patch_coordinates((grid, grid), merge=2), (count, 1, 1)),
+        patch_grid=np.full((count, patches, 2), grid, np.int32),
+        patch_segment=np.ones((count, patches), np.int32),
+        uid=np.arange(count, dtype=np.uint32),
+    )
