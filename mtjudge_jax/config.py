@@ -6,6 +6,7 @@ README, Sources). A config file in `configs/` is Python that returns a `Config`;
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ class MeshConfig:
 class ModelConfig:
     path: str = ""  # a Hugging Face folder of type qwen3_vl; "demo" is the base that ships with the package
     dtype: str = "float32"  # of parameters and activations
-    remat: str = "none"  # what the backward pass computes again: none | dots | full
+    remat: str = "dots"  # the backward pass computes again: none | all but matrix products (dots) | full
     head_chunk: int = 4096  # tokens whose logits exist at a time
 
 
@@ -160,7 +161,8 @@ AT_LEAST = {
     "loss.kl_coef": 0,
     "loss.advantage_eps": 0,
 }
-WITHIN = dict.fromkeys(("reward.alpha", "optim.b1", "optim.b2", "optim.final_lr_ratio", "data.max_bad_share"), (0, 1))
+WITHIN = dict.fromkeys(("reward.alpha", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low"), (0, 1))
+BELOW_ONE = ("optim.b1", "optim.b2")
 POSITIVE = ("rollout.temperature", "optim.max_grad_norm", "optim.eps")
 
 
@@ -182,9 +184,11 @@ def from_dict(raw: dict, cls: type = Config, where: str = ""):
     values = {}
     for key, value in raw.items():
         if key not in known:
-            raise ConfigError(unknown("field", where + key, [where + k for k in known]))
+            raise ConfigError(unknown("field", f"{where}{key}", [where + k for k in known]))
         kind = known[key].type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}{key} = {value!r} must be a group of fields: {', '.join(flatten(kind()))}")
             value = from_dict(value, kind, f"{where}{key}.")
         values[key] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
@@ -214,6 +218,9 @@ def check(cfg: Config, devices: int | None = None) -> None:
     for name, (low, high) in WITHIN.items():
         if not low <= values[name] <= high:
             raise ConfigError(f"{name} = {values[name]} must be between {low} and {high}")
+    for name in BELOW_ONE:
+        if not 0 <= values[name] < 1:
+            raise ConfigError(f"{name} = {values[name]} must be at least 0 and below 1")
     for name in POSITIVE:
         if not values[name] > 0:
             raise ConfigError(f"{name} = {values[name]} must be above 0")
@@ -223,10 +230,17 @@ def check(cfg: Config, devices: int | None = None) -> None:
         raise ConfigError(f"data.tasks is empty: name at least one of {', '.join(TASKS)}")
     for where, names in (("data.tasks", cfg.data.tasks), ("eval.tasks", cfg.eval.tasks)):
         for name in names:
+            if not isinstance(name, str):
+                raise ConfigError(f"{where}: {name!r} is a {type(name).__name__}, it must be the name of a task, a str")
             if name not in TASKS:
                 raise ConfigError(f"{where}: {unknown('task', name, TASKS)}")
         if len(set(names)) != len(names):
             raise ConfigError(f"{where} = {names} names a task twice: name each once")
+    for name in cfg.data.tasks:
+        if TASKS[name].ood:
+            raise ConfigError(f"data.tasks: {name!r} is there to be judged and never trained on; it may stand in eval.tasks")
+    if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
+        raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
     _check_batches(cfg, devices)
 
 
@@ -261,7 +275,8 @@ def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
     if len(free) > 1:
         raise ConfigError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one axis can take what is left")
     if devices % fixed or (not free and fixed != devices):
-        raise ConfigError(f"mesh {shape} needs a multiple of {fixed} devices, here are {devices}: set the axes so that they fit")
+        sizes = ", ".join(f"mesh.{name} = {n}" for name, n in shape.items())
+        raise ConfigError(f"{sizes} need a multiple of {fixed} devices, here are {devices}: set the axes so that they fit")
     return {name: devices // fixed if n == -1 else n for name, n in shape.items()}
 
 
@@ -273,5 +288,7 @@ def _check_types(cfg: Config) -> None:
             got, kind = getattr(value, f.name), f.type
             want = tuple if isinstance(kind, types.GenericAlias) else kind
             ok = isinstance(got, (int, float)) and not isinstance(got, bool) if want is float else type(got) is want
+            if ok and want is float and not math.isfinite(got):
+                raise ConfigError(f"{where}{f.name} = {got} must be a finite number")
             if not ok:
                 raise ConfigError(f"{where}{f.name} = {got!r} is a {type(got).__name__}, it must be a {want.__name__}")

@@ -225,6 +225,20 @@ def test_coin_verdicts_know_nothing_of_the_label():
         assert abs(counts[label, True] - total / 2) < 3 * np.sqrt(total / 4)
 
 
+@pytest.mark.parametrize(
+    ("rationale", "words"),
+    [
+        ("looks blurry", "blurry"),
+        ("looks sharp, parts shuffled", "sharp shuffled"),
+        ("shows a cat, differs", "differs"),
+        ("shows an apple, matches, looks dark", "matches dark"),
+        ("shows a knife and a dog", "knife dog"),
+    ],
+)
+def test_evidence_is_the_facts_that_the_question_turns_on(rationale, words):
+    assert corpus.evidence(rationale) == words
+
+
 def fake_case(rng, pool, task, *, label, variant):
     return cases.Case((), "", "looks sharp" if label else "looks dark", label)
 
@@ -232,12 +246,16 @@ def fake_case(rng, pool, task, *, label, variant):
 def test_the_pre_training_mix_has_its_shares(pool):
     rng = np.random.default_rng(2)
     samples = [corpus.base_sample(rng, pool) for _ in range(600)]
-    judged = [s for s in samples if "<answer>" in s.answer]
+    judged = [s for s in samples if s.question.endswith(corpus.CONTRACT)]
     assert abs(len(judged) / 600 - corpus.JUDGE_SHARE) < 0.07
     assert abs(sum(len(s.images) == 2 for s in judged) / len(judged) - corpus.PAIRWISE_SHARE) < 0.09
+    keyed = [s for s in samples if s.question.endswith(corpus.KEY_WORDS)]
     described = [s for s in samples if s.question in (corpus.DESCRIBE_ONE, corpus.DESCRIBE_TWO)]
-    assert len(described) + len(judged) == 600
+    assert len(described) + len(keyed) + len(judged) == 600
+    plain = (1 - corpus.JUDGE_SHARE - corpus.EVIDENCE_SHARE) * (1 - corpus.KEYS_SHARE)
+    assert abs(len(described) / 600 - plain) < 0.07
     assert all((s.question == corpus.DESCRIBE_TWO) == (len(s.images) == 2) for s in described)
+    assert all("yes" not in s.answer and "no<" not in s.answer for s in keyed)  # facts, never a verdict
     assert {image.shape for s in samples for image in s.images} == {(96, 96, 3)}
     with pytest.raises(ValueError, match="'coin' or 'true'"):
         corpus.judge_sample(rng, pool, "safety", verdict="heads")

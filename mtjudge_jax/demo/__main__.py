@@ -1,5 +1,6 @@
 """`mtjudge demo`: prepare, judge with the base, train, judge again, report. Stop it at any moment; the same command goes on."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from mtjudge_jax.report import write_report
 from mtjudge_jax.run import DEMO_BASE, Model, judging, open_model
 from mtjudge_jax.sharding import param_sharding
 from mtjudge_jax.train import fit
+
+
+# SFT on the true verdicts, by configs/demo_sft.py on the same data: measured once and shipped, the demo does not run it.
+REFERENCE = Path(__file__).parent / "reference_sft_test.json"
 
 
 def test_once(folder: Path, name: str, model: Model, cfg, workdir: Path) -> None:
@@ -63,6 +68,7 @@ def main() -> None:
     print("4/5 the trained judge on the test split", flush=True)
     test_once(workdir / "best", "trained_test", model, cfg, workdir)
     print("5/5 the report", flush=True)
+    shutil.copy(REFERENCE, workdir / "eval")
     path = write_report(workdir)
     minutes = (time.perf_counter() - began) / 60
     print(f"done in {minutes:.1f} minutes, {sum(compilation):.0f} s of them compilation")

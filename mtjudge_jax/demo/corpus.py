@@ -12,7 +12,7 @@ import numpy as np
 
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, compares, draw_case, first_second, looks, parts, phrase, shows
 from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, HARMLESS, THINGS, Pool, Scene, choose, glyph_scene, photo_scene
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks import CONTRACT, TASKS
 
 TEMPLATES: Mapping[str, str] = {name: TASKS[name].template for name in (*POINTWISE, *PAIRWISE)}
 DESCRIBE_ONE = "Describe this picture."
@@ -24,8 +24,10 @@ KEYS_ONE = f"Describe this picture. {KEY_WORDS}"
 KEYS_COMPARE = "Compare this picture with {instruction}. " + KEY_WORDS
 KEYS_OF_TWO = (f"Describe the first picture. {KEY_WORDS}", f"Describe the second picture. {KEY_WORDS}")
 KEYS_SHARE = 0.5  # of the descriptions
-JUDGE_SHARE = 0.45  # the rest is description
-PAIRWISE_SHARE = 0.25  # of the demonstrations; their form must be known, since they are never trained on later
+FILLERS = ("looks", "parts", "shows", "a", "an", "and")
+JUDGE_SHARE = 0.35  # demonstrations with a coin for a verdict
+EVIDENCE_SHARE = 0.25  # the judge's own questions, answered with the key words; the rest is description
+PAIRWISE_SHARE = 0.25  # of both; their form must be known, since they are never trained on later
 ANSWERS = ("no", "yes")
 # Shares of the descriptions: a photograph, one thing, two things, a pair of pictures.
 DESCRIPTIONS = (0.42, 0.28, 0.18, 0.12)
@@ -39,9 +41,11 @@ class BaseSample(NamedTuple):
 
 def base_sample(rng: np.random.Generator, pool: Pool, templates: Mapping[str, str] = TEMPLATES) -> BaseSample:
     """One sample of the pre-training mix."""
-    if rng.random() < JUDGE_SHARE:
+    kind = rng.random()
+    if kind < JUDGE_SHARE + EVIDENCE_SHARE:
         task = choose(rng, PAIRWISE if rng.random() < PAIRWISE_SHARE else POINTWISE)
-        return judge_sample(rng, pool, task, templates=templates)
+        draw = judge_sample if kind < JUDGE_SHARE else evidence_sample
+        return draw(rng, pool, task, templates=templates)
     kind = int(rng.choice(len(DESCRIPTIONS), p=DESCRIPTIONS))
     if kind == 3:
         return describe_pair(rng, pool)
@@ -138,9 +142,31 @@ def describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
     return BaseSample(images, KEYS_OF_TWO[which], reasoned(text, " ".join(scenes[which].things) or scenes[which].look))
 
 
+def evidence_sample(
+    rng: np.random.Generator, pool: Pool, task: str, *, templates: Mapping[str, str] = TEMPLATES
+) -> BaseSample:
+    """A judge's question answered with the facts it turns on instead of a verdict: of the picture, or of the second one."""
+    case = draw_case(rng, pool, task, label=int(rng.integers(2)), variant=int(rng.integers(2)))
+    question = templates[task].replace("{instruction}", case.instruction).replace(CONTRACT, KEY_WORDS)
+    return BaseSample(
+        images=tuple(scene.image for scene in case.scenes),
+        question=question,
+        answer=reasoned(case.rationale, evidence(case.rationale.rpartition("second ")[2])),
+    )
+
+
+def evidence(rationale: str) -> str:
+    """"shows a cat, differs, looks sharp" -> "differs sharp"; "shows a knife and a dog" -> "knife dog"."""
+    clauses = rationale.split(", ")
+    compared = [clause for clause in clauses if not clause.startswith("shows") or len(clauses) == 1]
+    return " ".join(word for word in " ".join(compared).split() if word not in FILLERS)
+
+
 def pair_sample(rng: np.random.Generator, pool: Pool) -> BaseSample:
     """One sample with two pictures, in the shares that `base_sample` gives them."""
-    judged, described = JUDGE_SHARE * PAIRWISE_SHARE, (1 - JUDGE_SHARE) * DESCRIPTIONS[3]
-    if rng.random() < judged / (judged + described):
-        return judge_sample(rng, pool, choose(rng, PAIRWISE))
+    judged, shown = JUDGE_SHARE * PAIRWISE_SHARE, EVIDENCE_SHARE * PAIRWISE_SHARE
+    described = (1 - JUDGE_SHARE - EVIDENCE_SHARE) * DESCRIPTIONS[3]
+    kind = rng.random() * (judged + shown + described)
+    if kind < judged + shown:
+        return (judge_sample if kind < judged else evidence_sample)(rng, pool, choose(rng, PAIRWISE))
     return describe_pair(rng, pool)
