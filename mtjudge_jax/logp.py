@@ -27,7 +27,15 @@ def sampling_logits(hidden: Array, head: Array, allowed: Array, temperature: Arr
 
 
 def completion_logp(
-    params: Params, cfg: Qwen3VLConfig, prompts: PromptBatch, tokens: Array, *, allowed: Array, temperature: float, remat: str, chunk: int
+    params: Params,
+    cfg: Qwen3VLConfig,
+    prompts: PromptBatch,
+    tokens: Array,
+    *,
+    allowed: Array,
+    temperature: float,
+    remat: str,
+    chunk: int,
 ) -> TokenLogp:
     """Log-probability of each completion token given its prompt and its past. tokens int32 [Q, G, C].
 

@@ -1,5 +1,6 @@
 """The optimizer as one optax chain: clip by global norm, then AdamW or Muon, under a schedule."""
 
+import jax
 import optax
 from optax import contrib
 
@@ -7,16 +8,18 @@ from mtjudge_jax.config import OptimConfig
 from mtjudge_jax.sharding import path_name
 from mtjudge_jax.types import Params
 
-import jax  # isort: skip
-
 
 def schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate by update: linear warm-up, then constant, or cosine down to final_lr_ratio * lr at `steps`."""
     after = max(1, steps - cfg.warmup_steps)
-    body = optax.constant_schedule(cfg.lr) if cfg.schedule == "constant" else optax.cosine_decay_schedule(cfg.lr, after, cfg.final_lr_ratio)
+    if cfg.schedule == "constant":
+        body = optax.constant_schedule(cfg.lr)
+    else:
+        body = optax.cosine_decay_schedule(cfg.lr, after, cfg.final_lr_ratio)
     if not cfg.warmup_steps:
         return body
-    return optax.join_schedules([optax.linear_schedule(cfg.lr / cfg.warmup_steps, cfg.lr, cfg.warmup_steps), body], [cfg.warmup_steps])
+    warmup = optax.linear_schedule(cfg.lr / cfg.warmup_steps, cfg.lr, cfg.warmup_steps)
+    return optax.join_schedules([warmup, body], [cfg.warmup_steps])
 
 
 # Which axes of a weight are a matrix's input and output; axes in neither (layers, taps, the three of qkv) are a stack.

@@ -72,13 +72,14 @@ def param_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
 def tree_shardings(tree: Params, mesh: Mesh):
     """NamedSharding for every leaf of a tree that holds parameters anywhere inside (the optimizer's state does).
 
-    A leaf whose path has no parameter's name (a count, a scalar) is replicated.
+    A count or another leaf of fewer than two axes that is no parameter is replicated; a matrix without a line in the table
+    raises, so that none is replicated unseen.
     """
 
     def one(path, leaf) -> NamedSharding:
         name = path_name(path)
         known = any(re.search(pattern, name) for pattern, _ in RULES)
-        return NamedSharding(mesh, param_spec(name, leaf.shape, mesh) if known and leaf.ndim else P())
+        return param_sharding(name, leaf.shape, mesh) if (known and leaf.ndim) or leaf.ndim > 1 else replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 

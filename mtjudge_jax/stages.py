@@ -54,7 +54,8 @@ def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mes
         return in_pieces(lambda p, t: logp_fn(params, p, t).logp, (prompts, tokens), cfg.update.micro_prompts)
 
     rows = batch_sharding(mesh)
-    return Stages(jax.jit(sample, static_argnums=4, out_shardings=rows), jax.jit(logp, out_shardings=rows), logp_fn, traces, mesh, tokenizer)
+    sample = jax.jit(sample, static_argnums=4, out_shardings=rows)
+    return Stages(sample, jax.jit(logp, out_shardings=rows), logp_fn, traces, mesh, tokenizer)
 
 
 def in_pieces(fn: Callable, args: tuple, size: int) -> Array:

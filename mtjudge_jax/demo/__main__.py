@@ -20,7 +20,6 @@ from mtjudge_jax.run import DEMO_BASE, Model, judging, open_model
 from mtjudge_jax.sharding import param_sharding
 from mtjudge_jax.train import fit
 
-
 # SFT on the true verdicts, by configs/demo_sft.py on the same data: measured once and shipped, the demo does not run it.
 REFERENCE = Path(__file__).parent / "reference_sft_test.json"
 
