@@ -65,7 +65,10 @@ def evaluation_names(folder: pathlib.Path) -> list[str]:
 
 def read_evaluation(folder: pathlib.Path, name: str, problems: list[str]) -> Evaluation:
     scores = read_json(folder / f"{name}.json", problems)
-    predictions = [shorten(line) for line in read_lines(folder / f"{name}.predictions.jsonl", problems)]
+    path = folder / f"{name}.predictions.jsonl"
+    # The reference may come as scores alone, with the interval of their mean in them.
+    given = path.exists() or name != REFERENCE
+    predictions = [shorten(line) for line in read_lines(path, problems)] if given else []
     return Evaluation(name, scores.get("tasks") or {}, scores.get("mean") or {}, predictions)
 
 
