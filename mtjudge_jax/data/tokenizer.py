@@ -68,6 +68,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Never runs code from the folder and never opens a connection. Raises ValueError where the folder, the chat template,
     the pad or eos token or a vision token is missing.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would tell that torch is missing; nothing needs it
     from transformers import AutoTokenizer  # takes seconds to import
 
     if not (Path(folder) / "tokenizer.json").is_file():
