@@ -21,6 +21,16 @@ def usage() -> str:
     return f"usage: mtjudge COMMAND [--flag=value ..]\n\n{body}\n\nmtjudge COMMAND --help lists the flags of a command."
 
 
+def help_of(command: str) -> str:
+    """The flags of a command whose module takes seconds to import, without importing it."""
+    from absl import flags
+
+    from mtjudge_jax.command import eval_flags, judge_flags, train_flags
+
+    {"train": train_flags, "eval": eval_flags, "judge": judge_flags}[command]()
+    return f"mtjudge {command}: {COMMANDS[command]}\n{flags.FLAGS.module_help(sys.modules[__name__])}"
+
+
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
         print(usage())
@@ -29,8 +39,15 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
+    if command in ("train", "eval", "judge") and {"-h", "--help"} & set(sys.argv[2:]):
+        print(help_of(command))
+        sys.exit(0)
     sys.argv = [f"mtjudge {command}", *sys.argv[2:]]
-    runpy.run_module(f"mtjudge_jax.{command}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"mtjudge_jax.{command}", run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # while it was still being imported
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""What the commands share: flags for a config, a clean exit on bad input."""
+"""What the commands share: their flags, a clean exit on bad input. Imports nothing heavy, so that --help answers at once."""
 
+import dataclasses
+import dis
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -10,10 +15,49 @@ from ml_collections import config_flags
 
 from mtjudge_jax.config import Config, ConfigError, flatten, unknown
 
+PACKAGE = str(Path(__file__).parent)
+flags.disclaim_key_flags()  # a flag defined here belongs to the command that asked for it, and its --help shows it
+
 
 def define_config(name: str = "config"):
     """`--config=FILE.py[:argument]` and `--config.field.sub=value`."""
     return config_flags.DEFINE_config_file(name, None, "Python file with get_config(), see configs/.", lock_config=True)
+
+
+def train_flags():
+    """(config, workdir, print_config)."""
+    return (
+        define_config(),
+        flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not."),
+        flags.DEFINE_bool("print_config", False, "Check and print the resolved config, compute nothing."),
+    )
+
+
+def eval_flags():
+    """(model, data, out, name, split, tasks, limit, batch, samples, seed)."""
+    return (
+        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True),
+        flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
+        flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
+        flags.DEFINE_string("name", "", "Name of the files; default: the split."),
+        flags.DEFINE_string("split", "test", "Which split to judge."),
+        flags.DEFINE_list("tasks", [], "Tasks to judge; default: all of the split."),
+        flags.DEFINE_integer("limit", 0, "Examples a task; 0 = all.", lower_bound=0),
+        flags.DEFINE_integer("batch", 24, "Prompts judged at a time.", lower_bound=1),
+        flags.DEFINE_integer("samples", 8, "Answers a prompt: one greedy, the rest sampled.", lower_bound=1),
+        flags.DEFINE_integer("seed", 0, "Of the sampled answers.", lower_bound=0),
+    )
+
+
+def judge_flags():
+    """(model, image, task, instruction, json)."""
+    return (
+        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True),
+        flags.DEFINE_multi_string("image", None, "Image file; give it twice for a pair.", required=True),
+        flags.DEFINE_string("task", None, "Task name, e.g. technical or pairwise_safety.", required=True),
+        flags.DEFINE_string("instruction", "", "What the picture should show, for tasks that ask: 'a dog'."),
+        flags.DEFINE_bool("json", False, "Print one JSON object."),
+    )
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -23,17 +67,15 @@ def run_command(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         logging.set_verbosity(logging.WARNING)  # Orbax and jax tell every file they write
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, stop)
         try:
             main()
-        except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-            leave(130)
-        except (ValueError, OSError, RuntimeError) as error:
-            if os.environ.get("MTJUDGE_TRACEBACK"):
-                raise
-            if not is_ours(error):
-                raise
-            print(f"error: {error}", file=sys.stderr)
+        except Exception as error:
+            if os.environ.get("MTJUDGE_TRACEBACK") or not is_ours(error):
+                traceback.print_exc()
+                leave(1)
+            print(f"error: {one_line(error)}", file=sys.stderr)
             leave(2)
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only: nothing here opens a connection
@@ -47,10 +89,26 @@ def parse(argv: list[str]) -> list[str]:
         name = argument.partition("=")[0].lstrip("-")
         if name.startswith("config.") and name.removeprefix("config.") not in fields:
             fail(unknown("field", name.removeprefix("config."), fields))
+    path = config_file(argv)
+    if path and not Path(path).is_file():
+        fail(f"--config={path}: no such file")
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, OSError, ValueError, TypeError) as error:
-        fail(str(error))
+    except flags.Error as error:
+        fail(one_line(error))
+    except Exception as error:  # a config file is a program, it can raise anything
+        if os.environ.get("MTJUDGE_TRACEBACK"):
+            raise
+        fail(f"--config={path}: {type(error).__name__}: {one_line(error)}")
+
+
+def config_file(argv: list[str]) -> str:
+    """The file that `--config=FILE.py[:argument]` or `--config FILE.py` names, "" where there is none."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return (value if equals else following).partition(":")[0]
+    return ""
 
 
 def fail(text: str) -> NoReturn:
@@ -58,15 +116,36 @@ def fail(text: str) -> NoReturn:
     sys.exit(2)
 
 
+def one_line(error: Exception, most: int = 6) -> str:
+    """The lines of an error side by side; of a long list the first, and of a traceback's text its cause."""
+    text, _, trace = str(error).partition("Traceback (most recent call last):")
+    lines = [line.strip() for line in [*text.splitlines(), *trace.splitlines()[-1:]] if line.strip()]
+    rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + rest
+
+
 def is_ours(error: Exception) -> bool:
-    """Errors that this package raises name value, limit and remedy; others keep their traceback."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return isinstance(error, OSError) or (frame is not None and "mtjudge_jax" in frame.tb_frame.f_code.co_filename)
+    """Whether a `raise` of this package made it: those name value, limit and remedy. Others keep their traceback.
+
+    The file alone does not tell: jax takes its own frames out of a traceback, so its errors seem to come from here.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if isinstance(error, OSError) or trace is None:
+        return isinstance(error, OSError)
+    code = trace.tb_frame.f_code
+    return code.co_filename.startswith(PACKAGE) and code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def leave(status: int) -> None:
+def stop(*_) -> NoReturn:
+    """What Ctrl-C does. Not by KeyboardInterrupt: raised while jax collects garbage, Python drops it, and the run goes on."""
+    newline = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
+    os.write(2, f"{newline}stopped; the same command goes on from the last checkpoint of a run\n".encode())
+    os._exit(130)
+
+
+def leave(status: int) -> NoReturn:
     """Ends the process at once: reader threads and a half-written save must not hold up a stop."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -74,15 +153,26 @@ def leave(status: int) -> None:
 
 
 def typed(cfg: object) -> Config:
-    """The config of a file's get_config(). Raises ConfigError if it is something else."""
-    if cfg is None:
+    """The config of a file's get_config(). Raises ConfigError if it is something else, or has a field that does not exist."""
+    if cfg is None and not config_file(sys.argv):
         raise ConfigError("no --config: name a config file, e.g. --config=configs/demo.py")
+    if isinstance(cfg, Config):
+        refuse_strays(cfg)
+        return cfg
     try:
         cfg.steps  # noqa: B018  ml_collections raises here what it met when it loaded the file
-    except Exception as error:
-        raise ConfigError(f"--config: {error}") from error
-    if not isinstance(cfg, Config):
-        raise ConfigError(f"get_config() of the --config file gave a {type(cfg).__name__}, not a mtjudge_jax.config.Config")
-    return cfg
+    except OSError as error:
+        raise ConfigError(f"--config: {one_line(error)}") from error
+    except AttributeError:
+        pass
+    raise ConfigError(f"get_config() of the --config file gave a {type(cfg).__name__}, not a mtjudge_jax.config.Config")
 
 
+def refuse_strays(cfg: object, where: str = "") -> None:
+    """A misspelt `cfg.optim.learning_rate = ..` makes a new attribute, which nothing would ever read."""
+    fields = {f.name for f in dataclasses.fields(cfg)}
+    for name, value in vars(cfg).items():
+        if name not in fields:
+            raise ConfigError(unknown("field", where + name, [where + known for known in fields]))
+        if dataclasses.is_dataclass(value):
+            refuse_strays(value, f"{where}{name}.")

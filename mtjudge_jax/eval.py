@@ -1,15 +1,18 @@
 """`mtjudge eval`: judges a split of prepared data with a model and writes scores and predictions."""
 
+import collections
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from mtjudge_jax.command import run_command
-from mtjudge_jax.data.sources import read_manifest, read_split
+from mtjudge_jax.checkpoint import check_workdir
+from mtjudge_jax.command import eval_flags, run_command
+from mtjudge_jax.config import unknown
+from mtjudge_jax.data.records import JudgeExample
+from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
 from mtjudge_jax.judge import judge_config
 from mtjudge_jax.run import open_model, read_params
@@ -36,24 +39,38 @@ def table(result: dict) -> str:
         sampled = result["mean"]["sampled_accuracy"]
         shown = "" if sampled is None else f"{sampled:.3f}"
         lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {shown:>8s}")
+    if result["unusable"]:
+        lines.append(f"left out, they cannot be used: {', '.join(f'{reason} {n}' for reason, n in result['unusable'].items())}")
     return "\n".join(lines)
+
+
+def read_examples(unreadable: BadRowCounter) -> dict[str, list[JudgeExample]]:
+    """What the flags ask to judge, by task. Raises ValueError where that is nothing."""
+    files = read_manifest(DATA.value)["files"]
+    splits = list(dict.fromkeys(name.split("/")[0] for name in files))
+    if SPLIT.value not in splits:
+        raise ValueError(f"{DATA.value}: {unknown('split', SPLIT.value, splits)}")
+    names = TASKS_FLAG.value or [name.split("/")[1] for name in files if name.split("/")[0] == SPLIT.value]
+    examples = {get_task(name).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
+    if empty := [name for name, group in examples.items() if not group]:
+        raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
+    return {name: group[: LIMIT.value or None] for name, group in examples.items()}
 
 
 def main() -> None:
     cfg = judge_config(MODEL.value, batch=BATCH.value)
-    known = [name.split("/")[1] for name in read_manifest(DATA.value)["files"] if name.split("/")[0] == SPLIT.value]
-    names = TASKS_FLAG.value or known
-    examples = {get_task(name).name: read_split(DATA.value, SPLIT.value, name) for name in names}
-    if LIMIT.value:
-        examples = {name: group[: LIMIT.value] for name, group in examples.items()}
+    unreadable = BadRowCounter()
+    examples = read_examples(unreadable)
+    check_workdir(OUT.value)
     model = open_model(cfg)
     temperature = np.full(SAMPLES.value, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
-    how = Judging(model.stages, model.fmt, BATCH.value, temperature, cfg.reward.alpha, SEED.value)
+    how = Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
     began = time.perf_counter()
     with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
         predictions, result = evaluate(read_params(model, cfg), examples, how, step=0, probabilities=True, progress=bar.update)
     seconds = time.perf_counter() - began
+    result["unusable"] = dict(unreadable.reasons + collections.Counter(result["unusable"]))
     result |= {"split": SPLIT.value, "model": str(MODEL.value), "seconds": seconds}
     write_evaluation(OUT.value, NAME.value or SPLIT.value, predictions, result)
     print(table(result))
@@ -61,14 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True)
-    DATA = flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True)
-    OUT = flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True)
-    NAME = flags.DEFINE_string("name", "", "Name of the files; default: the split.")
-    SPLIT = flags.DEFINE_string("split", "test", "Which split to judge.")
-    TASKS_FLAG = flags.DEFINE_list("tasks", [], "Tasks to judge; default: all of the split.")
-    LIMIT = flags.DEFINE_integer("limit", 0, "Examples a task; 0 = all.")
-    BATCH = flags.DEFINE_integer("batch", 24, "Prompts judged at a time.")
-    SAMPLES = flags.DEFINE_integer("samples", 8, "Answers a prompt: one greedy, the rest sampled.")
-    SEED = flags.DEFINE_integer("seed", 0, "Of the sampled answers.")
+    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED = eval_flags()
     run_command(main)

@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from mtjudge_jax.data.pipeline import RowFormat, eval_batches
+from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, eval_batches
 from mtjudge_jax.data.records import JudgeExample, Label, swapped
+from mtjudge_jax.data.sources import MAX_BAD_SHARE
 from mtjudge_jax.metrics import mean_score, pairwise_score, task_score
 from mtjudge_jax.score import score
-from mtjudge_jax.sharding import shard_batch
+from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.stages import Stages, decode_texts, place_prompts, stage_key
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.parse import parse_lenient
@@ -38,6 +40,7 @@ class Judging(NamedTuple):
     temperature: np.ndarray  # float32 [G], 0 first
     alpha: float
     seed: int
+    max_bad_share: float = MAX_BAD_SHARE  # of records that cannot be used; more is an error
 
 
 def roomy(fmt: RowFormat, images: int) -> RowFormat:
@@ -68,12 +71,14 @@ def judge(
         prompts = place_prompts(batch, how.stages.mesh)
         out = how.stages.sample(params, prompts, key, how.temperature, fmt.completion_tokens)
         texts = decode_texts(how.stages, out)
-        truncated = np.asarray(out.truncated)
+        truncated = local_rows(out.truncated, how.stages.mesh)
         here = examples[at : at + how.batch]
         at += len(here)
-        rows = [_prediction(e, texts[i], truncated[i], how, order) for i, e in enumerate(here)]
-        for row, error in zip(rows, batch["error"], strict=False):
-            row["error"], row["unusable"] = str(error) or row["error"], bool(error)
+        errors = batch["error"].tolist()
+        rows = [
+            _unusable(e, errors[i], order) if errors[i] else _prediction(e, texts[i], truncated[i], how, order)
+            for i, e in enumerate(here)
+        ]
         if probabilities:
             _add_probabilities(rows, params, prompts, how.stages, fmt.completion_tokens)
         predictions += rows
@@ -87,14 +92,7 @@ def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, 
     parsed = parse_lenient(texts[0], task.labels)
     scores = score([texts], truncated[None], tasks=[task.name], labels=np.array([label]), alpha=how.alpha)
     sampled = scores.accuracy[0, how.temperature > 0]
-    return {
-        "example_id": example.example_id,
-        "task": task.name,
-        "group_id": example.group_id,
-        "split": example.split,
-        "instruction": example.instruction,
-        "label": task.labels[label],
-        "label_index": label,
+    return _line(example, order, label) | {
         "verdict": None if parsed.verdict is None else task.labels[parsed.verdict],
         "correct": parsed.verdict == label,
         "text": texts[0],
@@ -102,8 +100,38 @@ def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, 
         "error": parsed.error,
         "reward": float(scores.total[0, 0]),
         "sampled_accuracy": float(sampled.mean()) if sampled.size else None,
+    }
+
+
+def _unusable(example: JudgeExample, error: str, order: str) -> dict:
+    """The line of a record that could not be shown to the model. `error` is "reason: detail"."""
+    try:
+        label = TASKS[example.task].label_index(example.label)
+    except ValueError:
+        label = None
+    return _line(example, order, label) | {"error": error, "unusable": True}
+
+
+def _line(example: JudgeExample, order: str, label: int | None) -> dict:
+    """A prediction line before its answer."""
+    return {
+        "example_id": example.example_id,
+        "task": example.task,
+        "group_id": example.group_id,
+        "split": example.split,
+        "instruction": example.instruction,
+        "label": None if label is None else TASKS[example.task].labels[label],
+        "label_index": label,
+        "verdict": None,
+        "correct": False,
+        "text": "",
+        "reasoning": "",
+        "error": "",
+        "reward": 0.0,
+        "sampled_accuracy": None,
         "probabilities": None,
         "order": order,
+        "unusable": False,
     }
 
 
@@ -123,7 +151,7 @@ def _add_probabilities(rows: list[dict], params: Params, prompts: PromptBatch, s
             continue
         for j, ids in enumerate(answers):
             tokens[i, j, : len(ids)], lengths[i, j] = ids, len(ids)
-    logp = np.asarray(stages.logp(params, prompts, shard_batch(tokens, stages.mesh)), np.float64)
+    logp = local_rows(stages.logp(params, prompts, shard_batch(tokens, stages.mesh)), stages.mesh).astype(np.float64)
     total = (logp * (np.arange(shape[2]) < lengths[..., None])).sum(-1)
     odds = np.exp(total - total.max(-1, keepdims=True))
     share = odds / odds.sum(-1, keepdims=True)
@@ -147,11 +175,14 @@ def alone(example: JudgeExample, index: int) -> JudgeExample:
 def judge_task(
     params: Params, examples: Sequence[JudgeExample], how: Judging, *, step: int, probabilities: bool, progress=lambda rows: None
 ) -> tuple[list[dict], dict]:
-    """Predictions and score of one task. A pair is judged in both orders, and each of its pictures alone."""
+    """Predictions and score of one task. A pair is judged in both orders, and each of its pictures alone.
+
+    Records that cannot be used have a prediction that says why and no part in the score.
+    """
     settings = {"step": step, "progress": progress}
     if TASKS[examples[0].task].kind != "pairwise":
         predictions = judge(params, examples, how, probabilities=probabilities, **settings)
-        return predictions, task_score(predictions)
+        return predictions, task_score(usable(predictions))
     predictions = judge(params, examples, how, probabilities=True, order="ab", **settings)
     predictions += judge(params, [swapped(e) for e in examples], how, probabilities=True, order="ba", **settings)
     singles = [alone(e, i) for e in examples for i in (0, 1)]
@@ -160,7 +191,16 @@ def judge_task(
         for p in judge(params, singles, how, probabilities=True, **settings)
     ]
     single_yes = {e.example_id: (yes[2 * i], yes[2 * i + 1]) for i, e in enumerate(examples)}
-    return predictions, pairwise_score(predictions, single_yes=single_yes)
+    return predictions, pairwise_score(usable(predictions), single_yes=single_yes)
+
+
+def usable(predictions: list[dict]) -> list[dict]:
+    """The predictions that can be scored. Raises ValueError where there is none."""
+    kept = [p for p in predictions if not p["unusable"]]
+    if not kept:
+        name, example_id, error = (predictions[0][key] for key in ("task", "example_id", "error"))
+        raise ValueError(f"no record of {name} can be used, {example_id}: {error}: prepare the data again")
+    return kept
 
 
 def evaluate(
@@ -172,13 +212,22 @@ def evaluate(
     probabilities: bool = False,
     progress=lambda rows: None,
 ) -> tuple[list[dict], dict]:
-    """Judges every task's examples; returns all predictions and {"tasks": {name: score}, "mean": ..}."""
+    """Judges every task's examples; returns all predictions and their scores.
+
+    Scores: {"step": .., "tasks": {name: score}, "mean": score or None, "unusable": {reason: count}}. Raises TooManyBadRecords
+    where more than max_bad_share of at least 100 records cannot be used.
+    """
     predictions, tasks = [], {}
     for name, group in examples.items():
         rows, tasks[name] = judge_task(params, group, how, step=step, probabilities=probabilities, progress=progress)
         predictions += rows
+    bad = BadRowCounter(how.max_bad_share)
+    for p in predictions:
+        bad.add_one(p["example_id"], p["error"] if p["unusable"] else "")
+    bad.check()
     in_distribution = any(not TASKS[name].ood for name in tasks)
-    return predictions, {"step": step, "tasks": tasks, "mean": mean_score(tasks) if in_distribution else None}
+    mean = mean_score(tasks) if in_distribution else None
+    return predictions, {"step": step, "tasks": tasks, "mean": mean, "unusable": dict(bad.reasons)}
 
 
 def count_rows(examples: dict[str, list[JudgeExample]]) -> int:
@@ -187,7 +236,9 @@ def count_rows(examples: dict[str, list[JudgeExample]]) -> int:
 
 
 def write_evaluation(folder: str | os.PathLike, name: str, predictions: list[dict], result: dict) -> None:
-    """`<name>.json` with the scores and `<name>.predictions.jsonl` with a line a prediction."""
+    """`<name>.json` with the scores and `<name>.predictions.jsonl` with a line a prediction; process 0 writes."""
+    if jax.process_index() > 0:
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(p) + "\n" for p in predictions)

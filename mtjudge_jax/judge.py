@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
-from absl import flags
 from PIL import Image
 
-from mtjudge_jax.command import run_command
-from mtjudge_jax.config import Config
+from mtjudge_jax.command import judge_flags, run_command
+from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.data.images import CLIPPING_MODES, decode
 from mtjudge_jax.data.records import BadRecord, JudgeExample, Label
 from mtjudge_jax.evaluate import Judging, judge
 from mtjudge_jax.run import JUDGE_FILE, Model, open_model, read_params
@@ -20,6 +21,7 @@ from mtjudge_jax.tasks import get_task
 from mtjudge_jax.types import Params
 
 EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 Picture = str | os.PathLike | bytes | Image.Image
 
 
@@ -45,8 +47,9 @@ class Judge:
         """
         cfg = judge_config(folder, batch=batch)
         cfg.data.prompt_tokens += EXTRA_TOKENS
+        cfg.data.patches *= 2  # a small or very long picture is rounded up, past the area that training saw
         model = open_model(cfg)
-        how = Judging(model.stages, model.fmt, batch, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
+        how = Judging(model.stages, model.fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
         return cls(model, read_params(model, cfg), how)
 
     def judge(self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "") -> Verdict:
@@ -59,31 +62,38 @@ class Judge:
 
     def judge_all(self, questions: Sequence[tuple[Sequence[Picture], str]], *, task: str) -> list[Verdict]:
         """Many (images, instruction) of one task, in their order."""
-        kind = get_task(task).kind
-        label = Label(winner=0) if kind == "pairwise" else Label(binary=0)  # not looked at
-        examples = []
-        for i, (images, instruction) in enumerate(questions):
-            encoded = tuple(encode(image) for image in images)
-            example = JudgeExample(f"question {i}", "user", "test", "", task, task, kind, instruction, encoded, label)
-            get_task(task).question_text(example.question)
-            examples.append(example)
-        rows = judge(self._params, examples, self._how, step=0, probabilities=True)
+        examples = [question_example(*question, task=task, number=i) for i, question in enumerate(questions)]
+        rows = judge(self._params, examples, self._how, step=0, probabilities=True) if examples else []
         for row in rows:
             if row["unusable"]:
                 raise ValueError(f"{row['example_id']}: {row['error']}")
         return [Verdict(r["verdict"], r["reasoning"], r["probabilities"], r["text"], r["error"]) for r in rows]
 
 
+def question_example(images: Sequence[Picture], instruction: str, *, task: str, number: int) -> JudgeExample:
+    """One question as a record; its label is not looked at. Raises ValueError where it does not fit the task."""
+    kind = get_task(task).kind
+    label = Label(winner=0) if kind == "pairwise" else Label(binary=0)
+    encoded = tuple(encode(image) for image in images)
+    example = JudgeExample(f"question {number}", "user", "test", "", task, task, kind, instruction, encoded, label)
+    get_task(task).question_text(example.question)
+    return example
+
+
 def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
     """The settings that judging with a folder needs; its judge.json tells the sizes it was trained with."""
     cfg = Config()
     cfg.model.path = os.fspath(folder)
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = batch
+    devices = jax.device_count()
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
     path = Path(folder) / JUDGE_FILE
     if path.is_file():
-        sizes = json.loads(path.read_text())
-        cfg.data.prompt_tokens, cfg.data.patches = sizes["prompt_tokens"], sizes["patches"]
-        cfg.rollout.completion_tokens = sizes["completion_tokens"]
+        try:
+            sizes = json.loads(path.read_text())
+            cfg.data.prompt_tokens, cfg.data.patches = sizes["prompt_tokens"], sizes["patches"]
+            cfg.rollout.completion_tokens = sizes["completion_tokens"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged ({error!r}): copy it again, or remove it to judge with the defaults") from error
     return cfg
 
 
@@ -92,8 +102,11 @@ def encode(image: Picture) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
+        if image.mode in CLIPPING_MODES:
+            raise BadRecord("image_mode", f"mode {image.mode} would be clipped; convert it to 8 bits a channel first")
         file = io.BytesIO()
-        image.save(file, "PNG")
+        plain = image if image.mode in PNG_MODES else image.convert("RGB")
+        plain.save(file, "PNG", exif=image.getexif())  # which may hold a rotation
         return file.getvalue()
     path = os.fspath(image)
     if "://" in path:
@@ -104,9 +117,14 @@ def encode(image: Picture) -> bytes:
 
 
 def main() -> None:
-    verdict = Judge.from_pretrained(MODEL.value, batch=1).judge(
-        images=IMAGE.value, task=TASK.value, instruction=INSTRUCTION.value
-    )
+    question = question_example(IMAGE.value, INSTRUCTION.value, task=TASK.value, number=0)
+    for path, data in zip(IMAGE.value, question.images, strict=True):  # before the model is read
+        try:
+            decode(data)
+        except BadRecord as error:
+            raise ValueError(f"{path}: {error}") from error
+    judge = Judge.from_pretrained(MODEL.value, batch=1)
+    verdict = judge.judge(images=question.images, task=TASK.value, instruction=INSTRUCTION.value)
     if JSON.value:
         print(json.dumps(verdict._asdict()))
         return
@@ -117,9 +135,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True)
-    IMAGE = flags.DEFINE_multi_string("image", None, "Image file; give it twice for a pair.", required=True)
-    TASK = flags.DEFINE_string("task", None, "Task name, e.g. technical or pairwise_safety.", required=True)
-    INSTRUCTION = flags.DEFINE_string("instruction", "", "What the picture should show, for tasks that ask: 'a dog'.")
-    JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+    MODEL, IMAGE, TASK, INSTRUCTION, JSON = judge_flags()
     run_command(main)

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.data.images import load_image_config
-from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, fingerprint, read_split, train_iterator
+from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.rows import completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
@@ -25,18 +26,14 @@ from mtjudge_jax.models.qwen3_vl.convert import load_params, save_hf
 from mtjudge_jax.optim import make_optimizer
 from mtjudge_jax.sharding import make_mesh, param_sharding
 from mtjudge_jax.stages import Stages, make_stages
+from mtjudge_jax.step_log import step_line
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.types import Params, TrainState
 from mtjudge_jax.update import init_state
+from mtjudge_jax.workdir import data_folder, refuse_other_config, refuse_other_sources, sources_of, templates
 
 JUDGE_FILE = "judge.json"  # beside an exported model: the sizes it was trained with
 DEMO_BASE = Path(__file__).parent / "demo" / "base"
-# A resumed run may differ in these; they change where and how fast it computes, not what.
-FREE_TO_CHANGE = ("mesh.", "checkpoint.", "model.remat", "model.head_chunk", "update.micro_prompts")
-
-
-class NonFiniteUpdate(RuntimeError):
-    """The loss or a gradient was not finite; the state is as it was before that update."""
 
 
 class Model(NamedTuple):
@@ -69,6 +66,7 @@ class Progress(NamedTuple):
     step: int
     best: float  # mean validation macro-F1 so far, -1 before the first
     since_best: int  # evaluations since
+    sources: dict[str, str]  # what the run is made of, see sources_of
 
 
 def model_folder(path: str) -> Path:
@@ -82,12 +80,16 @@ def model_folder(path: str) -> Path:
 def open_model(cfg: Config) -> Model:
     """Config, tokenizer and jitted stages of `model.path`; the weights are read by `read_params`."""
     folder = model_folder(cfg.model.path)
-    model_cfg, tokenizer = load_config(folder), load_tokenizer(folder)
+    model_cfg = load_config(folder)
+    try:
+        tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
     sft = cfg.stage == "sft"
     fmt = RowFormat(
         TASKS,
         tokenizer,
-        load_image_config(folder),
+        image_cfg,
         cfg.data.prompt_tokens,
         cfg.data.patches,
         completion_tokens=cfg.rollout.completion_tokens,
@@ -105,11 +107,9 @@ def true_target(example: JudgeExample) -> str:
 def read_params(model: Model, cfg: Config) -> Params:
     """The weights of the model's folder on its mesh."""
     mesh = model.stages.mesh
-    return load_params(model.folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, mesh))
-
-
-def data_folder(cfg: Config, workdir: Path) -> Path:
-    return Path(cfg.data.path) if cfg.data.path else workdir / "data"
+    return load_params(
+        model.folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, mesh)
+    )
 
 
 def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Run:
@@ -123,9 +123,7 @@ def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Ru
     model = open_model(cfg) if model is None else model
     folder = data_folder(cfg, workdir)
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
-    validation = {name: read_split(folder, "val", name, bad_rows) for name in cfg.eval.tasks or cfg.data.tasks}
-    if cfg.eval.limit:
-        validation = {name: examples[: cfg.eval.limit] for name, examples in validation.items()}
+    validation = read_validation(cfg, folder, bad_rows)
     refuse_other_config(cfg, workdir / "config.json")
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
     bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
@@ -133,27 +131,22 @@ def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Ru
     return Run(cfg, workdir, model, make_optimizer(cfg.optim, updates), validation, checkpoints, bad_rows, bar)
 
 
-def refuse_other_config(cfg: Config, path: Path) -> None:
-    """A workdir belongs to one config: the first run writes it, another is refused with the difference."""
-    now = to_dict(cfg)
-    if path.exists():
-        changed = [
-            line for line in checkpoint.differences(json.loads(path.read_text()), now) if not line.startswith(FREE_TO_CHANGE)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{path.parent} holds a run of another config: {'; '.join(changed)}. Take another --workdir, or undo the change"
-            )
-    write_json_atomic(path, now)
+def read_validation(cfg: Config, folder: Path, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
+    """What chooses the best model, by task. Raises ConfigError where that is nothing."""
+    names = cfg.eval.tasks or cfg.data.tasks
+    validation = {name: read_split(folder, "val", name, bad_rows)[: cfg.eval.limit or None] for name in names}
+    if empty := [name for name, examples in validation.items() if not examples]:
+        raise ConfigError(f"{folder} has no validation record of {', '.join(empty)}: name in eval.tasks the tasks that have some")
+    if all(TASKS[name].ood for name in names):
+        raise ConfigError(f"{', '.join(names)}: tasks never trained on cannot choose the best model; add another to eval.tasks")
+    return validation
 
 
 def start(run: Run) -> tuple[Progress, Params]:
     """State, data position and step of the newest good checkpoint, or of a fresh run; and the starting model's weights."""
-    cfg, mesh = run.cfg, run.model.stages.mesh
-    base = read_params(run.model, cfg)
-    folder = data_folder(cfg, run.workdir)
+    cfg = run.cfg
     data = train_iterator(
-        data=folder,
+        data=data_folder(cfg, run.workdir),
         split="train",
         task_names=cfg.data.tasks,
         fmt=run.model.fmt,
@@ -164,20 +157,22 @@ def start(run: Run) -> tuple[Progress, Params]:
         balance_labels=cfg.data.balance_labels,
         mode=cfg.data.mixture,
     )
-    state = init_state(base, run.optimizer, mesh)
+    base = read_params(run.model, cfg)
+    if jax.process_index() == 0:
+        write_json_atomic(run.workdir / "config.json", to_dict(cfg))
+    state = init_state(base, run.optimizer, run.model.stages.mesh)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    restored = checkpoint.restore_latest(run.checkpoints, abstract)
+    sources = sources_of(cfg, run.workdir, base)
+    same = partial(refuse_other_sources, run.workdir, sources)
+    restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same)
     if restored is None:
         truncate_metrics(run.workdir / "metrics.jsonl", -1)
-        return Progress(state, data, 0, -1.0, 0), base
-    stored, now = restored.meta["data"], fingerprint(folder, tasks=cfg.data.tasks, split="train")
-    if stored != now:
-        raise ConfigError(f"{folder} holds other data ({now}) than the checkpoint was made with ({stored}): restore it")
+        return Progress(state, data, 0, -1.0, 0, sources), base
     data.set_state(restored.data_state)
     truncate_metrics(run.workdir / "metrics.jsonl", restored.step)
     run.bar.update(restored.step)
     say(run, f"resumed {run.workdir} after step {restored.step}")
-    return Progress(restored.state, data, restored.step, restored.meta["best"], restored.meta["since_best"]), base
+    return Progress(restored.state, data, restored.step, restored.meta["best"], restored.meta["since_best"], sources), base
 
 
 def say(run: Run, text: str) -> None:
@@ -193,27 +188,15 @@ def log(run: Run, line: dict) -> None:
 
 
 def save(run: Run, progress: Progress) -> None:
-    folder = data_folder(run.cfg, run.workdir)
-    meta = {
-        "config": to_dict(run.cfg),
-        "data": fingerprint(folder, tasks=run.cfg.data.tasks, split="train"),
-        "best": progress.best,
-        "since_best": progress.since_best,
-        "templates": templates(run.cfg),
-    }
+    meta = {"config": to_dict(run.cfg), "sources": progress.sources, "best": progress.best, "since_best": progress.since_best}
     checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=progress.data.get_state(), meta=meta)
-
-
-def templates(cfg: Config) -> dict[str, str]:
-    """What the tasks' questions were worded like, by hash."""
-    return {name: TASKS[name].template_hash for name in cfg.data.tasks}
 
 
 def judging(cfg: Config, model: Model) -> Judging:
     """One greedy answer a prompt and samples at the training temperature; the sampler's training shapes where they fit."""
     temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
-    return Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed)
+    return Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.data.max_bad_share)
 
 
 def validate(run: Run, progress: Progress) -> Progress:
@@ -230,14 +213,17 @@ def validate(run: Run, progress: Progress) -> Progress:
         run,
         f"validation after step {progress.step}: mean macro-F1 {mean:.3f}{' (best)' if better else ''}"
         + (f", sampled accuracy {sampled:.3f}" if sampled is not None else "")
+        + (f", left out {result['unusable']}" if result["unusable"] else "")
         + f" | {each}",
     )
     if not better:
         return progress._replace(since_best=progress.since_best + 1)
-    save_hf(progress.state.params, run.workdir / "best", source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True)
+    best = run.workdir / "best"
+    save_hf(progress.state.params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True)
     sizes = {"prompt_tokens": run.cfg.data.prompt_tokens, "patches": run.cfg.data.patches}
     sizes["completion_tokens"] = run.cfg.rollout.completion_tokens
-    write_json_atomic(run.workdir / "best" / JUDGE_FILE, sizes | {"templates": templates(run.cfg)})
+    if jax.process_index() == 0:
+        write_json_atomic(best / JUDGE_FILE, sizes | {"templates": templates(run.cfg)})
     return progress._replace(best=mean, since_best=0)
 
 
@@ -247,7 +233,7 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Train
     if progress.step == 0:
         progress = validate(run, progress)
     began, first = time.perf_counter(), progress.step
-    while progress.step < cfg.steps and not (cfg.eval.patience and progress.since_best >= cfg.eval.patience):
+    while not finished(cfg, progress):
         state, line = step_fn(progress)
         progress = progress._replace(state=state, step=progress.step + 1)
         done = progress.step == cfg.steps
@@ -257,44 +243,18 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Train
         run.bar.update(1)
         if progress.step % cfg.eval.every_steps == 0 or done:
             progress = validate(run, progress)
-        if progress.step % cfg.checkpoint.every_steps == 0 or done:
+        if progress.step % cfg.checkpoint.every_steps == 0 or finished(cfg, progress):
             save(run, progress)
     checkpoint.wait(run.checkpoints)
+    if run.bad_rows.bad:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in run.bad_rows.reasons.most_common())
+        say(run, f"{run.bad_rows.bad} of {run.bad_rows.rows} records could not be used and taught nothing: {reasons}")
     again = [f"{name} ({count} times)" for name, count in run.model.stages.traces.items() if count > 1]
     if again:
         say(run, f"warning: traced more than once, which costs a compilation each: {', '.join(again)}")
     return progress
 
 
-def step_line(cfg: Config, step: int, line: dict, seconds_left: float) -> str:
-    """`step  12/300 reward 0.55 accuracy 0.50 format 1.00 kl 0.0012 .. 5120 tokens/s 3:20 left`."""
-    shown = ("reward", "accuracy", "format", "loss", "kl", "entropy", "grad_norm", "zero_variance")
-    numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
-    minutes, seconds = divmod(int(seconds_left), 60)
-    width = len(str(cfg.steps))
-    return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s {minutes}:{seconds:02d} left"
-
-
-def summarise(metrics: list[dict], step: int, *, kl: bool) -> dict:
-    """Means over the updates of a step. Raises NonFiniteUpdate."""
-    if not all(m["finite"] for m in metrics):
-        raise NonFiniteUpdate(
-            f"step {step + 1}: loss {[float(m['loss']) for m in metrics]} or gradient norm "
-            f"{[float(m['grad_norm']) for m in metrics]} is not finite; that update changed nothing. Lower optim.lr or "
-            "loss.kl_coef; the last checkpoint is good"
-        )
-    out = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0] if name != "finite"}
-    return out if kl else out | {"kl": None}
-
-
-class Clock:
-    """Seconds by phase; a phase ends when its results are on the host or waited for."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now
+def finished(cfg: Config, progress: Progress) -> bool:
+    """After the last step, or when the patience is over."""
+    return progress.step >= cfg.steps or (cfg.eval.patience > 0 and progress.since_best >= cfg.eval.patience)

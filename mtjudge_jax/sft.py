@@ -7,9 +7,10 @@ from functools import partial
 
 import jax
 
-from mtjudge_jax.run import Clock, Progress, Run, loop, start, summarise
+from mtjudge_jax.run import Progress, Run, loop, start
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.stages import place_prompts
+from mtjudge_jax.step_log import Clock, summarise
 from mtjudge_jax.types import SftBatch, TrainState
 from mtjudge_jax.update import make_update, sft_loss
 

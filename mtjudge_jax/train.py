@@ -9,16 +9,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from mtjudge_jax import checkpoint, grpo, sft
-from mtjudge_jax.command import define_config, run_command, typed
-from mtjudge_jax.config import Config, check, to_dict
+from mtjudge_jax.command import run_command, train_flags, typed
+from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.metrics import train_metrics
-from mtjudge_jax.run import Clock, Model, Progress, Run, loop, open_run, start, summarise
+from mtjudge_jax.run import Model, Progress, Run, loop, open_run, start
 from mtjudge_jax.score import score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
+from mtjudge_jax.step_log import Clock, summarise
 from mtjudge_jax.types import TrainBatch, TrainState
 from mtjudge_jax.update import grpo_loss, make_update
 
@@ -90,12 +90,12 @@ def main() -> None:
         check(cfg)
         print(json.dumps(to_dict(cfg), indent=1))
         return
+    if not WORKDIR.value:
+        raise ConfigError("no --workdir: name the folder of the run, e.g. --workdir=runs/mine")
     run, progress = fit(cfg, WORKDIR.value)
     print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}, model in {run.workdir / 'best'}")
 
 
 if __name__ == "__main__":
-    CONFIG = define_config()
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.", required=True)
-    PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Check and print the resolved config, compute nothing.")
+    CONFIG, WORKDIR, PRINT_CONFIG = train_flags()
     run_command(main)

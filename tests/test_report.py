@@ -294,7 +294,7 @@ def test_reference_is_set_beside(tmp_path):
     examples = [make_example(rng, task, "test", i) for task in POINTWISE for i in range(4)]
     write_evaluation(folder / "eval", "reference_sft_test", examples, rng, skill=1.0)
     text = re.sub(r"\s+", " ", Page(write_report(folder).read_text(encoding="utf-8")).text)
-    assert re.search(r"Here it reaches a mean macro-F1 of (1\.00|0\.9\d)", text) and "SFTreference" in text
+    assert re.search(r"It reaches a mean macro-F1 of (1\.00|0\.9\d)", text) and "SFTreference" in text
 
 
 def test_choice_is_balanced_and_deterministic():

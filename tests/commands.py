@@ -1,0 +1,201 @@
+"""Commands and functions of the tests, each in a process of its own, forked from one that has imported everything.
+
+Importing takes longer than what is tested. The processes have one CPU device, code that compiles fast and runs slowly, and
+one compilation cache, so a second run of the same shapes does not compile again.
+"""
+
+import atexit
+import functools
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+CONFIG = '''"""Six tasks, 12 prompts of two answers a step."""
+
+from mtjudge_jax.config import Config
+
+
+def get_config():
+    cfg = Config(steps=8)
+    cfg.model.path = "demo"
+    cfg.data.tasks = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
+    cfg.data.mixture, cfg.data.balance_labels = "uniform", True
+    cfg.data.prompt_tokens, cfg.data.patches = 48, 36
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 12
+    cfg.rollout.group_size = cfg.eval.samples = 2
+    cfg.rollout.completion_tokens = 16
+    cfg.optim.lr, cfg.optim.schedule, cfg.optim.warmup_steps = 1e-3, "cosine", 2
+    cfg.eval.every_steps, cfg.eval.limit = 4, 2
+    cfg.checkpoint.every_steps = 1
+    return cfg
+'''
+
+
+class Started(NamedTuple):
+    pid: int
+    out: Path
+    err: Path
+
+
+class Ended(NamedTuple):
+    status: int  # minus the signal's number where one ended it
+    out: str
+    err: str
+
+
+class Commands:
+    """A folder with a config and small demo data, and the warm process that forks."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="mtjudge-"))
+        self.config = self.folder / "tiny_config.py"
+        self.config.write_text(CONFIG)
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+        self._server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
+            cwd=self.folder,
+        )
+        self._count = 0
+        self.call("commands.write_data", folder=str(self.folder / "data"))
+
+    def start(self, *argv: object) -> Started:
+        """Starts `mtjudge ARGV`."""
+        return self._fork({"argv": [str(a) for a in argv]})
+
+    def train(self, workdir: Path, *flags: str) -> Started:
+        data = f"--config.data.path={self.folder / 'data'}"
+        return self.start("train", f"--config={self.config}", data, f"--workdir={workdir}", *flags)
+
+    def wait(self, started: Started) -> Ended:
+        status = self._ask({"wait": started.pid})
+        return Ended(status, started.out.read_text(), started.err.read_text())
+
+    def until(self, condition: Callable[[], bool], started: Started, *, seconds: float = 120) -> bool:
+        """Waits for a condition; False where the process ended before it held."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if self._ask({"running": started.pid}) == 0:
+                return condition()
+            assert time.monotonic() < end, f"{seconds} s: {started.out.read_text()[-500:]} {started.err.read_text()[-2000:]}"
+            time.sleep(0.001)
+        return True
+
+    def run(self, *argv: object) -> Ended:
+        return self.wait(self.start(*argv))
+
+    def start_call(self, name: str, **arguments) -> Started:
+        """Starts `module.function(**arguments)`."""
+        return self._fork({"call": name, "arguments": arguments})
+
+    def call(self, name: str, **arguments):
+        """What `module.function(**arguments)` returns, as JSON; its traceback is an AssertionError here."""
+        ended = self.wait(self.start_call(name, **arguments))
+        assert ended.status == 0, f"{name} {arguments}: status {ended.status}\n{ended.out[-2000:]}\n{ended.err[-4000:]}"
+        return json.loads(ended.out.splitlines()[-1])
+
+    def compiled(self) -> int:
+        """Programs in the compilation cache."""
+        return sum(1 for _ in (self.folder / "compiled").glob("*"))
+
+    def close(self) -> None:
+        self._server.kill()
+        self._server.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _fork(self, job: dict) -> Started:
+        self._count += 1
+        out, err = (self.folder / f"{self._count}.{name}" for name in ("out", "err"))
+        for path in (out, err):
+            path.touch()
+        return Started(self._ask(job | {"out": str(out), "err": str(err)}), out, err)
+
+    def _ask(self, job: dict) -> int:
+        self._server.stdin.write(json.dumps(job) + "\n")
+        self._server.stdin.flush()
+        return int(self._server.stdout.readline())
+
+
+@functools.cache
+def commands() -> Commands:
+    """One a test process."""
+    made = Commands()
+    atexit.register(made.close)
+    return made
+
+
+def write_data(*, folder: str, seed: int = 0) -> None:
+    """12 training, 4 validation and 4 test records a task."""
+    from mtjudge_jax.demo.dataset import write_demo_data
+
+    write_demo_data(folder, seed=seed, train=12, val=4, test=4, pairwise=4)
+
+
+def _child(job: dict) -> None:
+    os.setsid()
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    status = 1
+    try:
+        if "argv" in job:
+            from mtjudge_jax import cli
+
+            sys.argv = ["mtjudge", *job["argv"]]
+            cli.main()
+        else:
+            module, _, name = job["call"].rpartition(".")
+            print(json.dumps(getattr(importlib.import_module(module), name)(**job["arguments"])))
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _serve() -> None:
+    import transformers
+    from absl import flags  # noqa: F401
+
+    import mtjudge_jax.demo.__main__
+    import mtjudge_jax.eval
+    import mtjudge_jax.judge
+    import mtjudge_jax.train  # noqa: F401
+
+    transformers.AutoTokenizer  # noqa: B018  lazy: this imports it
+    for command in ("demo.__main__", "eval", "judge", "train"):  # they are run as __main__ later
+        del sys.modules[f"mtjudge_jax.{command}"]
+    for line in sys.stdin:
+        job = json.loads(line)
+        if "wait" in job:
+            answer = os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1])
+        elif "running" in job:
+            answer = int(os.waitid(os.P_PID, job["running"], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None)
+        else:
+            answer = os.fork()
+            if not answer:
+                _child(job)
+        print(answer, flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    _serve()

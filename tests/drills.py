@@ -1,0 +1,267 @@
+"""What the tests of a run do in a process of their own (see commands.py). Each returns facts as JSON, the tests judge them."""
+
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import commands
+import numpy as np
+
+from mtjudge_jax import checkpoint
+from mtjudge_jax.config import Config
+from mtjudge_jax.data.sources import BadRowCounter
+
+
+def config(**changes) -> Config:
+    """The config of commands.py with fields changed, `update__prompts=12` for `update.prompts`."""
+    scope = {}
+    exec(commands.CONFIG, scope)
+    cfg = scope["get_config"]()
+    for name, value in changes.items():
+        *sections, field = name.split("__")
+        owner = cfg
+        for section in sections:
+            owner = getattr(owner, section)
+        setattr(owner, field, value)
+    return cfg
+
+
+def ending(workdir: str | Path) -> dict:
+    """What a run ended with: the record of its last checkpoint with a digest a leaf, and its metrics without times."""
+    folder = Path(workdir) / "checkpoints"
+    step = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    record = checkpoint._read_record(folder / str(step), step)
+    lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        for timing in ("seconds", "tokens_per_s"):
+            line.pop(timing, None)
+    return {"step": step, "leaves": record["leaves"], "data": record["data_state"], "meta": record["meta"], "metrics": lines}
+
+
+def message(function, *arguments) -> str:
+    """The error that a call ends with."""
+    try:
+        function(*arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+class Spy:
+    """Watches the updates of a run: the jitted functions, and which rows of their batches have a mask."""
+
+    def __init__(self, module):
+        self.jitted, self.learned, self.weights = [], [], []
+        make, add = module.make_update, BadRowCounter.add
+
+        def make_update(*arguments):
+            update = make(*arguments)
+            self.jitted.append(update)
+
+            def watched(state, batch):
+                self.learned += np.asarray(batch.mask).any(axis=(1, 2)).tolist()
+                return update(state, batch)
+
+            return watched
+
+        def counted(counter, rows):
+            self.weights += rows["weight"].tolist()
+            add(counter, rows)
+
+        self.patches = mock.patch.object(module, "make_update", make_update), mock.patch.object(BadRowCounter, "add", counted)
+
+    def __enter__(self):
+        for patch in self.patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *_):
+        for patch in self.patches:
+            patch.stop()
+
+
+def grpo(*, folder: str) -> dict:
+    """Two updates a rollout batch: whole; stopped by a full disk and gone on; with other sources; with bad records."""
+    from mtjudge_jax import train
+    from mtjudge_jax.run import DEMO_BASE, open_model
+
+    folder = Path(folder)
+    shutil.copytree(DEMO_BASE, folder / "model")
+    paths = {"data__path": str(folder / "data"), "model__path": str(folder / "model")}
+    half = {"update__prompts": 6, "update__micro_prompts": 6, "data__tasks": ("technical", "alignment", "safety")}
+    cfg = config(steps=3, eval__every_steps=3, **half, **paths)
+    commands.write_data(folder=cfg.data.path)
+    model = open_model(cfg)
+    facts = {}
+    with Spy(train) as spy:
+        train.fit(cfg, folder / "whole", model)
+    facts["whole"] = ending(folder / "whole")
+    facts["traces"] = dict(model.stages.traces)
+    facts["update"] = [update._cache_size() for update in spy.jitted]
+
+    free = iter([10**12, 1000, 1000])
+    with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=next(free))):
+        facts["full disk"] = message(train.fit, cfg, folder / "again", model)
+    facts["kept"] = ending(folder / "again")
+    train.fit(cfg, folder / "again", model)
+    facts["again"] = ending(folder / "again")
+
+    manifest = folder / "data" / "manifest.json"
+    right = manifest.read_text()
+    for split in ("train", "val"):
+        changed = json.loads(right)
+        changed["files"][f"{split}/safety"]["sha256"] = "0" * 64
+        manifest.write_text(json.dumps(changed))
+        facts[f"other {split}"] = message(train.fit, cfg, folder / "again", model)
+    manifest.write_text(right)
+    weights = folder / "model" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    facts["other model"] = message(train.fit, cfg, folder / "again", model)
+
+    facts |= bad_records(folder, model, half)
+    return facts
+
+
+def bad_records(folder: Path, model, half: dict) -> dict:
+    """Two of the 12 records of a task damaged: three steps with them, then enough steps to be over the limit."""
+    from mtjudge_jax import train
+
+    data = folder / "damaged"
+    shutil.copytree(folder / "data", data)
+    damage(data, "train", "technical")
+    changes = half | {"data__path": str(data), "model__path": str(folder / "model")}
+    changes |= {"eval__every_steps": 9, "checkpoint__every_steps": 9}
+    lines = []
+    with Spy(train) as spy, mock.patch("mtjudge_jax.run.say", lambda run, text: lines.append(text)):
+        run, _ = train.fit(config(steps=3, **changes), folder / "bad", model)
+    facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
+    facts |= {"weights": spy.weights, "learned": spy.learned}
+    facts["too many"] = message(train.fit, config(steps=9, **changes), folder / "too_many", model)
+    return facts
+
+
+def damage(data: Path, split: str, task: str) -> None:
+    """Cuts the image of the first record, and makes nonsense of the second."""
+    import hashlib
+    from dataclasses import replace
+
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    from mtjudge_jax.data.records import pack
+    from mtjudge_jax.data.sources import open_split
+
+    source = open_split(data, split, task)
+    examples = [source[index] for index in range(len(source))]  # reading past the end gives bad records, not an error
+    path = data / split / f"{task}.array_record"
+    path.unlink()
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer.write(pack(replace(examples[0], images=(examples[0].images[0][:-200],))))
+    writer.write(b"nonsense")
+    for example in examples[2:]:
+        writer.write(pack(example))
+    writer.close()
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["files"][f"{split}/{task}"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (data / "manifest.json").write_text(json.dumps(manifest))
+
+
+def sft(*, folder: str, data: str) -> dict:
+    """SFT whole, and stopped by Ctrl-C in its third step and gone on."""
+    from mtjudge_jax import sft, train
+    from mtjudge_jax.run import open_model
+
+    folder = Path(folder)
+    cfg = config(stage="sft", steps=4, data__path=data, eval__every_steps=4)
+    model = open_model(cfg)
+    with Spy(sft) as spy:
+        train.fit(cfg, folder / "whole", model)
+    facts = {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
+    facts["update"] = [update._cache_size() for update in spy.jitted]
+    steps = iter(range(9))
+    add = BadRowCounter.add
+
+    def stop_at_third(counter, rows):
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        add(counter, rows)
+
+    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+        facts["stopped"] = message(train.fit, cfg, folder / "again", model)
+    train.fit(cfg, folder / "again", model)
+    return facts | {"again": ending(folder / "again")}
+
+
+def bug() -> None:
+    """A command with a mistake of ours in it, while a reader thread is busy."""
+    import threading
+    import time
+
+    from mtjudge_jax.command import run_command
+
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    run_command(lambda: {}["nothing"])
+
+
+def judging(*, folder: str) -> dict:
+    """The same pictures in several forms, alone and together, and questions that cannot be asked."""
+    from PIL import Image
+
+    from mtjudge_jax.judge import Judge
+    from mtjudge_jax.run import DEMO_BASE
+
+    folder = Path(folder)
+    judge = Judge.from_pretrained(DEMO_BASE, batch=1)
+
+    def ask(images, task="technical", instruction="") -> dict:
+        return judge.judge(images=images, task=task, instruction=instruction)._asdict()
+
+    facts = {"forms": {}, "errors": {}}
+    for name in ("a.png", "turned.png", "cmyk.jpg", "palette.png"):
+        path = folder / name
+        facts["forms"][name] = [ask(path), ask(path.read_bytes()), ask([Image.open(path)])]
+    facts["shapes"] = {name: ask(str(folder / f"{name}.png")) for name in ("wide", "tall", "small", "large")}
+    names = ("a.png", "b.png", "wide.png")
+    facts["alone"] = [ask(folder / name, "alignment", "a dog") for name in names]
+    questions = [([folder / name], "a dog") for name in names]
+    pairs = Judge.from_pretrained(DEMO_BASE, batch=2)
+    facts["together"] = [verdict._asdict() for verdict in pairs.judge_all(questions, task="alignment")]
+    facts["none"] = judge.judge_all([], task="technical")
+    a = folder / "a.png"
+    for case, arguments in {
+        "two images": ([a, a],),
+        "one image": (a, "pairwise_technical"),
+        "instruction": (a, "alignment"),
+        "url": ("http://a.b/c.png",),
+        "no file": (folder / "none.png",),
+        "unreadable": (a.read_bytes()[:-500],),
+        "16 bits": (Image.new("I;16", (64, 64)),),
+        "task": (a, "technicall"),
+    }.items():
+        facts["errors"][case] = message(ask, *arguments)
+    facts["errors"]["folder"] = message(Judge.from_pretrained, folder)
+    return facts
+
+
+def damaged_test_split(*, folder: str) -> None:
+    """Demo data with two damaged records among the test records of a task."""
+    commands.write_data(folder=folder)
+    damage(Path(folder), "test", "technical")
+
+
+def demo(*, workdir: str) -> None:
+    """`mtjudge demo` with the sizes of commands.py."""
+    import functools
+    import sys
+
+    import mtjudge_jax.demo.config
+    import mtjudge_jax.demo.dataset
+    from mtjudge_jax import cli
+
+    whole = mtjudge_jax.demo.dataset.write_demo_data
+    mtjudge_jax.demo.dataset.write_demo_data = functools.partial(whole, train=12, val=4, test=4, pairwise=4)
+    mtjudge_jax.demo.config.get_config = lambda: config(steps=3)
+    sys.argv = ["mtjudge", "demo", f"--workdir={workdir}"]
+    cli.main()

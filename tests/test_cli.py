@@ -1,0 +1,203 @@
+"""The command line: help, and bad input refused in one line with status 2, before anything is compiled."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import Ended, commands
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from mtjudge_jax.cli import COMMANDS
+from mtjudge_jax.run import DEMO_BASE
+
+
+@cache
+def place() -> Path:
+    """Files and folders to give as arguments."""
+    folder = commands().folder / "bad"
+    folder.mkdir()
+    (folder / "a_file").write_text("text")
+    configs = {
+        "raises": "def get_config():\n    return 1 / 0\n",
+        "value_error": "def get_config():\n    raise ValueError('lr is missing')\n",
+        "syntax": "def get_config(:\n",
+        "imports": "import no_such_module\n",
+        "no_get": "x = 1\n",
+        "a_dict": "def get_config():\n    return {'steps': 3}\n",
+        "nothing": "def get_config():\n    pass\n",
+        "misspelt": commands().config.read_text().replace("cfg.optim.lr", "cfg.optim.learning_rat"),
+        "top": commands().config.read_text().replace("    return cfg", "    cfg.stepz = 3\n    return cfg"),
+    }
+    for name, text in configs.items():
+        (folder / f"{name}.py").write_text(text)
+    for name in ("missing_tensor", "cut_weights", "cut_tokenizer", "no_preprocessor", "cut_config", "cut_judge"):
+        shutil.copytree(DEMO_BASE, folder / name)
+    weights = folder / "missing_tensor" / "model.safetensors"
+    with safe_open(weights, "numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["model.language_model.norm.weight"]
+    save_file(tensors, weights)
+    for name, file in (("cut_weights", "model.safetensors"), ("cut_tokenizer", "tokenizer.json"), ("cut_config", "config.json")):
+        whole = (DEMO_BASE / file).read_bytes()
+        (folder / name / file).write_bytes(whole[: len(whole) // 2])
+    (folder / "no_preprocessor" / "preprocessor_config.json").unlink()
+    (folder / "cut_judge" / "judge.json").write_text('{"prompt_tokens": 48}')
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "black.png")
+    (folder / "cut.png").write_bytes((folder / "black.png").read_bytes()[:60])
+    (folder / "other").mkdir()
+    changed = json.loads(commands().run("train", f"--config={commands().config}", "--print_config").out)
+    changed["optim"]["lr"], changed["loss"]["clip_low"] = 5.0, 0.1
+    (folder / "other" / "config.json").write_text(json.dumps(changed))
+    return folder
+
+
+def refused(*argv: object) -> str:
+    """What a command that must be refused says, without `error: `."""
+    before, names = commands().compiled(), set(place().rglob("*"))
+    ended = commands().run(*[str(a).replace("@", f"{place()}/") for a in argv])
+    assert ended.status == 2, ended
+    lines = ended.err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 700, ended.err
+    assert ended.out == ""
+    assert commands().compiled() == before, "something was compiled before the refusal"
+    left = set(place().rglob("*")) - names
+    assert all(path.name in ("workdir", "checkpoints", "out") for path in left), left
+    return lines[0].removeprefix("error: ")
+
+
+CONFIGS = [
+    ("@none.py", "no such file"),
+    ("@raises.py", "ZeroDivisionError: division by zero"),
+    ("@value_error.py", "ValueError: lr is missing"),
+    ("@syntax.py", "SyntaxError: invalid syntax (syntax.py, line 1)"),
+    ("@imports.py", "No module named 'no_such_module'"),
+    ("@no_get.py", "has no attribute 'get_config'"),
+    ("@a_dict.py", "gave a dict, not a mtjudge_jax.config.Config"),
+    ("@misspelt.py", "unknown field 'optim.learning_rat'"),
+    ("@top.py", "unknown field 'stepz', did you mean 'steps'?"),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), CONFIGS)
+def test_config_files_that_cannot_be_used(config, said):
+    assert said in refused("train", f"--config={config}", "--workdir=@workdir")
+
+
+def test_a_config_file_without_a_return():
+    """ml_collections warns of it first."""
+    ended = commands().run("train", f"--config={place() / 'nothing.py'}", "--workdir=x")
+    assert ended.status == 2 and ended.err.splitlines()[-1].startswith("error: get_config() of the --config file gave a NoneType")
+
+
+FLAGS = [
+    ("--config.rollout.promts=12", "unknown field 'rollout.promts', did you mean 'rollout.prompts'?"),
+    ("--config.steps=many", "--config.steps=many"),
+    ("--config.steps=0", "steps = 0 must be at least 1"),
+    ("--config.rollout.group_size=1", "rollout.group_size = 1 must be at least 2: one answer has no group"),
+    ("--config.data.tasks=('technical','saftey')", "unknown task 'saftey', did you mean 'safety'?"),
+    ("--config.mesh.data=5", "here are 1"),
+    ("--config.update.micro_prompts=5", "update.prompts = 12 is not divisible by update.micro_prompts = 5"),
+    ("--config.data.path=@nowhere", "manifest.json missing; prepare the data first"),
+    ("--config.eval.tasks=pairwise_safety", "has no records of val/pairwise_safety"),
+    ("--config.model.path=@nowhere", "has no config.json: give a Hugging Face folder"),
+    ("--config.model.path=@missing_tensor", "missing: model.language_model.norm.weight"),
+    ("--config.model.path=@cut_weights", "damaged or cut short"),
+    ("--config.model.path=@cut_tokenizer", "damaged"),
+    ("--config.model.path=@cut_config", "not valid JSON"),
+    ("--config.model.path=@no_preprocessor", "preprocessor_config.json"),
+    ("--config.model.path=@a_file", "has no config.json"),
+    ("--workdir=@a_file", "a part of this path is a file"),
+    ("--workdir=@a_file/run", "a part of this path is a file"),
+    ("--workdir=/proc/nowhere", "cannot be written to"),
+    ("--workdir=gs://bucket/run", "an address, not a folder"),
+    ("--workdir=", "no --workdir"),
+    ("--wrkdir=x", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+    ("runs/mine", "unexpected argument 'runs/mine': flags are written --name=value"),
+]
+
+
+@pytest.mark.parametrize(("flag", "said"), FLAGS)
+def test_training_flags_that_cannot_be(flag, said):
+    data = [] if "data.path" in flag else [f"--config.data.path={commands().folder / 'data'}"]
+    workdir = [] if "--workdir" in flag else ["--workdir=@workdir"]
+    assert said in refused("train", f"--config={commands().config}", *data, *workdir, flag)
+
+
+def test_a_workdir_of_another_config_names_the_changes():
+    data = f"--config.data.path={commands().folder / 'data'}"
+    said = refused("train", f"--config={commands().config}", data, "--workdir=@other")
+    assert "holds a run of another config" in said
+    assert "optim.lr: 5.0 -> 0.001" in said and "loss.clip_low: 0.1 -> 0.2" in said
+
+
+MODEL = f"--model={DEMO_BASE}"
+OTHERS = [
+    (("eval", MODEL, "--out=@out", "--data=@nowhere"), "manifest.json missing"),
+    (("eval", MODEL, "--out=@out", "--data=DATA", "--split=tset"), "unknown split 'tset', did you mean 'test'?"),
+    (("eval", MODEL, "--out=@out", "--data=DATA", "--tasks=tecnical"), "did you mean 'technical'?"),
+    (("eval", MODEL, "--out=@out", "--data=DATA", "--tasks=pairwise_safety", "--split=val"), "no records of val/pairwise_safety"),
+    (("eval", MODEL, "--out=@a_file", "--data=DATA"), "a part of this path is a file"),
+    (("eval", "--model=@nowhere", "--out=@out", "--data=DATA"), "has no config.json"),
+    (("eval", "--model=@cut_judge", "--out=@out", "--data=DATA"), "judge.json is damaged"),
+    (("eval", MODEL, "--out=@out", "--data=DATA", "--samples=0"), "--samples=0"),
+    (("judge", MODEL, "--image=@black.png", "--task=tehnical"), "did you mean 'technical'?"),
+    (("judge", MODEL, "--image=@none.png", "--task=technical"), "no file"),
+    (("judge", MODEL, "--image=https://a.b/c.png", "--task=technical"), "looks like a URL"),
+    (("judge", MODEL, "--image=@cut.png", "--task=technical"), "cut.png: truncated_image"),
+    (("judge", MODEL, "--image=@a_file", "--task=technical"), "a_file: image_format"),
+    (("judge", MODEL, "--image=@black.png", "--image=@black.png", "--task=technical"), "exactly 1 image(s), the question has 2"),
+    (("judge", MODEL, "--image=@black.png", "--task=pairwise_technical"), "exactly 2 image(s), the question has 1"),
+    (("judge", MODEL, "--image=@black.png", "--task=alignment"), "needs an instruction"),
+    (("judge", MODEL, "--task=technical"), "--image"),
+    (("judge", "--model=@nowhere", "--image=@black.png", "--task=technical"), "has no config.json"),
+    (("prepare", "--dataset=dmeo", "--out=@out"), "unknown data set 'dmeo', did you mean 'demo'?"),
+    (("prepare", "--out=@other"), "is not empty and has no manifest.json"),
+    (("prepare", "--out=@a_file"), "a_file"),
+    (("jugde",), "unknown command 'jugde', did you mean 'judge'?"),
+]
+
+
+@pytest.mark.parametrize(("argv", "said"), OTHERS)
+def test_other_commands_refuse_what_cannot_be(argv, said):
+    assert said in refused(*[a.replace("DATA", str(commands().folder / "data")) for a in argv])
+
+
+def test_a_mistake_of_ours_keeps_its_traceback_and_ends_at_once():
+    began = time.monotonic()
+    ended: Ended = commands().wait(commands().start_call("drills.bug"))
+    assert ended.status == 1 and "Traceback" in ended.err and "KeyError: 'nothing'" in ended.err
+    assert time.monotonic() - began < 20
+
+
+def test_print_config_needs_no_workdir():
+    ended = commands().run("train", f"--config={commands().config}", "--print_config", "--config.optim.lr=0.5")
+    assert ended.status == 0 and json.loads(ended.out)["optim"]["lr"] == 0.5
+
+
+def test_usage_lists_the_commands():
+    for argv, status in ((["--help"], 0), (["help"], 0), ([], 2)):
+        ended = commands().run(*argv)
+        assert ended.status == status and all(f"  {name} " in ended.out for name in COMMANDS)
+
+
+HELP = {"": "usage", "train": "--config", "eval": "--samples", "judge": "--instruction", "prepare": "--out"}
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help_answers_at_once(command):
+    """In a fresh interpreter, as a user would; measured in its own processor time, other processes may be busy."""
+    code = "import sys, resource; from mtjudge_jax.cli import main\ntry:\n main()\nfinally:\n"
+    code += " used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime, 'jax' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code, *command.split(), "--help"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 if command != "prepare" else ended.returncode in (0, 1), ended.stderr
+    assert HELP[command] in ended.stdout
+    seconds, jax = ended.stdout.splitlines()[-1].split()
+    assert float(seconds) < 1 and jax == "False"

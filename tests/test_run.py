@@ -1,0 +1,148 @@
+"""Whole training runs: killed, interrupted, with damaged records, other data, a full disk."""
+
+import os
+import random
+import re
+import signal
+import time
+from functools import cache
+from pathlib import Path
+
+import drills
+import pytest
+from commands import Ended, Started, commands
+
+from mtjudge_jax.checkpoint import UNFINISHED
+from mtjudge_jax.demo.config import TASKS
+
+STEPS = 8
+
+
+@cache
+def whole() -> Path:
+    """The workdir of a run that nothing disturbed."""
+    workdir = commands().folder / "whole"
+    ended = commands().wait(commands().train(workdir))
+    assert ended.status == 0, ended.err[-3000:]
+    assert "traced more than once" not in ended.out
+    assert commands().compiled() > 0  # what test_cli.py looks at
+    return workdir
+
+
+def files(folder: Path, mark: str) -> bool:
+    """Whether a file's name has the mark; of an empty one, whether a step is complete."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return any(mark in name if mark else name.isdecimal() for name in names)
+
+
+def hit(process: Started, number: int, *, within: float) -> Ended:
+    """Sends a signal after a random part of `within` seconds."""
+    time.sleep(random.uniform(0, within))
+    os.kill(process.pid, number)
+    return commands().wait(process)
+
+
+def test_a_run_killed_twice_and_interrupted_ends_as_if_nothing_had_happened():
+    reference = drills.ending(whole())
+    workdir = commands().folder / "disturbed"
+    folder = workdir / "checkpoints"
+
+    run = commands().train(workdir)
+    assert commands().until(lambda: files(folder, ""), run)
+    assert hit(run, signal.SIGKILL, within=0.2).status == -signal.SIGKILL
+    step = drills.ending(workdir)["step"]
+
+    run = commands().train(workdir)
+    assert commands().until(lambda: "\nstep " in run.out.read_text() and files(folder, UNFINISHED[0]), run)
+    ended = hit(run, signal.SIGKILL, within=0)  # inside a save
+    assert ended.status == -signal.SIGKILL and f"resumed {workdir} after step {step}" in ended.out
+
+    run = commands().train(workdir)
+    assert commands().until(lambda: "resumed" in run.out.read_text(), run)
+    ended = hit(run, signal.SIGINT, within=0.2)
+    assert ended.status == 130, ended.err
+    assert ended.err.splitlines() == ["stopped; the same command goes on from the last checkpoint of a run"]
+
+    ended = commands().wait(commands().train(workdir))
+    assert ended.status == 0, ended.err[-3000:]
+    assert drills.ending(workdir) == reference
+    assert [line["step"] for line in reference["metrics"] if line["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in reference["metrics"] if line["kind"] == "eval"] == list(range(0, STEPS + 1, 4))
+    assert len({leaf["digest"] for leaf in reference["leaves"].values()}) > 50
+    for path in (*(whole() / "best").iterdir(), *(whole() / "eval").iterdir()):
+        assert path.read_bytes() == (workdir / path.relative_to(whole())).read_bytes(), path
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in whole().iterdir()}
+    assert {path.name for path in folder.iterdir()} == {str(STEPS - 1), str(STEPS)}
+
+
+def test_the_run_learns_and_keeps_its_best_model():
+    """Guards the test above: a run whose parameters never move would resume exactly too."""
+    lines = drills.ending(whole())["metrics"]
+    assert all(line["grad_norm"] > 0 for line in lines if line["kind"] == "train")
+    assert max(line["kl"] for line in lines if line["kind"] == "train") > 1e-3
+    scores = [line["mean"]["macro_f1"] for line in lines if line["kind"] == "eval"]
+    assert drills.ending(whole())["meta"]["best"] == max(scores)
+    names = {path.name for path in (whole() / "best").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "judge.json"} <= names
+
+
+@cache
+def grpo() -> dict:
+    folder = commands().folder / "grpo"
+    folder.mkdir(exist_ok=True)
+    return commands().call("drills.grpo", folder=str(folder))
+
+
+def test_two_updates_a_rollout_batch_trace_every_function_once():
+    assert list(grpo()["traces"].values()) == [1, 1] and {name.split()[0] for name in grpo()["traces"]} == {"sample", "logp"}
+    assert grpo()["update"] == [1]
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room():
+    """With two updates a rollout batch: the other resumed runs have one."""
+    said = grpo()["full disk"]
+    assert said.startswith("CheckpointError") and "step 2 needs" in said and "1,000 are free" in said and "good: step 1" in said
+    assert "\n" not in said
+    assert grpo()["kept"]["step"] == 1
+    assert grpo()["again"] == grpo()["whole"]
+    assert [line["step"] for line in grpo()["again"]["metrics"] if line["kind"] == "train"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("case", "what"), [("other train", "training data"), ("other val", "validation data"), ("other model", "starting model")]
+)
+def test_a_run_does_not_go_on_with_other_sources(case, what):
+    said = grpo()[case]
+    assert said.startswith(f"ConfigError: {what}: not what the checkpoints of") and "\n" not in said
+
+
+def test_damaged_training_records_are_counted_shown_and_teach_nothing():
+    facts = grpo()
+    assert facts["bad"] == {"truncated_image": 1, "unreadable_record": 1}
+    assert set(facts["ids"]) == {"demo/technical/train/000000", "technical[1]"}
+    assert len(facts["weights"]) == 36 and facts["weights"].count(0.0) == 2
+    assert facts["learned"] == [weight > 0 for weight in facts["weights"]]
+    # 3 x 4 validation records and 3 x 12 rows of training, in which every technical record comes once.
+    said, _, reasons = facts["last line"].partition(": ")
+    assert said == "2 of 48 records could not be used and taught nothing"
+    assert sorted(reasons.split(", ")) == ["truncated_image 1", "unreadable_record 1"]
+
+
+def test_over_one_percent_of_damaged_records_stops_the_run():
+    said = grpo()["too many"]
+    assert re.match(r"TooManyBadRecords: [456] of 108 rows cannot be used, the limit is 1\.0%", said)
+    assert re.search(r"truncated_image [23]\b", said) and re.search(r"unreadable_record [23]\b", said) and "Prepare the data again" in said
+
+
+def test_an_sft_run_resumes():
+    folder = commands().folder / "sft"
+    facts = commands().call("drills.sft", folder=str(folder), data=str(commands().folder / "data"))
+    assert facts["stopped"] == "KeyboardInterrupt: "
+    assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
+    losses = [line["loss"] for line in facts["whole"]["metrics"] if line["kind"] == "train"]
+    assert len(losses) == 4 and all(loss > 0 for loss in losses)
+    assert facts["update"] == [1] and list(facts["traces"].values()) == [1]
+
+
+def test_the_tiny_config_is_the_demos_tasks():
+    assert drills.config().data.tasks == TASKS
