@@ -6,7 +6,7 @@ import sys
 from mtjudge_jax.config import unknown
 
 COMMANDS = {
-    "demo": "train a tiny judge on this machine, evaluate it and open its report",
+    "demo": "train a tiny judge on this machine, evaluate it and write its report",
     "prepare": "write a data set as checked records",
     "train": "train by the config: multi-task GRPO, or SFT",
     "eval": "judge a prepared split with a model and score it",

@@ -232,12 +232,16 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Train
     cfg = run.cfg
     if progress.step == 0:
         progress = validate(run, progress)
-    began, first = time.perf_counter(), progress.step
+    first, warm = progress.step + 1, 0.0
     while not finished(cfg, progress):
         state, line = step_fn(progress)
         progress = progress._replace(state=state, step=progress.step + 1)
         done = progress.step == cfg.steps
-        left = (time.perf_counter() - began) / (progress.step - first) * (cfg.steps - progress.step)
+        now = time.perf_counter()
+        if progress.step == first:  # mostly compilation: it says nothing about the steps to come
+            warm, left = now, None
+        else:
+            left = (now - warm) / (progress.step - first) * (cfg.steps - progress.step)
         log(run, {"kind": "train", "step": progress.step, **line})
         say(run, step_line(cfg, progress.step, line, left))
         run.bar.update(1)

@@ -11,13 +11,14 @@ class NonFiniteUpdate(RuntimeError):
     """The loss or a gradient was not finite; the state is as it was before that update."""
 
 
-def step_line(cfg: Config, step: int, line: dict, seconds_left: float) -> str:
+def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) -> str:
     """`step  12/300 reward 0.55 accuracy 0.50 format 1.00 kl 0.0012 .. 5120 tokens/s 3:20 left`."""
     shown = ("reward", "accuracy", "format", "loss", "kl", "entropy", "grad_norm", "zero_variance")
     numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
-    minutes, seconds = divmod(int(seconds_left), 60)
+    minutes, seconds = divmod(int(seconds_left or 0), 60)
+    left = "" if seconds_left is None else f" {minutes}:{seconds:02d} left"
     width = len(str(cfg.steps))
-    return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s {minutes}:{seconds:02d} left"
+    return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s{left}"
 
 
 def summarise(metrics: list[dict], step: int, *, kl: bool) -> dict:

@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+
 CONFIG = '''"""Six tasks, 12 prompts of two answers a step."""
 
 from mtjudge_jax.config import Config
@@ -62,6 +64,8 @@ class Commands:
         self.config.write_text(CONFIG)
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+        if jax.__version_info__ < (0, 11):  # newer versions of XLA do not have it
+            flags += " --xla_cpu_use_fusion_emitters=false"
         self._server = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__],
             stdin=subprocess.PIPE,

