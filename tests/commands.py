@@ -63,7 +63,7 @@ class Commands:
         self.config = self.folder / "tiny_config.py"
         self.config.write_text(CONFIG)
         cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-        flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+        flags = "--xla_backend_optimization_level=0"
         if jax.__version_info__ < (0, 11):  # newer versions of XLA do not have it
             flags += " --xla_cpu_use_fusion_emitters=false"
         self._server = subprocess.Popen(
@@ -117,7 +117,7 @@ class Commands:
         return sum(1 for _ in (self.folder / "compiled").glob("*"))
 
     def close(self) -> None:
-        self._server.kill()
+        self._server.stdin.close()
         self._server.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -142,11 +142,11 @@ def commands() -> Commands:
     return made
 
 
-def write_data(*, folder: str, seed: int = 0) -> None:
-    """12 training, 4 validation and 4 test records a task."""
+def write_data(*, folder: str, val: int = 4) -> None:
+    """12 training, `val` validation and 4 test records a task."""
     from mtjudge_jax.demo.dataset import write_demo_data
 
-    write_demo_data(folder, seed=seed, train=12, val=4, test=4, pairwise=4)
+    write_demo_data(folder, train=12, val=val, test=4, pairwise=4)
 
 
 def _child(job: dict) -> None:
@@ -187,17 +187,22 @@ def _serve() -> None:
     transformers.AutoTokenizer  # noqa: B018  lazy: this imports it
     for command in ("demo.__main__", "eval", "judge", "train"):  # they are run as __main__ later
         del sys.modules[f"mtjudge_jax.{command}"]
+    running = set()
     for line in sys.stdin:
         job = json.loads(line)
         if "wait" in job:
             answer = os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1])
+            running.discard(job["wait"])
         elif "running" in job:
             answer = int(os.waitid(os.P_PID, job["running"], os.WEXITED | os.WNOHANG | os.WNOWAIT) is None)
         else:
             answer = os.fork()
             if not answer:
                 _child(job)
+            running.add(answer)
         print(answer, flush=True)
+    for pid in running:  # the tests have ended, perhaps not as they should
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -126,20 +126,20 @@ def grpo(*, folder: str) -> dict:
 
 
 def bad_records(folder: Path, model, half: dict) -> dict:
-    """Two of the 12 records of a task damaged: three steps with them, then enough steps to be over the limit."""
+    """Two of the 12 records of a task damaged: three steps with them, then the same with a lower limit."""
     from mtjudge_jax import train
 
     data = folder / "damaged"
-    shutil.copytree(folder / "data", data)
+    commands.write_data(folder=str(data), val=32)
     damage(data, "train", "technical")
     changes = half | {"data__path": str(data), "model__path": str(folder / "model")}
     changes |= {"eval__every_steps": 9, "checkpoint__every_steps": 9}
     lines = []
     with Spy(train) as spy, mock.patch("mtjudge_jax.run.say", lambda run, text: lines.append(text)):
-        run, _ = train.fit(config(steps=3, **changes), folder / "bad", model)
+        run, _ = train.fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
     facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
     facts |= {"weights": spy.weights, "learned": spy.learned}
-    facts["too many"] = message(train.fit, config(steps=9, **changes), folder / "too_many", model)
+    facts["too many"] = message(train.fit, config(steps=3, **changes), folder / "too_many", model)
     return facts
 
 
@@ -265,3 +265,23 @@ def demo(*, workdir: str) -> None:
     mtjudge_jax.demo.config.get_config = lambda: config(steps=3)
     sys.argv = ["mtjudge", "demo", f"--workdir={workdir}"]
     cli.main()
+
+
+def on_devices(*, workdir: str, data: str, process: int, processes: int, port: int) -> dict:
+    """Two GRPO steps on 8 devices of one process, or on 4 each of two. The parameters go to a file beside the workdir."""
+    import jax
+
+    from mtjudge_jax import train
+    from mtjudge_jax.models.qwen3_vl.convert import flatten
+
+    jax.config.update("jax_num_cpu_devices", 8 // processes)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if processes > 1:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", processes, process)
+    sizes = {"rollout__prompts": 8, "update__prompts": 8, "update__micro_prompts": 8, "data__tasks": ("technical", "safety")}
+    cfg = config(steps=2, data__path=data, eval__every_steps=2, checkpoint__every_steps=2, **sizes)
+    run, progress = train.fit(cfg, workdir)
+    weights = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in flatten(progress.state.params).items()}
+    np.savez(f"{workdir}-{process}.npz", **weights)
+    return {"devices": jax.device_count(), "mesh": dict(run.model.stages.mesh.shape), "traces": dict(run.model.stages.traces)}
