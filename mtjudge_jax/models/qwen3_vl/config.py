@@ -12,8 +12,31 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-SUPPORTED_MODEL_TYPES = ("qwen3_vl",)
-MOE_MODEL_TYPES = ("qwen3_vl_moe",)
+DENSE_TYPE, MOE_TYPE = "qwen3_vl", "qwen3_vl_moe"
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """Every decoder layer holds `num_experts` mlps of width `intermediate_size`; a token goes through `experts_per_token`.
+
+    The weights of the chosen experts are renormalised to sum to one, as in every published model.
+    """
+
+    num_experts: int
+    experts_per_token: int
+    intermediate_size: int
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685): W + alpha / rank * A B, with B zero at the start.
+
+    `targets` are projections of every layer: q, k, v, o, gate, up, down.
+    """
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,7 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]
     tie_word_embeddings: bool
+    moe: MoeConfig | None = None  # None: one mlp of `intermediate_size` a layer
 
 
 @dataclass(frozen=True)
@@ -83,6 +107,7 @@ class Qwen3VLConfig:
     video_token_id: int
     eos_token_id: int | None
     raw: dict[str, Any] = field(compare=False, repr=False)
+    lora: LoraConfig | None = None
 
 
 def load_config(folder: str | Path) -> Qwen3VLConfig:
@@ -109,7 +134,7 @@ def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
     text_raw = _need(raw, "text_config", "config.json")
     vision_raw = _need(raw, "vision_config", "config.json")
     cfg = Qwen3VLConfig(
-        text=_text(text_raw, tied=bool(raw.get("tie_word_embeddings", False))),
+        text=_text(text_raw, tied=bool(raw.get("tie_word_embeddings", False)), moe=raw["model_type"] == MOE_TYPE),
         vision=_vision(vision_raw),
         image_token_id=int(_need(raw, "image_token_id", "config.json")),
         vision_start_token_id=int(_need(raw, "vision_start_token_id", "config.json")),
@@ -123,15 +148,10 @@ def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
 
 
 def _check_model_type(raw: Mapping[str, Any]) -> None:
-    """Only the dense family is computed; the others must not load with plausible shapes."""
+    """Other families must not load with plausible shapes."""
     model_type = raw.get("model_type")
-    if model_type in MOE_MODEL_TYPES:
-        raise ValueError(
-            f"model_type {model_type!r}: mixture-of-experts models are not supported yet; "
-            f"use a dense model (model_type {', '.join(SUPPORTED_MODEL_TYPES)})"
-        )
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise ValueError(f"model_type {model_type!r} is not supported; supported: {', '.join(SUPPORTED_MODEL_TYPES)}")
+    if model_type not in (DENSE_TYPE, MOE_TYPE):
+        raise ValueError(f"model_type {model_type!r} is not supported; supported: {DENSE_TYPE}, {MOE_TYPE}")
 
 
 def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
@@ -171,7 +191,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
     return float(theta), section
 
 
-def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
+def _text(raw: Mapping[str, Any], *, tied: bool, moe: bool) -> TextConfig:
     """The language model; `tied` comes from the top level, the nested value is a class default in some files."""
     where = "text_config"
     _only(raw, "hidden_act", "silu", where)
@@ -180,7 +200,7 @@ def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
     cfg = TextConfig(
         vocab_size=int(_need(raw, "vocab_size", where)),
         hidden_size=int(_need(raw, "hidden_size", where)),
-        intermediate_size=int(_need(raw, "intermediate_size", where)),
+        intermediate_size=int(raw.get("intermediate_size") or 0) if moe else int(_need(raw, "intermediate_size", where)),
         num_layers=int(_need(raw, "num_hidden_layers", where)),
         num_heads=int(_need(raw, "num_attention_heads", where)),
         num_kv_heads=int(_need(raw, "num_key_value_heads", where)),
@@ -189,6 +209,7 @@ def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
         rope_theta=theta,
         mrope_section=section,
         tie_word_embeddings=tied,
+        moe=_moe(raw) if moe else None,
     )
     if 2 * sum(section) != cfg.head_dim:
         raise ValueError(
@@ -200,6 +221,22 @@ def _text(raw: Mapping[str, Any], *, tied: bool) -> TextConfig:
     if cfg.num_heads % cfg.num_kv_heads:
         raise ValueError(f"{where}: {cfg.num_heads} heads do not divide into {cfg.num_kv_heads} key-value heads")
     return cfg
+
+
+def _moe(raw: Mapping[str, Any]) -> MoeConfig:
+    """The experts; every layer has them in the published models, and nothing else is computed here."""
+    where = "text_config"
+    _only(raw, "decoder_sparse_step", 1, where)
+    _only(raw, "mlp_only_layers", [], where)
+    _only(raw, "norm_topk_prob", True, where)
+    moe = MoeConfig(
+        num_experts=int(_need(raw, "num_experts", where)),
+        experts_per_token=int(_need(raw, "num_experts_per_tok", where)),
+        intermediate_size=int(_need(raw, "moe_intermediate_size", where)),
+    )
+    if not 1 <= moe.experts_per_token <= moe.num_experts:
+        raise ValueError(f"{where}: num_experts_per_tok {moe.experts_per_token} must lie in 1..{moe.num_experts} (num_experts)")
+    return moe
 
 
 def _vision(raw: Mapping[str, Any]) -> VisionConfig:
