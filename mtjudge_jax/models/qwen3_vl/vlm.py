@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtjudge_jax.models.attention import attend, attend_decode, attend_group
+from mtjudge_jax.models.attention import attend, attend_decode, attend_grouped
+from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.layers import Remat
 from mtjudge_jax.models.qwen3_vl.text import TextDecoder
@@ -68,20 +69,14 @@ def embed_prompt(model: Qwen3VL, batch: PromptBatch, remat: Remat) -> tuple[Arra
     return x, jnp.where(is_image, deepstack, 0)
 
 
-def prompt_mask(batch: PromptBatch) -> Array:
-    """Causal within a prompt and blind to padding, bool [Q, P, P]."""
-    length = batch.valid.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool)) & batch.valid[:, None, :]
-
-
 def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch) -> tuple[Array, Cache]:
     """Runs each prompt once. Returns the hidden state of the last prompt token [Q, D] and the prompt's cache."""
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     x, deepstack = embed_prompt(model, batch, "none")
-    mask = prompt_mask(batch)
 
     def attention(q, k, v, _):
-        return attend(q, k, v, mask, scale=scale)[0], Cache(jnp.moveaxis(k, 1, -1), jnp.moveaxis(v, 1, -2))
+        out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=Backend())
+        return out, Cache(jnp.moveaxis(k, 1, -1), jnp.moveaxis(v, 1, -2))
 
     x, cache = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, remat="none")
     return x[:, -1], cache
@@ -139,31 +134,24 @@ def completion_hidden(
     steps = jnp.tile(jnp.arange(length - 1, dtype=jnp.int32), group)
     positions = jnp.broadcast_to((batch.next_position[:, None] + steps)[..., None], (rows, steps.shape[0], 3))
     rope = model.text.rope(jnp.concatenate([batch.positions, positions], 1))
-    mask = prompt_mask(batch)
-
-    def grouped(x: Array) -> Array:
-        return x[:, p:].reshape(rows, group, length - 1, *x.shape[2:])
 
     def attention(q, k, v, _):
-        out_p, _ = attend(q[:, :p], k[:, :p], v[:, :p], mask, scale=scale)
-        out_c = attend_group(
-            grouped(q), grouped(k), grouped(v), prompt_k=k[:, :p], prompt_v=v[:, :p], prompt_valid=batch.valid, scale=scale
-        )
-        return jnp.concatenate([out_p, out_c.reshape(rows, -1, *out_c.shape[3:])], 1), None
+        out = attend_grouped(q, k, v, prompt=p, group=group, valid=batch.valid, scale=scale, backend=Backend())
+        return out, None
 
     x, _ = model.text(jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, remat=remat)
     first = jnp.broadcast_to(x[:, None, None, p - 1], (rows, group, 1, x.shape[-1]))
-    return jnp.concatenate([first, grouped(x)], 2)
+    return jnp.concatenate([first, x[:, p:].reshape(rows, group, length - 1, -1)], 2)
 
 
 def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch) -> Array:
     """Logits at every prompt token, float32 [Q, P, V]; for tests of parity, not for training."""
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     x, deepstack = embed_prompt(model, batch, "none")
-    mask = prompt_mask(batch)
 
     def attention(q, k, v, _):
-        return attend(q, k, v, mask, scale=scale)[0], None
+        out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=Backend())
+        return out, None
 
     x, _ = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, remat="none")
     return jnp.einsum("qpd,vd->qpv", x, model.text.output_vd, preferred_element_type=jnp.float32)

@@ -1,6 +1,6 @@
 """Attention in halves: each half gives its output and log-sum-exp, and halves over different keys are merged exactly.
 
-This is the executable reference. A kernel for an accelerator stands behind the same functions and the same tests.
+This is the executable reference, for any mask; each kernel beside it stands behind the same functions and the same tests.
 """
 
 import jax
@@ -27,7 +27,7 @@ def attend_heads(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> 
     return out, (top + jnp.log(total))[..., 0]
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
+def attend_masked(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
     """The same in the order of the tokens: q [..., T, N, H]; k, v [..., S, K, H]; mask broadcastable to [..., T, S].
 
     Returns the output [..., T, N, H] and the log-sum-exp, float32 [..., T, N].
@@ -38,25 +38,16 @@ def attend(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[
     return jnp.moveaxis(out, -2, -4).reshape(*lead, t, n, h), jnp.moveaxis(lse, -1, -3).reshape(*lead, t, n)
 
 
+def segment_mask(segments: Array, *, causal: bool) -> Array:
+    """segments int32 [Q, T] -> bool [Q, T, T]: a token sees those of its own segment, causal: not later ones."""
+    mask = segments[:, :, None] == segments[:, None, :]
+    return jnp.tril(mask) if causal else mask
+
+
 def merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Array:
     """Output over the union of two disjoint sets of keys, from the outputs [..., H] and log-sum-exps [...] over each."""
     share = jax.nn.sigmoid(lse_a - lse_b)[..., None].astype(a.dtype)
     return a * share + b * (1 - share)
-
-
-def attend_group(q: Array, k: Array, v: Array, *, prompt_k: Array, prompt_v: Array, prompt_valid: Array, scale: float):
-    """Completions attend to their prompt, stored once a group, and to their own past.
-
-    q [Q, G, C, N, H]; k, v [Q, G, C, K, H]; prompt_k, prompt_v [Q, P, K, H]; prompt_valid bool [Q, P]. Returns
-    [Q, G, C, N, H]. No array of the size of G prompts is made: the queries of a group are laid end to end instead.
-    """
-    rows, group, length, n, h = q.shape
-    out_p, lse_p = attend(
-        q.reshape(rows, group * length, n, h), prompt_k, prompt_v, prompt_valid[:, None, :], scale=scale
-    )
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    out_c, lse_c = attend(q, k, v, causal, scale=scale)
-    return merge(out_p.reshape(q.shape), lse_p.reshape(q.shape[:-1]), out_c, lse_c)
 
 
 def attend_decode(
