@@ -22,19 +22,28 @@ LAYOUTS = (([(4, 4)], 5), ([(2, 4), (6, 2)], 7), ([], 9), ([(4, 2), (2, 2), (4, 
 # What is tested here compiles longer than it runs. Newer versions of XLA do not have the second option.
 QUICK = {"xla_backend_optimization_level": 0} | ({"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {})
 jit = functools.partial(jax.jit, compiler_options=QUICK)
+# No two sizes alike and none twice another: a checkpoint's layout is told by its shapes.
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "decoder_sparse_step": 1, "mlp_only_layers": []}
+SCALE = {"vision/patch_pc": 0.1, "text/layers/router_lde": 3}  # of weights that need another: choices of experts must be clear
 
 
-def config(*, tied: bool = False, layers: int = 2, blocks: int = 2, vocabulary: int = VOCABULARY) -> Qwen3VLConfig:
-    """Width 32, 4 heads over 2 key-value heads; a DeepStack tap after every block but the last, or after the only one."""
+def config(
+    *, tied: bool = False, layers: int = 2, blocks: int = 2, vocabulary: int = VOCABULARY, moe: bool = False
+) -> Qwen3VLConfig:
+    """Width 32, 4 heads over 2 key-value heads; a DeepStack tap after every block but the last, or after the only one.
+
+    With `moe` each layer has 8 experts of width 20, 2 a token, in place of its mlp.
+    """
     rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     text = {"vocab_size": vocabulary, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": layers, "head_dim": 16}
     text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_parameters": rope}
+    text |= MOE if moe else {}
     vision = {"depth": blocks, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 16}
     vision |= {"temporal_patch_size": 2, "spatial_merge_size": 2, "out_hidden_size": 32, "num_position_embeddings": 16}
     vision |= {"deepstack_visual_indexes": list(range(max(1, blocks - 1)))}
     ids = {"image_token_id": IMAGE, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
     ids |= {"video_token_id": VIDEO, "eos_token_id": EOS, "tie_word_embeddings": tied}
-    return from_hf({"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, **ids})
+    return from_hf({"model_type": "qwen3_vl_moe" if moe else "qwen3_vl", "text_config": text, "vision_config": vision, **ids})
 
 
 def params(cfg: Qwen3VLConfig, seed: int = 0) -> Params:
@@ -45,7 +54,7 @@ def params(cfg: Qwen3VLConfig, seed: int = 0) -> Params:
         name = path_name(path)
         noise = 0.1 * rng.normal(size=leaf.shape)
         if "bias" not in name:
-            noise = 1 + noise if "norm" in name else 2 * noise * (0.1 if name == "vision/patch_pc" else 1)
+            noise = 1 + noise if "norm" in name else 2 * noise * SCALE.get(name, 1)
         return jnp.asarray(noise, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(one, vlm.abstract_params(cfg))
