@@ -28,7 +28,8 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import safe_open
 
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.models.qwen3_vl.files import Tensor, open_checkpoint, write_folder
+from mtjudge_jax.models.qwen3_vl.files import open_checkpoint
+from mtjudge_jax.models.qwen3_vl.folder import Tensor, write_folder
 
 TEXT = "model.language_model."
 LAYER = TEXT + "layers.{i}."
