@@ -147,7 +147,7 @@ def test_tying_follows_the_top_level():
         ("vision_config/deepstack_visual_indexes", [3, 1, 4], "must rise"),
         ("vision_config/num_position_embeddings", 50, "50 is not a square"),
         ("image_token_id", 128, "image_token_id 128 lies outside the vocabulary of 128"),
-        ("model_type", "qwen3_vl_moe", "mixture-of-experts models are not supported yet"),
+        ("model_type", "qwen3_vl_moe", "num_experts is missing"),
         ("model_type", "llava", "'llava' is not supported; supported: qwen3_vl"),
         ("model_type", None, "None is not supported"),
     ],

@@ -163,8 +163,8 @@ def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
 
 def _only(raw: Mapping[str, Any], key: str, allowed: object, where: str) -> None:
     """Raises when an optional key holds something other than the one behaviour implemented here."""
-    value = raw.get(key, allowed)
-    if value != allowed:
+    value = raw.get(key)
+    if value is not None and value != allowed:
         raise ValueError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint that has it")
 
 
@@ -230,7 +230,8 @@ def _moe(raw: Mapping[str, Any]) -> MoeConfig:
     _only(raw, "mlp_only_layers", [], where)
     _only(raw, "norm_topk_prob", True, where)
     moe = MoeConfig(
-        num_experts=int(_need(raw, "num_experts", where)),
+        # transformers 5 writes what the hub calls num_experts as num_local_experts.
+        num_experts=int(_need(raw, "num_experts" if raw.get("num_local_experts") is None else "num_local_experts", where)),
         experts_per_token=int(_need(raw, "num_experts_per_tok", where)),
         intermediate_size=int(_need(raw, "moe_intermediate_size", where)),
     )

@@ -5,8 +5,8 @@ and that tensor's axes. Our axes are the letters after the last underscore of th
 read and names to write all follow from these two. Layers are stacked on the first axis, because the layers are
 scanned.
 
-Axes, text: l layers, d model, f mlp, n query heads, k key-value heads, h head size, v vocabulary. Vision: l blocks, c
-width, f mlp, n heads, h head size, p numbers in a patch (channel, frame, row, column), s learned positions, t
+Axes, text: l layers, d model, f mlp (of one expert where there are several), n query heads, k key-value heads, h head
+size, v vocabulary, e experts, 2 gate/up. Vision: l blocks, c width, f mlp, n heads, h head size, p numbers in a patch (channel, frame, row, column), s learned positions, t
 DeepStack taps, m merged width (4 c), o width of the language model, 3 query/key/value.
 
 In the tensor's axes, letters side by side share one dimension (torch keeps heads and head size in one) and a capital
@@ -50,6 +50,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "text/layers/gate_ldf": (LAYER + "mlp.gate_proj.weight", "f d"),
     "text/layers/up_ldf": (LAYER + "mlp.up_proj.weight", "f d"),
     "text/layers/down_lfd": (LAYER + "mlp.down_proj.weight", "d f"),
+    "text/layers/router_lde": (LAYER + "mlp.gate.weight", "e d"),
+    "text/layers/experts_gate_up_led2f": (LAYER + "mlp.experts.gate_up_proj", "e d 2f"),
+    "text/layers/experts_down_lefd": (LAYER + "mlp.experts.down_proj", "e f d"),
     "text/norm_d": (TEXT + "norm.weight", "d"),
     "text/head_vd": ("lm_head.weight", "v d"),
     "vision/patch_pc": ("model.visual.patch_embed.proj.weight", "c p"),
@@ -80,6 +83,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "vision/deepstack/fc2_tmo": (TAP + "linear_fc2.weight", "o m"),
     "vision/deepstack/fc2_bias_to": (TAP + "linear_fc2.bias", "o"),
 }
+# The axes that transformers 5 gives the experts when it saves: the hub's, which are above, with the last two turned.
+TURNED = {"text/layers/experts_gate_up_led2f": "e 2f d", "text/layers/experts_down_lefd": "e d f"}
+DENSE = ("text/layers/gate_ldf", "text/layers/up_ldf", "text/layers/down_lfd")  # what experts stand in place of
+EXPERTS = ("text/layers/router_lde", *TURNED)
 
 Params = dict[str, Any]
 ShardingOf = Callable[[str, tuple[int, ...]], Sharding | None]
@@ -119,12 +126,14 @@ class Weight(NamedTuple):
 
 
 def weights(cfg: Qwen3VLConfig) -> list[Weight]:
-    """Every weight of a model of this config, in the order of `TABLE`; a tied model has no head."""
+    """Every weight of a model of this config, in the order of `TABLE`, as the hub stores it; a tied model has no head."""
     text, vision = cfg.text, cfg.vision
+    absent = (EXPERTS if text.moe is None else DENSE) + (("text/head_vd",) if text.tie_word_embeddings else ())
+    mlp = {"f": text.intermediate_size} if text.moe is None else {"f": text.moe.intermediate_size, "e": text.moe.num_experts, "2": 2}
     sizes = {
         "text": {
-            "l": text.num_layers, "d": text.hidden_size, "f": text.intermediate_size, "n": text.num_heads,
-            "k": text.num_kv_heads, "h": text.head_dim, "v": text.vocab_size,
+            "l": text.num_layers, "d": text.hidden_size, "n": text.num_heads, "k": text.num_kv_heads, "h": text.head_dim,
+            "v": text.vocab_size, **mlp,
         },
         "vision": {
             "l": vision.depth, "c": vision.hidden_size, "f": vision.intermediate_size, "n": vision.num_heads,
@@ -136,7 +145,7 @@ def weights(cfg: Qwen3VLConfig) -> list[Weight]:
     patch = (3, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
     made = []
     for path, (name, tensor_axes) in TABLE.items():
-        if path == "text/head_vd" and text.tie_word_embeddings:
+        if path in absent:
             continue
         size = sizes[path.split("/")[0]]
         letters = path.rsplit("_", 1)[1]
@@ -147,6 +156,14 @@ def weights(cfg: Qwen3VLConfig) -> list[Weight]:
         shape = [dim for group in groups for dim in (patch if group == "p" else (prod(size[axis] for axis in group),))]
         made.append(Weight(path, name, size[letters[0]] if stacked else None, axes, groups, size, tuple(shape)))
     return made
+
+
+def layouts(weight: Weight) -> tuple[Weight, ...]:
+    """The ways a leaf is stored: the hub's, and where it differs that of transformers 5."""
+    if weight.path not in TURNED:
+        return (weight,)
+    *first, row, column = weight.tensor_shape
+    return weight, weight._replace(groups=tuple(TURNED[weight.path].split()), tensor_shape=(*first, column, row))
 
 
 def abstract_params(cfg: Qwen3VLConfig, *, dtype: Any = jnp.float32) -> Params:
@@ -210,7 +227,8 @@ def load_params(folder: str | Path, cfg: Qwen3VLConfig, *, dtype: Any, sharding_
     unexpected, of another shape or of a dtype that is no plain float, before any array is made; also for pickles, LFS
     pointers and damaged files.
     """
-    tensors = open_checkpoint(folder, {name: weight.tensor_shape for weight in weights(cfg) for name in weight.names})
+    wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in weights(cfg) for name in weight.names}
+    tensors = open_checkpoint(folder, wanted)
     flat = {}
     with ExitStack() as stack:
         handles = {file: stack.enter_context(safe_open(file, "numpy")) for file in sorted(set(tensors.values()))}
@@ -224,7 +242,7 @@ def _load_leaf(weight: Weight, slices: list[Any], dtype: Any, sharding: Sharding
     """One leaf from its tensors, one a layer."""
     if sharding is None:
         whole = (slice(None),) * len(weight.axes)
-        layers = [to_ours(weight, tensor, whole).astype(dtype) for tensor in slices]
+        layers = [to_ours(_layout(weight, tensor), tensor, whole).astype(dtype) for tensor in slices]
         return jnp.asarray(layers[0] if weight.stack is None else np.stack(layers))
     if weight.stack is None:
         return _load_layer(weight, slices[0], dtype, sharding)
@@ -236,6 +254,10 @@ def _load_leaf(weight: Weight, slices: list[Any], dtype: Any, sharding: Sharding
     return leaf
 
 
+def _layout(weight: Weight, tensor: Any) -> Weight:
+    return next(one for one in layouts(weight) if list(one.tensor_shape) == list(tensor.get_shape()))
+
+
 def _load_layer(weight: Weight, tensor: Any, dtype: Any, sharding: Sharding) -> jax.Array:
     """One layer on its devices; devices that hold the same part share one read."""
     parts: dict[str, np.ndarray] = {}
@@ -243,7 +265,7 @@ def _load_layer(weight: Weight, tensor: Any, dtype: Any, sharding: Sharding) -> 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         key = str(index)
         if key not in parts:
-            parts[key] = to_ours(weight, tensor, index).astype(dtype)
+            parts[key] = to_ours(_layout(weight, tensor), tensor, index).astype(dtype)
         return parts[key]
 
     return jax.make_array_from_callback(weight.layer_shape, sharding, part)

@@ -14,7 +14,7 @@ LFS_START = b"version https://git-lfs"
 Shape = tuple[int, ...]
 
 
-def open_checkpoint(folder: str | Path, wanted: dict[str, Shape]) -> dict[str, Path]:
+def open_checkpoint(folder: str | Path, wanted: dict[str, tuple[Shape, ...]]) -> dict[str, Path]:
     """Finds each wanted tensor's file and checks names, shapes and dtypes from the headers; reads no weights.
 
     Returns {tensor name: file}. Raises FileNotFoundError without a checkpoint, ValueError listing everything that is
@@ -26,8 +26,8 @@ def open_checkpoint(folder: str | Path, wanted: dict[str, Shape]) -> dict[str, P
             if name in files:
                 problems.append(f"twice: {name} (in {files[name].name} and {path.name})")
             files[name] = path
-            if name in wanted and shape != wanted[name]:
-                problems.append(f"shape: {name} is {shape}, the config needs {wanted[name]}")
+            if name in wanted and shape not in wanted[name]:
+                problems.append(f"shape: {name} is {shape}, the config needs {' or '.join(map(str, wanted[name]))}")
             if dtype not in FLOATS:
                 problems.append(f"dtype: {name} is {dtype}, only {', '.join(FLOATS)} are read; take an unquantised one")
     missing, extra = sorted(wanted.keys() - files.keys()), sorted(files.keys() - wanted.keys())
