@@ -86,7 +86,7 @@ def run_step(work: Work, number: int, *, clock: Callable[[], float]) -> dict[str
     advantages = grpo.advantages(toy_reward(out.tokens), std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
     batch = TrainBatch(work.prompts, out.tokens, out.mask, advantages, old_logp, ref_logp)
     for i in range(updates):
-        work.state, metrics = work.update(work.state, batch if updates == 1 else work.take(batch, i))
+        work.state, metrics = work.update(work.state, {}, batch if updates == 1 else work.take(batch, i))
     lap(work.state, metrics)
     if not (metrics["finite"] and out.mask.all()):
         lengths = out.mask.sum(-1)

@@ -31,9 +31,22 @@ class MeshConfig:
 @dataclass
 class ModelConfig:
     path: str = ""  # a Hugging Face folder of type qwen3_vl; "demo" is the base that ships with the package
-    dtype: str = "float32"  # of parameters and activations
+    dtype: str = "float32"  # of activations, of weights that are not trained and of the reference policy
+    param_dtype: str = "float32"  # of the trained weights, cast to dtype where they are used
+    freeze: tuple[str, ...] = ()  # not trained: vision (the tower), mergers (its outputs), embeddings (and the head)
     remat: str = "dots"  # the backward pass computes again: none | all but matrix products (dots) | full
+    attention: str = "auto"  # xla | chunked | splash (TPU) | tokamax (GPU); auto: xla on a CPU, else its kernel
+    experts: str = "auto"  # dense | ragged | tokamax (GPU); auto: dense on a CPU, ragged on a TPU, tokamax on a GPU
     head_chunk: int = 4096  # tokens whose logits exist at a time
+
+
+@dataclass
+class LoraConfig:
+    """Adapters on the decoder, the only weights trained where rank is above 0; the base without them is the reference."""
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o")  # also gate, up, down; a mixture of experts has none of these three
 
 
 @dataclass
@@ -114,6 +127,7 @@ class Config:
     steps: int = 1000  # rollout batches (grpo) or updates (sft)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -127,7 +141,10 @@ class Config:
 CHOICES = {
     "stage": ("grpo", "sft"),
     "model.dtype": ("float32", "bfloat16"),
+    "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "xla", "chunked", "splash", "tokamax"),
+    "model.experts": ("auto", "dense", "ragged", "tokamax"),
     "data.mixture": ("proportional", "uniform"),
     "loss.advantage_std": ("unbiased", "population", "none"),
     "loss.kl_estimator": ("k1", "k2", "k3"),
@@ -135,9 +152,14 @@ CHOICES = {
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("constant", "cosine"),
 }
+AMONG = {  # each entry of a tuple
+    "model.freeze": ("vision", "mergers", "embeddings"),
+    "lora.targets": ("q", "k", "v", "o", "gate", "up", "down"),
+}
 AT_LEAST = {
     "steps": 1,
     "seed": 0,
+    "lora.rank": 0,
     "rollout.prompts": 1,
     "rollout.group_size": 2,
     "rollout.completion_tokens": 2,
@@ -163,7 +185,7 @@ AT_LEAST = {
 }
 WITHIN = dict.fromkeys(("reward.alpha", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low"), (0, 1))
 BELOW_ONE = ("optim.b1", "optim.b2")
-POSITIVE = ("rollout.temperature", "optim.max_grad_norm", "optim.eps")
+POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
 
 
 def flatten(cfg: Config) -> dict[str, object]:
@@ -241,7 +263,23 @@ def check(cfg: Config, devices: int | None = None) -> None:
             raise ConfigError(f"data.tasks: {name!r} is there to be judged and never trained on; it may stand in eval.tasks")
     if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
         raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
+    _check_model(cfg, values)
     _check_batches(cfg, devices)
+
+
+def _check_model(cfg: Config, values: dict[str, object]) -> None:
+    for name, choices in AMONG.items():
+        for one in values[name]:
+            if one not in choices:
+                raise ConfigError(f"{name} = {values[name]}: {unknown('name', str(one), choices)}")
+        if len(set(values[name])) != len(values[name]):
+            raise ConfigError(f"{name} = {values[name]} holds a name twice: give each once")
+    if cfg.lora.rank and not cfg.lora.targets:
+        raise ConfigError("lora.targets is empty with lora.rank above 0: name what gets an adapter, or set lora.rank to 0")
+    if cfg.lora.rank and cfg.model.freeze:
+        raise ConfigError(
+            f"model.freeze = {cfg.model.freeze} with lora.rank = {cfg.lora.rank}: adapters freeze all else, leave freeze empty"
+        )
 
 
 def _check_batches(cfg: Config, devices: int | None) -> None:

@@ -15,7 +15,7 @@ from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
 from mtjudge_jax.judge import judge_config
-from mtjudge_jax.run import open_model, read_params
+from mtjudge_jax.policy import open_model, read_params
 from mtjudge_jax.tasks import get_task
 
 

@@ -13,10 +13,10 @@ from PIL import Image
 
 from mtjudge_jax.command import judge_flags, run_command
 from mtjudge_jax.config import Config, ConfigError
-from mtjudge_jax.data.images import CLIPPING_MODES, decode
+from mtjudge_jax.data.images import check_depth, decode
 from mtjudge_jax.data.records import BadRecord, JudgeExample, Label
 from mtjudge_jax.evaluate import Judging, judge
-from mtjudge_jax.run import JUDGE_FILE, Model, open_model, read_params
+from mtjudge_jax.policy import JUDGE_FILE, Model, open_model, read_params
 from mtjudge_jax.tasks import get_task
 from mtjudge_jax.types import Params
 
@@ -102,8 +102,7 @@ def encode(image: Picture) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, Image.Image):
-        if image.mode in CLIPPING_MODES:
-            raise BadRecord("image_mode", f"mode {image.mode} would be clipped; convert it to 8 bits a channel first")
+        check_depth(image)
         file = io.BytesIO()
         plain = image if image.mode in PNG_MODES else image.convert("RGB")
         plain.save(file, "PNG", exif=image.getexif())  # which may hold a rotation

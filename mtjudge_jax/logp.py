@@ -5,8 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.models.qwen3_vl.moe import RouterStats
 from mtjudge_jax.types import Array, Params, PromptBatch
 
 BANNED = -1e30
@@ -15,6 +17,7 @@ BANNED = -1e30
 class TokenLogp(NamedTuple):
     logp: Array  # float32 [Q, G, C]
     entropy: Array  # float32 [Q, G, C], of the distribution the token was drawn from; no gradient
+    router: RouterStats | None  # of a mixture of experts, stacked on layers: load [L, E], entropy [L]; no gradient
 
 
 def sampling_logits(hidden: Array, head: Array, allowed: Array, temperature: Array | float) -> Array:
@@ -31,20 +34,22 @@ def completion_logp(
     cfg: Qwen3VLConfig,
     prompts: PromptBatch,
     tokens: Array,
+    mask: Array,
     *,
     allowed: Array,
     temperature: float,
-    remat: str,
     chunk: int,
+    backend: Backend = vlm.REFERENCE,
 ) -> TokenLogp:
     """Log-probability of each completion token given its prompt and its past. tokens int32 [Q, G, C].
 
-    The head is applied to `chunk` tokens at a time and again in the backward pass: no [.., V] array over all tokens exists.
+    mask bool [Q, G, C] says which tokens count in the routers' statistics, and changes nothing else. The head is applied to
+    `chunk` tokens at a time and again in the backward pass: no [.., V] array over all tokens exists.
     """
-    hidden = vlm.completion_hidden(params, cfg, prompts, tokens, remat=remat)
+    hidden, router = vlm.completion_hidden(params, cfg, prompts, tokens, mask, backend=backend)
     head = vlm.output_head(params, cfg)
 
-    def chunk_logp(hidden: Array, targets: Array) -> TokenLogp:
+    def chunk_logp(hidden: Array, targets: Array) -> tuple[Array, Array]:
         logits = sampling_logits(hidden, head, allowed, temperature)
         # Shifted by the largest, so that one exponential serves normaliser and entropy. The target is picked by comparison:
         # unlike an index, that has an elementwise gradient and needs no gathering of a sharded vocabulary.
@@ -54,7 +59,7 @@ def completion_logp(
         target = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], shifted, 0).sum(-1)
         fixed_weights, fixed_total = jax.lax.stop_gradient((weights, total))
         mean = (fixed_weights * jax.lax.stop_gradient(shifted)).sum(-1) / fixed_total
-        return TokenLogp(target - jnp.log(total), jnp.log(fixed_total) - mean)
+        return target - jnp.log(total), jnp.log(fixed_total) - mean
 
     rows, count = tokens.shape[0], tokens.shape[1] * tokens.shape[2]
     flat = (hidden.reshape(rows, count, -1), tokens.reshape(rows, count))
@@ -63,10 +68,10 @@ def completion_logp(
         out = chunk_logp(*flat)
     else:
         out = _in_chunks(chunk_logp, flat, columns)
-    return TokenLogp(*(x.reshape(tokens.shape) for x in out))
+    return TokenLogp(*(x.reshape(tokens.shape) for x in out), jax.lax.stop_gradient(router))
 
 
-def _in_chunks(fn, flat, columns: int) -> TokenLogp:
+def _in_chunks(fn, flat, columns: int) -> tuple[Array, Array]:
     rows, count = flat[1].shape
     pieces = -(-count // columns)
     padding = pieces * columns - count
@@ -76,4 +81,4 @@ def _in_chunks(fn, flat, columns: int) -> TokenLogp:
         return jnp.moveaxis(x.reshape(rows, pieces, columns, *x.shape[2:]), 1, 0)
 
     out = jax.lax.map(jax.checkpoint(lambda piece: fn(*piece)), tuple(split(x) for x in flat))
-    return TokenLogp(*(jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :count] for x in out))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :count] for x in out)

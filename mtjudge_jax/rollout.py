@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtjudge_jax.logp import sampling_logits
+from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
@@ -20,6 +21,7 @@ def sample(
     length: int,
     eos: int,
     pad: int,
+    backend: Backend = vlm.REFERENCE,
 ) -> Rollout:
     """Draws answers of at most `length` tokens.
 
@@ -41,10 +43,9 @@ def sample(
         logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
         return token, logp
 
-    last, prompt_cache = vlm.prefill(params, cfg, prompts)
+    last, prompt_cache = vlm.prefill(params, cfg, prompts, backend=backend)
     shape = (prompts.tokens.shape[0], group)
-    tokens, logps = jnp.full((*shape, length), pad, jnp.int32), jnp.zeros((*shape, length))
-    mask = jnp.zeros((*shape, length), bool)
+    blank = (jnp.full((*shape, length), pad, jnp.int32), jnp.zeros((*shape, length)), jnp.zeros((*shape, length), bool))
 
     def write(state, token, logp, at):
         """Answers that have ended get padding from here on."""
@@ -54,7 +55,7 @@ def sample(
         return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | (token == eos)
 
     token, logp = draw(jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])), jnp.int32(0))
-    state = write((tokens, logps, mask, jnp.zeros(shape, bool)), token, logp, jnp.int32(0))
+    state = write((*blank, jnp.zeros(shape, bool)), token, logp, jnp.int32(0))
 
     def unfinished(loop) -> Array:
         at, state, _ = loop
@@ -63,7 +64,7 @@ def sample(
     def step(loop):
         at, state, own = loop
         previous = jax.lax.dynamic_index_in_dim(state[0], at - 1, 2, keepdims=False)
-        hidden, own = vlm.decode(params, cfg, prompts, tokens=previous, at=at - 1, prompt=prompt_cache, own=own)
+        hidden, own = vlm.decode(params, cfg, prompts, tokens=previous, at=at - 1, prompt=prompt_cache, own=own, backend=backend)
         return at + 1, write(state, *draw(hidden, at), at), own
 
     own = vlm.empty_cache(cfg, prompt_cache, group, length - 1)

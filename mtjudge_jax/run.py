@@ -1,6 +1,5 @@
 """What both training loops share: opening a workdir, starting or resuming, evaluating, keeping the best, logging."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -14,35 +13,19 @@ from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
-from mtjudge_jax.data.images import load_image_config
-from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, read_split, train_iterator
+from mtjudge_jax.data.pipeline import BadRowCounter, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
-from mtjudge_jax.data.rows import completion_text
-from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
 from mtjudge_jax.metrics_log import append_metrics, truncate_metrics, write_json_atomic
-from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
-from mtjudge_jax.models.qwen3_vl.convert import load_params, save_hf
+from mtjudge_jax.models.qwen3_vl.convert import save_hf
 from mtjudge_jax.optim import make_optimizer
-from mtjudge_jax.sharding import make_mesh, param_sharding
-from mtjudge_jax.stages import Stages, make_stages
+from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, open_model, read_weights, reference_of
 from mtjudge_jax.step_log import step_line
 from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.trainable import join, without_adapters
 from mtjudge_jax.types import Params, TrainState
-from mtjudge_jax.update import init_state
+from mtjudge_jax.update import abstract_state, init_state
 from mtjudge_jax.workdir import data_folder, refuse_other_config, refuse_other_sources, sources_of, templates
-
-JUDGE_FILE = "judge.json"  # beside an exported model: the sizes it was trained with
-DEMO_BASE = Path(__file__).parent / "demo" / "base"
-
-
-class Model(NamedTuple):
-    """A loaded model with what reads and writes its prompts."""
-
-    folder: Path
-    cfg: Qwen3VLConfig
-    stages: Stages
-    fmt: RowFormat
 
 
 class Run(NamedTuple):
@@ -62,54 +45,17 @@ class Progress(NamedTuple):
     """What changes from step to step and goes into the checkpoint."""
 
     state: TrainState
+    frozen: Params  # what is not trained; never changes and is not in the checkpoint
     data: Any  # Grain iterator
     step: int
     best: float  # mean validation macro-F1 so far, -1 before the first
     since_best: int  # evaluations since
     sources: dict[str, str]  # what the run is made of, see sources_of
 
-
-def model_folder(path: str) -> Path:
-    """The folder that `model.path` names. Raises ConfigError where there is none."""
-    folder = DEMO_BASE if path == "demo" else Path(path)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path = {path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
-    return folder
-
-
-def open_model(cfg: Config) -> Model:
-    """Config, tokenizer and jitted stages of `model.path`; the weights are read by `read_params`."""
-    folder = model_folder(cfg.model.path)
-    model_cfg = load_config(folder)
-    try:
-        tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
-    sft = cfg.stage == "sft"
-    fmt = RowFormat(
-        TASKS,
-        tokenizer,
-        image_cfg,
-        cfg.data.prompt_tokens,
-        cfg.data.patches,
-        completion_tokens=cfg.rollout.completion_tokens,
-        target=true_target if sft else None,
-    )
-    return Model(folder, model_cfg, make_stages(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
-
-
-def true_target(example: JudgeExample) -> str:
-    """What SFT teaches: the gold reasoning, then the true verdict."""
-    task = TASKS[example.task]
-    return completion_text(example.rationale, task.labels[task.label_index(example.label)])
-
-
-def read_params(model: Model, cfg: Config) -> Params:
-    """The weights of the model's folder on its mesh."""
-    mesh = model.stages.mesh
-    return load_params(
-        model.folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, mesh)
-    )
+    @property
+    def params(self) -> Params:
+        """The whole model."""
+        return join(self.frozen, self.state.params)
 
 
 def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Run:
@@ -157,22 +103,25 @@ def start(run: Run) -> tuple[Progress, Params]:
         balance_labels=cfg.data.balance_labels,
         mode=cfg.data.mixture,
     )
-    base = read_params(run.model, cfg)
+    base = read_weights(run.model, cfg)
     if jax.process_index() == 0:
         write_json_atomic(run.workdir / "config.json", to_dict(cfg))
-    state = init_state(base, run.optimizer, run.model.stages.mesh)
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-    sources = sources_of(cfg, run.workdir, base)
+    sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
+    mesh = run.model.stages.mesh
+    abstract = abstract_state(base.trained, run.optimizer, mesh)
+    reference, shared = reference_of(base, cfg)
     same = partial(refuse_other_sources, run.workdir, sources)
     restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same)
     if restored is None:
         truncate_metrics(run.workdir / "metrics.jsonl", -1)
-        return Progress(state, data, 0, -1.0, 0, sources), base
+        state = init_state(base.trained, run.optimizer, mesh, keep=shared)
+        return Progress(state, base.frozen, data, 0, -1.0, 0, sources), reference
     data.set_state(restored.data_state)
     truncate_metrics(run.workdir / "metrics.jsonl", restored.step)
     run.bar.update(restored.step)
     say(run, f"resumed {run.workdir} after step {restored.step}")
-    return Progress(restored.state, data, restored.step, restored.meta["best"], restored.meta["since_best"], sources), base
+    best, since = restored.meta["best"], restored.meta["since_best"]
+    return Progress(restored.state, base.frozen, data, restored.step, best, since, sources), reference
 
 
 def say(run: Run, text: str) -> None:
@@ -202,7 +151,7 @@ def judging(cfg: Config, model: Model) -> Judging:
 def validate(run: Run, progress: Progress) -> Progress:
     """Judges the validation split, logs it and keeps the best model as a Hugging Face folder."""
     began = time.perf_counter()
-    predictions, result = evaluate(progress.state.params, run.validation, judging(run.cfg, run.model), step=progress.step)
+    predictions, result = evaluate(progress.params, run.validation, judging(run.cfg, run.model), step=progress.step)
     mean = result["mean"]["macro_f1"]
     log(run, {"kind": "eval", "split": "val", "seconds": time.perf_counter() - began, **result})
     write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
@@ -219,7 +168,8 @@ def validate(run: Run, progress: Progress) -> Progress:
     if not better:
         return progress._replace(since_best=progress.since_best + 1)
     best = run.workdir / "best"
-    save_hf(progress.state.params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True)
+    params = exportable(progress.params, run.model)
+    save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True)
     sizes = {"prompt_tokens": run.cfg.data.prompt_tokens, "patches": run.cfg.data.patches}
     sizes["completion_tokens"] = run.cfg.rollout.completion_tokens
     if jax.process_index() == 0:

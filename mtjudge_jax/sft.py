@@ -29,7 +29,7 @@ def train(run: Run) -> Progress:
         tokens, mask = shard_batch((rows["target"][:, None], mask[:, None]), stages.mesh)
         batch = SftBatch(place_prompts(rows, stages.mesh), tokens, mask)
         clock.lap("data")
-        state, metrics = update(progress.state, batch)
+        state, metrics = update(progress.state, progress.frozen, batch)
         line = summarise([jax.device_get(metrics)], progress.step, kl=True)
         clock.lap("update")
         seen = int(rows["valid"].sum() + rows["target_mask"].sum()) * jax.process_count()

@@ -1,6 +1,8 @@
 """The device stages of a run, jitted once each for its mesh and shapes."""
 
 import collections
+import dataclasses
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -10,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mtjudge_jax import rollout
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, ConfigError
 from mtjudge_jax.data.rows import DEVICE_KEYS
 from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
+from mtjudge_jax.trainable import cast
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 from mtjudge_jax.update import bound_logp
 
@@ -24,6 +28,7 @@ class Stages(NamedTuple):
 
     sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
     logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
+    reference_logp: Callable[[Params, PromptBatch, Array], Array]  # the same of the starting model, which has no adapters
     logp_fn: Callable  # the same with entropy and not jitted, for a loss
     traces: collections.Counter
     mesh: Mesh
@@ -32,13 +37,15 @@ class Stages(NamedTuple):
 
 def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mesh: Mesh) -> Stages:
     allowed = np.asarray(tokenizer.allowed_mask(model_cfg.text.vocab_size))
-    logp_fn = bound_logp(model_cfg, cfg, allowed)
+    backend = backend_of(cfg, mesh)
+    logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
+    reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
     traces: collections.Counter = collections.Counter()
 
     def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
         traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}"] += 1
         return rollout.sample(
-            params,
+            cast(params, cfg.model.dtype),
             model_cfg,
             prompts,
             key,
@@ -47,15 +54,39 @@ def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mes
             length=length,
             eos=tokenizer.eos,
             pad=tokenizer.pad,
+            backend=backend,
         )
 
-    def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
-        traces[f"logp {prompts.tokens.shape} of {tokens.shape}"] += 1
-        return in_pieces(lambda p, t: logp_fn(params, p, t).logp, (prompts, tokens), cfg.update.micro_prompts)
+    def jitted_logp(name: str, fn: Callable) -> Callable:
+        def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
+            traces[f"{name} {prompts.tokens.shape} of {tokens.shape}"] += 1
+            every = jnp.ones(tokens.shape, bool)
+            return in_pieces(lambda *piece: fn(params, *piece).logp, (prompts, tokens, every), cfg.update.micro_prompts)
+
+        return jax.jit(logp, out_shardings=rows)
 
     rows = batch_sharding(mesh)
+    logp = jitted_logp("logp", logp_fn)
+    reference_logp = jitted_logp("logp of the reference", reference_fn) if model_cfg.lora else logp
     sample = jax.jit(sample, static_argnums=4, out_shardings=rows)
-    return Stages(sample, jax.jit(logp, out_shardings=rows), logp_fn, traces, mesh, tokenizer)
+    return Stages(sample, logp, reference_logp, logp_fn, traces, mesh, tokenizer)
+
+
+def backend_of(cfg: Config, mesh: Mesh) -> Backend:
+    """What model.attention and model.experts come to on the mesh's devices. Raises ConfigError for what they cannot run."""
+    platform = mesh.devices.flat[0].platform
+    attention, experts = cfg.model.attention, cfg.model.experts
+    if attention == "auto":
+        attention = {"cpu": "xla", "tpu": "splash"}.get(platform, "tokamax")
+    if experts == "auto":
+        experts = {"cpu": "dense", "tpu": "ragged"}.get(platform, "tokamax")
+    for name, value in (("model.attention", attention), ("model.experts", experts)):
+        if value == "splash" and platform == "gpu":
+            raise ConfigError(f"{name} = 'splash' runs on a TPU, the devices here are {platform}: take tokamax or chunked")
+        if value == "tokamax" and importlib.util.find_spec("tokamax") is None:
+            other = "chunked" if name == "model.attention" else "dense"
+            raise ConfigError(f"{name} = 'tokamax' is not installed: pip install 'mtjudge_jax[tokamax]', or set {name}={other}")
+    return Backend(attention, experts, cfg.model.remat, mesh if mesh.size > 1 else None)
 
 
 def in_pieces(fn: Callable, args: tuple, size: int) -> Array:

@@ -14,7 +14,8 @@ from mtjudge_jax import checkpoint, grpo, sft
 from mtjudge_jax.command import run_command, train_flags, typed
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.metrics import train_metrics
-from mtjudge_jax.run import Model, Progress, Run, loop, open_run, start
+from mtjudge_jax.policy import Model
+from mtjudge_jax.run import Progress, Run, loop, open_run, start
 from mtjudge_jax.score import score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
@@ -49,21 +50,21 @@ def train(run: Run) -> Progress:
         prompts = place_prompts(rows, stages.mesh)
         clock.lap("data")
         key = stage_key(cfg.seed, progress.step, "sample")
-        out = stages.sample(state.params, prompts, key, temperature, cfg.rollout.completion_tokens)
+        out = stages.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
         texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
         clock.lap("rollout")
         scores = score(texts, truncated, tasks=rows["task"].tolist(), labels=rows["label"], alpha=cfg.reward.alpha)
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), stages.mesh)
         advantages = grpo.advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
         clock.lap("score")
-        old_logp = stages.logp(state.params, prompts, out.tokens) if updates > 1 else out.logp
-        ref_logp = stages.logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
+        old_logp = stages.logp(progress.params, prompts, out.tokens) if updates > 1 else out.logp
+        ref_logp = stages.reference_logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
         batch = TrainBatch(prompts, out.tokens, out.mask & learn[:, None, None], advantages, old_logp, ref_logp)
         jax.block_until_ready(ref_logp)
         clock.lap("logp")
         metrics = []
         for i in range(updates):
-            state, m = update(state, batch if updates == 1 else take(batch, i))
+            state, m = update(state, progress.frozen, batch if updates == 1 else take(batch, i))
             metrics.append(jax.device_get(m))
         clock.lap("update")
         line = train_metrics(scores, rows["task"].tolist(), weight=rows["weight"])

@@ -1,7 +1,8 @@
 """Bundles of arrays that travel between the stages, and the axis legend they are written in.
 
 Axes: Q prompts, G completions a prompt, P prompt length, C completion length, S cache length, I images a prompt, M patches a
-prompt row, V vocabulary, D model, F mlp, N query heads, K key-value heads, H head size, L layers, T DeepStack taps.
+prompt row, V vocabulary, D model, F mlp, N query heads, K key-value heads, H head size, L layers, E experts, R adapter rank,
+T DeepStack taps.
 """
 
 from typing import Any, NamedTuple
@@ -58,6 +59,6 @@ class SftBatch(NamedTuple):
 class TrainState(NamedTuple):
     """All that an update changes."""
 
-    params: Params
+    params: Params  # those that are trained
     opt_state: Any
     step: Array  # int32 [], updates applied

@@ -11,8 +11,11 @@ from jax.sharding import Mesh
 
 from mtjudge_jax import grpo
 from mtjudge_jax.config import Config, LossConfig
-from mtjudge_jax.logp import completion_logp
+from mtjudge_jax.logp import TokenLogp, completion_logp
+from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.sharding import batch_sharding, replicated, tree_shardings
+from mtjudge_jax.trainable import cast, join
 from mtjudge_jax.types import Array, Params, SftBatch, TrainBatch, TrainState
 
 Metrics = dict[str, Array]
@@ -28,7 +31,7 @@ def grpo_loss(
     `on_policy`: the batch was sampled by these very parameters, so the old log-probabilities are this forward's own and the
     ratio is exactly 1.
     """
-    out = logp_fn(params, batch.prompts, batch.tokens)
+    out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
     old = jax.lax.stop_gradient(out.logp) if on_policy else batch.old_logp
     terms = grpo.policy_loss(
         out.logp, old, batch.advantages, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip
@@ -45,22 +48,44 @@ def grpo_loss(
         "clipped": (terms.clipped * weights).sum(),
         "ratio": (terms.ratio * weights).sum(),
     }
-    return loss, metrics
+    return loss, metrics | router_metrics(out, weights)
 
 
 def sft_loss(params: Params, batch: SftBatch, weights: Array, *, logp_fn: Callable) -> tuple[Array, Metrics]:
     """Negative log-likelihood of the targets, one answer a prompt, summed with the token weights."""
-    out = logp_fn(params, batch.prompts, batch.tokens)
+    out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
     loss = -(out.logp * weights).sum()
-    return loss, {"loss": loss, "entropy": (out.entropy * weights).sum()}
+    return loss, {"loss": loss, "entropy": (out.entropy * weights).sum()} | router_metrics(out, weights)
 
 
-def accumulate(loss_fn: LossFn, params: Params, batch: Any, weights: Array, pieces: int) -> tuple[Params, Metrics]:
-    """Gradient and metrics summed over `pieces` micro-batches.
+def router_metrics(out: TokenLogp, weights: Array) -> Metrics:
+    """Load of each expert [L, E] and entropy [L] of a mixture of experts, this piece's share of them; else nothing."""
+    if out.router is None:
+        return {}
+    return {"router_load": out.router.load * weights.sum(), "router_entropy": out.router.entropy * weights.sum()}
+
+
+def summarise_router(metrics: Metrics) -> Metrics:
+    """router_entropy: mean over layers, in nats; router_peak: the busiest expert's load over an even one, mean over layers;
+    router_idle: share of the experts that no token chose."""
+    if "router_load" not in metrics:
+        return metrics
+    metrics = dict(metrics)
+    load = metrics.pop("router_load")
+    metrics["router_entropy"] = metrics["router_entropy"].mean()
+    metrics["router_peak"] = (load.max(-1) * load.shape[-1]).mean()
+    metrics["router_idle"] = (load == 0).mean()
+    return metrics
+
+
+def accumulate(
+    loss_fn: LossFn, params: Params, frozen: Params, batch: Any, weights: Array, pieces: int
+) -> tuple[Params, Metrics]:
+    """Gradient with respect to `params`, the trained part, and metrics, summed over `pieces` micro-batches.
 
     Piece i takes rows i, i + pieces, ..: with rows sharded in blocks, every device then has its share of every piece.
     """
-    grad_fn = jax.grad(loss_fn, has_aux=True)
+    grad_fn = jax.grad(lambda params, *piece: loss_fn(join(frozen, params), *piece), has_aux=True)
     if pieces == 1:
         return grad_fn(params, batch, weights)
 
@@ -77,32 +102,49 @@ def accumulate(loss_fn: LossFn, params: Params, batch: Any, weights: Array, piec
 
 
 def apply(
-    state: TrainState, batch: Any, *, loss_fn: LossFn, optimizer: optax.GradientTransformation, pieces: int, aggregation: str
+    state: TrainState,
+    frozen: Params,
+    batch: Any,
+    *,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    pieces: int,
+    aggregation: str,
 ) -> tuple[TrainState, Metrics]:
     """One update. A loss or gradient that is not finite leaves the state as it was and says so in `finite`."""
     weights = grpo.token_weights(batch.mask, aggregation)
-    grads, metrics = accumulate(loss_fn, state.params, batch, weights, pieces)
-    norm = optax.global_norm(grads)
+    grads, metrics = accumulate(loss_fn, state.params, frozen, batch, weights, pieces)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    return state, metrics | {"grad_norm": norm, "finite": finite}
+    return state, summarise_router(metrics) | {"grad_norm": norm, "finite": finite}
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A fresh state over placed parameters. The optimizer's moments take their parameter's sharding, by the same table."""
+def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, keep: bool = True) -> TrainState:
+    """A fresh state over the placed parameters that are trained. The optimizer's moments take their parameter's sharding, by
+    the same table. With `keep` the state holds copies, so that donating it never frees `params`, which the reference policy
+    may be; else `params` are used up.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, optimizer, mesh))
+    copy = partial(jax.tree.map, jnp.copy)
+    return jax.jit(lambda p: copy(_fresh(p, optimizer)), out_shardings=shardings, donate_argnums=() if keep else 0)(params)
 
-    def build(params: Params) -> TrainState:
-        return TrainState(params, optimizer.init(params), jnp.int32(0))
 
-    shardings = tree_shardings(jax.eval_shape(build, params), mesh)
-    # Copies, so that donating the state can never free the parameters it was made from (the reference policy keeps them).
-    return jax.jit(lambda p: jax.tree.map(jnp.copy, build(p)), out_shardings=shardings)(params)
+def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of that state; nothing is allocated."""
+    shapes = jax.eval_shape(partial(_fresh, optimizer=optimizer), params)
+    shardings = tree_shardings(shapes, mesh)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
 def make_update(state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, cfg: Config):
-    """The jitted `(state, batch) -> (state, metrics)`, the state donated and its sharding kept."""
+    """The jitted `(state, frozen, batch) -> (state, metrics)`, the state donated and its sharding kept."""
     step = partial(
         apply,
         loss_fn=loss_fn,
@@ -112,23 +154,27 @@ def make_update(state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTra
     )
     shardings = tree_shardings(state, mesh)
     return jax.jit(
-        step, donate_argnums=0, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh))
+        step,
+        donate_argnums=0,
+        in_shardings=(shardings, None, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
     )
 
 
-def bound_logp(model_cfg, cfg: Config, allowed: Array) -> Callable:
-    """`(params, prompts, tokens) -> TokenLogp` with the run's settings: the one that all stages of a run share."""
+def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
+    """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings: the one that all stages of a run share."""
 
-    def logp_fn(params: Params, prompts, tokens: Array):
+    def logp_fn(params: Params, prompts, tokens: Array, mask: Array) -> TokenLogp:
         return completion_logp(
-            params,
+            cast(params, cfg.model.dtype),
             model_cfg,
             prompts,
             tokens,
+            mask,
             allowed=allowed,
             temperature=cfg.rollout.temperature,
-            remat=cfg.model.remat,
             chunk=cfg.model.head_chunk,
+            backend=backend,
         )
 
     return logp_fn

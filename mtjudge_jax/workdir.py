@@ -12,7 +12,9 @@ from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.types import Params
 
 # A resumed run may differ in these; they change where and how fast it computes, not what.
-FREE_TO_CHANGE = ("mesh.", "checkpoint.", "model.remat", "model.head_chunk", "update.micro_prompts")
+FREE_TO_CHANGE = (
+    "mesh.", "checkpoint.", "model.remat", "model.attention", "model.experts", "model.head_chunk", "update.micro_prompts"
+)  # fmt: skip
 
 
 def data_folder(cfg: Config, workdir: Path) -> Path:

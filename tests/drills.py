@@ -59,9 +59,9 @@ class Spy:
             update = make(*arguments)
             self.jitted.append(update)
 
-            def watched(state, batch):
+            def watched(state, frozen, batch):
                 self.learned += np.asarray(batch.mask).any(axis=(1, 2)).tolist()
-                return update(state, batch)
+                return update(state, frozen, batch)
 
             return watched
 
@@ -84,7 +84,7 @@ class Spy:
 def grpo(*, folder: str) -> dict:
     """Two updates a rollout batch: whole; stopped by a full disk and gone on; with other sources; with bad records."""
     from mtjudge_jax import train
-    from mtjudge_jax.run import DEMO_BASE, open_model
+    from mtjudge_jax.policy import DEMO_BASE, open_model
 
     folder = Path(folder)
     shutil.copytree(DEMO_BASE, folder / "model")
@@ -171,7 +171,7 @@ def damage(data: Path, split: str, task: str) -> None:
 def sft(*, folder: str, data: str) -> dict:
     """SFT whole, and stopped by Ctrl-C in its third step and gone on."""
     from mtjudge_jax import sft, train
-    from mtjudge_jax.run import open_model
+    from mtjudge_jax.policy import open_model
 
     folder = Path(folder)
     cfg = config(stage="sft", steps=4, data__path=data, eval__every_steps=4)
@@ -210,7 +210,7 @@ def judging(*, folder: str) -> dict:
     from PIL import Image
 
     from mtjudge_jax.judge import Judge
-    from mtjudge_jax.run import DEMO_BASE
+    from mtjudge_jax.policy import DEMO_BASE
 
     folder = Path(folder)
     judge = Judge.from_pretrained(DEMO_BASE, batch=1)
@@ -237,7 +237,7 @@ def judging(*, folder: str) -> dict:
         "url": ("http://a.b/c.png",),
         "no file": (folder / "none.png",),
         "unreadable": (a.read_bytes()[:-500],),
-        "16 bits": (Image.new("I;16", (64, 64)),),
+        "16 bits": (Image.new("I;16", (64, 64), 40000),),
         "task": (a, "technicall"),
     }.items():
         facts["errors"][case] = message(ask, *arguments)

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mtjudge_jax.cli import COMMANDS
-from mtjudge_jax.run import DEMO_BASE
+from mtjudge_jax.policy import DEMO_BASE
 
 
 @cache

@@ -156,10 +156,10 @@ def test_weights_by_hand():
         assert (grpo.token_weights(np.zeros_like(mask), aggregation) == 0).all()
 
 
-def linear_logp(params, prompts, tokens) -> TokenLogp:
+def linear_logp(params, prompts, tokens, mask) -> TokenLogp:
     """A policy of 64 numbers in the model's place."""
     scores = jax.nn.log_softmax(params["scores"] * (1 + prompts.uid[:, None].astype(jnp.float32) / 2.0**33))
-    return TokenLogp(jax.vmap(lambda row, ids: row[ids])(scores, tokens), jnp.zeros(tokens.shape))
+    return TokenLogp(jax.vmap(lambda row, ids: row[ids])(scores, tokens), jnp.zeros(tokens.shape), None)
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
@@ -172,11 +172,11 @@ def test_the_loss_does_not_depend_on_the_split(aggregation, on_policy):
     noise = rng.normal(size=(2, *tokens.shape)).astype(np.float32)
     advantages = rng.normal(size=(8, 4)).astype(np.float32)
     prompts = tiny.prompts(8)
-    logp = linear_logp(params, prompts, tokens).logp
+    logp = linear_logp(params, prompts, tokens, mask).logp
     batch = TrainBatch(prompts, tokens, mask, advantages, logp + 0.3 * noise[0], logp + 0.5 * noise[1])
     loss = partial(grpo_loss, cfg=LossConfig(kl_coef=0.1), logp_fn=linear_logp, on_policy=on_policy)
     weights = grpo.token_weights(mask, aggregation)
-    run = tiny.jit(lambda params, pieces: accumulate(loss, params, batch, weights, pieces), static_argnums=1)
+    run = tiny.jit(lambda params, pieces: accumulate(loss, params, {}, batch, weights, pieces), static_argnums=1)
     whole_gradient, whole = run(params, 1)
     assert float(jnp.abs(whole_gradient["scores"]).max()) > 1e-3
     for pieces in (2, 4, 8):

@@ -10,7 +10,7 @@ from commands import commands
 from PIL import Image, ImageOps
 
 from mtjudge_jax.demo.dataset import DEMO_TASKS
-from mtjudge_jax.run import DEMO_BASE
+from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
 

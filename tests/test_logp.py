@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from mtjudge_jax.logp import completion_logp, sampling_logits
+from mtjudge_jax.models.backend import Backend
 
 GROUP, LENGTH, TEMPERATURE = 3, 6, 0.8
 TOLERANCE = 1e-5  # relative, float32
@@ -18,10 +19,10 @@ TOLERANCE = 1e-5  # relative, float32
 def shared(tied: bool, chunk: int, remat: str):
     """The jitted ((loss, TokenLogp), gradient) of a weighted sum of log-probabilities through the code under test."""
     cfg = tiny.config(tied=tied)
-    settings = {"allowed": tiny.ALLOWED, "temperature": TEMPERATURE, "remat": remat, "chunk": chunk}
+    settings = {"allowed": tiny.ALLOWED, "temperature": TEMPERATURE, "backend": Backend(remat=remat), "chunk": chunk}
 
     def loss(params, rows, tokens, weights):
-        out = completion_logp(params, cfg, rows, tokens, **settings)
+        out = completion_logp(params, cfg, rows, tokens, weights != 0, **settings)
         return (out.logp * weights).sum(), out
 
     return tiny.jit(jax.value_and_grad(loss, has_aux=True))
@@ -81,8 +82,9 @@ def test_chunks_of_the_head_and_remat_change_nothing():
     mask = args[3] != 0
     assert tiny.relative(other_loss, loss) < 1e-5
     assert tiny.relative(other_gradient, gradient) < 1e-5
-    settings = {"allowed": tiny.ALLOWED, "temperature": TEMPERATURE, "remat": "none", "chunk": 4}
-    single = tiny.jit(lambda params, rows, tokens: completion_logp(params, tiny.config(), rows, tokens, **settings))(*args[:3])
+    settings = {"allowed": tiny.ALLOWED, "temperature": TEMPERATURE, "chunk": 4}
+    in_ones = lambda params, rows, tokens: completion_logp(params, tiny.config(), rows, tokens, tokens >= 0, **settings)  # noqa: E731
+    single = tiny.jit(in_ones)(*args[:3])
     for got in (other, single):
         assert tiny.relative(got.logp[mask], out.logp[mask]) < 1e-6
         assert tiny.relative(got.entropy, out.entropy) < 1e-6

@@ -32,8 +32,9 @@ def sampler(length: int = LENGTH):
 @functools.cache
 def forced(temperature: float):
     """Teacher-forced log-probabilities of the same parameters, by the code of training."""
-    settings = {"allowed": tiny.ALLOWED, "temperature": temperature, "remat": "none", "chunk": 4096}
-    return tiny.jit(lambda params, rows, tokens: completion_logp(params, tiny.config(), rows, tokens, **settings).logp)
+    settings = {"allowed": tiny.ALLOWED, "temperature": temperature, "chunk": 4096}
+    logp = lambda params, rows, tokens: completion_logp(params, tiny.config(), rows, tokens, tokens >= 0, **settings).logp  # noqa: E731
+    return tiny.jit(logp)
 
 
 @functools.cache

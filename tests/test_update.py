@@ -89,7 +89,7 @@ def build(cfg: Config, mesh: str) -> World:
 
     update = make_update(state, loss, optimizer, stages.mesh, cfg)
     if (mesh, cfg.optim.name) != TRACED:
-        update = update.lower(state, shard_batch(host_batch(), stages.mesh)).compile(compiler_options=tiny.QUICK)
+        update = update.lower(state, {}, shard_batch(host_batch(), stages.mesh)).compile(compiler_options=tiny.QUICK)
     return World(cfg, stages, update, state)
 
 
@@ -122,7 +122,7 @@ def batch(w: World, **changes) -> TrainBatch:
 @functools.cache
 def updated(mesh: str, name: str) -> tuple[TrainState, dict]:
     w = world(mesh, name)
-    state, metrics = w.update(fresh(w), batch(w))
+    state, metrics = w.update(fresh(w), {}, batch(w))
     return jax.device_get(state), jax.device_get(metrics)
 
 
@@ -166,7 +166,7 @@ def test_the_same_update_on_every_mesh(mesh, name, record_testsuite_property):
 def test_moments_lie_where_their_parameters_lie(name):
     """Also after an update: no matrix's moment is whole on a device while its parameter is spread over several."""
     w = world("2 data, 2 fsdp, 2 tensor", name)
-    for state in (w.state, w.update(fresh(w), batch(w))[0]):
+    for state in (w.state, w.update(fresh(w), {}, batch(w))[0]):
         where = {path_name(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
         spread, moments = {path for path, sharding in where.items() if not sharding.is_fully_replicated}, set()
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state):
@@ -187,7 +187,7 @@ def test_moments_lie_where_their_parameters_lie(name):
 def test_the_old_state_is_donated():
     w = world("2 data, 2 fsdp, 2 tensor", "adamw")
     state = fresh(w)
-    w.update(state, batch(w))
+    w.update(state, {}, batch(w))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(w.state))
 
@@ -196,7 +196,7 @@ def test_accumulating_equals_one_batch(record_testsuite_property):
     """Four pieces of two prompts whose answers have unequal lengths, against all eight at once."""
     want, want_metrics = updated("one device", "adamw")
     w = build(settings("adamw", update=UpdateConfig(prompts=PROMPTS, micro_prompts=2)), "one device")
-    got, metrics = jax.device_get(w.update(fresh(w), batch(w)))
+    got, metrics = jax.device_get(w.update(fresh(w), {}, batch(w)))
     moments, params = norm_error(got.opt_state, want.opt_state), norm_error(got.params, want.params)
     record_testsuite_property("accumulation", f"moments {moments:.1e}, parameters {params:.1e}")
     assert moments < TOLERANCE
@@ -211,11 +211,11 @@ def test_what_is_not_finite_changes_nothing(mesh, value):
     w = world(mesh, "adamw")
     advantages = host_batch().advantages.copy()
     advantages[2, 1] = value
-    state, metrics = w.update(fresh(w), batch(w, advantages=advantages))
+    state, metrics = w.update(fresh(w), {}, batch(w, advantages=advantages))
     assert not bool(metrics["finite"])
     assert not np.isfinite(metrics["loss"])
     assert bit_equal(state, w.state)
-    again, metrics = w.update(state, batch(w))
+    again, metrics = w.update(state, {}, batch(w))
     assert bool(metrics["finite"])
     assert bit_equal(jax.device_get(again), updated(mesh, "adamw")[0])
 
@@ -226,7 +226,7 @@ def test_nothing_to_learn_changes_nothing():
     assert w.cfg.loss.kl_coef == w.cfg.optim.weight_decay == 0
     rewards = np.repeat(np.array([0.1, 0.9, 1 / 3, 1, 0, 0.1, 0.7, 0.3], np.float32)[:, None], GROUP, 1)
     advantages = np.asarray(grpo.advantages(rewards, std="unbiased", eps=1e-6))
-    state, metrics = w.update(fresh(w), batch(w, advantages=advantages))
+    state, metrics = w.update(fresh(w), {}, batch(w, advantages=advantages))
     assert bool(metrics["finite"])
     assert float(metrics["grad_norm"]) == 0
     assert int(state.step) == 1
@@ -248,7 +248,7 @@ def test_rows_that_are_not_to_be_learned_from_do_not_count():
     assert not host.mask[5].any()
     junk = {name: np.where(host.mask, getattr(host, name), -7.0).astype(np.float32) for name in ("old_logp", "ref_logp")}
     advantages = np.where(np.arange(PROMPTS)[:, None] == 5, 99, host.advantages).astype(np.float32)
-    state, _ = w.update(fresh(w), batch(w, advantages=advantages, **junk))
+    state, _ = w.update(fresh(w), {}, batch(w, advantages=advantages, **junk))
     assert bit_equal(jax.device_get(state), updated("one device", "muon")[0])
 
 
@@ -263,7 +263,7 @@ def test_one_trace_a_function_over_several_steps():
         advantages = grpo.advantages((out.tokens < 20).mean(-1), std="unbiased", eps=1e-6)
         old, ref = (w.stages.logp(params, prompts, out.tokens) for params in (state.params, w.state.params))
         largest = max(largest, float(jnp.abs(jnp.where(out.mask, old - out.logp, 0)).max()))
-        state, metrics = w.update(state, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref))
+        state, metrics = w.update(state, {}, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref))
         assert bool(metrics["finite"])
         assert float(metrics["ratio"]) == pytest.approx(1, abs=1e-4)
         caches.append((w.stages.sample._cache_size(), w.stages.logp._cache_size(), w.update._cache_size()))
@@ -301,8 +301,8 @@ def counted(group: int, images: bool) -> tuple[float, float]:
     )  # fmt: skip
     answers, weights = (group, c), shape(jnp.float32, group, c)
     full = TrainBatch(rows, shape(jnp.int32, *answers), shape(bool, *answers), shape(jnp.float32, group), weights, weights)
-    settings = {"allowed": np.ones(160, bool), "temperature": 1.0, "remat": "none", "chunk": 10**9}
-    logp_fn = lambda params, prompts, tokens: completion_logp(params, cfg, prompts, tokens, **settings)  # noqa: E731
+    settings = {"allowed": np.ones(160, bool), "temperature": 1.0, "chunk": 10**9}
+    logp_fn = lambda *args: completion_logp(args[0], cfg, *args[1:], **settings)  # noqa: E731
     loss = partial(grpo_loss, cfg=LossConfig(), logp_fn=logp_fn, on_policy=False)
     params = vlm.abstract_params(cfg)
     lowered = tiny.jit(jax.grad(loss, has_aux=True)).lower(params, full, weights)

@@ -17,8 +17,9 @@ from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.eval import table
 from mtjudge_jax.evaluate import count_rows, evaluate, write_evaluation
 from mtjudge_jax.models.qwen3_vl.convert import load_params
+from mtjudge_jax.policy import DEMO_BASE, Model, open_model
 from mtjudge_jax.report import write_report
-from mtjudge_jax.run import DEMO_BASE, Model, judging, open_model
+from mtjudge_jax.run import judging
 from mtjudge_jax.sharding import param_sharding
 from mtjudge_jax.train import fit
 

@@ -150,7 +150,7 @@ def train(folder: Path, out: Path) -> None:
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.models.qwen3_vl.convert import save_hf
     from mtjudge_jax.optim import make_optimizer
-    from mtjudge_jax.run import JUDGE_FILE
+    from mtjudge_jax.policy import JUDGE_FILE
     from mtjudge_jax.sharding import make_mesh, shard_batch
     from mtjudge_jax.stages import place_prompts
     from mtjudge_jax.types import SftBatch
@@ -171,7 +171,7 @@ def train(folder: Path, out: Path) -> None:
     for step, rows in enumerate(batches(draw, cfg.steps, WORKERS.value), start=1):
         tokens, mask = shard_batch((rows["target"][:, None], rows["target_mask"][:, None]), mesh)
         prompts = place_prompts({key: rows[key] for key in DEVICE_KEYS}, mesh)
-        state, metrics = update(state, SftBatch(prompts, tokens, mask))
+        state, metrics = update(state, {}, SftBatch(prompts, tokens, mask))
         losses.append(metrics["loss"])
         if step % 100 == 0 or step == cfg.steps:
             minutes = (time.perf_counter() - began) / 60

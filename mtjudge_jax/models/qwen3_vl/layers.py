@@ -1,15 +1,14 @@
 """Pieces that the vision tower and the text decoder share."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mtjudge_jax.models.backend import Remat
 from mtjudge_jax.types import Array
 
-Remat = Literal["none", "dots", "full"]
 LN_EPS = 1e-6
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

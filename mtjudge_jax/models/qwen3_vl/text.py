@@ -1,22 +1,30 @@
-"""The text decoder: Qwen3 with interleaved M-RoPE and DeepStack.
+"""The text decoder: Qwen3, dense or mixture of experts, with interleaved M-RoPE, DeepStack and, on request, adapters.
 
 Source of constants and order of operations: transformers `models/qwen3_vl/modeling_qwen3_vl.py` (5.23).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mtjudge_jax.models.qwen3_vl.config import TextConfig
-from mtjudge_jax.models.qwen3_vl.layers import Remat, declare, rms_norm, rotate, scan_layers
+from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.qwen3_vl.config import LoraConfig, TextConfig
+from mtjudge_jax.models.qwen3_vl.layers import declare, rms_norm, rotate, scan_layers
+from mtjudge_jax.models.qwen3_vl.moe import RouterStats, expert_mlp
 from mtjudge_jax.types import Array
 
 # (q [.., N, H], k [.., K, H], v [.., K, H], layer state) -> (attention output [.., N, H], what to keep of the layer)
 Attention = Callable
+# Input and output axes of the projections that can have an adapter; its weights are `q_lora_a_ldr` and `q_lora_b_lrnh`.
+LORA_AXES = {
+    "q": ("d", "nh"), "k": ("d", "kh"), "v": ("d", "kh"), "o": ("nh", "d"),
+    "gate": ("d", "f"), "up": ("d", "f"), "down": ("f", "d"),
+}  # fmt: skip
 
 
 class Rope(NamedTuple):
@@ -27,10 +35,10 @@ class Rope(NamedTuple):
 class DecoderLayer(nnx.Module):
     """Leading axis l of every weight is the stack of layers, gone inside the scan."""
 
-    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
-        l, d, f, h = cfg.num_layers, cfg.hidden_size, cfg.intermediate_size, cfg.head_dim
+    def __init__(self, cfg: TextConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+        l, d, h = cfg.num_layers, cfg.hidden_size, cfg.head_dim
         n, k = cfg.num_heads, cfg.num_kv_heads
-        self.eps = cfg.rms_norm_eps
+        self.eps, self.moe, self.lora = cfg.rms_norm_eps, cfg.moe, lora
         self.input_norm_ld = declare(rngs, (l, d), 1.0)
         self.post_norm_ld = declare(rngs, (l, d), 1.0)
         self.q_ldnh = declare(rngs, (l, d, n, h), fan_in=d)
@@ -39,30 +47,74 @@ class DecoderLayer(nnx.Module):
         self.o_lnhd = declare(rngs, (l, n, h, d), fan_in=n * h)
         self.q_norm_lh = declare(rngs, (l, h), 1.0)
         self.k_norm_lh = declare(rngs, (l, h), 1.0)
-        self.gate_ldf = declare(rngs, (l, d, f), fan_in=d)
-        self.up_ldf = declare(rngs, (l, d, f), fan_in=d)
-        self.down_lfd = declare(rngs, (l, f, d), fan_in=f)
+        if cfg.moe is None:
+            f = cfg.intermediate_size
+            self.gate_ldf = declare(rngs, (l, d, f), fan_in=d)
+            self.up_ldf = declare(rngs, (l, d, f), fan_in=d)
+            self.down_lfd = declare(rngs, (l, f, d), fan_in=f)
+        else:
+            e, f = cfg.moe.num_experts, cfg.moe.intermediate_size
+            self.router_lde = declare(rngs, (l, d, e), fan_in=d)
+            self.experts_gate_up_led2f = declare(rngs, (l, e, d, 2, f), fan_in=d)
+            self.experts_down_lefd = declare(rngs, (l, e, f, d), fan_in=f)
+        for name, shape in lora_shapes(cfg, lora).items():
+            weight = declare(rngs, shape, fan_in=prod(shape[1:-1])) if "_lora_a_" in name else declare(rngs, shape, 0.0)
+            setattr(self, name, weight)
 
-    def __call__(self, x: Array, rope: Rope, attention: Attention, state):
-        """x [..., D] -> (x, kept). `attention` decides who sees whom; the layer itself treats all tokens alike."""
+    def __call__(self, x: Array, rope: Rope, attention: Attention, state, *, real: Array, backend: Backend):
+        """x [..., D] -> (x, kept, router statistics). `attention` decides who sees whom; the layer treats all tokens alike.
+
+        real bool [...]: the tokens that count in the statistics, which are None without experts.
+        """
         y = rms_norm(x, self.input_norm_ld[...], self.eps)
-        q = jnp.einsum("...d,dnh->...nh", y, self.q_ldnh[...])
-        k = jnp.einsum("...d,dkh->...kh", y, self.k_ldkh[...])
-        v = jnp.einsum("...d,dkh->...kh", y, self.v_ldkh[...])
+        q = self.adapt("q", y, jnp.einsum("...d,dnh->...nh", y, self.q_ldnh[...]))
+        k = self.adapt("k", y, jnp.einsum("...d,dkh->...kh", y, self.k_ldkh[...]))
+        v = self.adapt("v", y, jnp.einsum("...d,dkh->...kh", y, self.v_ldkh[...]))
         q = rotate(rms_norm(q, self.q_norm_lh[...], self.eps), *rope)
         k = rotate(rms_norm(k, self.k_norm_lh[...], self.eps), *rope)
         out, kept = attention(q, k, v, state)
-        x = x + jnp.einsum("...nh,nhd->...d", out, self.o_lnhd[...])
+        x = x + self.adapt("o", out, jnp.einsum("...nh,nhd->...d", out, self.o_lnhd[...]))
         y = rms_norm(x, self.post_norm_ld[...], self.eps)
-        y = jax.nn.silu(y @ self.gate_ldf[...]) * (y @ self.up_ldf[...])
-        return x + y @ self.down_lfd[...], kept
+        if self.moe is None:
+            gate, up = self.adapt("gate", y, y @ self.gate_ldf[...]), self.adapt("up", y, y @ self.up_ldf[...])
+            y = jax.nn.silu(gate) * up
+            return x + self.adapt("down", y, y @ self.down_lfd[...]), kept, None
+        y, stats = expert_mlp(
+            y,
+            real,
+            router_de=self.router_lde[...],
+            gate_up_ed2f=self.experts_gate_up_led2f[...],
+            down_efd=self.experts_down_lefd[...],
+            moe=self.moe,
+            backend=backend,
+        )
+        return x + y, kept, stats
+
+    def adapt(self, target: str, x: Array, y: Array) -> Array:
+        """y = x W plus the adapter's share, alpha / rank * (x A) B, where `target` has one."""
+        if self.lora is None or target not in self.lora.targets:
+            return y
+        before, after = LORA_AXES[target]
+        a, b = (vars(self)[f"{target}_lora_{part}"][...] for part in (f"a_l{before}r", f"b_lr{after}"))
+        low = jnp.einsum(f"...{before},{before}r->...r", x, a)
+        return y + self.lora.alpha / self.lora.rank * jnp.einsum(f"...r,r{after}->...{after}", low, b)
+
+
+def lora_shapes(cfg: TextConfig, lora: LoraConfig | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the adapters' weights by name, layers first; none without `lora`."""
+    if lora is None:
+        return {}
+    size = {"d": cfg.hidden_size, "n": cfg.num_heads, "k": cfg.num_kv_heads, "h": cfg.head_dim, "f": cfg.intermediate_size}
+    size |= {"l": cfg.num_layers, "r": lora.rank}
+    names = [f"{t}_lora_{part}" for t in lora.targets for part in (f"a_l{LORA_AXES[t][0]}r", f"b_lr{LORA_AXES[t][1]}")]
+    return {name: tuple(size[axis] for axis in name.rsplit("_", 1)[1]) for name in names}
 
 
 class TextDecoder(nnx.Module):
-    def __init__(self, cfg: TextConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: TextConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.cfg = cfg
         self.embed_vd = declare(rngs, (cfg.vocab_size, cfg.hidden_size), fan_in=cfg.hidden_size)
-        self.layers = DecoderLayer(cfg, rngs=rngs)
+        self.layers = DecoderLayer(cfg, lora, rngs=rngs)
         self.norm_d = declare(rngs, (cfg.hidden_size,), 1.0)
         if not cfg.tie_word_embeddings:
             self.head_vd = declare(rngs, (cfg.vocab_size, cfg.hidden_size), fan_in=cfg.hidden_size)
@@ -81,24 +133,35 @@ class TextDecoder(nnx.Module):
         dtype = self.embed_vd.dtype
         return Rope(jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype))
 
-    def __call__(self, x: Array, rope: Rope, attention: Attention, *, states=None, deepstack: Array | None, remat: Remat):
-        """Runs the layers; x [Q, S, D]. Returns the normed hidden states and what `attention` kept, stacked on layers.
+    def __call__(
+        self,
+        x: Array,
+        rope: Rope,
+        attention: Attention,
+        *,
+        states=None,
+        deepstack: Array | None,
+        real: Array,
+        backend: Backend,
+    ) -> tuple[Array, Any, RouterStats | None]:
+        """Runs the layers; x [Q, S, D], real bool [Q, S]. Returns the normed hidden states, and stacked on layers what
+        `attention` kept and the routers' statistics.
 
         `deepstack` [T, Q, P, D], zero on text, is added to the first P tokens after layers 0..T-1, inside the one scan.
         """
 
         def body(layer, x, index_and_state):
             index, state = index_and_state
-            x, kept = layer(x, rope, attention, state)
+            x, kept, stats = layer(x, rope, attention, state, real=real, backend=backend)
             if deepstack is not None:
                 taps = deepstack.shape[0]
                 feature = jnp.where(index < taps, deepstack[jnp.minimum(index, taps - 1)], 0)
                 x = x.at[:, : feature.shape[1]].add(feature)
-            return x, kept
+            return x, (kept, stats)
 
         xs = (jnp.arange(self.cfg.num_layers), states)
-        x, kept = scan_layers(self.layers, x, body, remat=remat, xs=xs)
-        return rms_norm(x, self.norm_d[...], self.cfg.rms_norm_eps), kept
+        x, (kept, stats) = scan_layers(self.layers, x, body, remat=backend.remat, xs=xs)
+        return rms_norm(x, self.norm_d[...], self.cfg.rms_norm_eps), kept, stats
 
 
 def mrope_axes(cfg: TextConfig) -> np.ndarray:

@@ -13,7 +13,7 @@ from flax import nnx
 from mtjudge_jax.models.attention import attend
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import VisionConfig
-from mtjudge_jax.models.qwen3_vl.layers import Remat, declare, layer_norm, rotate, scan_layers
+from mtjudge_jax.models.qwen3_vl.layers import declare, layer_norm, rotate, scan_layers
 from mtjudge_jax.types import Array, PromptBatch
 
 ROPE_THETA = 10_000.0
@@ -44,14 +44,14 @@ class VisionBlock(nnx.Module):
         self.fc2_lfc = declare(rngs, (l, f, c), fan_in=f)
         self.fc2_bias_lc = declare(rngs, (l, c), 0.0)
 
-    def __call__(self, x: Array, cos: Array, sin: Array, segment: Array) -> Array:
+    def __call__(self, x: Array, cos: Array, sin: Array, segment: Array, backend: Backend) -> Array:
         """x [Q, M, c]; cos, sin float32 [Q, M, 1, h]; segment int32 [Q, M], the patch's image."""
         y = layer_norm(x, self.norm1_lc[...], self.norm1_bias_lc[...])
         qkv = jnp.einsum("qmc,csnh->qmsnh", y, self.qkv_lc3nh[...]) + self.qkv_bias_l3nh[...]
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         q = rotate(q.astype(jnp.float32), cos, sin).astype(x.dtype)
         k = rotate(k.astype(jnp.float32), cos, sin).astype(x.dtype)
-        out = attend(q, k, v, segments=segment, causal=False, scale=self.scale, backend=Backend())
+        out = attend(q, k, v, segments=segment, causal=False, scale=self.scale, backend=backend)
         x = x + jnp.einsum("qmnh,nhc->qmc", out, self.proj_lnhc[...]) + self.proj_bias_lc[...]
         y = layer_norm(x, self.norm2_lc[...], self.norm2_bias_lc[...])
         y = jax.nn.gelu(y @ self.fc1_lcf[...] + self.fc1_bias_lf[...], approximate=True)
@@ -110,14 +110,14 @@ class VisionTower(nnx.Module):
         self.merger = Merger(cfg, rngs=rngs)
         self.deepstack = DeepStackMergers(cfg, rngs=rngs)
 
-    def __call__(self, batch: PromptBatch, *, remat: Remat) -> ImageFeatures:
+    def __call__(self, batch: PromptBatch, *, backend: Backend) -> ImageFeatures:
         cfg = self.cfg
         x = self.embed_patches(batch.patches) + self.positions(batch.patch_hw, batch.patch_grid)
         cos, sin = rope_2d(batch.patch_hw, cfg.hidden_size // cfg.num_heads)
 
         def run(x: Array, start: int, end: int) -> Array:
-            step = lambda block, x, _: (block(x, cos, sin, batch.patch_segment), None)  # noqa: E731
-            return scan_layers(self.blocks, x, step, remat=remat, start=start, end=end)[0]
+            step = lambda block, x, _: (block(x, cos, sin, batch.patch_segment, backend), None)  # noqa: E731
+            return scan_layers(self.blocks, x, step, remat=backend.remat, start=start, end=end)[0]
 
         taps, start = [], 0
         for tap in cfg.deepstack_layers:

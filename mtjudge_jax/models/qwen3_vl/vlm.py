@@ -5,6 +5,7 @@ the forward of training. Both run the same layers; they differ only in who atten
 """
 
 import functools
+from math import prod
 from typing import NamedTuple
 
 import jax
@@ -14,15 +15,17 @@ from flax import nnx
 from mtjudge_jax.models.attention import attend, attend_decode, attend_grouped
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.models.qwen3_vl.layers import Remat
-from mtjudge_jax.models.qwen3_vl.text import TextDecoder
+from mtjudge_jax.models.qwen3_vl.moe import RouterStats
+from mtjudge_jax.models.qwen3_vl.text import TextDecoder, lora_shapes
 from mtjudge_jax.models.qwen3_vl.vision import VisionTower
 from mtjudge_jax.types import Array, Params, PromptBatch
+
+REFERENCE = Backend()
 
 
 class Qwen3VL(nnx.Module):
     def __init__(self, cfg: Qwen3VLConfig, *, rngs: nnx.Rngs):
-        self.text = TextDecoder(cfg.text, rngs=rngs)
+        self.text = TextDecoder(cfg.text, cfg.lora, rngs=rngs)
         self.vision = VisionTower(cfg.vision, rngs=rngs)
 
 
@@ -48,6 +51,15 @@ def init_params(cfg: Qwen3VLConfig, seed: int) -> Params:
     return nnx.to_pure_dict(nnx.state(Qwen3VL(cfg, rngs=nnx.Rngs(seed))))
 
 
+def init_adapters(cfg: Qwen3VLConfig, seed: int, dtype: str) -> Params:
+    """Fresh adapters of `cfg.lora`: A normal with standard deviation fan_in^-1/2, B zero, so that nothing is changed yet."""
+    made = {}
+    for at, (name, shape) in enumerate(lora_shapes(cfg.text, cfg.lora).items()):
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), at), shape) * prod(shape[1:-1]) ** -0.5
+        made[name] = noise.astype(dtype) if "_lora_a_" in name else jnp.zeros(shape, dtype)
+    return {"text": {"layers": made}}
+
+
 def bind(params: Params, cfg: Qwen3VLConfig) -> Qwen3VL:
     """The module over the given arrays; for use inside a traced function."""
     graph, state = _abstract(cfg)
@@ -56,12 +68,12 @@ def bind(params: Params, cfg: Qwen3VLConfig) -> Qwen3VL:
     return nnx.merge(graph, state)
 
 
-def embed_prompt(model: Qwen3VL, batch: PromptBatch, remat: Remat) -> tuple[Array, Array | None]:
+def embed_prompt(model: Qwen3VL, batch: PromptBatch, backend: Backend) -> tuple[Array, Array | None]:
     """Token embeddings with the image tokens put in, [Q, P, D], and the DeepStack features [T, Q, P, D], zero on text."""
     x = model.text.embed_vd[...][batch.tokens]
     if batch.patches.shape[1] == 0:
         return x, None
-    features = model.vision(batch, remat=remat)
+    features = model.vision(batch, backend=backend)
     is_image = (batch.image_index >= 0)[..., None]
     index = jnp.maximum(batch.image_index, 0)[..., None]
     x = jnp.where(is_image, jnp.take_along_axis(features.tokens, index, 1), x)
@@ -69,16 +81,18 @@ def embed_prompt(model: Qwen3VL, batch: PromptBatch, remat: Remat) -> tuple[Arra
     return x, jnp.where(is_image, deepstack, 0)
 
 
-def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch) -> tuple[Array, Cache]:
+def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: Backend = REFERENCE) -> tuple[Array, Cache]:
     """Runs each prompt once. Returns the hidden state of the last prompt token [Q, D] and the prompt's cache."""
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
-    x, deepstack = embed_prompt(model, batch, "none")
+    x, deepstack = embed_prompt(model, batch, backend)
 
     def attention(q, k, v, _):
-        out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=Backend())
+        out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=backend)
         return out, Cache(jnp.moveaxis(k, 1, -1), jnp.moveaxis(v, 1, -2))
 
-    x, cache = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, remat="none")
+    x, cache, _ = model.text(
+        x, model.text.rope(batch.positions), attention, deepstack=deepstack, real=batch.valid, backend=backend
+    )
     return x[:, -1], cache
 
 
@@ -92,7 +106,15 @@ def empty_cache(cfg: Qwen3VLConfig, prompt: Cache, group: int, length: int) -> C
 
 
 def decode(
-    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, tokens: Array, at: Array, prompt: Cache, own: Cache
+    params: Params,
+    cfg: Qwen3VLConfig,
+    batch: PromptBatch,
+    *,
+    tokens: Array,
+    at: Array,
+    prompt: Cache,
+    own: Cache,
+    backend: Backend = REFERENCE,
 ) -> tuple[Array, Cache]:
     """One token further. tokens int32 [Q, G] stand at completion index `at`; their group reads one prompt cache.
 
@@ -107,16 +129,20 @@ def decode(
         return attend_decode(q, k, v, past=past, prompt=prompt, masks=masks, scale=scale), (k, v)
 
     x = model.text.embed_vd[...][tokens]
-    x, (k, v) = model.text(x, model.text.rope(positions), attention, states=(prompt, own), deepstack=None, remat="none")
+    real = jnp.ones(tokens.shape, bool)
+    x, (k, v), _ = model.text(
+        x, model.text.rope(positions), attention, states=(prompt, own), deepstack=None, real=real, backend=backend
+    )
     # One write for all layers: the whole cache stays in place in the sampling loop.
     write = jax.lax.dynamic_update_index_in_dim
     return x, Cache(write(own.k, k, at, 5), write(own.v, v, at, 4))
 
 
 def completion_hidden(
-    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, tokens: Array, *, remat: Remat = "none"
-) -> Array:
-    """Hidden states that predict each completion token: tokens int32 [Q, G, C] -> [Q, G, C, D].
+    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, tokens: Array, mask: Array, *, backend: Backend = REFERENCE
+) -> tuple[Array, RouterStats | None]:
+    """Hidden states that predict each completion token, tokens int32 [Q, G, C] -> [Q, G, C, D], and the routers' statistics
+    over the prompts and the tokens where mask, bool [Q, G, C].
 
     One stream a prompt. With P = 3, G = 2, C = 3, completions (a b c) and (d e f), the stream and its predictions are
 
@@ -129,31 +155,36 @@ def completion_hidden(
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     rows, group, length = tokens.shape
     p = batch.tokens.shape[1]
-    x, deepstack = embed_prompt(model, batch, remat)
+    x, deepstack = embed_prompt(model, batch, backend)
     own = model.text.embed_vd[...][tokens[:, :, : length - 1].reshape(rows, -1)]
     steps = jnp.tile(jnp.arange(length - 1, dtype=jnp.int32), group)
     positions = jnp.broadcast_to((batch.next_position[:, None] + steps)[..., None], (rows, steps.shape[0], 3))
     rope = model.text.rope(jnp.concatenate([batch.positions, positions], 1))
 
     def attention(q, k, v, _):
-        out = attend_grouped(q, k, v, prompt=p, group=group, valid=batch.valid, scale=scale, backend=Backend())
+        out = attend_grouped(q, k, v, prompt=p, group=group, valid=batch.valid, scale=scale, backend=backend)
         return out, None
 
-    x, _ = model.text(jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, remat=remat)
+    real = jnp.concatenate([batch.valid, mask[:, :, : length - 1].reshape(rows, -1)], 1)
+    x, _, router = model.text(
+        jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, real=real, backend=backend
+    )
     first = jnp.broadcast_to(x[:, None, None, p - 1], (rows, group, 1, x.shape[-1]))
-    return jnp.concatenate([first, x[:, p:].reshape(rows, group, length - 1, -1)], 2)
+    return jnp.concatenate([first, x[:, p:].reshape(rows, group, length - 1, -1)], 2), router
 
 
-def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch) -> Array:
+def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: Backend = REFERENCE) -> Array:
     """Logits at every prompt token, float32 [Q, P, V]; for tests of parity, not for training."""
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
-    x, deepstack = embed_prompt(model, batch, "none")
+    x, deepstack = embed_prompt(model, batch, backend)
 
     def attention(q, k, v, _):
-        out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=Backend())
+        out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=backend)
         return out, None
 
-    x, _ = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, remat="none")
+    x, _, _ = model.text(
+        x, model.text.rope(batch.positions), attention, deepstack=deepstack, real=batch.valid, backend=backend
+    )
     return jnp.einsum("qpd,vd->qpv", x, model.text.output_vd, preferred_element_type=jnp.float32)
 
 
