@@ -1,15 +1,18 @@
 """Image decoding, its limits, and bit-equality of the patches with transformers' processor."""
 
+import functools
 import io
 import json
 import struct
 import time
 import zlib
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from data_fixtures import CONFIG, encoded, noise
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mtjudge_jax.data.images import (
     MAX_PIXELS,
@@ -26,6 +29,7 @@ QWEN = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # Qwen3-VL's
 REASONS = {"image_format", "image_too_large", "image_mode", "truncated_image", "broken_image"}
 
 
+@functools.cache
 def reference(cfg):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -38,26 +42,87 @@ def reference(cfg):
     )
 
 
-def assert_same_patches(ours, image, processor):
-    """Our uint8 patches, put through the reference's own rescaling and normalisation, equal its output bit for bit."""
-    theirs = processor(image, return_tensors="np")
+def normal_values(cfg):
+    """float32 [3, 256]: what the reference's own rescaling and normalisation make of each byte, by channel."""
+    processor, every = reference(cfg), np.arange(256, dtype=np.uint8).reshape(1, 1, 256).repeat(3, 0)
+    return processor.normalize(processor.rescale(every, 1 / 255), list(cfg.mean), list(cfg.std))[:, 0].astype(np.float32)
+
+
+def assert_same_patches(ours, image, cfg):
+    """Our uint8 patches, put through the reference's rescaling and normalisation, equal its output bit for bit."""
+    theirs = reference(cfg)(image, return_tensors="np")
     assert theirs["image_grid_thw"].tolist() == [[1, *ours.grid]]
-    n = len(ours.patches)
-    chw = ours.patches.reshape(n, 3, 256).transpose(1, 0, 2)
-    normal = processor.normalize(processor.rescale(chw, 1 / 255), [0.5] * 3, [0.5] * 3).transpose(1, 0, 2)
-    expected = theirs["pixel_values"].reshape(n, 3, 2, 256)
+    area = cfg.patch**2
+    assert ours.patches.shape == (ours.grid[0] * ours.grid[1], 3 * area) and ours.patches.dtype == np.uint8
+    expected = theirs["pixel_values"].reshape(-1, 3, 2, area)
     assert expected.dtype == np.float32
-    for frame in (0, 1):
-        assert np.array_equal(normal.astype(np.float32), expected[:, :, frame])
+    values = normal_values(cfg)
+    for channel in range(3):
+        normal = values[channel][ours.patches[:, channel * area : (channel + 1) * area]]
+        for frame in (0, 1):
+            assert np.array_equal(normal, expected[:, channel, frame])
+
+
+def of_file(data):
+    """What the reference is shown of a file: the upright image, in its own mode."""
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+
+
+SIZES = [(1, 1), (1, 200), (200, 1), (2, 399), (13, 2600), (2600, 13), (96, 96), (16, 48), (33, 47), (31, 33), (95, 97)]
 
 
 def test_patches_equal_transformers_over_sizes():
-    processor, rng = reference(CONFIG), np.random.default_rng(0)
-    sizes = [(1, 1), (1, 200), (200, 1), (96, 96), (16, 48), (33, 47), *rng.integers(5, 400, (40, 2)).tolist()]
-    for seed, (height, width) in enumerate(sizes):
+    rng = np.random.default_rng(0)
+    for seed, (height, width) in enumerate([*SIZES, *rng.integers(5, 400, (40, 2)).tolist()]):
         image = noise(seed, height, width)
-        assert_same_patches(patchify(image, CONFIG), Image.fromarray(image), processor)
-    assert_same_patches(patchify(noise(1, 97, 301), QWEN), Image.fromarray(noise(1, 97, 301)), reference(QWEN))
+        assert_same_patches(patchify(image, CONFIG), Image.fromarray(image), CONFIG)
+
+
+@pytest.mark.parametrize("size", [(97, 301), (768, 1024), (10, 2000), (8, 8), (256, 256), (255, 257)])
+def test_patches_equal_transformers_as_published(size):
+    image = noise(1, *size)
+    assert_same_patches(patchify(image, QWEN), Image.fromarray(image), QWEN)
+
+
+@pytest.mark.parametrize("size", [(2500, 3500), (3001, 1999), (5000, 25), (25, 5000)])
+def test_patches_equal_transformers_scaled_down(size):
+    cfg = QWEN._replace(min_pixels=32 * 32, max_pixels=300 * 300)
+    image = noise(2, *size)
+    ours = patchify(image, cfg)
+    assert max(ours.grid) * 16 < max(size)
+    assert_same_patches(ours, Image.fromarray(image), cfg)
+
+
+def test_patches_equal_transformers_of_other_geometry():
+    for cfg in (
+        ImageConfig(14, 2, 56 * 56, 200 * 200, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ImageConfig(8, 4, 32 * 32, 64 * 64, (0.1, 0.2, 0.3), (1.0, 0.5, 0.25)),
+        CONFIG._replace(min_pixels=64 * 64, max_pixels=64 * 64),
+    ):
+        for size in ((50, 70), (64, 64), (300, 20)):
+            assert_same_patches(patchify(noise(3, *size), cfg), Image.fromarray(noise(3, *size)), cfg)
+
+
+@hypothesis.settings(max_examples=1000, deadline=None)
+@hypothesis.given(
+    height=st.integers(1, 9000),
+    width=st.integers(1, 9000),
+    patch=st.sampled_from([8, 14, 16]),
+    merge=st.sampled_from([1, 2, 4]),
+    limits=st.tuples(st.integers(1, 2**25), st.integers(1, 2**25)),
+)
+def test_smart_resize_equals_transformers(height, width, patch, merge, limits):
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize as theirs
+
+    cfg = ImageConfig(patch, merge, *sorted(limits), (0.5,) * 3, (0.5,) * 3)
+    try:
+        expected = theirs(height, width, factor=cfg.factor, min_pixels=cfg.min_pixels, max_pixels=cfg.max_pixels)
+    except ValueError as e:
+        assert "aspect ratio" in str(e)
+        with pytest.raises(BadRecord, match="image_aspect"):
+            smart_resize(height, width, cfg)
+    else:
+        assert smart_resize(height, width, cfg) == expected
 
 
 def in_mode(mode):
@@ -69,16 +134,58 @@ def in_mode(mode):
     return image.convert(mode)
 
 
-@pytest.mark.parametrize(
-    "mode,kind",
-    [(m, "PNG") for m in ("1", "L", "P", "RGB", "RGBA", "LA")]
-    + [("CMYK", "JPEG"), ("L", "JPEG"), ("RGB", "WEBP"), ("RGBA", "WEBP"), ("P", "GIF"), ("P", "BMP"), ("RGB", "BMP")],
-)
+MODES = [(mode, "PNG") for mode in ("1", "L", "P", "RGB", "RGBA", "LA")] + [("CMYK", "JPEG"), ("L", "JPEG"), ("RGB", "MPO")]
+MODES += [("RGB", "WEBP"), ("RGBA", "WEBP"), ("P", "GIF"), ("L", "GIF"), ("P", "BMP"), ("RGB", "BMP"), ("1", "BMP")]
+
+
+@pytest.mark.parametrize("mode,kind", MODES)
 def test_patches_equal_transformers_over_modes(mode, kind):
-    out = io.BytesIO()
-    in_mode(mode).save(out, kind)
-    with Image.open(io.BytesIO(out.getvalue())) as image:
-        assert_same_patches(patchify(decode(out.getvalue()), CONFIG), image, reference(CONFIG))
+    for orientation in (1, 6, 7):
+        exif, out = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        in_mode(mode).save(out, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}))
+        data = out.getvalue()
+        assert of_file(data).size == ((50, 70) if orientation > 4 and kind not in ("GIF", "BMP") else (70, 50))
+        assert_same_patches(patchify(decode(data), CONFIG), of_file(data), CONFIG)
+
+
+def png_chunk(name, body):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def raw_png(kind, *, depth, channels=1, transparent=None, below=65536):
+    """A PNG 9 x 7 of random bits, of depths and transparencies that Pillow cannot write."""
+    rng, rows = np.random.default_rng(6), []
+    for _ in range(7):
+        bits = rng.integers(0, below, 9 * channels).astype(">u2") if depth == 16 else rng.integers(0, 256, 9 * channels, np.uint8)
+        rows.append(b"\0" + bits.tobytes()[: -(-9 * channels * depth // 8)])
+    chunks = [png_chunk(b"IHDR", struct.pack(">IIBBBBB", 9, 7, depth, kind, 0, 0, 0))]
+    chunks += [png_chunk(b"PLTE", rng.integers(0, 256, 3 * 2**depth, np.uint8).tobytes())] if kind == 3 else []
+    chunks += [png_chunk(b"tRNS", transparent)] if transparent else []
+    return b"\x89PNG\r\n\x1a\n" + b"".join([*chunks, png_chunk(b"IDAT", zlib.compress(b"".join(rows))), png_chunk(b"IEND", b"")])
+
+
+@pytest.mark.parametrize(
+    "mode,png",
+    [
+        ("1", raw_png(0, depth=1, transparent=b"\0\1")),
+        ("L", raw_png(0, depth=2)),
+        ("L", raw_png(0, depth=4, transparent=b"\0\3")),
+        ("L", raw_png(0, depth=8, transparent=b"\0\x11")),
+        ("I;16", raw_png(0, depth=16, below=256)),
+        ("I;16", raw_png(0, depth=16, below=256, transparent=b"\0\x11")),
+        ("RGB", raw_png(2, depth=8, channels=3, transparent=bytes(6))),
+        ("RGB", raw_png(2, depth=16, channels=3)),
+        ("P", raw_png(3, depth=8, transparent=bytes(range(256)))),
+        ("P", raw_png(3, depth=1, transparent=b"\0")),
+        ("P", raw_png(3, depth=4)),
+        ("RGBA", raw_png(4, depth=16, channels=2)),
+        ("RGBA", raw_png(6, depth=16, channels=4)),
+    ],
+)
+def test_patches_equal_transformers_over_depths(mode, png):
+    assert of_file(png).mode == mode
+    assert_same_patches(patchify(decode(png), CONFIG), of_file(png), CONFIG)
 
 
 def test_transparent_palette_is_white():
@@ -89,11 +196,16 @@ def test_transparent_palette_is_white():
     assert (decode(out.getvalue()) == 255).all()
 
 
-def test_sixteen_bit_is_refused():
+def test_sixteen_bits_are_taken_only_where_nothing_is_clipped():
     out = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(out, "PNG")
-    with pytest.raises(BadRecord, match=r"image_mode: mode I;16 .* 8 bits"):
-        decode(out.getvalue())
+    Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16)).save(out, "PNG")
+    assert of_file(out.getvalue()).mode == "I;16"
+    assert np.array_equal(decode(out.getvalue())[..., 1], np.arange(256).reshape(16, 16))
+    deep = io.BytesIO()
+    Image.fromarray(np.array([[7, 256], [9, 40000]], np.uint16)).save(deep, "PNG")
+    assert (np.array(of_file(deep.getvalue()).convert("RGB"))[:, 1] == 255).all()  # what the reference would be shown
+    with pytest.raises(BadRecord, match=r"image_mode: mode I;16 holds values from 7 to 40000, .* 8 bits"):
+        decode(deep.getvalue())
 
 
 @pytest.mark.parametrize("size,resized", [((480, 640), (480, 640)), ((1080, 1920), (1088, 1920)), ((32, 32), (256, 256))])
@@ -136,6 +248,7 @@ def test_exif_rotation(orientation):
     exif[0x0112] = orientation
     Image.fromarray(image).save(out, "PNG", exif=exif)
     assert np.array_equal(decode(out.getvalue()), turned)
+    assert_same_patches(patchify(turned, CONFIG), of_file(out.getvalue()), CONFIG)
 
 
 def test_gif_is_its_first_frame():
@@ -175,11 +288,8 @@ def test_damaged_bytes_raise_nothing_else(kind):
 
 
 def png_header(width, height):
-    def chunk(name, body):
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", zlib.compress(bytes(10**6))) + png_chunk(b"IEND", b"")
 
 
 def gif_header(width, height):
@@ -228,6 +338,8 @@ def write_config(folder, **changes):
 def test_load_image_config(tmp_path):
     write_config(tmp_path)
     assert load_image_config(tmp_path) == QWEN
+    write_config(tmp_path, min_pixels=1024, max_pixels=4096)  # the older names, which win as in transformers
+    assert load_image_config(tmp_path) == QWEN._replace(min_pixels=1024, max_pixels=4096)
     write_config(tmp_path, image_mean=[0.1, 0.2, 0.3])
     assert load_image_config(tmp_path).mean == (0.1, 0.2, 0.3)
     assert QWEN.factor == 32 and QWEN.patch_dim == 768

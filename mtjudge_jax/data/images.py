@@ -1,7 +1,8 @@
 """Encoded image bytes to the uint8 patches that Qwen3-VL sees: decoding with limits, resizing, patch order.
 
-The result equals `transformers`' `Qwen2VLImageProcessorPil` bit for bit before normalisation; the normalisation
-`(x / 255 - mean) / std` and the doubling along time are left to the device, so that a patch is 3 * 16 * 16 bytes.
+The result equals `transformers`' `Qwen2VLImageProcessorPil` on the upright image (`ImageOps.exif_transpose`) bit for bit
+before normalisation; the normalisation `(x / 255 - mean) / std` and the doubling along time are left to the device, so that
+a patch is 3 * 16 * 16 bytes.
 """
 
 import io
@@ -19,7 +20,7 @@ from mtjudge_jax.data.records import BadRecord
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of Pillow's 43 openers; EPS, for one, would start Ghostscript
 MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded
 MAX_ASPECT = 200  # Qwen's own limit
-CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow clips these to white or black on conversion
+CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 of these into white
 
 
 class ImageConfig(NamedTuple):
@@ -55,8 +56,8 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     path = Path(folder) / "preprocessor_config.json"
     config = json.loads(path.read_text())
     size = config.get("size", {})
-    low = size.get("shortest_edge", config.get("min_pixels"))
-    high = size.get("longest_edge", config.get("max_pixels"))
+    low = config.get("min_pixels") or size.get("shortest_edge")  # as in transformers, the older names win
+    high = config.get("max_pixels") or size.get("longest_edge")
     if not low or not high or low > high:
         raise ValueError(
             f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), found {low} and {high}; "
@@ -79,8 +80,10 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
 def decode(data: bytes) -> np.ndarray:
     """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [h, w, 3].
 
-    The rotation in EXIF is applied. Transparency is composited on white, as Qwen's processor does; grey, palette and
-    CMYK are converted by Pillow. 16-bit and float images are refused: Pillow would clip them to white or black.
+    The rotation in EXIF is applied. Transparency is composited on white, as Qwen's processor does with an opened image
+    (`transformers.image_utils.load_image`, for a path, would drop it and show the colours that lie beneath). Grey, palette
+    and CMYK are converted by Pillow. An image of more than 8 bits a channel (I;16) is taken where its values are 0 to 255;
+    others are refused, because Pillow, and so the processor, would turn all that is above 255 into white.
 
     Raises nothing but BadRecord: `image_format`, `image_too_large`, `image_mode`, `truncated_image`, `broken_image`.
     """
@@ -88,6 +91,7 @@ def decode(data: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image)
             image.load()
+            check_depth(image)
             return _to_rgb(ImageOps.exif_transpose(image))
     except BadRecord:
         raise
@@ -105,8 +109,19 @@ def _check_header(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadRecord("image_too_large", f"{width}x{height} is over {MAX_PIXELS} pixels; scale it down first")
-    if image.mode in CLIPPING_MODES:
-        raise BadRecord("image_mode", f"mode {image.mode} would be clipped; convert it to 8 bits a channel first")
+
+
+def check_depth(image: Image.Image) -> None:
+    """Raises BadRecord `image_mode` for a loaded image that Pillow would clip on its way to 8 bits a channel."""
+    if image.mode not in CLIPPING_MODES:
+        return
+    low, high = image.getextrema()
+    if not (low >= 0 and high <= 255):  # so that NaN fails
+        raise BadRecord(
+            "image_mode",
+            f"mode {image.mode} holds values from {low} to {high}, and above 255 all would be clipped to white; "
+            "convert it to 8 bits a channel first",
+        )
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
@@ -120,6 +135,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def smart_resize(height: int, width: int, cfg: ImageConfig) -> tuple[int, int]:
     """(height, width) after Qwen's aspect-preserving resize: multiples of `cfg.factor`, area within the two limits.
 
+    A side is never below `cfg.factor`, which at an extreme aspect can take the area above `max_pixels`, as in Qwen's.
     With Qwen3-VL's configuration (480, 640) stays, (1080, 1920) becomes (1088, 1920), (32, 32) becomes (256, 256).
     Raises BadRecord `image_aspect` above 200 to 1. Source: transformers, models/qwen2_vl.
     """
@@ -143,9 +159,10 @@ def patchify(image: np.ndarray, cfg: ImageConfig) -> Patches:
     A 64x96 image of 16-pixel patches and 2x2 blocks has grid (4, 6); patches 0 to 3 are (0,0), (0,1), (1,0), (1,1).
     """
     height, width = smart_resize(image.shape[0], image.shape[1], cfg)
-    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    if image.shape[:2] != (height, width):
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     rows, columns = height // cfg.patch, width // cfg.patch
-    blocks = resized.reshape(
+    blocks = image.reshape(
         rows // cfg.merge, cfg.merge, cfg.patch, columns // cfg.merge, cfg.merge, cfg.patch, 3
     )  # (block row, row, y, block column, column, x, C)
     patches = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, cfg.patch_dim)
