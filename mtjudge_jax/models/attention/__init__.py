@@ -15,20 +15,27 @@ A token sees the tokens of its segment, and where it is causal not the later one
 Padding looks at padding only, so no query is without a key; its output is finite and never read.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
-from mtjudge_jax.models.attention import halves
+from mtjudge_jax.models.attention import chunked, halves
 from mtjudge_jax.models.attention.halves import attend_decode
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.types import Array
 
 __all__ = ["attend", "attend_decode", "attend_grouped"]
 
+HALVES = {"xla": halves.attend_half, "chunked": chunked.attend_half}
+
 
 def attend(q: Array, k: Array, v: Array, *, segments: Array, causal: bool, scale: float, backend: Backend) -> Array:
     """Self-attention within segments. q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T]. Returns [Q, T, N, H]."""
-    mask = halves.segment_mask(segments, causal=causal)
-    return halves.attend_masked(q, k, v, mask, scale=scale)[0]
+    if backend.attention in HALVES:
+        half = HALVES[backend.attention]
+        return half(q, k, v, (segments, segments), causal=causal, scale=scale)[0]
+    layout = ("causal",) if causal else ("full",)
+    return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
 
 
 def attend_grouped(
@@ -37,20 +44,42 @@ def attend_grouped(
     """The stream of training, S = prompt + group * c: `[prompt | completion 1 | .. | completion G]`.
 
     q [Q, S, N, H]; k, v [Q, S, K, H]; valid bool [Q, prompt], True on real prompt tokens. The prompt is causal, a completion
-    sees the valid prompt and its own past. Returns [Q, S, N, H]. No array of the size of G prompts is made: the queries of a
-    group are laid end to end over the one prompt.
+    sees the valid prompt and its own past. Returns [Q, S, N, H].
     """
-    rows, length, n, h = q.shape
-    if length <= prompt or (length - prompt) % group:
+    own = q.shape[1] - prompt
+    if own <= 0 or own % group:
         raise ValueError(
-            f"a stream of {length} tokens is no prompt of {prompt} and {group} completions of one length: "
+            f"a stream of {q.shape[1]} tokens is no prompt of {prompt} and {group} completions of one length: "
             f"its length must be {prompt} + a multiple of {group}"
         )
-    parts = [(x[:, :prompt], x[:, prompt:].reshape(rows, group, -1, *x.shape[2:])) for x in (q, k, v)]
-    (q_p, q_c), (k_p, k_c), (v_p, v_c) = parts
-    out = attend(q_p, k_p, v_p, segments=valid.astype(jnp.int32), causal=True, scale=scale, backend=backend)
-    a, lse_a = halves.attend_masked(q[:, prompt:], k_p, v_p, valid[:, None, :], scale=scale)
-    causal = jnp.tril(jnp.ones((q_c.shape[2],) * 2, bool))
-    b, lse_b = halves.attend_masked(q_c, k_c, v_c, causal, scale=scale)
-    own = halves.merge(a.reshape(b.shape), lse_a.reshape(lse_b.shape), b, lse_b)
-    return jnp.concatenate([out, own.reshape(rows, -1, n, h)], 1)
+    if backend.attention in HALVES:
+        return _two_halves(HALVES[backend.attention], q, k, v, group=group, valid=valid, scale=scale)
+    segments = jnp.pad(valid.astype(jnp.int32), ((0, 0), (0, own)), constant_values=1)
+    layout = ("grouped", prompt, own // group)
+    return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
+
+
+def _two_halves(half: Callable, q: Array, k: Array, v: Array, *, group: int, valid: Array, scale: float) -> Array:
+    """The grouped stream without an array of the size of G prompts: the queries of a group lie end to end over the one prompt."""
+    rows, _, n, h = q.shape
+    p = valid.shape[1]
+    segment = valid.astype(jnp.int32)
+    prompt, _ = half(q[:, :p], k[:, :p], v[:, :p], (segment, segment), causal=True, scale=scale)
+    ones = jnp.ones((rows, q.shape[1] - p), jnp.int32)
+    a, lse_a = half(q[:, p:], k[:, :p], v[:, :p], (ones, segment), causal=False, scale=scale)
+    own = [x[:, p:].reshape(rows, group, -1, *x.shape[2:]) for x in (q, k, v)]
+    b, lse_b = half(*own, None, causal=True, scale=scale)
+    completions = halves.merge(a.reshape(b.shape), lse_a.reshape(lse_b.shape), b, lse_b)
+    return jnp.concatenate([prompt, completions.reshape(rows, -1, n, h)], 1)
+
+
+def _kernel(name: str) -> Callable:
+    """The function of a kernel, imported where it is asked for: its libraries are of one kind of device."""
+    match name:
+        case "splash":
+            from mtjudge_jax.models.attention import splash as module
+        case "tokamax":
+            from mtjudge_jax.models.attention import mosaic as module
+        case _:
+            raise ValueError(f"unknown attention {name!r}: known are {', '.join(HALVES)}, splash, tokamax")
+    return module.attend

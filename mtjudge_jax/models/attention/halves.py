@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from mtjudge_jax.types import Array
 
+Segments = tuple[Array, Array]
 MASKED = -1e30  # finite: a query with no key at all gets a uniform average instead of NaN, and is never read
 
 
@@ -38,10 +39,16 @@ def attend_masked(q: Array, k: Array, v: Array, mask: Array, *, scale: float) ->
     return jnp.moveaxis(out, -2, -4).reshape(*lead, t, n, h), jnp.moveaxis(lse, -1, -3).reshape(*lead, t, n)
 
 
-def segment_mask(segments: Array, *, causal: bool) -> Array:
-    """segments int32 [Q, T] -> bool [Q, T, T]: a token sees those of its own segment, causal: not later ones."""
-    mask = segments[:, :, None] == segments[:, None, :]
-    return jnp.tril(mask) if causal else mask
+def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, causal: bool, scale: float) -> tuple[Array, Array]:
+    """The half that all backends made of halves share: `attend_masked`, its mask from segments and order.
+
+    segments: int32 [..., T] of the queries and [..., S] of the keys, which see each other where they are equal; None: all do.
+    causal: no query sees a key of a larger index.
+    """
+    mask = jnp.ones((q.shape[-3], k.shape[-3]), bool)
+    mask = jnp.tril(mask) if causal else mask
+    mask = mask if segments is None else mask & (segments[0][..., :, None] == segments[1][..., None, :])
+    return attend_masked(q, k, v, mask, scale=scale)
 
 
 def merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Array:

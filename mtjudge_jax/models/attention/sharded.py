@@ -1,0 +1,41 @@
+"""A kernel is one device's business: this lays a call of one over the mesh."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from mtjudge_jax.sharding import BATCH_AXES
+from mtjudge_jax.types import Array
+
+
+def call_sharded(kernel: Callable, q: Array, k: Array, v: Array, segments: Array, mesh: Mesh | None) -> Array:
+    """`kernel(q, k, v, segments)` on each device's rows and heads: q [Q, T, N, H]; k, v [Q, T, K, H]; segments [Q, T'].
+
+    Rows lie over data, fsdp and expert together, heads over tensor. Where tensor does not divide the key heads, each is repeated
+    as often as needed; a device then holds the copies that its query heads read.
+    """
+    if mesh is None:
+        return kernel(q, k, v, segments)
+    rows, shards, heads = q.shape[0], math.prod(mesh.shape[axis] for axis in BATCH_AXES), mesh.shape["tensor"]
+    if rows % shards:
+        raise ValueError(
+            f"{rows} rows cannot be spread over {' * '.join(BATCH_AXES)} = {shards} shards of the mesh: "
+            f"make the rows of a batch a multiple of {shards}, or the mesh smaller"
+        )
+    if q.shape[2] % heads:
+        raise ValueError(
+            f"{q.shape[2]} attention heads cannot be spread over mesh.tensor = {heads}: "
+            f"set mesh.tensor to a divisor of {q.shape[2]}"
+        )
+    if k.shape[2] % heads:
+        k, v = (jnp.repeat(x, heads // math.gcd(heads, k.shape[2]), axis=2) for x in (k, v))
+    split = P(BATCH_AXES, None, "tensor", None)
+    # Kernels know nothing of which mesh axes a value varies over, hence check_vma.
+    call = jax.shard_map(
+        kernel, mesh=mesh, in_specs=(split, split, split, P(BATCH_AXES, None)), out_specs=split, check_vma=False
+    )
+    return call(q, k, v, segments)

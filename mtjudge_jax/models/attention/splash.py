@@ -1,0 +1,109 @@
+"""Attention on a TPU by JAX's splash kernel: blocks that a static mask leaves empty are never visited, forward or backward.
+
+Source of the kernel: jax.experimental.pallas.ops.tpu.splash_attention. It takes a static mask, computed inside it from the
+indices, together with segments that only the data know: here the layout is the mask, padding and images are the segments.
+Off a TPU the kernel is interpreted, slowly, for tests.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import Mesh
+
+from mtjudge_jax.models.attention.sharded import call_sharded
+from mtjudge_jax.types import Array
+
+LANES = 128  # of a TPU's vector unit: blocks and heads are filled up to a multiple of it
+BLOCKS = (512, 384, 256, 128)
+LOW_BITS = 16  # of a query's index; its completion's start is packed above them
+LONGEST = 2**LOW_BITS
+
+
+class GroupedMask(masks._ComputableMask):
+    """The grouped stream: the prompt is causal, a completion sees the prompt and its own past.
+
+    The kernel hands each query's number to `mask_function` with each key's index. That number holds two here: the query's own
+    index and where its completion starts, so that no division is needed for every score. Queries filled up behind make further
+    completions, so that no row is empty.
+    """
+
+    def __init__(self, length: int, prompt: int, completion: int):
+        self.layout = (length, prompt, completion)
+        super().__init__((length, length), functools.partial(_grouped, prompt=prompt))
+        index = np.arange(length)
+        start = np.where(index < prompt, 0, prompt + (index - prompt) // completion * completion)
+        self.q_sequence = ((start << LOW_BITS) + index).astype(np.uint32).view(np.int32)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GroupedMask) and self.layout == other.layout
+
+    def __hash__(self) -> int:
+        return hash(self.layout)
+
+
+def _grouped(query, key, *, prompt: int):
+    """query: packed index and start; key: index. True where the one may see the other."""
+    low = LONGEST - 1
+    index, start = query & low, (query >> LOW_BITS) & low
+    return (key <= index) & ((key < prompt) | (key >= start))
+
+
+@functools.cache
+def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Callable:
+    """The kernel of `heads` query heads, over tokens of a multiple of their block.
+
+    layout: ("full",), ("causal",) or ("grouped", prompt, completion).
+    """
+    block = block_size(length)
+    match layout:
+        case ("full",):
+            mask = masks.FullMask((length, length))
+        case ("causal",):
+            mask = masks.CausalMask((length, length))
+        case ("grouped", prompt, completion):
+            mask = GroupedMask(length, prompt, completion)
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    with jax.ensure_compile_time_eval():
+        kernel = kernels.make_splash_mha(
+            masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+    return jax.tree.map(np.asarray, kernel)  # kept from one trace to the next, so nothing of a trace or a device may stay in it
+
+
+def block_size(length: int) -> int:
+    """The longest block that fills up by at most an eighth; the shortest where none does."""
+    return next((block for block in BLOCKS if -length % block <= length // 8), BLOCKS[-1])
+
+
+def attend(
+    q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None
+) -> Array:
+    """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding. Returns [Q, T, N, H]."""
+    length, size = q.shape[1], q.shape[-1]
+    if length > LONGEST:
+        raise ValueError(f"{length} tokens a row are more than the {LONGEST} that splash can count: set attention to chunked")
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+    def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
+        behind = -length % block_size(length)
+        kernel = make_kernel(layout, length + behind, q.shape[2], platform != "tpu")
+        q = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel does not scale
+        fill = ((0, 0), (0, behind), (0, 0), (0, -size % LANES))
+        q, k, v = (jnp.pad(x, fill).swapaxes(1, 2) for x in (q, k, v))
+        segments = jnp.pad(segments, fill[:2])
+        out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segments, segments))
+        return out.swapaxes(1, 2)[:, :length, :, :size]
+
+    return call_sharded(on_device, q, k, v, segments, mesh)
