@@ -1,16 +1,24 @@
-"""The reference: transformers' own Qwen3-VL on CPU, tiny and random. Import only where torch is installed.
+"""The reference: transformers' own Qwen3-VL on CPU, dense or mixture of experts, tiny and random. Needs torch.
 
 Every parameter is randomised, norms and biases too: with transformers' own initialisation (norms one, biases zero) half of
 the mistakes a port can make change nothing. Image inputs are laid out by hand from the prompt rows, because the processors
 that would do it need torchvision.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 from mtjudge_jax.types import PromptBatch
 
@@ -36,10 +44,25 @@ PLAIN = {
     "section": [6, 3, 3],
     "positions": 36,
 }  # fmt: skip
+# The same two with experts. D, F and 2 F differ, as in every published model: a file's layout is told by its shapes.
+EVERY_LAYER = {"decoder_sparse_step": 1, "mlp_only_layers": []}
+GAPS_MOE = GAPS | {
+    "text": GAPS["text"] | EVERY_LAYER | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 18}
+}
+PLAIN_MOE = PLAIN | {
+    "text": PLAIN["text"] | EVERY_LAYER | {"num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20}
+}
+
+Config = Qwen3VLConfig | Qwen3VLMoeConfig
+Model = Qwen3VLForConditionalGeneration | Qwen3VLMoeForConditionalGeneration
+CLASSES = {
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+    "qwen3_vl_moe": (Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration),
+}
 
 
-def config(sizes: dict[str, Any], *, tied: bool) -> Qwen3VLConfig:
-    """A tiny config; `sizes` is GAPS or PLAIN."""
+def config(sizes: dict[str, Any], *, tied: bool) -> Config:
+    """A tiny config; `sizes` is GAPS or PLAIN, or one of them with experts."""
     rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_interleaved": True, "mrope_section": sizes["section"]}
     text = sizes["text"] | {
         "rms_norm_eps": 1e-6, "max_position_embeddings": 4096, "rope_parameters": rope, "tie_word_embeddings": tied,
@@ -49,16 +72,16 @@ def config(sizes: dict[str, Any], *, tied: bool) -> Qwen3VLConfig:
         "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": sizes["positions"],
         "out_hidden_size": sizes["text"]["hidden_size"],
     }  # fmt: skip
-    return Qwen3VLConfig(
+    made, _ = CLASSES["qwen3_vl_moe" if "num_experts" in sizes["text"] else "qwen3_vl"]
+    return made(
         text_config=text, vision_config=vision, tie_word_embeddings=tied, dtype="float32", image_token_id=IMAGE,
         video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END,
     )  # fmt: skip
 
 
-def model(cfg: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
-    """A float32 model with every parameter random; the same seed gives the same weights, tied or not."""
-    net = Qwen3VLForConditionalGeneration(cfg).eval().float()
-    net.set_attn_implementation("eager")
+def model(cfg: Config, seed: int) -> Model:
+    """A float32 model with every parameter random; the same seed gives the same weights, tied or not, with experts or not."""
+    net = _plain(CLASSES[cfg.model_type][1](cfg).float())
     with torch.no_grad():
         for name, parameter in sorted(net.named_parameters()):
             key = [seed, *name.encode()]
@@ -70,18 +93,30 @@ def model(cfg: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
 def _scaled(name: str, noise: np.ndarray) -> np.ndarray:
     if noise.ndim == 1:
         return 0.2 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    if name.endswith("mlp.gate.weight"):
+        return noise * 3 * noise.shape[1] ** -0.5  # logits of a standard deviation of 3: the choices are clear ones
+    if ".experts." in name:
+        return noise * noise.shape[2] ** -0.5  # (experts, out, in)
     return noise * min(0.15, float(np.prod(noise.shape[1:])) ** -0.5)
 
 
-def load(folder: Path) -> Qwen3VLForConditionalGeneration:
-    """from_pretrained, which must find every tensor and nothing else."""
-    net, report = Qwen3VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+def load(folder: Path) -> Model:
+    """from_pretrained, which must find every tensor and nothing else; experts in the hub's layout or in transformers' own."""
+    made = CLASSES[AutoConfig.from_pretrained(folder).model_type][1]
+    net, report = made.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return _plain(net)
+
+
+def _plain(net: Model) -> Model:
+    """The implementations that are written out in the model's own file."""
     net.set_attn_implementation("eager")
+    if net.config.model_type == "qwen3_vl_moe":
+        net.set_experts_implementation("eager")
     return net.eval()
 
 
-def quiet_tower(net: Qwen3VLForConditionalGeneration, factor: float = 1e-3) -> Qwen3VLForConditionalGeneration:
+def quiet_tower(net: Model, factor: float = 1e-3) -> Model:
     """Shrinks what enters the tower until the epsilon of its LayerNorms is felt."""
     with torch.no_grad():
         visual = net.model.visual
@@ -90,7 +125,7 @@ def quiet_tower(net: Qwen3VLForConditionalGeneration, factor: float = 1e-3) -> Q
     return net
 
 
-def batch(prompts: list[list[int | tuple[int, int]]], cfg: Qwen3VLConfig, *, length: int, patches: int, seed: int) -> PromptBatch:
+def batch(prompts: list[list[int | tuple[int, int]]], cfg: Config, *, length: int, patches: int, seed: int) -> PromptBatch:
     """Prompt rows. A prompt is a list of token ids and, where an image stands, its grid (height, width) in patches.
 
     [5, (4, 2), 6] becomes 5 <start> pad pad <end> 6 with 8 random patches. Positions are transformers' own.
@@ -124,7 +159,8 @@ def batch(prompts: list[list[int | tuple[int, int]]], cfg: Qwen3VLConfig, *, len
         out.valid[row, length - len(ids) :] = True
     is_image = out.tokens == IMAGE
     out.image_index[is_image] = (np.cumsum(is_image, 1) - 1)[is_image]
-    positions, delta = Qwen3VLForConditionalGeneration(cfg).model.get_rope_index(**_text_inputs(out), image_grid_thw=grids(out))
+    net = CLASSES[cfg.model_type][1](cfg)
+    positions, delta = net.model.get_rope_index(**_text_inputs(out), image_grid_thw=grids(out))
     out.positions[:] = positions.permute(1, 2, 0).numpy()
     out.next_position[:] = out.valid.sum(1) + delta[:, 0].numpy()
     return out
@@ -147,7 +183,7 @@ def grids(rows: PromptBatch) -> torch.Tensor:
     """[images, 3]: (1, height, width) of every image, row after row."""
     found = []
     for row in range(len(rows.tokens)):
-        for number in range(1, rows.patch_segment[row].max() + 1):
+        for number in range(1, rows.patch_segment[row].max(initial=0) + 1):
             found.append([1, *rows.patch_grid[row][rows.patch_segment[row] == number][0]])
     return torch.tensor(np.array(found, np.int64).reshape(-1, 3))
 
@@ -166,12 +202,14 @@ def _text_inputs(rows: PromptBatch, tokens: np.ndarray | None = None, mask: np.n
 def inputs(rows: PromptBatch, tokens: np.ndarray | None = None, mask: np.ndarray | None = None) -> dict[str, torch.Tensor]:
     """What transformers' forward takes. A still image fills both frames of a patch: (C, 256) -> (C, T, 256)."""
     used = rows.patches[rows.patch_segment > 0].astype(np.float32)
+    if not len(used):
+        return _text_inputs(rows, tokens, mask)
     pixels = (used / np.float32(255.0) - np.float32(0.5)) / np.float32(0.5)
     pixels = np.repeat(pixels.reshape(-1, 3, 1, 256), 2, axis=2).reshape(-1, 1536)
     return _text_inputs(rows, tokens, mask) | {"pixel_values": torch.from_numpy(pixels), "image_grid_thw": grids(rows)}
 
 
-def logits(net: Qwen3VLForConditionalGeneration, rows: PromptBatch) -> np.ndarray:
+def logits(net: Model, rows: PromptBatch) -> np.ndarray:
     """float32 [Q, P, V]."""
     with torch.no_grad():
         return net(**inputs(rows), use_cache=False).logits.numpy()
@@ -182,9 +220,7 @@ def repeat(rows: PromptBatch, times: int) -> PromptBatch:
     return PromptBatch(*(np.repeat(field, times, 0) for field in rows))
 
 
-def completion_logp(
-    net: Qwen3VLForConditionalGeneration, rows: PromptBatch, tokens: np.ndarray, mask: np.ndarray
-) -> torch.Tensor:
+def completion_logp(net: Model, rows: PromptBatch, tokens: np.ndarray, mask: np.ndarray) -> torch.Tensor:
     """Log-probabilities of completions [Q, G, C], every completion with its own copy of the prompt, differentiable."""
     count, group, length = tokens.shape
     flat = inputs(repeat(rows, group), tokens.reshape(-1, length), mask.reshape(-1, length))
@@ -194,7 +230,7 @@ def completion_logp(
 
 
 def gradients(
-    net: Qwen3VLForConditionalGeneration, rows: PromptBatch, tokens: np.ndarray, mask: np.ndarray
+    net: Model, rows: PromptBatch, tokens: np.ndarray, mask: np.ndarray
 ) -> tuple[np.ndarray, float, dict[str, np.ndarray]]:
     """(log-probabilities, mean negative log-likelihood over the mask, its gradient by tensor name)."""
     net.zero_grad()
@@ -204,7 +240,7 @@ def gradients(
     return logp.detach().numpy(), loss.item(), {name: p.grad.numpy().copy() for name, p in net.named_parameters()}
 
 
-def greedy(net: Qwen3VLForConditionalGeneration, rows: PromptBatch, steps: int) -> tuple[np.ndarray, float]:
+def greedy(net: Model, rows: PromptBatch, steps: int) -> tuple[np.ndarray, float]:
     """Greedy continuations int32 [Q, steps] in words alone, without a cache, and the least lead over the next best.
 
     The control tokens, from IMAGE on, are left out: transformers refuses an image token without an image.
@@ -217,3 +253,35 @@ def greedy(net: Qwen3VLForConditionalGeneration, rows: PromptBatch, steps: int) 
         lead = min(lead, float((best.values[:, 0] - best.values[:, 1]).min()))
         tokens = np.concatenate([tokens, best.indices[:, :1].numpy().astype(np.int32)], 1)
     return tokens, lead
+
+
+def generate(
+    net: Model, rows: PromptBatch, *, steps: int, eos: int | None, banned: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """transformers' own greedy `generate`: tokens int32 [Q, steps], PAD behind `eos`, and each row's least lead over the next."""
+    out = net.generate(
+        **inputs(rows), do_sample=False, max_new_tokens=steps, eos_token_id=eos, pad_token_id=PAD, suppress_tokens=banned,
+        output_scores=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    tokens = out.sequences[:, rows.tokens.shape[1] :].numpy().astype(np.int32)
+    best = torch.stack(out.scores, 1).topk(2).values
+    lead = (best[..., 0] - best[..., 1]).numpy()
+    lead[tokens == PAD] = np.inf
+    return np.pad(tokens, [(0, 0), (0, steps - tokens.shape[1])], constant_values=PAD), lead.min(1)
+
+
+@contextmanager
+def router_gaps(net: Model) -> Iterator[list[float]]:
+    """Gathers, a call of a router, the least difference of its logits between the last expert chosen and the next; of a dense
+    model, nothing."""
+    gaps: list[float] = []
+
+    def see(router, _, output) -> None:
+        best = output[0].detach().topk(router.top_k + 1).values
+        gaps.append(float((best[:, -2] - best[:, -1]).min()))
+
+    layers = net.model.language_model.layers if net.config.model_type == "qwen3_vl_moe" else ()
+    hooks = [layer.mlp.gate.register_forward_hook(see) for layer in layers]
+    yield gaps
+    for hook in hooks:
+        hook.remove()
