@@ -2,24 +2,136 @@
 
 Source of the order of operations: transformers `models/qwen3_vl_moe/modeling_qwen3_vl_moe.py` (5.23), but the router's
 logits are float32 here, so that rollout and training choose alike. Axes: T tokens, D model, E experts, F width of an
-expert, k choices a token.
+expert, k choices a token; R = T k rows, one a choice.
 """
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.grouped_matmul import grouped_matmul
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig
+from mtjudge_jax.sharding import BATCH_AXES, param_spec
 from mtjudge_jax.types import Array
+
+CHUNK_ROWS = 4096  # experts held apart: their rows are worked off in chunks of at least so many
+CHUNKS_A_SHARE = 4  # and of this part of the rows that a device would have if all experts were chosen alike
 
 
 class RouterStats(NamedTuple):
-    """What the router of a layer did with the real tokens; no gradient flows through it."""
+    """What the router of a layer did with the real tokens of the whole batch; no gradient flows through it."""
 
     load: Array  # float32 [E], share of all choices, sums to 1
     entropy: Array  # float32 [], mean entropy of the softmax over all experts, in nats
+
+
+class Weights(NamedTuple):
+    """Of one layer; inside `jax.shard_map` this device's part of them. Also holds their partition specs."""
+
+    router_de: Array
+    gate_up_ed2f: Array
+    down_efd: Array
+
+
+class Split(NamedTuple):
+    """Which mesh axes hold what apart inside `jax.shard_map`; nothing on one device."""
+
+    rows: tuple[str, ...] = ()  # the tokens
+    fsdp: tuple[str | None, str | None] = (None, None)  # D of gate_up and of down
+    expert: str | None = None  # E
+    tensor: str | None = None  # F
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All that the products vary over."""
+        return self.rows + ((self.tensor,) if self.tensor else ())
+
+
+def expert_mlp(
+    x: Array, real: Array, *, router_de: Array, gate_up_ed2f: Array, down_efd: Array, moe: MoeConfig, backend: Backend
+) -> tuple[Array, RouterStats]:
+    """x [Q, .., D] -> (y like x, statistics over the tokens where real, bool [Q, ..]); all tokens are computed.
+
+    On a mesh, Q is sharded as every batch is. Devices along `expert` exchange tokens: each sees those of all, works on the
+    choices that are its own experts', and the sums go back. Raises ValueError when the mesh does not divide Q.
+    """
+    weights = Weights(router_de, gate_up_ed2f, down_efd)
+    layer = functools.partial(_layer, k=moe.experts_per_token, impl=backend.experts)
+    if backend.mesh is None or backend.mesh.size == 1:
+        return layer(x, real, weights, split=Split())
+    shards = math.prod(backend.mesh.shape[axis] for axis in BATCH_AXES)
+    if x.shape[0] % shards:
+        raise ValueError(
+            f"{x.shape[0]} rows of tokens do not divide over {shards} devices ({' x '.join(BATCH_AXES)}): "
+            f"pad the batch to a multiple of {shards}"
+        )
+    specs = weight_specs(weights, backend.mesh)
+    rows = P(BATCH_AXES)
+    return jax.shard_map(
+        functools.partial(layer, split=_split(specs)),
+        mesh=backend.mesh,
+        in_specs=(rows, rows, specs),
+        out_specs=(rows, RouterStats(P(), P())),
+        check_vma=backend.experts != "tokamax",  # its kernels do not say what they vary over
+    )(x, real, weights)
+
+
+def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
+    """The parameter table's specs of one layer's weights: the layer axis is gone, what does not divide is whole."""
+    paths = Weights("router_lde", "experts_gate_up_led2f", "experts_down_lefd")
+    return Weights(*[P(*param_spec(f"text/layers/{p}", (1, *w.shape), mesh)[1:]) for p, w in zip(paths, weights, strict=True)])
+
+
+def _split(specs: Weights) -> Split:
+    expert, gate_up_d, _, tensor = specs.gate_up_ed2f
+    return Split(BATCH_AXES, (gate_up_d, specs.down_efd[2]), expert, tensor)
+
+
+def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split: Split) -> tuple[Array, RouterStats]:
+    """`expert_mlp` on one device, or on one device's part of it."""
+    tokens = x.reshape(-1, x.shape[-1])
+    choice, weight, probability = route(tokens, weights.router_de, k=k)
+    stats = _stats(choice, probability, real.reshape(-1), split.rows)
+    gate_up, down = _gather_weights(weights, split)
+    if split.tensor:
+        tokens, weight = jax.lax.pcast((tokens, weight), split.tensor, to="varying")
+    first = 0
+    if split.expert:
+        gather = functools.partial(jax.lax.all_gather, axis_name=split.expert, tiled=True)
+        tokens, choice, weight = gather(tokens), gather(choice), gather(weight)
+        first = jax.lax.axis_index(split.expert) * down.shape[0]
+    choice = choice - first
+    if impl == "dense":
+        y = all_experts(tokens, choice, weight, gate_up, down)
+    elif not split.expert:
+        y = sorted_experts(tokens, choice, weight, gate_up, down, impl=impl)
+    else:
+        share = choice.size // jax.lax.axis_size(split.expert)
+        y = some_experts(tokens, choice, weight, gate_up, down, impl=impl, share=share, axes=split.axes)
+    if split.expert:
+        y = jax.lax.psum_scatter(y, split.expert, tiled=True)
+    if split.tensor:
+        y = jax.lax.psum(y, split.tensor)
+    return y.reshape(x.shape), stats
+
+
+def _gather_weights(weights: Weights, split: Split) -> tuple[Array, Array]:
+    """gate_up [E', D, 2 F'] and down [E', F', D] of this device's experts and columns, whole over D."""
+    gate_up, down = weights.gate_up_ed2f, weights.down_efd
+    gate_up = gate_up.reshape(*gate_up.shape[:2], -1)
+    whole = []
+    for w, axis, fsdp in zip((gate_up, down), (1, 2), split.fsdp, strict=True):
+        if fsdp:
+            w = jax.lax.all_gather(w, fsdp, axis=axis, tiled=True)
+        same = tuple(a for a in split.axes if a not in (fsdp, split.expert, split.tensor))
+        whole.append(jax.lax.pcast(w, same, to="varying") if same else w)
+    return whole[0], whole[1]
 
 
 def route(x: Array, router_de: Array, *, k: int) -> tuple[Array, Array, Array]:
@@ -30,43 +142,136 @@ def route(x: Array, router_de: Array, *, k: int) -> tuple[Array, Array, Array]:
     """
     logits = jnp.einsum("td,de->te", x.astype(jnp.float32), router_de.astype(jnp.float32), precision="highest")
     probability = jax.nn.softmax(logits)
-    weight, choice = jax.lax.top_k(probability, k)
+    choice = jax.lax.top_k(jax.lax.stop_gradient(probability), k)[1]
+    # Picked by comparison: the backward pass is a sum then, where that of `top_k` scatters one number at a time.
+    weight = jnp.where(_is_expert(choice, logits.shape[-1]), probability[:, None], 0).sum(-1)
     return choice, weight / weight.sum(-1, keepdims=True), probability
 
 
-def expert_mlp(
-    x: Array, real: Array, *, router_de: Array, gate_up_ed2f: Array, down_efd: Array, moe: MoeConfig, backend: Backend
-) -> tuple[Array, RouterStats]:
-    """x [Q, .., D] -> (y like x, statistics over the tokens where real, bool [Q, ..]). Every token is computed."""
-    tokens = x.reshape(-1, x.shape[-1])
-    choice, weight, probability = route(tokens, router_de, k=moe.experts_per_token)
-    y = all_experts(tokens, choice, weight, gate_up_ed2f, down_efd)
-    return y.reshape(x.shape), _stats(choice, probability, real.reshape(-1))
+def _is_expert(choice: Array, experts: int) -> Array:
+    """int32 [...] -> bool [..., E]; a choice outside 0..E-1 is none of them."""
+    return choice[..., None] == jnp.arange(experts)
 
 
-def all_experts(x: Array, choice: Array, weight: Array, gate_up_ed2f: Array, down_efd: Array) -> Array:
-    """Every expert on every token, weighed by zero where it was not chosen: two matrix products, [T, E, F] in between."""
-    experts = gate_up_ed2f.shape[0]
-    share = (jax.nn.one_hot(choice, experts, dtype=jnp.float32) * weight[..., None]).sum(1)
-    h = jnp.einsum("td,edxf->texf", x, gate_up_ed2f)
-    h = jax.nn.silu(h[:, :, 0]) * h[:, :, 1] * share[..., None].astype(x.dtype)
+def _stats(choice: Array, probability: Array, real: Array, axes: tuple[str, ...]) -> RouterStats:
+    choice, probability = jax.lax.stop_gradient((choice, probability))
+    real = real.astype(jnp.float32)
+    count = (_is_expert(choice, probability.shape[-1]) * real[:, None, None]).sum((0, 1))
+    entropy = -(jax.scipy.special.xlogy(probability, probability).sum(-1) * real).sum()
+    count, entropy, total = jax.lax.psum((count, entropy, real.sum()), axes) if axes else (count, entropy, real.sum())
+    total = jnp.maximum(total, 1)
+    return RouterStats(count / (total * choice.shape[-1]), entropy / total)
+
+
+def all_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array) -> Array:
+    """Every expert on every token, weighed by zero where it was not chosen: two plain products, [T, E, 2 F] in between."""
+    experts = down_efd.shape[0]
+    share = (_is_expert(choice, experts) * weight[..., None]).sum(1)
+    h = _swiglu(jnp.einsum("td,edf->tef", x, gate_up_edf), share)
     return jnp.einsum("tef,efd->td", h, down_efd)
 
 
-def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: str) -> Array:
-    """lhs [T, D] in E groups of rows, one after the other, times rhs [E, D, F]: [T, F]; zero behind the last group."""
-    if impl != "dense":
-        raise ValueError(f"grouped_matmul: impl {impl!r} is not there; choose dense")
-    end = jnp.cumsum(group_sizes)
-    row = jnp.arange(lhs.shape[0])[:, None]
-    mine = (row >= end - group_sizes) & (row < end)
-    return jnp.einsum("te,td,edf->tf", mine.astype(lhs.dtype), lhs, rhs)
+def _swiglu(gate_up: Array, weight: Array) -> Array:
+    """gate_up [..., 2 F] = [gate | up], weight [...] -> [..., F]. Weighed before the product with `down`, which is narrower."""
+    gate, up = jnp.split(gate_up, 2, -1)
+    return jax.nn.silu(gate) * up * weight[..., None].astype(up.dtype)
 
 
-def _stats(choice: Array, probability: Array, real: Array) -> RouterStats:
-    choice, probability = jax.lax.stop_gradient((choice, probability))
-    real = real.astype(jnp.float32)
-    count = jnp.zeros(probability.shape[-1], jnp.float32).at[choice].add(real[:, None])
-    entropy = -(jax.scipy.special.xlogy(probability, probability).sum(-1) * real).sum()
-    total = jnp.maximum(real.sum(), 1)
-    return RouterStats(count / (total * choice.shape[-1]), entropy / total)
+def _mlp(rows: Array, weight: Array, group_sizes: Array, gate_up_edf: Array, down_efd: Array, *, impl: str) -> Array:
+    """rows [R, D] sorted by expert and their weights [R] -> [R, D]; zero behind the last group."""
+    h = _swiglu(grouped_matmul(rows, gate_up_edf, group_sizes, impl=impl), weight)
+    return grouped_matmul(h, down_efd, group_sizes, impl=impl)
+
+
+def sorted_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array, *, impl: str) -> Array:
+    """Each row once: the tokens sorted by expert, multiplied in groups, and sorted back. All experts are here.
+
+    Forwards and backwards, rows move by gathers alone. Three tokens with choices (2, 0), (0, 1), (2, 1):
+
+        row of (token, choice)   0  1  2  3  4  5      expert  2  0  0  1  2  1
+        order                    1  2  3  5  0  4      the rows of expert 0, 1, 2
+        place                    4  0  1  2  5  3      where each row went
+    """
+    sizes = _is_expert(choice, down_efd.shape[0]).sum((0, 1), dtype=jnp.int32)
+    order = jnp.argsort(choice.reshape(-1))  # stable: rows of an expert stay in the order of the tokens
+    place = jnp.argsort(order).reshape(choice.shape)
+    rows = _spread(x, order, place)
+    out = _mlp(rows, _permute(weight, order, place), sizes, gate_up_edf, down_efd, impl=impl)
+    return _collect(out, order, place)
+
+
+@jax.custom_vjp
+def _spread(x: Array, order: Array, place: Array) -> Array:
+    """x [T, D] -> each token where its choices went, [R, D]. Its transpose is `_collect`, and the other way round."""
+    return x[order // place.shape[1]]
+
+
+@jax.custom_vjp
+def _collect(rows: Array, order: Array, place: Array) -> Array:
+    """rows [R, D] -> the sum over each token's choices, [T, D], in float32."""
+    return rows[place].astype(jnp.float32).sum(1).astype(rows.dtype)
+
+
+@jax.custom_vjp
+def _permute(weight: Array, order: Array, place: Array) -> Array:
+    """weight [T, k] -> [R] in the order of the rows."""
+    return weight.reshape(-1)[order]
+
+
+_spread.defvjp(lambda x, *index: (_spread(x, *index), index), lambda index, bar: (_collect(bar, *index), None, None))
+_collect.defvjp(lambda x, *index: (_collect(x, *index), index), lambda index, bar: (_spread(bar, *index), None, None))
+_permute.defvjp(lambda x, *index: (_permute(x, *index), index), lambda index, bar: (bar[index[1]], None, None))
+
+
+def some_experts(
+    x: Array,
+    choice: Array,
+    weight: Array,
+    gate_up_edf: Array,
+    down_efd: Array,
+    *,
+    impl: str,
+    share: int,
+    axes: tuple[str, ...],
+) -> Array:
+    """The same where only some experts are here: choices outside 0..E'-1 are other devices'.
+
+    All choices of all tokens may fall on these experts, though about `share` rows will. So the rows are worked off in chunks
+    that take memory one at a time, and chunks behind the last row do nothing: dropless, and paid by the load.
+    """
+    experts, k = down_efd.shape[0], choice.shape[1]
+    mine = (choice >= 0) & (choice < experts)
+    sizes = _is_expert(choice, experts).sum((0, 1), dtype=jnp.int32)
+    most = x.shape[0] * min(k, experts)
+    chunk = min(most, max(CHUNK_ROWS, -(-share // CHUNKS_A_SHARE)))
+    chunks = -(-most // chunk)
+    order = jnp.argsort(jnp.where(mine, choice, experts).reshape(-1))
+    weight = _permute(weight, order, jnp.argsort(order).reshape(choice.shape))
+    fit = lambda a: jnp.pad(a, (0, max(0, chunks * chunk - a.size)))[: chunks * chunk].reshape(chunks, chunk)  # noqa: E731
+    end = jnp.cumsum(sizes)
+
+    def step(y, inputs):
+        start, token, weight = inputs
+        inside = jnp.clip(jnp.stack([end - sizes, end]) - start, 0, chunk)
+
+        def work(y):
+            out = _mlp(_take(x, token), weight, inside[1] - inside[0], gate_up_edf, down_efd, impl=impl)
+            return y.at[token].add(out.astype(jnp.float32))
+
+        return jax.lax.cond(start < end[-1], work, lambda y: y, y), None
+
+    y = jax.lax.pcast(jnp.zeros(x.shape, jnp.float32), axes, to="varying")
+    y, _ = jax.lax.scan(jax.checkpoint(step), y, (jnp.arange(chunks) * chunk, fit(order // k), fit(weight)))
+    return y.astype(x.dtype)
+
+
+@jax.custom_vjp
+def _take(x: Array, token: Array) -> Array:
+    """x[token]; the cotangents of a token's rows are summed in float32."""
+    return x[token]
+
+
+_take.defvjp(
+    lambda x, token: (x[token], (x, token)),
+    lambda saved, bar: (jnp.zeros_like(saved[0], jnp.float32).at[saved[1]].add(bar.astype(jnp.float32)).astype(bar.dtype), None),
+)

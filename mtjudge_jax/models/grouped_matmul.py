@@ -1,0 +1,169 @@
+"""Rows in groups, each group times a matrix of its own: the product behind dropless experts.
+
+Three implementations of one function. On a TPU, `jax.lax.ragged_dot` is a kernel forwards and for the gradient of the rows,
+but XLA (libtpu 0.0.42) computes the gradient of the matrices as E masked dense products, 128 times the work at E = 128: that
+one has a kernel of its own here.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from mtjudge_jax.types import Array
+
+Impl = Literal["dense", "ragged", "tokamax"]
+IMPLS = ("dense", "ragged", "tokamax")
+ROW_TILE, COLUMN_TILE = 512, 1024  # of the TPU kernel: its blocks take about 12 MiB of fast memory in bfloat16
+# Rows are summed within a group; the result leads with the group.
+_GRADIENT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
+# [T, F] in groups times [E, D, F]: the last axes meet.
+_TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
+
+
+def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: Impl) -> Array:
+    """lhs [T, D] in E groups of rows, one behind the other, times rhs [E, D, F] -> [T, F] in lhs's dtype.
+
+    group_sizes int32 [E], of sum at most T; the rows behind the last group give zero, and so do their gradients. Groups of 3,
+    0 and 2 rows: out[:3] = lhs[:3] @ rhs[0], out[3:5] = lhs[3:5] @ rhs[2]. Under `jax.shard_map` all three vary alike.
+    """
+    if impl == "dense":
+        return _dense(lhs, rhs, group_sizes)
+    if impl == "ragged":
+        return _ragged(lhs, rhs, group_sizes)
+    if impl == "tokamax":
+        rows = grouped_rows(lhs, group_sizes)
+        return grouped_rows(_tokamax().ragged_dot(rows, rhs, group_sizes, preferred_element_type=lhs.dtype), group_sizes)
+    raise ValueError(f"experts = {impl!r} is not a way to multiply groups; choose one of {', '.join(IMPLS)}")
+
+
+def grouped_rows(x: Array, group_sizes: Array) -> Array:
+    """x [T, D] with zeros behind the last group, where a kernel may leave anything at all."""
+    return jnp.where((jnp.arange(x.shape[0]) < group_sizes.sum())[:, None], x, 0)
+
+
+def _dense(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
+    """The reference: every group's matrix on every row, all but its own rows masked."""
+    end = jnp.cumsum(group_sizes)
+    row = jnp.arange(lhs.shape[0])[:, None]
+
+    def add(out, group):
+        matrix, start, end = group
+        return out + jnp.where((row >= start) & (row < end), lhs @ matrix, 0), None
+
+    first = lhs @ jnp.zeros_like(rhs[0])  # zeros that vary under shard_map as the products do
+    return jax.lax.scan(add, first, (rhs, end - group_sizes, end))[0]
+
+
+@jax.custom_vjp
+def _ragged(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
+    return grouped_rows(jax.lax.ragged_dot(lhs, rhs, group_sizes), group_sizes)
+
+
+def _ragged_forward(lhs: Array, rhs: Array, group_sizes: Array):
+    return _ragged(lhs, rhs, group_sizes), (lhs, rhs, group_sizes)
+
+
+def _ragged_backward(saved, out_bar: Array):
+    lhs, rhs, group_sizes = saved
+    lhs_bar = jax.lax.ragged_dot_general(out_bar, rhs, group_sizes, _TRANSPOSED)
+    rhs_bar = jax.lax.platform_dependent(lhs, out_bar, group_sizes, tpu=matrix_gradient_tpu, default=matrix_gradient)
+    return grouped_rows(lhs_bar, group_sizes), rhs_bar, None
+
+
+_ragged.defvjp(_ragged_forward, _ragged_backward)
+
+
+def matrix_gradient(lhs: Array, out_bar: Array, group_sizes: Array) -> Array:
+    """lhs [T, D], out_bar [T, F] -> [E, D, F]: lhs^T out_bar over the rows of each group, zero for an empty one."""
+    return jax.lax.ragged_dot_general(lhs, out_bar, group_sizes, _GRADIENT)
+
+
+def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, interpret: bool = False) -> Array:
+    """The same as a Pallas kernel that does the work of each row once.
+
+    The innermost axis of its grid visits (group, row tile) pairs, groups in order: a tile that two groups share is visited by
+    both, an empty group once, to write its zeros. Visits behind the last one repeat it and do nothing. Row tiles of 4, groups
+    of 3, 0 and 2 rows:
+
+        visit       0  1  2  3  4
+        group       0  1  2  2  2
+        row tile    0  0  0  1  1   (the last visit does nothing)
+    """
+    (rows, d), f, groups = lhs.shape, out_bar.shape[1], group_sizes.shape[0]
+    tile = min(ROW_TILE, -(-rows // 16) * 16)
+    tile_d, tile_f = _column_tile(d), _column_tile(f)
+    end = jnp.cumsum(group_sizes)
+    start = end - group_sizes
+    tiles = jnp.where(group_sizes == 0, 1, (end + tile - 1) // tile - start // tile)
+    visits_end = jnp.cumsum(tiles)
+    visits = pl.cdiv(rows, tile) + groups
+    visit = jnp.minimum(jnp.arange(visits), visits_end[-1] - 1)
+    group = jnp.searchsorted(visits_end, visit, side="right", method="compare_all").astype(jnp.int32)
+    row_tile = start[group] // tile + visit - (visits_end - tiles)[group]
+    row_tile = jnp.minimum(row_tile, pl.cdiv(rows, tile) - 1)  # an empty group behind the last row
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=5,
+        grid=(pl.cdiv(d, tile_d), pl.cdiv(f, tile_f), visits),
+        in_specs=[
+            pl.BlockSpec((tile, tile_d), lambda i, j, v, group, row_tile, *_: (row_tile[v], i)),
+            pl.BlockSpec((tile, tile_f), lambda i, j, v, group, row_tile, *_: (row_tile[v], j)),
+        ],
+        out_specs=pl.BlockSpec((None, tile_d, tile_f), lambda i, j, v, group, *_: (group[v], i, j)),
+        scratch_shapes=[pltpu.VMEM((tile_d, tile_f), jnp.float32)],
+    )
+    return pl.pallas_call(
+        functools.partial(_matrix_gradient_kernel, tile=tile),
+        out_shape=jax.eval_shape(matrix_gradient, lhs, out_bar, group_sizes),  # with the mesh axes that it varies over
+        grid_spec=grid,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * rows * d * f,
+            bytes_accessed=lhs.dtype.itemsize * (rows * d * pl.cdiv(f, tile_f) + rows * f * pl.cdiv(d, tile_d) + groups * d * f),
+            transcendentals=0,
+        ),
+        interpret=interpret,
+    )(group, row_tile.astype(jnp.int32), start, end, visits_end[-1:], lhs, out_bar)
+
+
+def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, out, total, *, tile: int):
+    """One visit: total [D', F'] float32 gathers a group's rows, and is written when the next group comes."""
+    v, last = pl.program_id(2), pl.num_programs(2) - 1
+    mine = group[v]
+
+    @pl.when((v == 0) | (group[jnp.maximum(v - 1, 0)] != mine))
+    def _():
+        total[...] = jnp.zeros_like(total)
+
+    @pl.when((v < visits[0]) & (start[mine] < end[mine]))
+    def _():
+        row = row_tile[v] * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
+        inside = (row >= start[mine]) & (row < end[mine])
+        # Both sides are masked: what stands in the other rows may be infinite.
+        a = jnp.where(inside, lhs[...].astype(jnp.float32), 0).astype(lhs.dtype)
+        b = jnp.where(inside, out_bar[...].astype(jnp.float32), 0).astype(out_bar.dtype)
+        total[...] += jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+
+    @pl.when((v == last) | (group[jnp.minimum(v + 1, last)] != mine))
+    def _():
+        out[...] = total[...].astype(out.dtype)
+
+
+def _column_tile(size: int) -> int:
+    """The largest multiple of 128 up to COLUMN_TILE that divides `size`; all of a size that has none."""
+    return next((tile for tile in range(COLUMN_TILE, 0, -128) if size % tile == 0), size)
+
+
+def _tokamax():
+    """The optional package of kernels, imported only where it is asked for."""
+    try:
+        import tokamax
+    except ImportError as error:
+        raise ValueError(
+            "experts = 'tokamax' needs the package tokamax, which cannot be imported here: "
+            "pip install 'mtjudge_jax[tokamax]', or choose 'ragged' or 'dense'"
+        ) from error
+    return tokamax
