@@ -78,7 +78,7 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [h, w, 3].
+    """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [h, w, 3], read-only.
 
     The rotation in EXIF is applied. Transparency is composited on white, as Qwen's processor does with an opened image
     (`transformers.image_utils.load_image`, for a path, would drop it and show the colours that lie beneath). Grey, palette
@@ -92,7 +92,8 @@ def decode(data: bytes) -> np.ndarray:
             _check_header(image)
             image.load()
             check_depth(image)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except BadRecord:
         raise
     except UnidentifiedImageError as e:
@@ -129,7 +130,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba)
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def smart_resize(height: int, width: int, cfg: ImageConfig) -> tuple[int, int]:
