@@ -79,7 +79,7 @@ def _kernel(name: str) -> Callable:
         case "splash":
             from mtjudge_jax.models.attention import splash as module
         case "tokamax":
-            from mtjudge_jax.models.attention import mosaic as module
+            from mtjudge_jax.models.attention import gpu as module
         case _:
             raise ValueError(f"unknown attention {name!r}: known are {', '.join(HALVES)}, splash, tokamax")
     return module.attend

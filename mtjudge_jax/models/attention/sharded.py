@@ -39,3 +39,8 @@ def call_sharded(kernel: Callable, q: Array, k: Array, v: Array, segments: Array
         kernel, mesh=mesh, in_specs=(split, split, split, P(BATCH_AXES, None)), out_specs=split, check_vma=False
     )
     return call(q, k, v, segments)
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """cpu, gpu or tpu: of the mesh's devices, which need not be here when a program is compiled ahead of time."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform

@@ -15,7 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import Mesh
 
-from mtjudge_jax.models.attention.sharded import call_sharded
+from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
 from mtjudge_jax.types import Array
 
 LANES = 128  # of a TPU's vector unit: blocks and heads are filled up to a multiple of it
@@ -94,11 +94,11 @@ def attend(
     length, size = q.shape[1], q.shape[-1]
     if length > LONGEST:
         raise ValueError(f"{length} tokens a row are more than the {LONGEST} that splash can count: set attention to chunked")
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    interpret = platform_of(mesh) != "tpu"
 
     def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
         behind = -length % block_size(length)
-        kernel = make_kernel(layout, length + behind, q.shape[2], platform != "tpu")
+        kernel = make_kernel(layout, length + behind, q.shape[2], interpret)
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel does not scale
         fill = ((0, 0), (0, behind), (0, 0), (0, -size % LANES))
         q, k, v = (jnp.pad(x, fill).swapaxes(1, 2) for x in (q, k, v))
