@@ -13,7 +13,7 @@ In the tensor's axes, letters side by side share one dimension (torch keeps head
 is the second axis of that letter: `fc1_mm` maps m to M and torch stores it (out, in), so "M m".
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from math import prod
@@ -27,9 +27,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from safetensors import safe_open
 
-from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.files import open_checkpoint
-from mtjudge_jax.models.qwen3_vl.folder import Tensor, write_folder
+from mtjudge_jax.models.qwen3_vl.folder import SHARD_BYTES, Tensor, companions, write_folder
 
 TEXT = "model.language_model."
 LAYER = TEXT + "layers.{i}."
@@ -286,30 +286,32 @@ def save_hf(
     *,
     source_folder: str | Path,
     dtype: Any,
-    shard_bytes: int = 5_000_000_000,
+    shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a Hugging Face folder in the hub's layout, which transformers and vLLM load.
 
     The weights are `params` cast to dtype; config, tokenizer, chat template, preprocessor and generation config are
-    `source_folder`'s (its config's dtype is set to what is written). Shards hold at most shard_bytes each, or one
+    `source_folder`'s (see `folder.companions`), `files` are others by name. Shards hold at most shard_bytes each, or one
     tensor. The folder appears whole or not at all. Every process must call; process 0 writes. Raises ValueError when
     the tree is not the one of the source's config, FileExistsError when the folder exists, unless `overwrite` and it
     holds a model.
     """
+    dtype = np.dtype(dtype)
     write_folder(
         folder,
-        source_folder=source_folder,
-        dtype=np.dtype(dtype),
+        _tensors(params, load_config(source_folder), dtype),
+        companions(source_folder, dtype) | dict(files or {}),
+        dtype=dtype,
         shard_bytes=shard_bytes,
         overwrite=overwrite,
         writes=jax.process_index() == 0,
-        tensors=partial(_tensors, params, dtype=dtype),
     )
 
 
-def _tensors(params: Params, cfg: Qwen3VLConfig, *, dtype: Any) -> Iterator[Tensor]:
-    """Yields every tensor of the tree; its read() brings that one tensor to the host."""
+def _tensors(params: Params, cfg: Qwen3VLConfig, dtype: np.dtype) -> Iterator[Tensor]:
+    """Every tensor of the tree."""
     flat = flatten(params)
     wanted = {weight.path: weight.shape for weight in weights(cfg)}
     found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
@@ -317,7 +319,12 @@ def _tensors(params: Params, cfg: Qwen3VLConfig, *, dtype: Any) -> Iterator[Tens
     if wrong:
         lines = [f"{path}: has {found.get(path)}, needs {wanted.get(path)}" for path in wrong]
         raise ValueError("\n".join(["the parameters are not those of the source folder's config:", *lines]))
-    for weight in weights(cfg):
+    yield from leaf_tensors(flat, weights(cfg), dtype)
+
+
+def leaf_tensors(flat: dict[str, Any], declared: Iterable[Weight], dtype: np.dtype) -> Iterator[Tensor]:
+    """The tensors of the declared leaves of a flattened tree; a tensor's read() brings that one to the host."""
+    for weight in declared:
         for i, name in enumerate(weight.names):
             leaf = flat[weight.path]
             at = None if weight.stack is None else i

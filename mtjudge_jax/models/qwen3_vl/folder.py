@@ -1,24 +1,27 @@
 """Writing the folder of a Hugging Face model: weights in shards, beside them the files of its source, whole or not at all."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
-from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
-from mtjudge_jax.models.qwen3_vl.files import INDEX, SINGLE, Shape
+from mtjudge_jax.models.qwen3_vl.files import Shape
 
+CONFIG = "config.json"
 COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
     "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "LICENSE",
 )  # fmt: skip
+SHARD_BYTES = 5_000_000_000
+SLACK_BYTES = 1 << 20  # headers and index
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # of the safetensors format
 
 
 class Tensor(NamedTuple):
@@ -31,45 +34,74 @@ class Tensor(NamedTuple):
 
 def write_folder(
     folder: str | Path,
+    tensors: Iterable[Tensor],
+    files: Mapping[str, bytes],
     *,
-    source_folder: str | Path,
     dtype: np.dtype,
-    shard_bytes: int,
     overwrite: bool,
     writes: bool,
-    tensors: Callable[[Qwen3VLConfig], Iterator[Tensor]],
+    shard_bytes: int = SHARD_BYTES,
+    stem: str = "model",
+    marker: str = CONFIG,
 ) -> None:
-    """Writes a model folder: tensors(config of the source) in shards, and the source's companion files.
+    """Writes `tensors` in shards of at most `shard_bytes` (or one tensor) and `files` by name; the host holds one tensor.
 
-    Where `writes` is False (all processes but one) the tensors are still read, since reading them may need every
-    process. See `convert.save_hf` for the rest.
+    stem: `model` makes model.safetensors, or model-00001-of-00002.safetensors .. and model.safetensors.index.json. marker: the
+    file that a folder must have to be replaced with `overwrite`. Where `writes` is False (all processes but one) the tensors
+    are still read, since reading them may need every process. Everything is written beside the folder and renamed when
+    complete; on an error nothing is left and an older folder is as it was. Raises FileExistsError for a folder that must not
+    be replaced, ValueError without room for all of it.
     """
-    folder, source = Path(folder), Path(source_folder)
-    _check_target(folder, overwrite=overwrite)
-    shards = _plan(tensors(load_config(source)), dtype.itemsize, shard_bytes)
-    temporary = folder.parent / f".{folder.name}.part"
-    if writes:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _copy_companions(source, temporary, dtype)
-    weight_map, total = {}, 0
-    for at, shard in enumerate(shards):
-        name = SINGLE if len(shards) == 1 else f"model-{at + 1:05d}-of-{len(shards):05d}.safetensors"
-        arrays = {tensor.name: tensor.read() for tensor in shard}
-        weight_map |= dict.fromkeys(arrays, name)
-        total += sum(array.nbytes for array in arrays.values())
-        if writes:
-            save_file(arrays, temporary / name, metadata={"format": "pt"})
-            shutil.copymode(temporary / "config.json", temporary / name)  # safetensors leaves files to their owner alone
-    if not writes:
-        return
-    if len(shards) > 1:
+    folder = Path(folder)
+    _check_target(folder, marker=marker, overwrite=overwrite)
+    shards = _plan(tensors, dtype.itemsize, shard_bytes)
+    total = dtype.itemsize * sum(prod(tensor.shape) for shard in shards for tensor in shard)
+    many = len(shards) > 1
+    name = f"{stem}-{{:05d}}-of-{len(shards):05d}.safetensors" if many else f"{stem}.safetensors"
+    names = [name.format(at) for at in range(1, len(shards) + 1)]
+    if many:
+        weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    _swap(temporary, folder)
+        files = dict(files) | {f"{stem}.safetensors.index.json": json.dumps(index, indent=2).encode() + b"\n"}
+    temporary = folder.parent / f".{folder.name}.part"
+    try:
+        if writes:
+            _recover(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            _check_room(folder, total + sum(map(len, files.values())) + SLACK_BYTES)
+            for name, content in files.items():
+                (temporary / name).write_bytes(content)
+        for name, shard in zip(names, shards, strict=True):
+            with (temporary / name).open("wb") if writes else contextlib.nullcontext() as file:
+                _write_shard(file, shard, dtype)
+        if writes:
+            _swap(temporary, folder)
+    except BaseException:
+        if writes:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
-def _plan(tensors: Iterator[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
+def _write_shard(file: BinaryIO | None, shard: list[Tensor], dtype: np.dtype) -> None:
+    """One safetensors file, tensor after tensor: the length of the header, the header, the numbers."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in shard:
+        start, end = end, end + prod(tensor.shape) * dtype.itemsize
+        header[tensor.name] = {"dtype": CODES[dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers start on a multiple of eight
+    if file is not None:
+        file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in shard:
+        array = np.ascontiguousarray(tensor.read(), dtype)
+        if array.shape != tensor.shape:
+            raise ValueError(f"{tensor.name} is {array.shape} where {tensor.shape} was planned; mend what reads it")
+        if file is not None:
+            file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def _plan(tensors: Iterable[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
     """Fills shards in order, a new one whenever the next tensor would not fit."""
     shards, room = [], -1
     for tensor in tensors:
@@ -82,36 +114,67 @@ def _plan(tensors: Iterator[Tensor], itemsize: int, shard_bytes: int) -> list[li
     return shards
 
 
-def _check_target(folder: Path, *, overwrite: bool) -> None:
+def _check_target(folder: Path, *, marker: str, overwrite: bool) -> None:
     """An export must not delete what is not an export."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
         raise FileExistsError(f"{folder}: exists already; give a new folder, or ask for overwrite")
-    if not (folder / "config.json").is_file():
-        raise FileExistsError(f"{folder}: exists and is no model folder (no config.json); give a new folder")
+    if not (folder / marker).is_file():
+        raise FileExistsError(f"{folder}: exists and is no model folder (no {marker}); give a new folder")
 
 
-def _copy_companions(source: Path, target: Path, dtype: np.dtype) -> None:
-    """Copies what is not weights; config.json says which dtype the weights have, since loaders believe it."""
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    changed = False
-    for part in (config, config["text_config"], config["vision_config"]):
+def _check_room(folder: Path, need: int) -> None:
+    """Better now than an hour later."""
+    free = shutil.disk_usage(folder.parent).free
+    if free < need:
+        raise ValueError(f"{folder}: needs {need:,} bytes and {free:,} are free; free some space, or give a folder elsewhere")
+
+
+def companions(source: str | Path, dtype: np.dtype) -> dict[str, bytes]:
+    """What is not weights, by name: the source's files, in its config the dtype that the weights have and both spellings of
+    the rotary angles.
+
+    Loaders believe the config's dtype. transformers 5 and what builds on it read `rope_parameters`, everything older
+    `rope_theta` and `rope_scaling`, and each takes a silent default for the other's.
+    """
+    source = Path(source)
+    files = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
+    text = (source / CONFIG).read_bytes()
+    raw = json.loads(text)
+    for part in (raw, raw["text_config"], raw["vision_config"]):
         for key in part.keys() & {"dtype", "torch_dtype"}:
-            changed |= part[key] != dtype.name
             part[key] = dtype.name
-    if changed:
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if not raw.keys() & {"dtype", "torch_dtype"}:
+        raw["dtype"] = dtype.name
+    _spell_rope(raw["text_config"])
+    return {CONFIG: text if raw == json.loads(text) else json.dumps(raw, indent=2).encode() + b"\n"} | files
+
+
+def _spell_rope(text: dict) -> None:
+    """Adds what is missing; `rope_parameters` wins where both are present, as in transformers 5."""
+    both = dict(text.get("rope_scaling") or {}) | dict(text.get("rope_parameters") or {})
+    both.setdefault("rope_theta", text.get("rope_theta"))
+    both.setdefault("rope_type", both.pop("type", "default"))
+    text["rope_parameters"], text["rope_theta"] = both, both["rope_theta"]
+    text["rope_scaling"] = {key: value for key, value in both.items() if key != "rope_theta"}
+
+
+def _old(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.old"
 
 
 def _swap(temporary: Path, folder: Path) -> None:
     """Puts the finished folder in place of an older one."""
-    old = folder.parent / f".{folder.name}.old"
+    old = _old(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.rename(folder, old)
     os.rename(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    """Puts an older folder back that a kill between the two renames left under its other name."""
+    if not folder.exists() and _old(folder).exists():
+        os.rename(_old(folder), folder)
