@@ -1,7 +1,7 @@
 """The shape of a Qwen3-VL model, read from the `config.json` of a Hugging Face folder.
 
 Two spellings exist of the same file. The hub's writes `rope_theta` and `rope_scaling`; transformers 5 rewrites both
-into `rope_parameters` when it saves. Both are read. Nothing has a default: a lost `rope_theta` would silently become
+into `rope_parameters` when it saves, and `num_experts` into `num_local_experts`. Both are read. Nothing has a default: a lost `rope_theta` would silently become
 another number and every rotary angle would be wrong.
 """
 
@@ -131,6 +131,9 @@ def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
     compute.
     """
     _check_model_type(raw)
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"].get("quant_method")
+        raise ValueError(f"quantization_config: weights quantised by {method!r} cannot be trained; take the unquantised checkpoint")
     text_raw = _need(raw, "text_config", "config.json")
     vision_raw = _need(raw, "vision_config", "config.json")
     cfg = Qwen3VLConfig(
@@ -162,7 +165,7 @@ def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 def _only(raw: Mapping[str, Any], key: str, allowed: object, where: str) -> None:
-    """Raises when an optional key holds something other than the one behaviour implemented here."""
+    """Raises when an optional key holds something other than the one behaviour implemented here; null counts as absent."""
     value = raw.get(key)
     if value is not None and value != allowed:
         raise ValueError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint that has it")
@@ -229,9 +232,9 @@ def _moe(raw: Mapping[str, Any]) -> MoeConfig:
     _only(raw, "decoder_sparse_step", 1, where)
     _only(raw, "mlp_only_layers", [], where)
     _only(raw, "norm_topk_prob", True, where)
+    experts = "num_local_experts" if raw.get("num_local_experts") is not None else "num_experts"
     moe = MoeConfig(
-        # transformers 5 writes what the hub calls num_experts as num_local_experts.
-        num_experts=int(_need(raw, "num_experts" if raw.get("num_local_experts") is None else "num_local_experts", where)),
+        num_experts=int(_need(raw, experts, where)),
         experts_per_token=int(_need(raw, "num_experts_per_tok", where)),
         intermediate_size=int(_need(raw, "moe_intermediate_size", where)),
     )

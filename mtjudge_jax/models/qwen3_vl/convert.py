@@ -6,16 +6,17 @@ read and names to write all follow from these two. Layers are stacked on the fir
 scanned.
 
 Axes, text: l layers, d model, f mlp (of one expert where there are several), n query heads, k key-value heads, h head
-size, v vocabulary, e experts, 2 gate/up. Vision: l blocks, c width, f mlp, n heads, h head size, p numbers in a patch (channel, frame, row, column), s learned positions, t
-DeepStack taps, m merged width (4 c), o width of the language model, 3 query/key/value.
+size, v vocabulary, e experts, 2 gate and up. Vision: l blocks, c width, f mlp, n heads, h head size, p numbers in a patch
+(channel, frame, row, column), s learned positions, t DeepStack taps, m merged width (4 c), o width of the language model,
+3 query/key/value.
 
 In the tensor's axes, letters side by side share one dimension (torch keeps heads and head size in one) and a capital
 is the second axis of that letter: `fc1_mm` maps m to M and torch stores it (out, in), so "M m".
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from functools import partial
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from safetensors import safe_open
+from jax.sharding import NamedSharding
 
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
-from mtjudge_jax.models.qwen3_vl.files import open_checkpoint
+from mtjudge_jax.models.qwen3_vl.files import Stored, open_checkpoint, read_tensors
 from mtjudge_jax.models.qwen3_vl.folder import SHARD_BYTES, Tensor, companions, write_folder
+from mtjudge_jax.models.qwen3_vl.place import (
+    PIECE_BYTES,
+    device_buffer,
+    from_host,
+    host_buffers,
+    plan,
+    write_on_devices,
+    write_on_host,
+)
 
 TEXT = "model.language_model."
 LAYER = TEXT + "layers.{i}."
@@ -89,7 +98,7 @@ DENSE = ("text/layers/gate_ldf", "text/layers/up_ldf", "text/layers/down_lfd")  
 EXPERTS = ("text/layers/router_lde", *TURNED)
 
 Params = dict[str, Any]
-ShardingOf = Callable[[str, tuple[int, ...]], Sharding | None]
+ShardingOf = Callable[[str, tuple[int, ...]], NamedSharding | None]
 
 
 class Weight(NamedTuple):
@@ -120,6 +129,16 @@ class Weight(NamedTuple):
         return self.layer_shape if self.stack is None else (self.stack, *self.layer_shape)
 
     @property
+    def split_shape(self) -> tuple[int, ...]:
+        """Shape of the tensor with every axis apart."""
+        return tuple(self.sizes[axis] for group in self.groups for axis in group)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Where our axes are among those of `split_shape`."""
+        return tuple("".join(self.groups).index(axis) for axis in self.axes)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The tensors the leaf is made of, in order of layers."""
         return (self.name,) if self.stack is None else tuple(self.name.format(i=i) for i in range(self.stack))
@@ -127,9 +146,9 @@ class Weight(NamedTuple):
 
 def weights(cfg: Qwen3VLConfig) -> list[Weight]:
     """Every weight of a model of this config, in the order of `TABLE`, as the hub stores it; a tied model has no head."""
-    text, vision = cfg.text, cfg.vision
-    absent = (EXPERTS if text.moe is None else DENSE) + (("text/head_vd",) if text.tie_word_embeddings else ())
-    mlp = {"f": text.intermediate_size} if text.moe is None else {"f": text.moe.intermediate_size, "e": text.moe.num_experts, "2": 2}
+    text, vision, moe = cfg.text, cfg.vision, cfg.text.moe
+    absent = (EXPERTS if moe is None else DENSE) + (("text/head_vd",) if text.tie_word_embeddings else ())
+    mlp = {"f": text.intermediate_size} if moe is None else {"f": moe.intermediate_size, "e": moe.num_experts, "2": 2}
     sizes = {
         "text": {
             "l": text.num_layers, "d": text.hidden_size, "n": text.num_heads, "k": text.num_kv_heads, "h": text.head_dim,
@@ -197,87 +216,59 @@ def to_hf(weight: Weight, layer: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(layer.transpose(order).reshape(weight.tensor_shape))
 
 
-def to_ours(weight: Weight, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
-    """Reads the part `index` (in our axes, one slice an axis) of a tensor; of a safetensors slice, no more than that
-    part.
-
-    Where axes share a dimension the part is contiguous only if all but the first are whole (a range of heads: yes,
-    half of every head: no); otherwise that dimension is read whole and cut afterwards.
-    """
-    bounds = {axis: part.indices(weight.sizes[axis])[:2] for axis, part in zip(weight.axes, index, strict=True)}
-    read, sizes, cut = [], [], []
-    for group in weight.groups:
-        first, rest = group[0], group[1:]
-        whole_rest = all(bounds[axis] == (0, weight.sizes[axis]) for axis in rest)
-        start, stop = bounds[first] if whole_rest and group != "p" else (0, weight.sizes[first])
-        step = prod(weight.sizes[axis] for axis in rest)
-        read.append(slice(None) if group == "p" else slice(start * step, stop * step))
-        sizes += [stop - start, *(weight.sizes[axis] for axis in rest)]
-        cut += [slice(bounds[first][0] - start, bounds[first][1] - start), *(slice(*bounds[axis]) for axis in rest)]
-    axes = "".join(weight.groups)
-    return tensor[tuple(read)].reshape(sizes)[tuple(cut)].transpose([axes.index(axis) for axis in weight.axes])
+def to_ours(weight: Weight, tensor: np.ndarray) -> np.ndarray:
+    """A tensor -> one layer in our axes, the inverse of `to_hf`; a view of a contiguous tensor."""
+    return tensor.reshape(weight.split_shape).transpose(weight.order)
 
 
-def load_params(folder: str | Path, cfg: Qwen3VLConfig, *, dtype: Any, sharding_of: ShardingOf) -> Params:
+def load_params(
+    folder: str | Path, cfg: Qwen3VLConfig, *, dtype: Any, sharding_of: ShardingOf, piece_bytes: int = PIECE_BYTES
+) -> Params:
     """Reads the weights of a Hugging Face folder into a parameter tree.
 
     dtype: of every leaf. sharding_of(path, shape): where a leaf lives; None leaves it on the default device,
-    uncommitted. Each device's part is read straight from the file, a layer at a time, so the host never holds more
-    than one leaf and a sharded leaf is never whole anywhere. Raises ValueError, naming every tensor that is missing,
-    unexpected, of another shape or of a dtype that is no plain float, before any array is made; also for pickles, LFS
-    pointers and damaged files.
+    uncommitted. Files are read one after another, each device's part straight into its place, so that the host holds
+    about piece_bytes of weights at a time, and a process reads only what its devices hold. Every process must call.
+    Raises ValueError, naming every tensor and file that cannot be used, before any array is made.
     """
-    wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in weights(cfg) for name in weight.names}
-    tensors = open_checkpoint(folder, wanted)
-    flat = {}
-    with ExitStack() as stack:
-        handles = {file: stack.enter_context(safe_open(file, "numpy")) for file in sorted(set(tensors.values()))}
-        for weight in weights(cfg):
-            slices = [handles[tensors[name]].get_slice(name) for name in weight.names]
-            flat[weight.path] = _load_leaf(weight, slices, dtype, sharding_of(weight.path, weight.shape))
-    return nest(flat)
+    leaves = weights(cfg)
+    wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in leaves for name in weight.names}
+    stored = open_checkpoint(folder, wanted)
+    sources = _sources(leaves, stored)
+    plans = {}
+    for weight in leaves:
+        sharding = sharding_of(weight.path, weight.shape)
+        plans[weight.path] = plan(weight.path, weight.shape, dtype=dtype, sharding=sharding, stacked=weight.stack is not None)
+    by_size = sorted(plans, key=lambda path: plans[path].host_bytes)
+    sums = accumulate(plans[path].host_bytes for path in by_size)
+    small = {path: host_buffers(plans[path]) for path, total in zip(by_size, sums, strict=True) if total <= piece_bytes}
+    large = {path: device_buffer(leaf) for path, leaf in plans.items() if path not in small}
+    for tensor, array in read_tensors(list(stored.values())):
+        weight, layer = sources[tensor.name]
+        leaf, array = plans[weight.path], array.reshape(weight.split_shape)
+        if weight.path in small:
+            write_on_host(leaf, small[weight.path], array, weight.order, layer)
+        else:
+            large[weight.path] = write_on_devices(leaf, large[weight.path], array, weight.order, layer, piece_bytes)
+    return nest({path: from_host(leaf, small[path]) if path in small else large[path] for path, leaf in plans.items()})
 
 
-def _load_leaf(weight: Weight, slices: list[Any], dtype: Any, sharding: Sharding | None) -> jax.Array:
-    """One leaf from its tensors, one a layer."""
-    if sharding is None:
-        whole = (slice(None),) * len(weight.axes)
-        layers = [to_ours(_layout(weight, tensor), tensor, whole).astype(dtype) for tensor in slices]
-        return jnp.asarray(layers[0] if weight.stack is None else np.stack(layers))
-    if weight.stack is None:
-        return _load_layer(weight, slices[0], dtype, sharding)
-    layer_sharding = _layer_sharding(weight, sharding)
-    leaf = jax.jit(partial(jnp.zeros, weight.shape, dtype), out_shardings=sharding)()
-    place = jax.jit(partial(jax.lax.dynamic_update_index_in_dim, axis=0), donate_argnums=0, out_shardings=sharding)
-    for i, tensor in enumerate(slices):
-        leaf = place(leaf, _load_layer(weight, tensor, dtype, layer_sharding), np.int32(i))
-    return leaf
+def _sources(leaves: list[Weight], stored: dict[str, Stored]) -> dict[str, tuple[Weight, int]]:
+    """{tensor: (the layout it has, its layer)}.
 
-
-def _layout(weight: Weight, tensor: Any) -> Weight:
-    return next(one for one in layouts(weight) if list(one.tensor_shape) == list(tensor.get_shape()))
-
-
-def _load_layer(weight: Weight, tensor: Any, dtype: Any, sharding: Sharding) -> jax.Array:
-    """One layer on its devices; devices that hold the same part share one read."""
-    parts: dict[str, np.ndarray] = {}
-
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        key = str(index)
-        if key not in parts:
-            parts[key] = to_ours(_layout(weight, tensor), tensor, index).astype(dtype)
-        return parts[key]
-
-    return jax.make_array_from_callback(weight.layer_shape, sharding, part)
-
-
-def _layer_sharding(weight: Weight, sharding: Sharding) -> Sharding:
-    """The sharding of one layer of a stacked leaf: the same without the first axis."""
-    if not isinstance(sharding, NamedSharding):
-        return sharding
-    if sharding.spec and sharding.spec[0] is not None:
-        raise ValueError(f"{weight.path}: layer axis sharded over {sharding.spec[0]!r}; layers are scanned, use None")
-    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    An expert tensor fits both layouts where the model is as wide as gate and up together (or as one expert, for
+    down_proj). Then the layer's other expert tensor tells, which cannot fit both as well: 2 f = d and f = d exclude each
+    other, and a writer that turns one turns both.
+    """
+    sources, turned = {}, {}
+    for hub, other in [layouts(weight) for weight in leaves if weight.path in TURNED]:
+        if hub.tensor_shape != other.tensor_shape:
+            turned |= {layer: stored[name].shape == other.tensor_shape for layer, name in enumerate(hub.names)}
+    for weight in leaves:
+        for layer, name in enumerate(weight.names):
+            fitting = [one for one in layouts(weight) if one.tensor_shape == stored[name].shape]
+            sources[name] = fitting[turned[layer]] if len(fitting) > 1 else fitting[0], layer
+    return sources
 
 
 def save_hf(

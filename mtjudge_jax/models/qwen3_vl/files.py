@@ -1,103 +1,248 @@
-"""Reading the folder of a Hugging Face model: which tensors it holds, and where."""
+"""Reading the folder of a Hugging Face model: which tensors it holds, and where. All that is wrong is said at once.
+
+A safetensors file is 8 bytes, the length of its header; the header, JSON of {name: dtype, shape, data_offsets}; then
+the data, gapless. Headers are parsed here, since the library stops at the first mistake and does not say whose it is.
+Format: https://github.com/huggingface/safetensors
+"""
 
 import json
+import mmap
+import warnings
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
+import ml_dtypes
+import numpy as np
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FLOATS = ("F32", "BF16", "F16", "F64")
+FLOATS = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 LFS_START = b"version https://git-lfs"
+HEADER_BYTES = 100_000_000  # the format's own limit
+SHOWN = 12  # problems of one kind that are spelled out
 
 Shape = tuple[int, ...]
+Problem = tuple[str, str]  # (kind, what)
 
 
-def open_checkpoint(folder: str | Path, wanted: dict[str, tuple[Shape, ...]]) -> dict[str, Path]:
-    """Finds each wanted tensor's file and checks names, shapes and dtypes from the headers; reads no weights.
+class Stored(NamedTuple):
+    """A tensor in a file, from byte `start` to byte `stop` of it."""
 
-    Returns {tensor name: file}. Raises FileNotFoundError without a checkpoint, ValueError listing everything that is
-    wrong.
+    name: str
+    file: Path
+    dtype: str  # as the header spells it
+    shape: Shape
+    start: int
+    stop: int
+
+
+class Index(NamedTuple):
+    """What tells the tensors' files. file_of: {tensor: name of its file}, None without an index, where one file has all."""
+
+    file_of: dict[str, str] | None
+    total: object  # bytes of all tensors, as the index has it
+    problems: list[Problem]
+
+
+def open_checkpoint(folder: str | Path, wanted: dict[str, tuple[Shape, ...]]) -> dict[str, Stored]:
+    """Finds each wanted tensor, which may have one of several shapes, and checks everything that headers tell.
+
+    Reads no weights. Raises FileNotFoundError without a checkpoint, ValueError listing all that is wrong, by name.
     """
-    files, problems = {}, []
-    for path in _checkpoint_files(Path(folder)):
-        for name, (shape, dtype) in _header(path).items():
-            if name in files:
-                problems.append(f"twice: {name} (in {files[name].name} and {path.name})")
-            files[name] = path
-            if name in wanted and shape not in wanted[name]:
-                problems.append(f"shape: {name} is {shape}, the config needs {' or '.join(map(str, wanted[name]))}")
-            if dtype not in FLOATS:
-                problems.append(f"dtype: {name} is {dtype}, only {', '.join(FLOATS)} are read; take an unquantised one")
-    missing, extra = sorted(wanted.keys() - files.keys()), sorted(files.keys() - wanted.keys())
-    problems += [f"missing: {name}" for name in missing] + [f"unexpected: {name}" for name in extra]
+    folder = Path(folder)
+    file_of, total, problems = _open_index(folder)
+    stored: dict[str, Stored] = {}
+    unread = set()
+    for file in sorted(set(file_of.values())) if file_of is not None else [SINGLE]:
+        try:
+            tensors, wrong = _read_header(folder / file)
+        except ValueError as error:
+            problems.append(("file", f"{file} {error}"))
+            unread.add(file)
+            continue
+        problems += wrong
+        for tensor in tensors:
+            if tensor.name in stored:
+                problems.append(("twice", f"{tensor.name} (in {stored[tensor.name].file.name} and {file})"))
+            stored[tensor.name] = tensor
+    lost = (wanted.keys() if file_of is None else file_of.keys()) if unread else set()
+    lost = {name for name in lost if file_of is None or file_of[name] in unread}
+    problems += _against_index(file_of, stored, lost) + _against_config(wanted, stored, lost)
     if problems:
-        title = f"{folder}: the weights do not fit config.json ({len(problems)} problems)"
-        raise ValueError("\n".join([title, *problems, *_hints(extra)]))
-    return files
+        raise ValueError(_message(folder, problems, stored, wanted))
+    found = sum(tensor.stop - tensor.start for tensor in stored.values())
+    if total is not None and total != found:
+        warnings.warn(f"{folder / INDEX}: total_size is {total}, the tensors have {found} bytes and are used", stacklevel=2)
+    return {name: stored[name] for name in wanted}
 
 
-def _hints(extra: list[str]) -> list[str]:
-    """What usually lies behind unexpected names."""
-    hints = []
+def _message(folder: Path, problems: list[Problem], stored: dict[str, Stored], wanted: dict[str, Any]) -> str:
+    """Every kind of problem with its first few cases, and what usually lies behind them."""
+    kinds: dict[str, list[str]] = {}
+    for kind, what in problems:
+        kinds.setdefault(kind, []).append(what)
+    lines = [f"{folder}: the weights do not fit config.json ({len(problems)} problem{'s' * (len(problems) > 1)})"]
+    for kind, cases in kinds.items():
+        lines += [f"{kind}: {what}" for what in cases[:SHOWN]]
+        lines += [f"{kind}: and {len(cases) - SHOWN} more"] if len(cases) > SHOWN else []
+    return "\n".join([*lines, *_hints(stored, set(stored) - set(wanted), set(kinds))])
+
+
+def _hints(stored: dict[str, Stored], extra: set[str], kinds: set[str]) -> Iterator[str]:
+    if kinds & {"header", "cut short"}:
+        yield "hint: a damaged file is mended by downloading it again"
     if "lm_head.weight" in extra:
-        hints.append("hint: tie_word_embeddings is true, yet there is an lm_head.weight; set it to false in config.json")
+        yield "hint: tie_word_embeddings is true, yet there is an lm_head.weight; set it to false in config.json"
     if any(name.startswith(("visual.", "model.layers.", "model.embed_tokens.")) for name in extra):
-        hints.append("hint: names without model.visual / model.language_model are an old layout; save it with transformers")
+        yield "hint: names without model.visual / model.language_model are an old layout; save it with transformers"
     if any("lora_" in name for name in extra):
-        hints.append("hint: an adapter is not a model; merge it into its base first")
-    return hints
+        yield "hint: an adapter is not a model; merge it into its base first"
+    if any(tensor.dtype not in FLOATS for tensor in stored.values()):
+        yield f"hint: only {', '.join(FLOATS)} are read; take the checkpoint that is not quantised"
 
 
-def _checkpoint_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: those the index names, or the single one."""
-    index = folder / INDEX
-    if index.is_file():
-        names = _index_files(index)
-    elif (folder / SINGLE).is_file():
-        names = [SINGLE]
-    else:
-        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-        if pickles:
-            raise ValueError(
-                f"{folder}: only pickled weights ({', '.join(pickles[:3])}); they can run code and are refused; "
-                f"save them as {SINGLE} with transformers"
-            )
-        raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}; give the folder of a Hugging Face model")
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise FileNotFoundError(f"{folder}: {INDEX} names absent files: {', '.join(absent)}; download them again")
-    return [folder / name for name in names]
+def _against_config(wanted: dict[str, tuple[Shape, ...]], stored: dict[str, Stored], lost: set[str]) -> list[Problem]:
+    """Shapes, dtypes and names against what the config needs; nothing is said about what is `lost` with its file."""
+    problems = []
+    for name in sorted(wanted.keys() & stored.keys()):
+        shape, dtype = stored[name].shape, stored[name].dtype
+        if shape not in wanted[name]:
+            problems.append(("shape", f"{name} is {shape}, the config needs {' or '.join(map(str, wanted[name]))}"))
+        if dtype not in FLOATS:
+            problems.append(("dtype", f"{name} is {dtype}"))
+    problems += [("missing", name) for name in sorted(wanted.keys() - stored.keys() - lost)]
+    return problems + [("unexpected", name) for name in sorted(stored.keys() - wanted.keys())]
 
 
-def _index_files(index: Path) -> list[str]:
-    """The files an index names, each once; plain names only, an index must not lead out of its folder."""
-    _refuse_pointer(index)
+def _against_index(file_of: dict[str, str] | None, stored: dict[str, Stored], lost: set[str]) -> list[Problem]:
+    """An index that says anything else than its files may be the index of another checkpoint."""
+    if file_of is None:
+        return []
+    problems = []
+    for name, file in sorted(file_of.items()):
+        if name not in stored and name not in lost:
+            problems.append(("index", f"says that {name} is in {file}, which does not hold it"))
+        elif name in stored and stored[name].file.name != file:
+            problems.append(("index", f"says that {name} is in {file}, it is in {stored[name].file.name}"))
+    unknown = sorted(stored.keys() - file_of.keys())
+    return problems + [("index", f"does not know {name}, which is in {stored[name].file.name}") for name in unknown]
+
+
+def _open_index(folder: Path) -> Index:
+    """Raises FileNotFoundError without a checkpoint, ValueError where there are only pickles or the index is none."""
+    path, single = folder / INDEX, (folder / SINGLE).is_file()
+    if path.is_file():
+        index = _read_index(path)
+        if single and SINGLE not in index.file_of.values():
+            beside = f"{SINGLE} lies beside an index that does not name it: remove the one that is not meant"
+            index.problems.append(("file", beside))
+        return index
+    if single:
+        return Index(None, None, [])
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise ValueError(
+            f"{folder}: only pickled weights ({', '.join(pickles[:3])}); they can run code and are refused; "
+            f"save them as {SINGLE} with transformers"
+        )
+    raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}; give the folder of a Hugging Face model")
+
+
+def _read_index(path: Path) -> Index:
+    """The index of a folder, without entries that lead out of it or to another kind of file."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        _refuse_other_kinds(path)
+        index = json.loads(path.read_text(encoding="utf-8"))
+        found, total = dict(index["weight_map"].items()), (index.get("metadata") or {}).get("total_size")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index}: not an index of safetensors files ({error!r}); download it again") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index}: names {name!r}; only safetensors files beside the index are read")
-    return names
+        raise ValueError(f"{path}: not an index of safetensors files ({error}); download it again") from error
+    strange = {
+        name: file
+        for name, file in found.items()
+        if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors")
+    }
+    kept = {name: file for name, file in found.items() if name not in strange}
+    names = sorted({repr(file) for file in strange.values()})
+    return Index(kept, total, [("index", f"names {file}; only safetensors files beside the index are read") for file in names])
 
 
-def _refuse_pointer(path: Path) -> None:
-    """A clone without git-lfs leaves three lines of text where the weights should be."""
+def _refuse_other_kinds(path: Path) -> None:
+    """A clone without git-lfs leaves three lines of text where the weights should be; pickles can run code."""
     with path.open("rb") as file:
-        if file.read(len(LFS_START)) == LFS_START:
-            raise ValueError(f"{path}: a Git LFS pointer, not the file; run `git lfs pull` in the model's folder")
+        start = file.read(len(LFS_START))
+    if start == LFS_START:
+        raise ValueError("is a Git LFS pointer, not the file: run `git lfs pull` in the model's folder")
+    if start.startswith(PICKLE_STARTS):
+        raise ValueError(f"is a pickle, which can run code and is refused: save it as {SINGLE} with transformers")
 
 
-def _header(path: Path) -> dict[str, tuple[Shape, str]]:
-    """{name: (shape, dtype)} of one file."""
-    _refuse_pointer(path)
+def _read_header(path: Path) -> tuple[list[Stored], list[Problem]]:
+    """The tensors of a file and what is wrong with single ones. Raises ValueError where there is no telling."""
+    if not path.is_file():
+        raise ValueError("is not there: download it again")
+    _refuse_other_kinds(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > HEADER_BYTES:
+            raise ValueError(f"is no safetensors file: {size} bytes that begin with a header of {length}")
+        text = file.read(length)
+    if len(text) < length:
+        raise ValueError(f"is cut short at {size} bytes, inside its header of {length}")
+    pairs: list[tuple[str, Any]] = []
     try:
-        with safe_open(path, "numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the handle is no mapping)
-            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except SafetensorError as error:
-        size = path.stat().st_size
-        raise ValueError(f"{path}: damaged or cut short at {size} bytes ({error}); download it again") from error
+        header = json.loads(text, object_pairs_hook=lambda items: pairs.clear() or pairs.extend(items) or dict(items))
+    except ValueError as error:
+        raise ValueError(f"has a damaged header ({error})") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"has a {type(header).__name__} for a header")
+    # The outermost object closes last, so `pairs` is what it holds, a name that comes twice included.
+    entries = [(name, entry) for name, entry in pairs if name != "__metadata__"]
+    return _check_entries(path, entries, first=8 + length, size=size)
+
+
+def _check_entries(path: Path, entries: list[tuple[str, Any]], *, first: int, size: int) -> tuple[list[Stored], list[Problem]]:
+    """first: where the data begin; size: of the file, both in bytes."""
+    tensors, problems = [], []
+    for name, entry in entries:
+        try:
+            start, stop = (first + int(offset) for offset in entry["data_offsets"])
+            tensor = Stored(name, path, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), start, stop)
+        except (KeyError, TypeError, ValueError):
+            problems.append(("header", f"{name} in {path.name} has no usable dtype, shape and data_offsets"))
+            continue
+        tensors.append(tensor)
+        bits = FLOATS.get(tensor.dtype)
+        if bits is not None and stop - start != (need := prod(tensor.shape) * bits.itemsize):
+            problems.append(
+                ("header", f"{name} in {path.name} is {tensor.dtype} of {tensor.shape}, {need} bytes, and has {stop - start}")
+            )
+    end = first
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.start, tensor.stop)):
+        if tensor.start != end:
+            what = f"{tensor.name} in {path.name} begins at byte {tensor.start}, the one before it ends at {end}"
+            problems.append(("header", what))
+        end = max(end, tensor.stop)
+        if tensor.stop > size:
+            problems.append(("cut short", f"{tensor.name} ends at byte {tensor.stop}, {path.name} has {size}"))
+    if end < size:
+        problems.append(("header", f"{path.name} has {size - end} bytes behind its last tensor"))
+    return tensors, problems
+
+
+def read_tensors(tensors: list[Stored]) -> Iterator[tuple[Stored, np.ndarray]]:
+    """The tensors as they lie in their files, file by file, in order; each file is open once, and only meanwhile.
+
+    The arrays are views of the mapped file: what is not copied from them is not read.
+    """
+    for file in sorted({tensor.file for tensor in tensors}):
+        with file.open("rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # gone with the last array that looks at it
+        mapped.madvise(mmap.MADV_SEQUENTIAL)
+        data = np.frombuffer(mapped, np.uint8)
+        for tensor in sorted((one for one in tensors if one.file == file), key=lambda one: one.start):
+            yield tensor, data[tensor.start : tensor.stop].view(FLOATS[tensor.dtype]).reshape(tensor.shape)
