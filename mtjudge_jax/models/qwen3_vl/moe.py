@@ -83,9 +83,17 @@ def expert_mlp(
 
 
 def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
-    """The parameter table's specs of one layer's weights: the layer axis is gone, what does not divide is whole."""
+    """The parameter table's specs of one layer's weights, the layer axis gone.
+
+    What does not divide is whole, and an axis of one device is not named: no collective is written for it.
+    """
+
+    def one(path: str, weight: Array) -> P:
+        spec = param_spec(f"text/layers/{path}", (1, *weight.shape), mesh)[1:]
+        return P(*[axis if axis and mesh.shape[axis] > 1 else None for axis in spec])
+
     paths = Weights("router_lde", "experts_gate_up_led2f", "experts_down_lefd")
-    return Weights(*[P(*param_spec(f"text/layers/{p}", (1, *w.shape), mesh)[1:]) for p, w in zip(paths, weights, strict=True)])
+    return Weights(*map(one, paths, weights))
 
 
 def _split(specs: Weights) -> Split:
