@@ -30,12 +30,12 @@ TOLERANCE = 1e-5  # relative to the largest entry of each parameter
 
 
 class Words:
-    """The part of a tokenizer that the stages need: 64 ids, five of them control."""
+    """The part of a Codec that the stages need: 64 ids, five of them control."""
 
-    def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
-        return {str(i): i for i in range(tiny.VOCABULARY)}
+    def text_ids(self) -> list[int]:
+        return [*range(tiny.VOCABULARY)]
 
-    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+    def decode(self, ids: list[int]) -> str:
         return " ".join(map(str, ids))
 
 

@@ -212,9 +212,10 @@ def completion_text(reasoning: str, answer: str) -> str:
 def make_target(text: str, tokenizer: Tokenizer, completion_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """A completion to learn: ids int32 [C] closed by eos and padded, and bool [C], True up to and with the eos.
 
-    Raises BadRecord `target_too_long` instead of cutting.
+    Of `text`, a whole answer, what the chat template already writes is left out (see Tokenizer.encode_answer).
+    Raises BadRecord `target_too_long` instead of cutting, and as `encode_answer` does.
     """
-    tokens = [*tokenizer.encode(tokenizer.escape(text)), tokenizer.eos]
+    tokens = [*tokenizer.encode_answer(text), tokenizer.eos]
     if len(tokens) > completion_tokens:
         raise BadRecord(
             "target_too_long",

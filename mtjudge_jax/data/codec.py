@@ -1,0 +1,78 @@
+"""What a tokenizer is read from a model folder as, whatever its file format; and the JSON files that all formats share."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+CONTROL_SHAPE = re.compile(r"<\|.*\|>|<unused_?\d+>", re.DOTALL)
+CONFIG_FILE = "tokenizer_config.json"
+
+
+class Codec(Protocol):
+    """Text to ids and back. The methods change nothing, so threads may share one."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; nothing is added or cut. Special tokens in `text` become special."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens stay visible."""
+
+    def normalize(self, text: str) -> str:
+        """`text` as it is before it is cut into tokens: some formats fold full-width letters or composed accents."""
+
+    def text_ids(self) -> list[int]:
+        """Ids that stand for text or a special token: not the unknown one, none without a meaning."""
+
+
+class Parts(NamedTuple):
+    """A tokenizer folder, read. `special` maps pad_token, eos_token, image_token, .. to texts, `vocab` texts to ids."""
+
+    codec: Codec
+    chat: Callable[[list[dict[str, Any]]], str] | None  # messages to a prompt open for the answer; None: no template
+    vocab: Mapping[str, int]
+    special: Mapping[str, str]
+    control: tuple[tuple[str, int], ...]  # (text, id) of the tokens that neither users nor the sampler may write
+
+
+def looks_like_control(text: str) -> bool:
+    """`<|...|>` and `<unused7>`: Qwen3 has some, `<|fim_prefix|>`, that its file does not mark as special."""
+    return CONTROL_SHAPE.fullmatch(text) is not None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where the file is missing. Raises ValueError on anything else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged ({e}); copy it again") from e
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} where an object belongs; copy it again")
+    return content
+
+
+def special_texts(folder: Path) -> dict[str, str]:
+    """Texts of the tokens that the folder names: {"eos_token": "<|im_end|>", "image_token": "<|image_pad|>", ..}."""
+    config = read_json(folder / CONFIG_FILE)
+    named = read_json(folder / "special_tokens_map.json")
+    for part in (config, config.get("extra_special_tokens"), config.get("model_specific_special_tokens")):
+        named |= part if isinstance(part, dict) else {}  # a list holds texts without names
+    texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
+    return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
+
+
+def chat_template(folder: Path) -> str | None:
+    """The Jinja template of `chat_template.jinja`, else of `tokenizer_config.json`, else of `chat_template.json`."""
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text()
+    for name in (CONFIG_FILE, "chat_template.json"):
+        found = read_json(folder / name).get("chat_template")
+        if isinstance(found, list):  # several by name
+            found = {entry["name"]: entry["template"] for entry in found}.get("default")
+        if found is not None:
+            return found
+    return None
