@@ -146,7 +146,7 @@ def _add_probabilities(rows: list[dict], params: Params, prompts: PromptBatch, s
     tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
     for i, row in enumerate(rows):
         before, tag, _ = row["text"].partition(ANSWER_TAG)
-        answers = [tokenizer.encode(tokenizer.escape(f"{before}{tag}{label}</answer>")) for label in labels]
+        answers = [tokenizer.encode_answer(f"{before}{tag}{label}</answer>") for label in labels]
         if not tag or max(map(len, answers)) > length:
             continue
         for j, ids in enumerate(answers):

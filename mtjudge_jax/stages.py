@@ -108,7 +108,7 @@ def decode_texts(stages: Stages, out: Rollout) -> list[list[str]]:
     """This process's answers as text, Q lists of G."""
     tokenizer = stages.tokenizer
     tokens, mask = local_rows(out.tokens, stages.mesh), local_rows(out.mask, stages.mesh)
-    return [[tokenizer.decode(t[m]) for t, m in zip(*group, strict=True)] for group in zip(tokens, mask, strict=True)]
+    return [[tokenizer.decode_answer(t[m]) for t, m in zip(*group, strict=True)] for group in zip(tokens, mask, strict=True)]
 
 
 def stage_key(seed: int, step: int, stage: str) -> Array:
