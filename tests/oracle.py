@@ -22,6 +22,8 @@ from transformers import (
 
 from mtjudge_jax.types import PromptBatch
 
+torch.set_num_threads(1)  # what is tiny is faster so, above all beside other work
+
 IMAGE, VIDEO, VISION_START, VISION_END, PAD = 120, 121, 122, 123, 0
 # Taps with gaps and two decoder layers more than taps, so a tap counted wrongly lands on another layer. No two sizes that a
 # port could confuse are equal: heads x head size is not the width, a head of the tower is not a head of the decoder.

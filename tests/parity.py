@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from tiny import jit
 
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
@@ -27,7 +28,6 @@ TOLERANCE = 5e-5  # float32 on both sides; logits have a standard deviation of 0
 GRADIENT_TOLERANCE = 1e-4  # of the largest entry of each tensor
 PAD, CONTROL, VOCABULARY = 0, 120, 128  # ids from CONTROL on are left out of what is decoded
 IMAGE, VISION_START, VISION_END = 120, 122, 123
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # these compile more than they run
 
 
 @functools.cache
@@ -105,13 +105,18 @@ def difference(got: jax.Array, want: np.ndarray, valid: np.ndarray) -> float:
     return float(np.where(np.isnan(gap), np.inf, gap).max())
 
 
-def assert_gradients(gradient: Params, cfg: Qwen3VLConfig, variant: str) -> None:
-    """Norm and sampled entries of every tensor's gradient, in the hub's layout."""
-    golden, flat = goldens(), flatten(gradient)
-    by_name = {}
+def in_hub_layout(params: Params, cfg: Qwen3VLConfig) -> dict[str, np.ndarray]:
+    """The tensors of a parameter tree as a model folder has them."""
+    flat, by_name = flatten(params), {}
     for weight in weights(cfg):
         leaf = np.asarray(flat[weight.path])
         by_name |= {name: to_hf(weight, leaf if weight.stack is None else leaf[i]) for i, name in enumerate(weight.names)}
+    return by_name
+
+
+def assert_gradients(gradient: Params, cfg: Qwen3VLConfig, variant: str) -> None:
+    """Norm and sampled entries of every tensor's gradient, in the hub's layout."""
+    golden, by_name = goldens(), in_hub_layout(gradient, cfg)
     names = [str(name) for name in golden[f"{variant}/gradient_names"]]
     assert sorted(by_name) == names
     ends = np.cumsum(golden[f"{variant}/gradient_counts"])

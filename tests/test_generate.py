@@ -1,0 +1,91 @@
+"""Greedy answers against transformers' own `generate`: 20 prompts with images of different grids in one batch, left padded.
+
+generate.npz holds its answers (see goldens/make_goldens.py), in which every token leads the next best by more than 1e-3 and
+no choice of experts is a near tie; where torch is installed `generate` also runs here.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from parity import CONTROL, HERE, PAD, VOCABULARY, golden_model, prompt_rows, question, write_moe
+from tiny import jit
+
+from mtjudge_jax.rollout import sample
+from mtjudge_jax.types import PromptBatch, Rollout
+
+FAMILIES = ("untied", "moe")
+BANNED = [PAD, *range(CONTROL, VOCABULARY)]
+LEAD = 1e-3
+
+
+@functools.cache
+def golden() -> dict[str, np.ndarray]:
+    with np.load(HERE / "generate.npz") as file:
+        return dict(file)
+
+
+@functools.cache
+def rows() -> PromptBatch:
+    return prompt_rows(golden()["seeds"].tolist())
+
+
+@functools.cache
+def sampler(family: str):
+    """(params, rows, eos) -> two greedy answers a prompt."""
+    _, cfg = golden_model(family)
+    allowed = ~np.isin(np.arange(VOCABULARY), BANNED)
+    settings = {"temperature": np.zeros(2, np.float32), "allowed": allowed, "pad": PAD}
+    length = golden()[f"{family}/tokens"].shape[1]
+    return jit(lambda params, rows, eos: sample(params, cfg, rows, jax.random.key(0), eos=eos, length=length, **settings))
+
+
+@functools.cache
+def answers(family: str, eos: int) -> Rollout:
+    return jax.tree.map(np.asarray, sampler(family)(golden_model(family)[0], rows(), eos))
+
+
+def test_the_prompts_are_twenty_and_different():
+    prompts = [question(seed) for seed in golden()["seeds"]]
+    grids = [tuple(part for part in prompt if isinstance(part, tuple)) for prompt in prompts]
+    assert len(prompts) == 20
+    assert sum(map(bool, grids)) >= 15
+    assert sum(len(set(own)) > 1 for own in grids) >= 8  # images of different grids beside each other
+    assert () in grids
+    assert len(set(rows().valid.sum(1))) > 10  # lengths, and so paddings
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_generate(family):
+    want, eos = golden()[f"{family}/tokens"], int(golden()[f"{family}/eos"])
+    got, ended = answers(family, eos), (want == eos).any(1)
+    assert want.shape == (20, 32)
+    assert 3 <= ended.sum() <= 17
+    assert np.array_equal(got.tokens[:, 0], want)
+    assert np.array_equal(got.tokens[:, 1], want)
+    assert np.array_equal(got.mask[:, 0], want != PAD)
+    assert np.array_equal(got.truncated[:, 0], ~ended)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_that_never_end_are_those_of_generate(family):
+    want = golden()[f"{family}/free"]
+    assert len(np.unique(want)) > 50
+    assert np.array_equal(answers(family, VOCABULARY).tokens[:, 0], want)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_answers_so_today(family, tmp_path):
+    """transformers lays out positions, caches and decodes by itself; it gets the ids, the grids and the pixels."""
+    pytest.importorskip("torch", reason="torch is not installed; the goldens were compared")
+    import oracle
+
+    net = oracle.load(HERE / "qwen3_vl" if family == "untied" else write_moe(tmp_path, layout="hub"))
+    eos, want = int(golden()[f"{family}/eos"]), golden()[f"{family}/tokens"]
+    with oracle.router_gaps(net) as gaps:
+        got, lead = oracle.generate(net, rows(), steps=want.shape[1], eos=eos, banned=BANNED)
+    assert lead.min() > LEAD
+    assert min(gaps, default=1) > 1e-5
+    assert np.array_equal(got, want)
+    assert np.array_equal(got, answers(family, eos).tokens[:, 0])
