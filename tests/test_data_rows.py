@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from data_fixtures import CONFIG, encoded, example, noise, write_tokenizer
+from data_fixtures import CONFIG, THINKING_TEMPLATE, encoded, example, noise, write_tokenizer
 
 from mtjudge_jax.data.images import decode, patchify, smart_resize
 from mtjudge_jax.data.records import BadRecord, Label
@@ -21,6 +21,7 @@ from mtjudge_jax.data.rows import (
 )
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks.parse import parse_strict
 
 IMAGE = 262
 
@@ -213,6 +214,21 @@ def test_bad_row_has_the_shapes_of_a_good_one(tokenizer):
         assert bad[key].shape == value.shape and (bad[key].dtype == value.dtype or value.dtype.kind == "U"), key
     assert bad["weight"] == 0 and bad["valid"].sum() == 1 and bad["valid"][-1] and bad["next_position"] == 1
     assert not bad["patch_segment"].any() and (bad["image_index"] == -1).all() and bad["error"] == "damaged_record: x"
+
+
+def test_prompt_and_target_of_a_thinking_model(tmp_path, tokenizer):
+    folder = write_tokenizer(tmp_path)
+    (folder / "chat_template.jinja").write_text(THINKING_TEMPLATE)
+    thinking = load_tokenizer(folder)
+    rows = [row_of(pair(), t) for t in (tokenizer, thinking)]
+    plain, opened = (row["tokens"][row["valid"]].tolist() for row in rows)
+    assert opened == [*plain, *thinking.encode("<think>\n")] and rows[1]["next_position"] == rows[0]["next_position"] + 2
+    ids, mask = make_target(completion_text("looks sharp", "yes"), thinking, 24)
+    assert thinking.decode_answer(ids[mask]) == "<think>\nlooks sharp</think><answer>yes</answer>"
+    assert parse_strict(thinking.decode_answer(ids[mask]), ("no", "yes")) == (1, "looks sharp", "")
+    assert np.array_equal(make_target(thinking.decode_answer(ids), thinking, 24)[0], ids)
+    with pytest.raises(BadRecord, match="target_form: "):
+        make_target("<answer>yes</answer>", thinking, 24)
 
 
 def test_target(tokenizer):

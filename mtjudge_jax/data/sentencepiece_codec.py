@@ -7,7 +7,7 @@ only its template renderer is, which every class calls.
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,9 @@ def read(folder: Path) -> Parts:
     meaning |= {i: text for i, (text, _) in added.items()}
     codec = SentencePieceCodec(processor, literal, any_literal, meaning, processor.unk_id())
     vocab = {piece.piece: i for i, piece in enumerate(model.pieces) if piece.type in (CONTROL, USER_DEFINED)} | literal
-    return Parts(codec, _chat(chat_template(folder), special), vocab, special, tuple((control[i], i) for i in sorted(control)))
+    template = chat_template(folder)
+    chat = None if template is None else template_chat(template, special)
+    return Parts(codec, chat, vocab, special, tuple((control[i], i) for i in sorted(control)))
 
 
 def _meaning(piece: Any) -> str | int:
@@ -118,10 +120,8 @@ def _added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
     return added | {int(i): (token["content"], bool(token.get("special", False))) for i, token in listed.items()}
 
 
-def _chat(template: str | None, special: Mapping[str, str]) -> Any:
-    """A function as Parts.chat; a template sees the special tokens by name, as in transformers."""
-    if template is None:
-        return None
+def template_chat(template: str, special: Mapping[str, str]) -> Callable[[list[dict[str, Any]]], str]:
+    """Parts.chat of a Jinja template, which sees the special tokens by name, as in transformers."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would tell that torch is missing; nothing needs it
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -70,12 +70,13 @@ class Tokenizer:
             raise ValueError(f"vocab_size {vocab_size} is below the tokenizer's {self.size} ids; fix config.json")
         mask = np.zeros(vocab_size, bool)
         mask[self.codec.text_ids()] = True
-        mask[[*self._control_ids]] = False
+        mask[[*self.control_ids]] = False
         mask[self.eos] = True
         return mask
 
     @functools.cached_property
-    def _control_ids(self) -> frozenset[int]:
+    def control_ids(self) -> frozenset[int]:
+        """Ids of `control`."""
         return frozenset(i for _, i in self.control)
 
     def escape(self, text: str) -> str:
@@ -85,10 +86,10 @@ class Tokenizer:
         (full-width `＜｜image_pad｜＞`), the text is folded first. Raises BadRecord `forged_token` where that does not help.
         """
         text = self._split_control(text)
-        if self._control_ids.isdisjoint(self.encode(text)):
+        if self.control_ids.isdisjoint(self.encode(text)):
             return text
         text = self._split_control(self.codec.normalize(text))
-        forged = self._control_ids.intersection(self.encode(text))
+        forged = self.control_ids.intersection(self.encode(text))
         if forged:
             raise BadRecord("forged_token", f"the tokenizer reads control tokens {sorted(forged)} in {text[:80]!r}")
         return text
