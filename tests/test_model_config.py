@@ -163,7 +163,7 @@ def test_adapters_are_part_of_the_config_and_not_of_the_file():
         ("vision_config/deepstack_visual_indexes", [3, 1, 4], "must rise"),
         ("vision_config/num_position_embeddings", 50, "50 is not a square"),
         ("image_token_id", 128, "image_token_id 128 lies outside the vocabulary of 128"),
-        ("quantization_config", {"quant_method": "fp8"}, "quantised by 'fp8' cannot be trained; take the unquantised"),
+        ("quantization_config", {"quant_method": "fp8"}, "quantised by 'fp8' cannot be trained; take unquantised"),
         ("model_type", "qwen3_vl_moe", "num_experts is missing"),
         ("model_type", "llava", "'llava' is not supported; supported: qwen3_vl, qwen3_vl_moe"),
         ("model_type", None, "None is not supported"),

@@ -1,8 +1,8 @@
 """The shape of a Qwen3-VL model, read from the `config.json` of a Hugging Face folder.
 
 Two spellings exist of the same file. The hub's writes `rope_theta` and `rope_scaling`; transformers 5 rewrites both
-into `rope_parameters` when it saves, and `num_experts` into `num_local_experts`. Both are read. Nothing has a default: a lost `rope_theta` would silently become
-another number and every rotary angle would be wrong.
+into `rope_parameters` when it saves, and `num_experts` into `num_local_experts`. Both are read. Nothing has a default: a
+lost `rope_theta` would silently become another number and every rotary angle would be wrong.
 """
 
 import json
@@ -133,7 +133,7 @@ def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
     _check_model_type(raw)
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method")
-        raise ValueError(f"quantization_config: weights quantised by {method!r} cannot be trained; take the unquantised checkpoint")
+        raise ValueError(f"quantization_config: weights quantised by {method!r} cannot be trained; take unquantised ones")
     text_raw = _need(raw, "text_config", "config.json")
     vision_raw = _need(raw, "vision_config", "config.json")
     cfg = Qwen3VLConfig(

@@ -26,7 +26,9 @@ HEADER_BYTES = 100_000_000  # the format's own limit
 SHOWN = 12  # problems of one kind that are spelled out
 
 Shape = tuple[int, ...]
+Wanted = dict[str, tuple[Shape, ...]]  # the shapes that a tensor may have
 Problem = tuple[str, str]  # (kind, what)
+KINDS = ("file", "cut short", "header", "twice", "index", "shape", "dtype", "missing", "unexpected")  # in order of the message
 
 
 class Stored(NamedTuple):
@@ -48,19 +50,20 @@ class Index(NamedTuple):
     problems: list[Problem]
 
 
-def open_checkpoint(folder: str | Path, wanted: dict[str, tuple[Shape, ...]]) -> dict[str, Stored]:
-    """Finds each wanted tensor, which may have one of several shapes, and checks everything that headers tell.
+def open_checkpoint(folder: str | Path, wanted: Wanted) -> dict[str, Stored]:
+    """Finds each wanted tensor and checks everything that headers tell.
 
     Reads no weights. Raises FileNotFoundError without a checkpoint, ValueError listing all that is wrong, by name.
     """
     folder = Path(folder)
     file_of, total, problems = _open_index(folder)
+    place = dict.fromkeys(wanted, SINGLE) if file_of is None else file_of
     stored: dict[str, Stored] = {}
     unread = set()
-    for file in sorted(set(file_of.values())) if file_of is not None else [SINGLE]:
+    for file in sorted(set(place.values())):
         try:
             tensors, wrong = _read_header(folder / file)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             problems.append(("file", f"{file} {error}"))
             unread.add(file)
             continue
@@ -69,9 +72,8 @@ def open_checkpoint(folder: str | Path, wanted: dict[str, tuple[Shape, ...]]) ->
             if tensor.name in stored:
                 problems.append(("twice", f"{tensor.name} (in {stored[tensor.name].file.name} and {file})"))
             stored[tensor.name] = tensor
-    lost = (wanted.keys() if file_of is None else file_of.keys()) if unread else set()
-    lost = {name for name in lost if file_of is None or file_of[name] in unread}
-    problems += _against_index(file_of, stored, lost) + _against_config(wanted, stored, lost)
+    lost = {name for name, file in place.items() if file in unread}
+    problems += _against_index(file_of or {}, stored, wanted, lost) + _against_config(file_of or {}, stored, wanted, lost)
     if problems:
         raise ValueError(_message(folder, problems, stored, wanted))
     found = sum(tensor.stop - tensor.start for tensor in stored.values())
@@ -80,10 +82,10 @@ def open_checkpoint(folder: str | Path, wanted: dict[str, tuple[Shape, ...]]) ->
     return {name: stored[name] for name in wanted}
 
 
-def _message(folder: Path, problems: list[Problem], stored: dict[str, Stored], wanted: dict[str, Any]) -> str:
+def _message(folder: Path, problems: list[Problem], stored: dict[str, Stored], wanted: Wanted) -> str:
     """Every kind of problem with its first few cases, and what usually lies behind them."""
     kinds: dict[str, list[str]] = {}
-    for kind, what in problems:
+    for kind, what in sorted(problems, key=lambda problem: KINDS.index(problem[0])):
         kinds.setdefault(kind, []).append(what)
     lines = [f"{folder}: the weights do not fit config.json ({len(problems)} problem{'s' * (len(problems) > 1)})"]
     for kind, cases in kinds.items():
@@ -105,7 +107,7 @@ def _hints(stored: dict[str, Stored], extra: set[str], kinds: set[str]) -> Itera
         yield f"hint: only {', '.join(FLOATS)} are read; take the checkpoint that is not quantised"
 
 
-def _against_config(wanted: dict[str, tuple[Shape, ...]], stored: dict[str, Stored], lost: set[str]) -> list[Problem]:
+def _against_config(file_of: dict[str, str], stored: dict[str, Stored], wanted: Wanted, lost: set[str]) -> list[Problem]:
     """Shapes, dtypes and names against what the config needs; nothing is said about what is `lost` with its file."""
     problems = []
     for name in sorted(wanted.keys() & stored.keys()):
@@ -114,22 +116,22 @@ def _against_config(wanted: dict[str, tuple[Shape, ...]], stored: dict[str, Stor
             problems.append(("shape", f"{name} is {shape}, the config needs {' or '.join(map(str, wanted[name]))}"))
         if dtype not in FLOATS:
             problems.append(("dtype", f"{name} is {dtype}"))
-    problems += [("missing", name) for name in sorted(wanted.keys() - stored.keys() - lost)]
+    for name in sorted(wanted.keys() - stored.keys() - lost):
+        problems.append(("missing", name + (f" (in {file_of[name]}, says the index)" if name in file_of else "")))
     return problems + [("unexpected", name) for name in sorted(stored.keys() - wanted.keys())]
 
 
-def _against_index(file_of: dict[str, str] | None, stored: dict[str, Stored], lost: set[str]) -> list[Problem]:
+def _against_index(file_of: dict[str, str], stored: dict[str, Stored], wanted: Wanted, lost: set[str]) -> list[Problem]:
     """An index that says anything else than its files may be the index of another checkpoint."""
-    if file_of is None:
-        return []
     problems = []
     for name, file in sorted(file_of.items()):
-        if name not in stored and name not in lost:
+        if name not in stored and name not in lost and name not in wanted:
             problems.append(("index", f"says that {name} is in {file}, which does not hold it"))
         elif name in stored and stored[name].file.name != file:
             problems.append(("index", f"says that {name} is in {file}, it is in {stored[name].file.name}"))
-    unknown = sorted(stored.keys() - file_of.keys())
-    return problems + [("index", f"does not know {name}, which is in {stored[name].file.name}") for name in unknown]
+    for name in sorted(stored.keys() & wanted.keys() - file_of.keys()) if file_of else []:
+        problems.append(("index", f"does not know {name}, which is in {stored[name].file.name}"))
+    return problems
 
 
 def _open_index(folder: Path) -> Index:
@@ -212,7 +214,7 @@ def _check_entries(path: Path, entries: list[tuple[str, Any]], *, first: int, si
         try:
             start, stop = (first + int(offset) for offset in entry["data_offsets"])
             tensor = Stored(name, path, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), start, stop)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             problems.append(("header", f"{name} in {path.name} has no usable dtype, shape and data_offsets"))
             continue
         tensors.append(tensor)
