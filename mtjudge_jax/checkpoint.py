@@ -33,6 +33,7 @@ from orbax.checkpoint import v1 as ocp
 from mtjudge_jax.config import CheckpointConfig
 from mtjudge_jax.digest import digests
 from mtjudge_jax.sharding import path_name
+from mtjudge_jax.trainable import put
 
 FORMAT = 1
 SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
@@ -49,6 +50,14 @@ class Restored(NamedTuple):
     data_state: dict
     meta: dict
     damaged: tuple[str, ...]  # newer steps that could not be used, "step 12: params/w_dd: digest ..."; they were set aside
+
+
+class Saved(NamedTuple):
+    """What a step on disk says of itself, before any of its arrays is read."""
+
+    path: Path
+    leaves: dict[str, dict]  # by path, "params/text/norm_d": dtype, shape and digest
+    meta: dict
 
 
 @dataclass
@@ -73,7 +82,14 @@ def open_checkpoints(folder: str | Path, cfg: CheckpointConfig) -> Checkpoints:
 
 def saved_steps(checkpoints: Checkpoints) -> list[int]:
     """Complete steps on disk, oldest first."""
-    return sorted(int(path.name) for path in checkpoints.folder.iterdir() if path.name.isdecimal() and path.is_dir())
+    return steps_in(checkpoints.folder)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The same of a folder that is only read, empty where there is none."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
 
 
 def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, meta: dict) -> bool:
@@ -150,6 +166,48 @@ def restore_latest(
             "put a copy of one back, or start again in an empty workdir"
         )
     return None
+
+
+def read_saved(folder: Path, step: int) -> Saved:
+    """The record of one step; nothing on disk is changed. Raises CheckpointError for a step that is not there or damaged."""
+    steps = steps_in(folder)
+    if step not in steps:
+        there = f"there are {', '.join(map(str, steps))}" if steps else "no step is complete there"
+        raise CheckpointError(f"{folder}: no checkpoint of step {step}: {there}")
+    try:
+        record, reason = _read_record(folder.absolute() / str(step), step), ""
+    except Exception as error:
+        record, reason = {}, _first_line(error)
+    _refuse_damaged(folder, step, reason)
+    return Saved(folder.absolute() / str(step), record["leaves"], record["meta"])
+
+
+def restore_part(saved: Saved, part: str, sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding]) -> Any:
+    """One field of a saved state, such as `params`, alone: the others are not read and take no memory.
+
+    sharding_of(path, shape): where a leaf is put, its path without the field's name. Dtypes are those saved; bits too, which
+    the digests prove. Raises CheckpointError where that fails.
+    """
+    abstract: dict = {}
+    for name, leaf in saved.leaves.items():
+        if name.startswith(f"{part}/"):
+            path, shape = name.removeprefix(f"{part}/"), tuple(leaf["shape"])
+            struct = jax.ShapeDtypeStruct(shape, jax.numpy.dtype(leaf["dtype"]), sharding=sharding_of(path, shape))
+            put(abstract, name, struct)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        state, reason = _load(saved.path, saved.leaves, abstract)
+    _refuse_damaged(saved.path.parent, int(saved.path.name), reason)
+    return state[part]
+
+
+def _refuse_damaged(folder: Path, step: int, reason: str) -> None:
+    if _on_any_process(bool(reason)):
+        others = [str(other) for other in steps_in(folder) if other != step]
+        remedy = f"take another, there are {', '.join(others)}" if others else "put a copy of it back"
+        reason = reason or "another process could not read it"
+        raise CheckpointError(f"{folder}: the checkpoint of step {step} is damaged ({reason}): {remedy}")
 
 
 def _leaves(state: Any, sums: dict[str, int]) -> dict[str, dict]:

@@ -125,6 +125,13 @@ def reference_of(base: Split, cfg: Config) -> tuple[Params | None, bool]:
     return join(jax.jit(partial(cast, dtype=cfg.model.dtype))(base.trained), base.frozen), False
 
 
+def judge_file(cfg: Config, step: int, templates: dict[str, str]) -> bytes:
+    """What JUDGE_FILE says: the sizes a model was trained with, after which step it was taken, what its questions were."""
+    sizes = {"prompt_tokens": cfg.data.prompt_tokens, "patches": cfg.data.patches}
+    sizes |= {"completion_tokens": cfg.rollout.completion_tokens}
+    return json.dumps(sizes | {"step": step, "templates": templates}).encode() + b"\n"
+
+
 def exportable(params: Params, model: Model) -> Params:
     """The weights of an ordinary Qwen3-VL: adapters, where there are any, are added to what they adapt."""
     return merge_lora(params, model.cfg) if model.cfg.lora else params

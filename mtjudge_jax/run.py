@@ -19,7 +19,7 @@ from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
 from mtjudge_jax.metrics_log import append_metrics, truncate_metrics, write_json_atomic
 from mtjudge_jax.models.qwen3_vl.convert import save_hf
 from mtjudge_jax.optim import make_optimizer
-from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, open_model, read_weights, reference_of
+from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, judge_file, open_model, read_weights, reference_of
 from mtjudge_jax.step_log import step_line
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.trainable import join, without_adapters
@@ -169,11 +169,8 @@ def validate(run: Run, progress: Progress) -> Progress:
         return progress._replace(since_best=progress.since_best + 1)
     best = run.workdir / "best"
     params = exportable(progress.params, run.model)
-    save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True)
-    sizes = {"prompt_tokens": run.cfg.data.prompt_tokens, "patches": run.cfg.data.patches}
-    sizes["completion_tokens"] = run.cfg.rollout.completion_tokens
-    if jax.process_index() == 0:
-        write_json_atomic(best / JUDGE_FILE, sizes | {"templates": templates(run.cfg)})
+    files = {JUDGE_FILE: judge_file(run.cfg, progress.step, templates(run.cfg))}
+    save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
     return progress._replace(best=mean, since_best=0)
 
 

@@ -39,12 +39,16 @@ def refuse_other_config(cfg: Config, path: Path) -> None:
 def sources_of(cfg: Config, workdir: Path, base: Params) -> dict[str, str]:
     """What a run is made of beside its config, as hashes: kept in its checkpoints and compared when it goes on."""
     folder, validation = data_folder(cfg, workdir), cfg.eval.tasks or cfg.data.tasks
-    weights = json.dumps(digests(base), sort_keys=True)
     return {
         "training data": fingerprint(folder, tasks=cfg.data.tasks, split="train"),
         "validation data": fingerprint(folder, tasks=validation, split="val"),
-        "starting model": hashlib.sha256(weights.encode()).hexdigest()[:16],
+        "starting model": weights_hash(base),
     } | {f"wording of {name}": wording for name, wording in templates(cfg).items()}
+
+
+def weights_hash(base: Params) -> str:
+    """Of the starting model as it was read, the same on every mesh."""
+    return hashlib.sha256(json.dumps(digests(base), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def refuse_other_sources(workdir: Path, sources: dict[str, str], meta: dict) -> None:
