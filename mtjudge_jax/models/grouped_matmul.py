@@ -6,6 +6,7 @@ one has a kernel of its own here.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -13,31 +14,31 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mtjudge_jax.models.extras import import_tokamax
 from mtjudge_jax.types import Array
 
 Impl = Literal["dense", "ragged", "tokamax"]
 IMPLS = ("dense", "ragged", "tokamax")
 ROW_TILE, COLUMN_TILE = 512, 1024  # of the TPU kernel: its blocks take about 12 MiB of fast memory in bfloat16
-# Rows are summed within a group; the result leads with the group.
-_GRADIENT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
-# [T, F] in groups times [E, D, F]: the last axes meet.
-_TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
+# The three products: [T, D] in groups times [E, D, F]; [T, F] in groups times the same, transposed; and, for the gradient of
+# the matrices, [T, D] times [T, F] summed over the rows of each group.
+PLAIN = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
+TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
+GRADIENT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
 
 
 def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: Impl) -> Array:
     """lhs [T, D] in E groups of rows, one behind the other, times rhs [E, D, F] -> [T, F] in lhs's dtype.
 
     group_sizes int32 [E], of sum at most T; the rows behind the last group give zero, and so do their gradients. Groups of 3,
-    0 and 2 rows: out[:3] = lhs[:3] @ rhs[0], out[3:5] = lhs[3:5] @ rhs[2]. Under `jax.shard_map` all three vary alike.
+    0 and 2 rows: out[:3] = lhs[:3] @ rhs[0], out[3:5] = lhs[3:5] @ rhs[2]. Inside `jax.shard_map` all three must vary over
+    the same mesh axes.
     """
     if impl == "dense":
         return _dense(lhs, rhs, group_sizes)
-    if impl == "ragged":
-        return _ragged(lhs, rhs, group_sizes)
-    if impl == "tokamax":
-        rows = grouped_rows(lhs, group_sizes)
-        return grouped_rows(_tokamax().ragged_dot(rows, rhs, group_sizes, preferred_element_type=lhs.dtype), group_sizes)
-    raise ValueError(f"experts = {impl!r} is not a way to multiply groups; choose one of {', '.join(IMPLS)}")
+    if impl in IMPLS:
+        return _by_kernels(lhs, rhs, group_sizes, impl)
+    raise ValueError(f"experts = {impl!r} is no way to multiply groups; choose one of {', '.join(IMPLS)}")
 
 
 def grouped_rows(x: Array, group_sizes: Array) -> Array:
@@ -50,40 +51,53 @@ def _dense(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
     end = jnp.cumsum(group_sizes)
     row = jnp.arange(lhs.shape[0])[:, None]
 
-    def add(out, group):
-        matrix, start, end = group
-        return out + jnp.where((row >= start) & (row < end), lhs @ matrix, 0), None
+    def only(matrix, start, end):
+        return jnp.where((row >= start) & (row < end), lhs @ matrix, 0)
 
-    first = lhs @ jnp.zeros_like(rhs[0])  # zeros that vary under shard_map as the products do
-    return jax.lax.scan(add, first, (rhs, end - group_sizes, end))[0]
-
-
-@jax.custom_vjp
-def _ragged(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
-    return grouped_rows(jax.lax.ragged_dot(lhs, rhs, group_sizes), group_sizes)
+    groups = (rhs, end - group_sizes, end)
+    first, rest = jax.tree.map(lambda x: x[0], groups), jax.tree.map(lambda x: x[1:], groups)
+    return jax.lax.scan(lambda out, group: (out + only(*group), None), only(*first), rest)[0]
 
 
-def _ragged_forward(lhs: Array, rhs: Array, group_sizes: Array):
-    return _ragged(lhs, rhs, group_sizes), (lhs, rhs, group_sizes)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _by_kernels(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl) -> Array:
+    return grouped_rows(_product(impl)(lhs, rhs, group_sizes, PLAIN), group_sizes)
 
 
-def _ragged_backward(saved, out_bar: Array):
+def _by_kernels_forward(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl):
+    return _by_kernels(lhs, rhs, group_sizes, impl), (lhs, rhs, group_sizes)
+
+
+def _by_kernels_backward(impl: Impl, saved, out_bar: Array):
     lhs, rhs, group_sizes = saved
-    lhs_bar = jax.lax.ragged_dot_general(out_bar, rhs, group_sizes, _TRANSPOSED)
-    rhs_bar = jax.lax.platform_dependent(lhs, out_bar, group_sizes, tpu=matrix_gradient_tpu, default=matrix_gradient)
-    return grouped_rows(lhs_bar, group_sizes), rhs_bar, None
+    lhs_bar = _product(impl)(out_bar, rhs, group_sizes, TRANSPOSED)
+    return grouped_rows(lhs_bar, group_sizes), _product(impl)(lhs, out_bar, group_sizes, GRADIENT), None
 
 
-_ragged.defvjp(_ragged_forward, _ragged_backward)
+_by_kernels.defvjp(_by_kernels_forward, _by_kernels_backward)
 
 
-def matrix_gradient(lhs: Array, out_bar: Array, group_sizes: Array) -> Array:
-    """lhs [T, D], out_bar [T, F] -> [E, D, F]: lhs^T out_bar over the rows of each group, zero for an empty one."""
-    return jax.lax.ragged_dot_general(lhs, out_bar, group_sizes, _GRADIENT)
+def _product(impl: Impl) -> Callable:
+    """(lhs, rhs, group_sizes, which of the three products) -> what `jax.lax.ragged_dot_general` gives, in lhs's dtype."""
+    if impl == "ragged":
+        return _ragged_dot
+    tokamax = import_tokamax("experts = 'tokamax'", "ragged or dense")
+    # Kernels by name: left to itself it would fall back to masked dense products without a word.
+    kernels = {"gpu": ("mosaic", "triton"), "tpu": "mosaic"}.get(jax.default_backend(), "xla")
+    return lambda lhs, *args: tokamax.ragged_dot_general(lhs, *args, preferred_element_type=lhs.dtype, implementation=kernels)
+
+
+def _ragged_dot(lhs: Array, rhs: Array, group_sizes: Array, dimensions: jax.lax.RaggedDotDimensionNumbers) -> Array:
+    product = functools.partial(jax.lax.ragged_dot_general, ragged_dot_dimension_numbers=dimensions)
+    if dimensions != GRADIENT:
+        return product(lhs, rhs, group_sizes)
+    return jax.lax.platform_dependent(lhs, rhs, group_sizes, tpu=matrix_gradient_tpu, default=product)
 
 
 def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, interpret: bool = False) -> Array:
-    """The same as a Pallas kernel that does the work of each row once.
+    """lhs [T, D], out_bar [T, F] -> [E, D, F] in lhs's dtype: lhs^T out_bar over the rows of each group, zero for an empty one.
+
+    A Pallas kernel that does the work of each row once.
 
     The innermost axis of its grid visits (group, row tile) pairs, groups in order: a tile that two groups share is visited by
     both, an empty group once, to write its zeros. Visits behind the last one repeat it and do nothing. Row tiles of 4, groups
@@ -115,9 +129,11 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
         out_specs=pl.BlockSpec((None, tile_d, tile_f), lambda i, j, v, group, *_: (group[v], i, j)),
         scratch_shapes=[pltpu.VMEM((tile_d, tile_f), jnp.float32)],
     )
+    plain = functools.partial(jax.lax.ragged_dot_general, ragged_dot_dimension_numbers=GRADIENT)
+    shape = jax.eval_shape(plain, lhs, out_bar, group_sizes)  # it knows the mesh axes that the result varies over
     return pl.pallas_call(
         functools.partial(_matrix_gradient_kernel, tile=tile),
-        out_shape=jax.eval_shape(matrix_gradient, lhs, out_bar, group_sizes),  # with the mesh axes that it varies over
+        out_shape=shape,
         grid_spec=grid,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=pl.CostEstimate(
@@ -155,15 +171,3 @@ def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, o
 def _column_tile(size: int) -> int:
     """The largest multiple of 128 up to COLUMN_TILE that divides `size`; all of a size that has none."""
     return next((tile for tile in range(COLUMN_TILE, 0, -128) if size % tile == 0), size)
-
-
-def _tokamax():
-    """The optional package of kernels, imported only where it is asked for."""
-    try:
-        import tokamax
-    except ImportError as error:
-        raise ValueError(
-            "experts = 'tokamax' needs the package tokamax, which cannot be imported here: "
-            "pip install 'mtjudge_jax[tokamax]', or choose 'ragged' or 'dense'"
-        ) from error
-    return tokamax
