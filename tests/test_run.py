@@ -147,6 +147,25 @@ def test_an_sft_run_resumes():
     assert facts["update"] == [1] and list(facts["traces"].values()) == [1]
 
 
+def test_adapters_on_a_mixture_of_experts_train_and_resume():
+    """The checkpoint holds adapters and their moments alone; what comes out is the base but for what was adapted."""
+    folder = commands().folder / "adapters"
+    folder.mkdir()
+    facts = commands().call("drills.adapters", folder=str(folder), data=str(commands().folder / "data"))
+    assert facts["stopped"] == "KeyboardInterrupt: "
+    assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
+    assert sorted(name.split(" (")[0] for name in facts["traces"]) == ["logp of the reference", "sample"]
+    assert set(facts["traces"].values()) == {1}
+    lines = [line for line in facts["whole"]["metrics"] if line["kind"] == "train"]
+    assert lines[0]["kl"] < 1e-5 and max(line["kl"] for line in lines) > 1e-4, lines
+    for line in lines:
+        assert 0 < line["router_entropy"] < np.log(6) and 1 <= line["router_peak"] <= 3 and 0 <= line["router_idle"] < 1
+    leaves = facts["whole"]["leaves"]
+    assert sum("_lora_" in name for name in leaves) == 3 * 8  # parameters and two moments, of four targets
+    assert all("_lora_" in name or "count" in name or name == "step" for name in leaves)
+    assert facts["changed"] == [f"text/layers/{name}" for name in ("k_ldkh", "o_lnhd", "q_ldnh", "v_ldkh")]
+
+
 def test_two_processes_train_as_one():
     """Two of 4 devices each against one of 8, over gloo; every process has its part of the batch."""
     folder, data = commands().folder, str(commands().folder / "data")
