@@ -137,7 +137,8 @@ def test_look_alikes_are_a_danger_where_the_model_folds(tmp_path):
     for forged in ("＜｜image_pad｜＞", "<|image\u0001_pad|>"):
         assert tokenizer.encode(forged) == [tokenizer.image]
         assert tokenizer.escape(forged) == "< |image_pad|>"
-    assert tokenizer.escape("ﬁne ＜") == "ﬁne ＜"  # no token in it: left as it is
+    for text, escaped in (("ﬁne ＜", "ﬁne ＜"), ("ﬁne <|image_pad|>", "ﬁne < |image_pad|>")):  # nothing is folded without need
+        assert tokenizer.escape(text) == escaped
 
 
 @pytest.mark.parametrize("text", FORGERIES)
@@ -174,33 +175,36 @@ def test_target_of_a_thinking_model(tmp_path):
 
 def test_names_of_another_family(tmp_path):
     """Tokens named by tokenizer_config.json, some beyond the model's pieces, some marked as special only there."""
-    folder = write_sentencepiece(tmp_path, user_defined_symbols=[*TAGS, "<boi>", "<unused0>", "<table>", "  "])
+    folder = write_sentencepiece(tmp_path, user_defined_symbols=[*TAGS, "<boi>", "<eot>", "<unused0>", "<table>", "  "])
     size, raw = raw_model(folder).get_piece_size(), raw_model(folder)
     added = {
         str(size): {"content": "<image>", "special": True},
         str(size + 1): {"content": "<eoi>", "special": False},
         str(size + 2): {"content": "[step]", "special": False},
+        str(size + 3): {"content": "[step]+", "special": False},
         "0": {"content": "<unk>", "special": True},
         "1": {"content": "<s>", "special": True},
     }
     config = {"pad_token": "<pad>", "eos_token": {"content": "</s>"}, "boi_token": "<boi>", "eoi_token": "<eoi>"}
-    config |= {"added_tokens_decoder": added, "add_bos_token": True, "extra_special_tokens": {"image_token": "<image>"}}
+    config |= {"extra_special_tokens": {"image_token": "<image>", "eot_token": "<eot>"}}
+    config |= {"added_tokens_decoder": added, "add_bos_token": True}
     template = "{{ bos_token }}user\n{% for c in messages[0].content %}"
     template += "{{ '<boi><image><eoi>' if c.type == 'image' else c.text }}{% endfor %}</s>"
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
     (folder / "chat_template.jinja").unlink()
     tokenizer = load_tokenizer(folder)
-    assert (tokenizer.pad, tokenizer.eos, tokenizer.image, tokenizer.size) == (3, 2, size, size + 3)
+    assert (tokenizer.pad, tokenizer.eos, tokenizer.image, tokenizer.size) == (3, 2, size, size + 4)
     assert (tokenizer.vision_start, tokenizer.vision_end) == (raw.piece_to_id("<boi>"), size + 1)
     assert tokenizer.render("a <image> <eoi> [step] <table>", 1) == (
         "<s>user\n<boi><image><eoi>a < image> < eoi> [step] <table></s>"
     )
     assert tokenizer.encode("<s><image>a[step]") == [1, size, *tokenizer.encode("a"), size + 2]
+    assert tokenizer.encode("[step]+[step]") == [size + 3, size + 2]
     assert tokenizer.decode([1, size, size + 2]) == "<s><image>[step]"
-    assert tokenizer.decode(tokenizer.encode("a  <unk>  b")) == "a  <unk>  b"
-    mask, banned = tokenizer.allowed_mask(size + 9), ["<boi>", "<unused0>", "<s>", "<unk>", "<pad>"]
-    assert not mask[[*map(raw.piece_to_id, banned), size, size + 1]].any() and not mask[size + 3 :].any()
-    assert mask[[raw.piece_to_id("<table>"), raw.piece_to_id("  "), size + 2, 2]].all()
+    assert tokenizer.decode(tokenizer.encode("a  <unk>  b")) == "a  <unk>  b" and 0 not in tokenizer.encode("<unk>")
+    mask, banned = tokenizer.allowed_mask(size + 9), ["<boi>", "<eot>", "<unused0>", "<s>", "<unk>", "<pad>"]
+    assert not mask[[*map(raw.piece_to_id, banned), size, size + 1]].any() and not mask[size + 4 :].any()
+    assert mask[[raw.piece_to_id("<table>"), raw.piece_to_id("  "), size + 2, size + 3, 2]].all()
 
 
 def test_the_models_own_special_tokens_will_do(tmp_path):
