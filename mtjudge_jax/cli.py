@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train by the config: multi-task GRPO, or SFT",
     "eval": "judge a prepared split with a model and score it",
     "judge": "judge your own images",
+    "export": "write a model folder, with a model card, from a checkpoint of a run",
     "report": "write the HTML report of a workdir",
 }
 
@@ -25,9 +26,9 @@ def help_of(command: str) -> str:
     """The flags of a command whose module takes seconds to import, without importing it."""
     from absl import flags
 
-    from mtjudge_jax.command import eval_flags, judge_flags, train_flags
+    from mtjudge_jax.command import eval_flags, export_flags, judge_flags, train_flags
 
-    {"train": train_flags, "eval": eval_flags, "judge": judge_flags}[command]()
+    {"train": train_flags, "eval": eval_flags, "judge": judge_flags, "export": export_flags}[command]()
     return f"mtjudge {command}: {COMMANDS[command]}\n{flags.FLAGS.module_help(sys.modules[__name__])}"
 
 
@@ -39,7 +40,7 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    if command in ("train", "eval", "judge") and {"-h", "--help"} & set(sys.argv[2:]):
+    if command in ("train", "eval", "judge", "export") and {"-h", "--help"} & set(sys.argv[2:]):
         print(help_of(command))
         sys.exit(0)
     sys.argv = [f"mtjudge {command}", *sys.argv[2:]]

@@ -60,6 +60,20 @@ def judge_flags():
     )
 
 
+def export_flags():
+    """(workdir, step, checkpoint, out, dtype, adapter, base, overwrite)."""
+    return (
+        flags.DEFINE_string("workdir", "", "Folder of the run, e.g. runs/mine."),
+        flags.DEFINE_string("step", "", "A number, or latest, or best (the default), which is best by validation."),
+        flags.DEFINE_string("checkpoint", "", "Instead of the two: the folder of a step, e.g. runs/mine/checkpoints/8."),
+        flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True),
+        flags.DEFINE_enum("dtype", "", ["", "bfloat16", "float32"], "Of the weights; default: what the run computed in."),
+        flags.DEFINE_enum("adapter", "merge", ["merge", "peft"], "A run with LoRA: a whole model, or adapters alone for PEFT."),
+        flags.DEFINE_string("base", "", "Folder of the starting model, where that has moved."),
+        flags.DEFINE_bool("overwrite", False, "Replace an older export."),
+    )
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Runs `main` after parsing the flags. What is the user's to mend ends in one line and exit status 2, not a traceback."""
 

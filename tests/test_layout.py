@@ -33,6 +33,7 @@ ORDER = [
     "step_log",
     "policy",
     "run",
+    "model_card",
     "command",
     "sft",
     "train",

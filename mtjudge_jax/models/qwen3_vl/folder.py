@@ -53,7 +53,7 @@ def write_folder(
     be replaced, ValueError without room for all of it.
     """
     folder = Path(folder)
-    _check_target(folder, marker=marker, overwrite=overwrite)
+    check_target(folder, marker=marker, overwrite=overwrite)
     shards = _plan(tensors, dtype.itemsize, shard_bytes)
     total = dtype.itemsize * sum(prod(tensor.shape) for shard in shards for tensor in shard)
     many = len(shards) > 1
@@ -114,8 +114,8 @@ def _plan(tensors: Iterable[Tensor], itemsize: int, shard_bytes: int) -> list[li
     return shards
 
 
-def _check_target(folder: Path, *, marker: str, overwrite: bool) -> None:
-    """An export must not delete what is not an export."""
+def check_target(folder: Path, *, marker: str, overwrite: bool) -> None:
+    """Raises FileExistsError for a folder that must not be replaced: an export must not delete what is not an export."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
