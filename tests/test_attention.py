@@ -1,7 +1,9 @@
 """Every attention backend against plain attention in float64: values and gradients, for each layout of tokens."""
 
 import functools
-from typing import NamedTuple
+import importlib.util
+import sys
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +11,16 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.models import attention
-from mtjudge_jax.models.attention import attend, attend_grouped, chunked
+from mtjudge_jax.config import MeshConfig
+from mtjudge_jax.models.attention import attend, attend_grouped, chunked, splash
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.sharding import make_mesh
+from mtjudge_jax.models.qwen3_vl import vlm
+from mtjudge_jax.sharding import batch_sharding, make_mesh
 
 
-class Case(NamedTuple):
-    """Two rows of tokens: `segments` [2, T] of self-attention, or of the prompt in front of `group` completions of `own` tokens."""
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Rows of tokens: `segments` [Q, T] of self-attention, or of the prompt in front of `group` completions of `own` tokens."""
 
     segments: np.ndarray
     causal: bool
@@ -36,7 +40,7 @@ def padded(length: int, *real: int) -> np.ndarray:
 
 def images(*rows: tuple[int, ...], length: int) -> np.ndarray:
     """Rows of images of so many patches, padding behind."""
-    return np.array([[n for n, size in enumerate(row, 1) for _ in range(size)] + [0] * (length - sum(row)) for row in rows], np.int32)
+    return np.array([np.repeat(range(len(row) + 1), (*row, length - sum(row))) for row in rows], np.int32)
 
 
 CASES = {
@@ -48,7 +52,8 @@ CASES = {
     "three completions": Case(padded(57, 57, 1), True, (8, 2, 16), group=3, own=37),
     "completions of real heads": Case(padded(13, 13, 5), True, (4, 1, 128), group=3, own=30),
 }
-BACKENDS = ("xla", "chunked", "splash", "tokamax")
+NO_TOKAMAX = pytest.mark.skipif(importlib.util.find_spec("tokamax") is None, reason="tokamax is not installed")
+BACKENDS = ("xla", "chunked", "splash", pytest.param("tokamax", marks=NO_TOKAMAX))
 
 
 @pytest.fixture(autouse=True)
@@ -58,31 +63,29 @@ def small_blocks(monkeypatch):
 
 
 def sees(case: Case) -> np.ndarray:
-    """Who sees whom, bool [2, T, T], token by token from the definition."""
-    prompt = case.segments.shape[1]
-    out = np.zeros((2, case.length, case.length), bool)
-    for row in range(2):
-        for i in range(case.length):
-            for j in range(case.length):
-                if i < prompt:
-                    seen = j < prompt and case.segments[row, i] == case.segments[row, j] and (j <= i or not case.causal)
-                elif j < prompt:
-                    seen = case.segments[row, j] == 1
-                else:
-                    seen = (i - prompt) // case.own == (j - prompt) // case.own and j <= i
-                out[row, i, j] = seen
-    return out
+    """Who sees whom, bool [Q, T, T], token by token from the definition."""
+    rows, prompt = case.segments.shape
+
+    def one(row: int, i: int, j: int) -> bool:
+        if i < prompt:
+            return j < prompt and case.segments[row, i] == case.segments[row, j] and (j <= i or not case.causal)
+        if j < prompt:
+            return case.segments[row, j] == 1
+        return (i - prompt) // case.own == (j - prompt) // case.own and j <= i
+
+    tokens = range(case.length)
+    return np.array([[[one(row, i, j) for j in tokens] for i in tokens] for row in range(rows)])
 
 
 @functools.cache
-def operands(name: str) -> dict[str, np.ndarray]:
-    """Random q, k, v, and the cotangent of the output, zero on padding, which nobody reads."""
-    case = CASES[name]
+def operands(case: Case) -> dict[str, np.ndarray]:
+    """Random q, k, v, and the cotangent o of the output, zero on padding, which nobody reads; `real` says what is not padding."""
     n, k, h = case.heads
-    rng = np.random.default_rng(len(name))
-    out = {key: rng.normal(size=(2, case.length, heads, h)).astype(np.float32) for key, heads in zip("qkvo", (n, k, k, n), strict=True)}
-    real = np.pad(case.segments > 0, ((0, 0), (0, case.group * case.own)), constant_values=True)
-    return out | {"o": out["o"] * real[..., None, None], "real": real}
+    rng = np.random.default_rng(case.length)
+    heads = {"q": n, "k": k, "v": k, "o": n}
+    out = {name: rng.normal(size=(len(case.segments), case.length, count, h)).astype(np.float32) for name, count in heads.items()}
+    real = np.pad(case.segments > 0, ((0, 0), (0, case.group * case.own)), constant_values=True)[..., None, None]
+    return out | {"o": out["o"] * real, "real": real}
 
 
 def plain(q, k, v, o, mask, scale) -> dict[str, np.ndarray]:
@@ -104,34 +107,163 @@ def plain(q, k, v, o, mask, scale) -> dict[str, np.ndarray]:
     }
 
 
-def compute(case: Case, backend: Backend, q, k, v, o) -> dict[str, jax.Array]:
-    """The same by a backend."""
-    segments, scale = jnp.asarray(case.segments), case.heads[2] ** -0.5
-
-    def forward(q, k, v):
-        if not case.group:
-            return attend(q, k, v, segments=segments, causal=case.causal, scale=scale, backend=backend)
-        prompt = case.segments.shape[1]
-        return attend_grouped(q, k, v, prompt=prompt, group=case.group, valid=segments > 0, scale=scale, backend=backend)
+def compute(case: Case, backend: Backend, dtype=jnp.float32) -> dict[str, np.ndarray]:
+    """The same by a backend, at the case's operands."""
+    x, scale = operands(case), case.heads[2] ** -0.5
+    args = [jnp.asarray(x[name], dtype) for name in "qkvo"]
+    if backend.mesh is not None:
+        args = jax.device_put(args, batch_sharding(backend.mesh))
 
     @tiny.jit
     def both(q, k, v, o):
-        out, back = jax.vjp(forward, q, k, v)
+        out, back = jax.vjp(functools.partial(forward, case, backend, scale), q, k, v)
         return dict(zip(("out", "q", "k", "v"), (out, *back(o)), strict=True))
 
-    return both(q, k, v, o)
+    return jax.tree.map(lambda x: np.asarray(x, np.float32), both(*args))
+
+
+def forward(case: Case, backend: Backend, scale: float, q, k, v):
+    segments = jnp.asarray(case.segments)
+    if not case.group:
+        return attend(q, k, v, segments=segments, causal=case.causal, scale=scale, backend=backend)
+    prompt = segments.shape[1]
+    return attend_grouped(q, k, v, prompt=prompt, group=case.group, valid=segments > 0, scale=scale, backend=backend)
+
+
+def gaps(case: Case, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
+    """Relative largest differences at real tokens."""
+    real = operands(case)["real"]
+    assert {name: x.shape for name, x in got.items()} == {name: x.shape for name, x in want.items()}
+    assert all(np.isfinite(x).all() for x in got.values())
+    return {name: tiny.relative(got[name] * real, want[name] * real) for name in want}
+
+
+@functools.cache
+def expected(case: Case) -> dict[str, np.ndarray]:
+    x = operands(case)
+    return plain(*(x[name] for name in "qkvo"), sees(case), case.heads[2] ** -0.5)
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_equals_plain_attention(backend, name):
-    case, x = CASES[name], operands(name)
-    args = [x[key] for key in "qkvo"]
-    want = plain(*args, sees(case), case.heads[2] ** -0.5)
-    got = compute(case, Backend(attention=backend), *args)
-    real = x["real"][..., None, None]
-    assert {key: value.shape for key, value in got.items()} == {key: value.shape for key, value in want.items()}
-    gaps = {key: tiny.relative(got[key] * real, want[key] * real) for key in want}
-    assert max(gaps.values()) < 3e-6, gaps
-    for key in "qkv":
-        assert np.isfinite(got[key]).all()
+    case = CASES[name]
+    found = gaps(case, compute(case, Backend(attention=backend)), expected(case))
+    assert max(found.values()) < 3e-6, found
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bfloat16_is_as_near_as_it_can_be(backend):
+    """Scores, sums and gradients are in float32; only what goes in, the weights of a product and what comes out are rounded."""
+    case = CASES["completions of real heads"]
+    found = gaps(case, compute(case, Backend(attention=backend), jnp.bfloat16), expected(case))
+    assert max(found.values()) < 0.02, found
+
+
+# A mesh of 8: rows over data, fsdp and expert; heads over tensor, which divides the key heads, or does not.
+MESHES = {"rows and heads": (MeshConfig(2, 1, 2, 2), 4, (8, 2, 16)), "heads repeated": (MeshConfig(1, 2, 1, 4), 2, (8, 2, 16))}
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize("backend", ["splash", pytest.param("tokamax", marks=NO_TOKAMAX)])
+def test_sharded_equals_unsharded(backend, name):
+    config, rows, heads = MESHES[name]
+    case = Case(padded(20, *range(5, 5 + rows)), True, heads, group=2, own=7)
+    whole = compute(case, Backend(attention=backend))
+    found = gaps(case, compute(case, Backend(attention=backend, mesh=make_mesh(config))), whole)
+    assert max(found.values()) < 1e-6, found
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "heads", "message"),
+    [
+        (MeshConfig(4, 1, 2, 1), 6, (4, 1, 16), "6 rows cannot be spread over data .* = 8 shards of the mesh: make the rows"),
+        (MeshConfig(1, 1, 1, 8), 1, (4, 1, 16), "4 attention heads cannot be spread over mesh.tensor = 8: set mesh.tensor to"),
+    ],
+)
+def test_what_a_mesh_does_not_divide_is_refused(config, rows, heads, message):
+    case = Case(padded(20, *[20] * rows), True, heads)
+    with pytest.raises(ValueError, match=message):
+        forward(case, Backend(attention="splash", mesh=make_mesh(config)), 1.0, *(operands(case)[name] for name in "qkv"))
+
+
+def temporary_bytes(backend: str, length: int, group: int) -> int:
+    """Memory that a compiled forward and backward of one row takes beside its operands and results."""
+    prompt = length // 2 if group else length
+    case = Case(np.ones((1, prompt), np.int32), True, (2, 1, 16), group, group and prompt // group)
+
+    def both(q, k, v, o):
+        return jax.vjp(functools.partial(forward, case, Backend(attention=backend), 0.25), q, k, v)[1](o)
+
+    of = lambda heads: jax.ShapeDtypeStruct((1, length, heads, 16), jnp.float32)  # noqa: E731
+    return tiny.jit(both).lower(of(2), of(1), of(1), of(2)).compile().memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_memory_in_blocks_grows_with_the_length_not_its_square(group, monkeypatch):
+    monkeypatch.setattr(chunked, "BLOCK", 128)
+    short, long = (temporary_bytes("chunked", length, group) for length in (2048, 8192))
+    assert long < 4.5 * short
+    assert long < 0.05 * temporary_bytes("xla", 8192, group)
+
+
+def test_splash_never_visits_blocks_of_other_completions():
+    """Of 5 * 5 blocks: the prompt's own, and two for each of four completions, its own and the prompt's."""
+    kernel = splash.make_kernel(("grouped", 512, 512), 5 * 512, 1, True)
+    assert int((kernel.fwd_mask_info.block_mask > 0).sum()) == 9
+    assert int((kernel.dq_mask_info.block_mask > 0).sum()) == int((kernel.dkv_mask_info.block_mask > 0).sum()) == 9
+
+
+def test_splash_mask_of_a_long_stream():
+    """Indices and starts that share a number stay apart up to the longest stream; one token more is refused."""
+    length, prompt, own = splash.LONGEST, 1000, 700
+    mask = splash.GroupedMask(length, prompt, own)
+    for i in (0, 999, 1000, 32767, 32768, 65535):
+        seen = mask[i : i + 1, 0:length][0]
+        start = 0 if i < prompt else prompt + (i - prompt) // own * own
+        j = np.arange(length)
+        np.testing.assert_array_equal(seen, (j <= i) & ((j < prompt) | (j >= start)))
+    q = jnp.zeros((1, length + 1, 1, 8))
+    with pytest.raises(ValueError, match=r"65537 tokens a row are more than the 65536 .* set attention to chunked"):
+        splash.attend(q, q, q, segments=jnp.ones((1, length + 1), jnp.int32), layout=("causal",), scale=1.0, mesh=None)
+
+
+@pytest.mark.parametrize(("length", "block"), [(1, 128), (150, 128), (480, 512), (513, 128), (700, 384), (2044, 512)])
+def test_splash_blocks_fill_up_little(length, block):
+    assert splash.block_size(length) == block
+
+
+@pytest.mark.parametrize("attention", ["chunked", "splash"])
+def test_the_whole_model_is_the_same(attention):
+    """Hidden states and the gradient of every weight, through scanned layers that the backward pass computes again."""
+    got = whole_model(Backend(attention=attention, remat="full"))
+    assert tiny.relative(got, whole_model(Backend())) < 2e-5
+
+
+@functools.cache
+def whole_model(backend: Backend):
+    cfg, rows = tiny.config(), tiny.prompts(3)
+    tokens, mask = tiny.answers(3, 2, 5)
+    weights = np.random.default_rng(1).normal(size=(3, 2, 5, 32)).astype(np.float32)
+
+    def loss(params):
+        hidden, _ = vlm.completion_hidden(params, cfg, rows, tokens, mask, backend=backend)
+        return (hidden * weights).sum(), hidden
+
+    return tiny.jit(jax.grad(loss, has_aux=True))(tiny.params(cfg))
+
+
+def test_a_stream_of_no_whole_completions_is_refused():
+    case = replace(CASES["three completions"], group=5)
+    with pytest.raises(ValueError, match="a stream of 168 tokens is no prompt of 57 and 5 completions of one length"):
+        forward(case, Backend(), 1.0, *(operands(CASES["three completions"])[name] for name in "qkv"))
+
+
+def test_an_unknown_backend_and_a_missing_library_are_named(monkeypatch):
+    case = CASES["prompt"]
+    args = [operands(case)[name] for name in "qkv"]
+    with pytest.raises(ValueError, match="unknown attention 'flash': known are xla, chunked, splash, tokamax"):
+        forward(case, Backend(attention="flash"), 1.0, *args)
+    monkeypatch.setitem(sys.modules, "tokamax", None)
+    with pytest.raises(ValueError, match=r"cannot be imported here: pip install 'mtjudge_jax\[tokamax\]', or set attention to"):
+        forward(case, Backend(attention="tokamax"), 1.0, *args)

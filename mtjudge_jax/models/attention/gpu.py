@@ -19,9 +19,7 @@ from mtjudge_jax.types import Array
 KERNELS = ("mosaic", "triton")  # the first that can; never the reference, which would make the whole score matrix
 
 
-def attend(
-    q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None
-) -> Array:
+def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None) -> Array:
     """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding; layout as in `splash`. Returns [Q, T, N, H]."""
     product = _import_tokamax().dot_product_attention
     implementation = KERNELS if platform_of(mesh) == "gpu" else "xla"

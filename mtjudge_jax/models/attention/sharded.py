@@ -35,9 +35,7 @@ def call_sharded(kernel: Callable, q: Array, k: Array, v: Array, segments: Array
         k, v = (jnp.repeat(x, heads // math.gcd(heads, k.shape[2]), axis=2) for x in (k, v))
     split = P(BATCH_AXES, None, "tensor", None)
     # Kernels know nothing of which mesh axes a value varies over, hence check_vma.
-    call = jax.shard_map(
-        kernel, mesh=mesh, in_specs=(split, split, split, P(BATCH_AXES, None)), out_specs=split, check_vma=False
-    )
+    call = jax.shard_map(kernel, mesh=mesh, in_specs=(split, split, split, P(BATCH_AXES, None)), out_specs=split, check_vma=False)
     return call(q, k, v, segments)
 
 

@@ -87,9 +87,7 @@ def block_size(length: int) -> int:
     return next((block for block in BLOCKS if -length % block <= length // 8), BLOCKS[-1])
 
 
-def attend(
-    q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None
-) -> Array:
+def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None) -> Array:
     """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding. Returns [Q, T, N, H]."""
     length, size = q.shape[1], q.shape[-1]
     if length > LONGEST:
