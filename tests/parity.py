@@ -133,7 +133,7 @@ def assert_gradients(gradient: Params, cfg: Qwen3VLConfig, variant: str) -> None
 
 # prompts to be answered
 
-GRIDS = ((4, 2), (2, 6), (4, 4), (6, 2), (2, 2), (6, 4), (2, 8), (4, 6))  # (height, width) in patches
+GRIDS = ((4, 4), (2, 6), (6, 4), (4, 2), (4, 6), (6, 6), (2, 8), (8, 4))  # (height, width) in patches
 
 
 def question(seed: int) -> list[int | tuple[int, int]]:
