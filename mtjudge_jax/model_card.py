@@ -161,7 +161,7 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     tasks = result.get("tasks") if isinstance(result, dict) else None
-    return result if isinstance(tasks, dict) and all(isinstance(score, dict) for score in tasks.values()) else {}
+    return result if isinstance(tasks, dict) and tasks and all(isinstance(score, dict) for score in tasks.values()) else {}
 
 
 def score_table(before: dict, after: dict, *, title: str, chosen: bool) -> Scores:

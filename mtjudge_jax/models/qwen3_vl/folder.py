@@ -99,6 +99,7 @@ def _write_shard(file: BinaryIO | None, shard: list[Tensor], dtype: np.dtype) ->
             raise ValueError(f"{tensor.name} is {array.shape} where {tensor.shape} was planned; mend what reads it")
         if file is not None:
             file.write(array.reshape(-1).view(np.uint8).data)
+        del array  # before the next one is read
 
 
 def _plan(tensors: Iterable[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
