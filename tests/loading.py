@@ -1,6 +1,6 @@
 """What test_loading.py runs in two processes: a folder loaded over a mesh of 8 devices, 4 of each process.
 
-    python loading.py FOLDER PROCESS PORT PIECE_BYTES
+    python loading.py FOLDER PROCESS PORT HOST_BYTES
 
 Prints JSON: bytes this process read, and a digest of every part on its devices.
 """
@@ -50,7 +50,7 @@ def digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def main(folder: str, process: int, port: int, piece_bytes: int) -> None:
+def main(folder: str, process: int, port: int, host_bytes: int) -> None:
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, process)
@@ -61,7 +61,8 @@ def main(folder: str, process: int, port: int, piece_bytes: int) -> None:
             load_config(folder),
             dtype="float32",
             sharding_of=lambda path, shape: param_sharding(path, shape, over),
-            piece_bytes=piece_bytes,
+            piece_bytes=10_000,
+            host_bytes=host_bytes,
         )
     parts = [
         [path, [list(part.indices(size)[:2]) for part, size in zip(shard.index, leaf.shape, strict=True)], digest(shard.data)]

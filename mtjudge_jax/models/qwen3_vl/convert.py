@@ -14,6 +14,7 @@ In the tensor's axes, letters side by side share one dimension (torch keeps head
 is the second axis of that letter: `fc1_mm` maps m to M and torch stores it (out, in), so "M m".
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate
@@ -32,6 +33,7 @@ from mtjudge_jax.models.qwen3_vl.files import Stored, open_checkpoint, read_tens
 from mtjudge_jax.models.qwen3_vl.folder import SHARD_BYTES, Tensor, companions, write_folder
 from mtjudge_jax.models.qwen3_vl.place import (
     PIECE_BYTES,
+    SMALL_BYTES,
     device_buffer,
     from_host,
     host_buffers,
@@ -222,14 +224,22 @@ def to_ours(weight: Weight, tensor: np.ndarray) -> np.ndarray:
 
 
 def load_params(
-    folder: str | Path, cfg: Qwen3VLConfig, *, dtype: Any, sharding_of: ShardingOf, piece_bytes: int = PIECE_BYTES
+    folder: str | Path,
+    cfg: Qwen3VLConfig,
+    *,
+    dtype: Any,
+    sharding_of: ShardingOf,
+    piece_bytes: int = PIECE_BYTES,
+    host_bytes: int | None = None,
 ) -> Params:
     """Reads the weights of a Hugging Face folder into a parameter tree.
 
     dtype: of every leaf. sharding_of(path, shape): where a leaf lives; None leaves it on the default device,
-    uncommitted. Files are read one after another, each device's part straight into its place, so that the host holds
-    about piece_bytes of weights at a time, and a process reads only what its devices hold. Every process must call.
-    Raises ValueError, naming every tensor and file that cannot be used, before any array is made.
+    uncommitted. Files are read one after another, each device's part straight into its place, about piece_bytes at a
+    time, so that the host never holds a leaf, and a process reads only what its devices hold. host_bytes: up to that
+    many the smallest leaves are put together on the host; None is SMALL_BYTES, and on CPUs no limit (see place.py).
+    Every process must call. Raises ValueError, naming every tensor and file that cannot be used, before any array is
+    made.
     """
     leaves = weights(cfg)
     wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in leaves for name in weight.names}
@@ -239,17 +249,19 @@ def load_params(
     for weight in leaves:
         sharding = sharding_of(weight.path, weight.shape)
         plans[weight.path] = plan(weight.path, weight.shape, dtype=dtype, sharding=sharding, stacked=weight.stack is not None)
+    if host_bytes is None:
+        host_bytes = sys.maxsize if jax.default_backend() == "cpu" else SMALL_BYTES
     by_size = sorted(plans, key=lambda path: plans[path].host_bytes)
     sums = accumulate(plans[path].host_bytes for path in by_size)
-    small = {path: host_buffers(plans[path]) for path, total in zip(by_size, sums, strict=True) if total <= piece_bytes}
+    small = {path: host_buffers(plans[path]) for path, total in zip(by_size, sums, strict=True) if total <= host_bytes}
     large = {path: device_buffer(leaf) for path, leaf in plans.items() if path not in small}
     for tensor, array in read_tensors(list(stored.values())):
         weight, layer = sources[tensor.name]
-        leaf, array = plans[weight.path], array.reshape(weight.split_shape)
-        if weight.path in small:
-            write_on_host(leaf, small[weight.path], array, weight.order, layer)
+        path, leaf, array = weight.path, plans[weight.path], array.reshape(weight.split_shape)
+        if path in small:
+            write_on_host(leaf, small[path], array, weight.order, layer, piece_bytes)
         else:
-            large[weight.path] = write_on_devices(leaf, large[weight.path], array, weight.order, layer, piece_bytes)
+            large[path] = write_on_devices(leaf, large[path], array, weight.order, layer, piece_bytes)
     return nest({path: from_host(leaf, small[path]) if path in small else large[path] for path, leaf in plans.items()})
 
 

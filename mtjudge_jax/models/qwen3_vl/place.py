@@ -1,9 +1,11 @@
-"""Tensors on the host into arrays on devices, piece by piece: the host holds a piece at a time, never a whole leaf.
+"""Tensors on the host into arrays on devices, piece by piece.
 
 A leaf of the parameter tree is filled from tensors that lie in files, one a layer. Each process copies the parts of a
-tensor that its own devices hold, each once however many of them hold it. A large leaf is a buffer on the devices from
-the start: a piece goes there as it lies in the file, and is turned, cast and written into the donated buffer there.
-Small leaves are put together on the host instead: a program to write a leaf costs a compilation.
+tensor that its own devices hold, each once however many of them hold it, and a piece at a time.
+
+On an accelerator a large leaf is a buffer on the devices from the start: a piece goes there as it lies in the file, and is
+turned, cast and written into the donated buffer there. Small leaves are put together on the host, since a program that
+writes a leaf costs a compilation; where the devices are CPUs all are, since what the host holds is then the array itself.
 
 A tensor comes with an axis for each axis of the leaf's layer, in its own order: axis j of the leaf is its axis order[j].
 """
@@ -19,7 +21,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-PIECE_BYTES = 32 << 20  # what the host holds at a time of large leaves, and of the small ones together
+PIECE_BYTES = 16 << 20  # what is copied at a time
+SMALL_BYTES = 32 << 20  # what is put together on the host, all such leaves together
+ALIGNMENT = 64  # bytes; memory that begins like this becomes an array on a CPU without a copy
 
 Index = tuple[slice, ...]
 Shape = tuple[int, ...]
@@ -78,35 +82,65 @@ def copy_part(tensor: np.ndarray, index: Index) -> np.ndarray:
     return tensor.view(f"u{tensor.itemsize}")[index].copy().view(tensor.dtype)
 
 
-def _turned(index: Index, order: Shape) -> Index:
-    """An index of the leaf's axes as one of the tensor's."""
-    return tuple(index[order.index(axis)] for axis in range(len(order)))
+def pieces(leaf: Leaf, tensor: np.ndarray, order: Shape, piece_bytes: int) -> Iterator[tuple[int, Buffers]]:
+    """Cuts the tensor's first axis, within a device's part, and yields where a cut begins and that cut of every part.
+
+    All cuts are equally long, for one compilation; the last may repeat some rows. All parts of a cut together have at
+    most piece_bytes, or one row each.
+    """
+    local = leaf.local_shape[leaf.stacked :]
+    rows = local[order.index(0)]
+    total = leaf.most * prod(local) * tensor.itemsize
+    step = ceil(rows / min(rows, ceil(total / piece_bytes)))
+    for at in range(0, rows, step):
+        at = min(at, rows - step)
+        parts = {}
+        for start, index in leaf.indices.items():
+            cut = [index[order.index(axis)] for axis in range(len(order))]  # in the tensor's order of axes
+            cut[0] = slice(cut[0].start + at, cut[0].start + at + step)
+            part = copy_part(tensor, tuple(cut))
+            parts[start] = part.astype(np.float32) if part.itemsize > 4 else part  # a device has no float64
+        yield at, parts
 
 
-# small leaves
+# leaves that are put together on the host
 
 
 def host_buffers(leaf: Leaf) -> Buffers:
     """Room for every part of the leaf on the host."""
-    return {start: np.empty(leaf.local_shape, leaf.dtype) for start in leaf.indices}
+    return {start: _aligned(leaf.local_shape, leaf.dtype) for start in leaf.indices}
 
 
-def write_on_host(leaf: Leaf, buffers: Buffers, tensor: np.ndarray, order: Shape, layer: int) -> None:
+def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    size = prod(shape) * dtype.itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % ALIGNMENT
+    return room[first : first + size].view(dtype).reshape(shape)
+
+
+def write_on_host(leaf: Leaf, buffers: Buffers, tensor: np.ndarray, order: Shape, layer: int, piece_bytes: int) -> None:
     """Copies a tensor into its layer of the buffers."""
-    for start, index in leaf.indices.items():
-        part = copy_part(tensor, _turned(index, order)).transpose(order)
-        np.copyto(buffers[start][layer] if leaf.stacked else buffers[start], part, casting="unsafe")
+    bits = f"u{leaf.dtype.itemsize}"
+    for at, parts in pieces(leaf, tensor, order, piece_bytes):
+        for start, part in parts.items():
+            target = buffers[start].view(bits)
+            target = (target[layer] if leaf.stacked else target).transpose(np.argsort(order))  # as the tensor lies
+            target[at : at + len(part)] = part.astype(leaf.dtype, copy=False).view(bits)
 
 
 def from_host(leaf: Leaf, buffers: Buffers) -> jax.Array:
-    """The leaf on its devices."""
-    if leaf.sharding is None:
-        return jnp.asarray(next(iter(buffers.values())))
-    arrays = [jax.device_put(buffers[start], device) for device, start in leaf.parts.items()]
-    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
+    """The leaf on its devices; the buffers must not be touched any more."""
+    return _put(leaf.sharding, leaf.shape, {device: buffers[start] for device, start in leaf.parts.items()})
 
 
-# large leaves
+def _put(sharding: NamedSharding | None, shape: Shape, of_device: dict[jax.Device | None, np.ndarray]) -> jax.Array:
+    if sharding is None:
+        return jax.device_put(of_device[None])
+    arrays = [jax.device_put(array, device) for device, array in of_device.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+# leaves that are buffers on the devices
 
 
 def device_buffer(leaf: Leaf) -> jax.Array:
@@ -120,49 +154,26 @@ def _zeros(shape: Shape, dtype: np.dtype, sharding: NamedSharding | None) -> Any
 
 
 def write_on_devices(leaf: Leaf, buffer: jax.Array, tensor: np.ndarray, order: Shape, layer: int, piece_bytes: int) -> jax.Array:
-    """Copies a tensor into its layer of the buffer, which is gone afterwards; returns the new one.
-
-    At most about piece_bytes at a time are on the host.
-    """
+    """Copies a tensor into its layer of the buffer, which is gone afterwards; returns the new one."""
     write = _writer(leaf.sharding, leaf.stacked, order)
-    for at, cut in _cuts(leaf, tensor, order, piece_bytes):
-        parts = {}
-        for start, index in leaf.indices.items():
-            inside = list(_turned(index, order))
-            inside[0] = slice(inside[0].start + cut.start, inside[0].start + cut.stop)
-            part = copy_part(tensor, tuple(inside))
-            parts[start] = part.astype(np.float32) if part.itemsize > 4 else part  # a device has no float64
-        piece = _piece(leaf, parts, order)
+    for at, parts in pieces(leaf, tensor, order, piece_bytes):
         start = [layer] * leaf.stacked + [at if axis == 0 else 0 for axis in order]
-        buffer = write(buffer, piece, np.array(start, np.int32))
+        buffer = write(buffer, _piece(leaf, parts, order), np.array(start, np.int32))
         buffer.block_until_ready()  # the next piece must not come before this one is gone
     return buffer
 
 
-def _cuts(leaf: Leaf, tensor: np.ndarray, order: Shape, piece_bytes: int) -> Iterator[tuple[int, slice]]:
-    """Cuts the tensor's first axis, within a device's part, so that the parts of all devices fit piece_bytes.
-
-    All cuts are equally long, for one compilation; the last may write some rows again.
-    """
-    local = leaf.local_shape[leaf.stacked :]
-    size = local[order.index(0)]
-    total = leaf.most * prod(local) * tensor.itemsize
-    step = ceil(size / min(size, ceil(total / piece_bytes)))
-    for at in range(0, size, step):
-        at = min(at, size - step)
-        yield at, slice(at, at + step)
-
-
 def _piece(leaf: Leaf, parts: Buffers, order: Shape) -> jax.Array:
-    """The same cut of every device's part as one array in the tensor's order of axes."""
+    """The same cut of every device's part as one array, in the tensor's order of axes."""
+    of_device = {device: parts[start] for device, start in leaf.parts.items()}
     if leaf.sharding is None:
-        return jnp.asarray(next(iter(parts.values())))
-    arrays = [jax.device_put(parts[start], device) for device, start in leaf.parts.items()]
+        return _put(None, (), of_device)
     whole, local = leaf.shape[leaf.stacked :], leaf.local_shape[leaf.stacked :]
-    devices = [whole[j] // local[j] for j in map(order.index, range(len(order)))]
-    shape = tuple(size * count for size, count in zip(arrays[0].shape, devices, strict=True))
+    ours = [order.index(axis) for axis in range(len(order))]
+    cut = next(iter(parts.values())).shape
+    shape = tuple(size * whole[j] // local[j] for size, j in zip(cut, ours, strict=True))
     sharding = NamedSharding(leaf.sharding.mesh, _piece_spec(leaf.sharding, leaf.stacked, order))
-    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+    return _put(sharding, shape, of_device)
 
 
 def _piece_spec(sharding: NamedSharding, stacked: bool, order: Shape) -> P:
