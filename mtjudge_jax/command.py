@@ -172,6 +172,7 @@ def typed(cfg: object) -> Config:
         raise ConfigError("no --config: name a config file, e.g. --config=configs/demo.py")
     if isinstance(cfg, Config):
         refuse_strays(cfg)
+        split_names(cfg)
         return cfg
     try:
         cfg.steps  # noqa: B018  ml_collections raises here what it met when it loaded the file
@@ -180,6 +181,16 @@ def typed(cfg: object) -> Config:
     except AttributeError:
         pass
     raise ConfigError(f"get_config() of the --config file gave a {type(cfg).__name__}, not a mtjudge_jax.config.Config")
+
+
+def split_names(cfg: object) -> None:
+    """`--config.data.tasks=technical,safety` arrives as one name: ml_collections splits numbers only."""
+    for f in dataclasses.fields(cfg):
+        value = getattr(cfg, f.name)
+        if dataclasses.is_dataclass(value):
+            split_names(value)
+        elif isinstance(value, tuple) and all(isinstance(name, str) for name in value):
+            setattr(cfg, f.name, tuple(part.strip() for name in value for part in name.split(",")))
 
 
 def refuse_strays(cfg: object, where: str = "") -> None:

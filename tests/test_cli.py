@@ -109,7 +109,7 @@ FLAGS = [
     ("--config.eval.tasks=pairwise_safety", "has no records of val/pairwise_safety"),
     ("--config.model.path=@nowhere", "has no config.json: give a Hugging Face folder"),
     ("--config.model.path=@missing_tensor", "missing: model.language_model.norm.weight"),
-    ("--config.model.path=@cut_weights", "damaged or cut short"),
+    ("--config.model.path=@cut_weights", "38 problems); cut short: model.visual"),
     ("--config.model.path=@cut_tokenizer", "damaged"),
     ("--config.model.path=@cut_config", "not valid JSON"),
     ("--config.model.path=@no_preprocessor", "preprocessor_config.json"),
@@ -180,6 +180,13 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_ends_at_once():
 def test_print_config_needs_no_workdir():
     ended = commands().run("train", f"--config={commands().config}", "--print_config", "--config.optim.lr=0.5")
     assert ended.status == 0 and json.loads(ended.out)["optim"]["lr"] == 0.5
+
+
+def test_names_are_separated_by_commas():
+    """Also where the config's own tuple holds one name or none."""
+    flags = ("--config.data.tasks=technical,safety", "--config.model.freeze=vision, mergers")
+    shown = json.loads(commands().run("train", f"--config={commands().config}", "--print_config", *flags).out)
+    assert shown["data"]["tasks"] == ["technical", "safety"] and shown["model"]["freeze"] == ["vision", "mergers"]
 
 
 def test_usage_lists_the_commands():

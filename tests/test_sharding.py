@@ -1,5 +1,6 @@
 """The one parameter table against every published size, and batches on a mesh."""
 
+import dataclasses
 import re
 
 import jax
@@ -11,56 +12,27 @@ from jax.sharding import PartitionSpec as P
 from mtjudge_jax import sharding
 from mtjudge_jax.config import ConfigError, MeshConfig
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
+from mtjudge_jax.models.qwen3_vl.config import LoraConfig
+from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 from mtjudge_jax.sharding import BATCH_AXES, RULES, local_rows, make_mesh, param_spec, path_name, shard_batch, tree_shardings
 
-# hidden, mlp, layers, heads, tied; width, mlp, blocks and taps of the tower; parameters
-SIZES = {
-    "2B": (2048, 6144, 28, 16, True, 1024, 4096, 24, [5, 11, 17], 2_127_532_032),
-    "4B": (2560, 9728, 36, 32, True, 1024, 4096, 24, [5, 11, 17], 4_437_815_808),
-    "8B": (4096, 12288, 36, 32, False, 1152, 4304, 27, [8, 16, 24], 8_767_123_696),
-    "32B": (5120, 25600, 64, 64, False, 1152, 4304, 27, [8, 16, 24], 33_357_390_064),
-}
+ADAPTERS = LoraConfig(8, 16.0, ("q", "k", "v", "o", "gate", "up", "down"))
+CONFIGS = {name: preset(name) for name in PRESETS} | {"8b with adapters": dataclasses.replace(preset("8b"), lora=ADAPTERS)}
 
 
-def published(size: str) -> Qwen3VLConfig:
-    d, f, layers, heads, tied, c, mlp, blocks, taps, _ = SIZES[size]
-    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-    text = {"vocab_size": 151_936, "hidden_size": d, "intermediate_size": f, "num_hidden_layers": layers, "head_dim": 128}
-    text |= {"num_attention_heads": heads, "num_key_value_heads": 8, "rms_norm_eps": 1e-6, "rope_parameters": rope}
-    vision = {
-        "depth": blocks,
-        "hidden_size": c,
-        "intermediate_size": mlp,
-        "num_heads": 16,
-        "patch_size": 16,
-        "out_hidden_size": d,
-    }
-    vision |= {
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": taps,
-    }
-    ids = {"image_token_id": 151_655, "video_token_id": 151_656, "vision_start_token_id": 151_652, "vision_end_token_id": 151_653}
-    return from_hf({"model_type": "qwen3_vl", "text_config": text, "vision_config": vision, "tie_word_embeddings": tied, **ids})
+def leaves(name: str) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(vlm.abstract_params(CONFIGS[name]))}
 
 
-def leaves(size: str) -> dict[str, tuple[int, ...]]:
-    return {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(vlm.abstract_params(published(size)))}
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_every_parameter_has_exactly_one_line(size):
-    shapes = leaves(size)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == SIZES[size][-1]
-    lines = {path: [pattern for pattern, _ in RULES if re.search(pattern, path)] for path in shapes}
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_has_exactly_one_line(name):
+    lines = {path: [pattern for pattern, _ in RULES if re.search(pattern, path)] for path in leaves(name)}
     assert {path: found for path, found in lines.items() if len(found) != 1} == {}
 
 
 def test_every_line_has_a_parameter():
-    """Of the untied model; a line that matches nothing is a misspelt one."""
-    paths = leaves("8B")
+    """Of an untied model with adapters and one with experts; a line that matches nothing is a misspelt one."""
+    paths = leaves("8b with adapters") | leaves("30b-a3b")
     assert [pattern for pattern, _ in RULES if not any(re.search(pattern, path) for path in paths)] == []
 
 
@@ -80,16 +52,20 @@ def test_misspelt_line_is_found(monkeypatch):
         test_every_line_has_a_parameter()
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_a_device_holds_its_share_of_every_size(size):
-    """(data 2, fsdp 2, tensor 2): a device holds a quarter of the parameters, 1 % more at most, for what stays whole."""
-    mesh = make_mesh(MeshConfig(2, 2, 1, 2))
-    abstract = vlm.abstract_params(published(size))
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("shape", [(2, 2, 1, 2), (1, 2, 2, 2)])
+def test_a_device_holds_its_share_of_every_size(name, shape):
+    """Of what fsdp and tensor shard a quarter, 1 % more at most, for what stays whole; experts are also apart on `expert`."""
+    mesh = make_mesh(MeshConfig(*shape))
+    abstract = vlm.abstract_params(CONFIGS[name])
     where = tree_shardings(abstract, mesh)
+    sizes = {path_name(path): x.size for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
     held = sum(
         int(np.prod(s.shard_shape(x.shape))) for x, s in zip(jax.tree.leaves(abstract), jax.tree.leaves(where), strict=True)
     )
-    assert 0.25 <= held / SIZES[size][-1] < 0.2525
+    experts = sum(size for path, size in sizes.items() if "/experts_" in path)
+    share = (sum(sizes.values()) - experts) / 4 + experts / (4 * shape[2])
+    assert share <= held < 1.01 * share
 
 
 def test_an_axis_that_does_not_divide_stays_whole():
