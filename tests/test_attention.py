@@ -265,5 +265,5 @@ def test_an_unknown_backend_and_a_missing_library_are_named(monkeypatch):
     with pytest.raises(ValueError, match="unknown attention 'flash': known are xla, chunked, splash, tokamax"):
         forward(case, Backend(attention="flash"), 1.0, *args)
     monkeypatch.setitem(sys.modules, "tokamax", None)
-    with pytest.raises(ValueError, match=r"cannot be imported here: pip install 'mtjudge_jax\[tokamax\]', or set attention to"):
+    with pytest.raises(ValueError, match=r"cannot be imported here: pip install 'mtjudge_jax\[tokamax\]', or set it to chunked"):
         forward(case, Backend(attention="tokamax"), 1.0, *args)

@@ -10,10 +10,10 @@ values, made for the call and gone after it.
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from absl import flags
 from jax.sharding import Mesh
 
 from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
+from mtjudge_jax.models.extras import import_tokamax
 from mtjudge_jax.types import Array
 
 KERNELS = ("mosaic", "triton")  # the first that can; never the reference, which would make the whole score matrix
@@ -21,7 +21,7 @@ KERNELS = ("mosaic", "triton")  # the first that can; never the reference, which
 
 def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None) -> Array:
     """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding; layout as in `splash`. Returns [Q, T, N, H]."""
-    product = _import_tokamax().dot_product_attention
+    product = import_tokamax("attention = 'tokamax'", "chunked").dot_product_attention
     implementation = KERNELS if platform_of(mesh) == "gpu" else "xla"
 
     def call(q: Array, k: Array, v: Array, mask: Array, *, is_causal: bool) -> Array:
@@ -52,16 +52,3 @@ def _grouped(call: Callable, q: Array, k: Array, v: Array, segments: Array, comp
     )
     after = call(own[0], keys, values, mask[:, None, None], is_causal=False)
     return jnp.concatenate([out, after.reshape(rows, -1, *shape[2:])], 1)
-
-
-def _import_tokamax():
-    try:
-        import tokamax
-    except ImportError as error:
-        raise ValueError(
-            "attention = 'tokamax' needs the package tokamax, which cannot be imported here: "
-            "pip install 'mtjudge_jax[tokamax]', or set attention to chunked"
-        ) from error
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # else it takes the command line of whatever runs here for its own, and refuses it
-    return tokamax
