@@ -121,6 +121,8 @@ def export(chosen: Chosen, out: Path, *, dtype: str, form: str, base: str, overw
         chosen.cfg, title=out.name, origin=origin, step=chosen.step, best=best, workdir=chosen.workdir, dtype=dtype, adapter=peft
     )
     files = {CARD: card.encode()}
+    if jax.process_index() == 0:
+        print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
     if peft:
         model = open_model(cfg)
         base_model = origin.hub_name or str(source.absolute())

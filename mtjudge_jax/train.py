@@ -95,6 +95,7 @@ def main() -> None:
         raise ConfigError("no --workdir: name the folder of the run, e.g. --workdir=runs/mine")
     run, progress = fit(cfg, WORKDIR.value)
     print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}, model in {run.workdir / 'best'}")
+    print(f"to give it away with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -375,11 +376,29 @@ def test_transformers_takes_the_export_whole(tmp_path):
 # the command
 
 
+def test_two_processes_write_one_folder(tmp_path):
+    """Each holds half of every sharded weight; the first writes the whole, once."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    where = {"checkpoint": str(plain().workdir / "checkpoints" / "8"), "out": str(tmp_path / "out"), "port": port}
+    started = [commands().start_call("exporting.together", process=i, **where) for i in (0, 1)]
+    for process, placed in zip(started, (1, 0), strict=True):
+        ended = commands().wait(process)
+        assert ended.status == 0, ended.err[-3000:]
+        assert json.loads(ended.out.splitlines()[-1]) == {"devices": 8, "placed": placed}
+    assert equal(tmp_path / "out", plain().params(8))
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_command_writes_a_folder_that_the_judge_takes():
     out = commands().folder / "exported"
     ended = commands().run("export", f"--workdir={plain().workdir}", "--step=8", f"--out={out}")
     assert ended.status == 0, ended.err
-    assert ended.out == f"step 8 exported to {out}; {out}/README.md says how it was trained and how to load it\n"
+    assert ended.out.splitlines() == [
+        f"reading step 8 from {plain().workdir}/checkpoints/8",
+        f"step 8 exported to {out}; {out}/README.md says how it was trained and how to load it",
+    ]
     assert equal(out, plain().params(8))
     again = commands().run("export", f"--workdir={plain().workdir}", "--step=9", f"--out={out}")
     assert again.status == 2 and again.out == ""
