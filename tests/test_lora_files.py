@@ -75,20 +75,18 @@ def test_adapters_are_added_where_they_belong(variant):
 
 
 def test_the_sum_is_rounded_once_and_stays_where_the_weight_is():
-    """Adapters smaller than half a bfloat16 step of the weight are lost one at a time, not together."""
+    """-1 + (1 + 1/512): in bfloat16 the bracket alone would be 1, and the sum nothing."""
     cfg = dataclasses.replace(golden_model("untied")[1], lora=LoraConfig(2, 2.0, ("down",)))
     l, f, d = cfg.text.num_layers, cfg.text.intermediate_size, cfg.text.hidden_size
     mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
     sharding = NamedSharding(mesh, PartitionSpec(None, "tensor", "fsdp"))
     flat = flatten(golden_model("untied")[0])
-    flat[LAYERS + "down_lfd"] = jax.device_put(jnp.ones((l, f, d), jnp.bfloat16), sharding)
-    flat[LAYERS + "down_lora_a_lfr"] = jnp.full((l, f, 2), 2.0**-9, jnp.bfloat16)  # a step at 1 is 2**-7
+    flat[LAYERS + "down_lfd"] = jax.device_put(jnp.full((l, f, d), -1, jnp.bfloat16), sharding)
+    flat[LAYERS + "down_lora_a_lfr"] = jnp.broadcast_to(jnp.array([1, 2.0**-9], jnp.bfloat16), (l, f, 2))
     flat[LAYERS + "down_lora_b_lrd"] = jnp.ones((l, 2, d), jnp.bfloat16)
     merged = flatten(merge_lora(nest(flat), cfg))[LAYERS + "down_lfd"]
     assert merged.dtype == jnp.bfloat16 and merged.sharding == sharding
-    assert jnp.all(merged == 1)
-    flat[LAYERS + "down_lora_a_lfr"] *= 1.5
-    assert jnp.all(flatten(merge_lora(nest(flat), cfg))[LAYERS + "down_lfd"] == 1 + 2.0**-7)
+    assert jnp.all(merged == 2.0**-9)
 
 
 @pytest.mark.parametrize("variant", TARGETS)
