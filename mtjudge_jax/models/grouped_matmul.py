@@ -19,7 +19,9 @@ from mtjudge_jax.types import Array
 
 Impl = Literal["dense", "ragged", "tokamax"]
 IMPLS = ("dense", "ragged", "tokamax")
-ROW_TILE, COLUMN_TILE = 512, 1024  # of the TPU kernel: its blocks take about 12 MiB of fast memory in bfloat16
+# Of the TPU kernel in bfloat16, and half as many columns in float32: its blocks stay below 16 MiB of fast memory. A row tile
+# at the border of two groups is worked on twice, so tiles must be small beside a group: 1400 rows with 22,528 tokens of 30B-A3B.
+ROW_TILE, COLUMN_TILE = 256, 1024
 # The three products: [T, D] in groups times [E, D, F]; [T, F] in groups times the same, transposed; and, for the gradient of
 # the matrices, [T, D] times [T, F] summed over the rows of each group.
 PLAIN = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
@@ -27,23 +29,18 @@ TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_rag
 GRADIENT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
 
 
-def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: Impl) -> Array:
+def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: Impl, tail: bool = True) -> Array:
     """lhs [T, D] in E groups of rows, one behind the other, times rhs [E, D, F] -> [T, F] in lhs's dtype.
 
-    group_sizes int32 [E], of sum at most T; the rows behind the last group give zero, and so do their gradients. Groups of 3,
-    0 and 2 rows: out[:3] = lhs[:3] @ rhs[0], out[3:5] = lhs[3:5] @ rhs[2]. Inside `jax.shard_map` all three must vary over
-    the same mesh axes.
+    group_sizes int32 [E], of sum at most T; the rows behind the last group, the tail, give zero, and so do their gradients.
+    `tail=False` says that there is none, and saves the passes that clear it. Groups of 3, 0 and 2 rows:
+    out[:3] = lhs[:3] @ rhs[0], out[3:5] = lhs[3:5] @ rhs[2]. Inside `jax.shard_map` all three must vary over the same axes.
     """
     if impl == "dense":
         return _dense(lhs, rhs, group_sizes)
     if impl in IMPLS:
-        return _by_kernels(lhs, rhs, group_sizes, impl)
+        return _by_kernels(lhs, rhs, group_sizes, impl, tail)
     raise ValueError(f"experts = {impl!r} is no way to multiply groups; choose one of {', '.join(IMPLS)}")
-
-
-def grouped_rows(x: Array, group_sizes: Array) -> Array:
-    """x [T, D] with zeros behind the last group, where a kernel may leave anything at all."""
-    return jnp.where((jnp.arange(x.shape[0]) < group_sizes.sum())[:, None], x, 0)
 
 
 def _dense(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
@@ -59,22 +56,27 @@ def _dense(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
     return jax.lax.scan(lambda out, group: (out + only(*group), None), only(*first), rest)[0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _by_kernels(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl) -> Array:
-    return grouped_rows(_product(impl)(lhs, rhs, group_sizes, PLAIN), group_sizes)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _by_kernels(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl, tail: bool) -> Array:
+    return _clear_tail(_product(impl)(lhs, rhs, group_sizes, PLAIN), group_sizes, tail)
 
 
-def _by_kernels_forward(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl):
-    return _by_kernels(lhs, rhs, group_sizes, impl), (lhs, rhs, group_sizes)
+def _by_kernels_forward(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl, tail: bool):
+    return _by_kernels(lhs, rhs, group_sizes, impl, tail), (lhs, rhs, group_sizes)
 
 
-def _by_kernels_backward(impl: Impl, saved, out_bar: Array):
+def _by_kernels_backward(impl: Impl, tail: bool, saved, out_bar: Array):
     lhs, rhs, group_sizes = saved
-    lhs_bar = _product(impl)(out_bar, rhs, group_sizes, TRANSPOSED)
-    return grouped_rows(lhs_bar, group_sizes), _product(impl)(lhs, out_bar, group_sizes, GRADIENT), None
+    lhs_bar = _clear_tail(_product(impl)(out_bar, rhs, group_sizes, TRANSPOSED), group_sizes, tail)
+    return lhs_bar, _product(impl)(lhs, out_bar, group_sizes, GRADIENT), None
 
 
 _by_kernels.defvjp(_by_kernels_forward, _by_kernels_backward)
+
+
+def _clear_tail(x: Array, group_sizes: Array, tail: bool) -> Array:
+    """x [T, D] with zeros behind the last group, where a kernel may leave anything at all."""
+    return jnp.where((jnp.arange(x.shape[0]) < group_sizes.sum())[:, None], x, 0) if tail else x
 
 
 def _product(impl: Impl) -> Callable:
@@ -109,7 +111,7 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
     """
     (rows, d), f, groups = lhs.shape, out_bar.shape[1], group_sizes.shape[0]
     tile = min(ROW_TILE, -(-rows // 16) * 16)
-    tile_d, tile_f = _column_tile(d), _column_tile(f)
+    tile_d, tile_f = _column_tile(d, lhs.dtype), _column_tile(f, lhs.dtype)
     end = jnp.cumsum(group_sizes)
     start = end - group_sizes
     tiles = jnp.where(group_sizes == 0, 1, (end + tile - 1) // tile - start // tile)
@@ -168,6 +170,7 @@ def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, o
         out[...] = total[...].astype(out.dtype)
 
 
-def _column_tile(size: int) -> int:
+def _column_tile(size: int, dtype: jnp.dtype) -> int:
     """The largest multiple of 128 up to COLUMN_TILE that divides `size`; all of a size that has none."""
-    return next((tile for tile in range(COLUMN_TILE, 0, -128) if size % tile == 0), size)
+    most = COLUMN_TILE if dtype.itemsize <= 2 else COLUMN_TILE // 2
+    return next((tile for tile in range(most, 0, -128) if size % tile == 0), size)
