@@ -39,9 +39,9 @@ F32 = np.dtype("float32")
 
 
 class Made:
-    """A workdir with the checkpoints 4 and 8 and the best model, of step 4, as training on one device leaves them."""
+    """A workdir with checkpoints and the best model, of the first, as training on one device leaves them."""
 
-    def __init__(self, **groups: object):
+    def __init__(self, *, steps: tuple[int, ...] = (8,), **groups: object):
         self.workdir = Path(tempfile.mkdtemp(prefix="mtjudge-export-"))
         cfg = Config(steps=8)
         cfg.model.path = "demo"
@@ -57,14 +57,14 @@ class Made:
         whole = join(base.frozen, {path: x for path, x in base.trained.items() if not self.cfg.lora.rank})
         meta["sources"] = {"starting model": weights_hash(whole), "wording of technical": "0123"}
         store = checkpoint.open_checkpoints(self.workdir / "checkpoints", self.cfg.checkpoint)
-        for step in (4, 8):
+        for step in steps:
             self.trained[step] = jax.tree.map(lambda x, step=step: x + jnp.asarray(step / 1000, x.dtype), base.trained)
             state = init_state(self.trained[step], make_optimizer(self.cfg.optim, 8), mesh)
             checkpoint.save(store, step, state=state, data_state={}, meta=meta)
         checkpoint.close(store)
         if not self.cfg.lora.rank:
-            best = {JUDGE_FILE: judge_file(self.cfg, 4, {"technical": "best"})}
-            save_hf(self.params(4), self.workdir / "best", source_folder=DEMO_BASE, dtype="float32", files=best)
+            best = {JUDGE_FILE: judge_file(self.cfg, steps[0], {"technical": "best"})}
+            save_hf(self.params(steps[0]), self.workdir / "best", source_folder=DEMO_BASE, dtype="float32", files=best)
 
     def params(self, step: int) -> Params:
         return join(self.frozen, self.trained[step])
@@ -72,7 +72,7 @@ class Made:
 
 @functools.cache
 def plain() -> Made:
-    return Made()
+    return Made(steps=(4, 8))
 
 
 def write(out: Path, *, workdir: object = "", step: str = "", checkpoint: object = "", **settings) -> Path:
@@ -155,7 +155,7 @@ def test_adapters_leave_added_or_alone(tmp_path):
     got, want = flatten(load_peft(alone, cfg)), flatten(made.trained[8])
     assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in got)
     assert json.loads((alone / "adapter_config.json").read_text())["base_model_name_or_path"] == str(DEMO_BASE.absolute())
-    with pytest.raises(ConfigError, match=r"best holds no model yet; .*checkpoints has the steps 4, 8, for --step=N"):
+    with pytest.raises(ConfigError, match=r"best holds no model yet; .*checkpoints has the steps 8, for --step=N"):
         write(tmp_path / "none", workdir=made.workdir)
 
 
