@@ -2,7 +2,7 @@
 
     python loading.py FOLDER PROCESS PORT HOST_BYTES
 
-Prints JSON: bytes this process read, and a digest of every part on its devices.
+Prints JSON: bytes this process read, a digest of every part on its devices, and how many parts it has of an expert leaf.
 """
 
 import hashlib
@@ -69,7 +69,9 @@ def main(folder: str, process: int, port: int, host_bytes: int) -> None:
         for path, leaf in flatten(params).items()
         for shard in leaf.addressable_shards
     ]
-    print(json.dumps({"devices": jax.device_count(), "read": read.total, "parts": parts}))
+    experts = params["text"]["layers"]["experts_gate_up_led2f"]
+    most = place.plan("", experts.shape, dtype="float32", sharding=experts.sharding, stacked=True).most
+    print(json.dumps({"devices": jax.device_count(), "read": read.total, "parts": parts, "most": most}))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
+from mtjudge_jax.models.qwen3_vl import place
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf, load_config
 from mtjudge_jax.models.qwen3_vl.convert import flatten, layouts, load_params, save_hf, to_hf, weights
 from mtjudge_jax.models.qwen3_vl.files import open_checkpoint
@@ -97,9 +98,12 @@ def test_pieces_of_any_size_make_the_same_leaves():
     assert equal(load(piece_bytes=3000), load())
 
 
-@pytest.mark.parametrize("ways", [{}, {"piece_bytes": 2000}, {"piece_bytes": 2000, "host_bytes": 20_000}])
+@pytest.mark.parametrize("ways", [{}, {"piece_bytes": 2500}, {"piece_bytes": 2500, "host_bytes": 20_000}])
 def test_sharded_leaves_equal_the_unsharded(ways):
-    """Axes that share a dimension of the tensor, cut at the first and inside of it, whole and in pieces."""
+    """Axes that share a dimension of the tensor, cut at the first and inside of it, whole and in pieces.
+
+    2500 bytes are 10 of the embedding's 64 rows on a device: the last piece repeats some.
+    """
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("fsdp", "tensor"))
     specs = {
         "text/layers/q_ldnh": PartitionSpec(None, "fsdp", "tensor", None),
@@ -205,7 +209,7 @@ def test_two_processes_read_their_own_parts(tmp_path):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err[-3000:]
         facts = json.loads(out.splitlines()[-1])
-        assert facts["devices"] == 8
+        assert facts["devices"] == 8 and facts["most"] == 4  # of the 8 parts of an expert leaf
         own = {(path, str(index)): digest for path, index, digest in facts["parts"]}
         assert len(facts["parts"]) == 4 * len(flat)
         for path, index, digest in facts["parts"]:
@@ -243,6 +247,20 @@ def test_the_host_holds_a_piece_at_a_time(tmp_path):
             tracemalloc.stop()
             assert read.total >= total and read.largest <= piece
             assert peak < held + 3 * piece + 500_000, f"{peak} bytes at the peak"
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_piece_is_written_where_the_leaf_lies(sharded):
+    """Into the buffer that was there, which is gone: no second one is made."""
+    mesh = loading.mesh(1, 2, 1, 2)
+    sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor")) if sharded else None
+    leaf = place.plan("x", (3, 8, 12), dtype=jnp.float32, sharding=sharding, stacked=True)
+    tensor = np.arange(96, dtype=np.float32).reshape(12, 8)
+    before = place.device_buffer(leaf)
+    where = [shard.data.unsafe_buffer_pointer() for shard in before.addressable_shards]
+    after = place.write_on_devices(leaf, before, tensor, (1, 0), 1, 1000)
+    assert before.is_deleted() and [shard.data.unsafe_buffer_pointer() for shard in after.addressable_shards] == where
+    assert np.array_equal(after, np.stack([np.zeros((8, 12)), tensor.T, np.zeros((8, 12))]))
 
 
 def test_files_may_change_after_loading(tmp_path):
