@@ -116,6 +116,7 @@ def main() -> None:
     traced = time.perf_counter() - began
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
+    casts = cfg.model.param_dtype != cfg.model.dtype
     parts = {
         "trained parameters": bytes_a_device(state.params),
         "optimizer": bytes_a_device(state.opt_state),
@@ -124,6 +125,8 @@ def main() -> None:
         "arguments, as XLA counts them": memory.argument_size_in_bytes,
         "results in memory of their own": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporaries (activations, gradients, gathered weights)": memory.temp_size_in_bytes,
+        "  of these, gradients": bytes_a_device(state.params),
+        "  of these, weights cast to bfloat16": bytes_a_device(state.params) // 2 * casts,
         "program": memory.generated_code_size_in_bytes,
     }
     own = ("results", "temporaries", "program")

@@ -70,7 +70,9 @@ def compile_for(topology: str, shape: Shape, tensor: int) -> dict:
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2"])
 def test_splash_compiles_for_a_tpu(topology):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "XLA_FLAGS": ""}
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "XLA_FLAGS": "",
+    }  # fmt: skip
     env |= {"JAX_OPTIMIZATION_LEVEL": "O1"}  # of what stands around the kernels: less than half the time
     done = subprocess.run([sys.executable, __file__, topology], env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -43,13 +43,12 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
     return x * cos + jnp.concatenate([-b, a], -1) * sin
 
 
-def scan_layers(stack: nnx.Module, carry, body: Callable, *, remat: Remat, xs=None, start: int = 0, end: int | None = None):
-    """Runs `body(layer, carry, x) -> (carry, y)` over the layers start..end of a module whose weights lead with the layer axis.
+def scan_layers(stack: nnx.Module, carry, body: Callable, *, remat: Remat, xs=None):
+    """Runs `body(layer, carry, x) -> (carry, y)` over the layers of a module whose weights lead with the layer axis.
 
     One traced body for all layers: 48 of them compile as fast as one.
     """
     graph, weights = nnx.split(stack)
-    weights = jax.tree.map(lambda w: w[start:end], weights) if (start, end) != (0, None) else weights
 
     def step(carry, slice_and_x):
         weights, x = slice_and_x

@@ -115,17 +115,20 @@ class VisionTower(nnx.Module):
         x = self.embed_patches(batch.patches) + self.positions(batch.patch_hw, batch.patch_grid)
         cos, sin = rope_2d(batch.patch_hw, cfg.hidden_size // cfg.num_heads)
 
-        def run(x: Array, start: int, end: int) -> Array:
-            step = lambda block, x, _: (block(x, cos, sin, batch.patch_segment, backend), None)  # noqa: E731
-            return scan_layers(self.blocks, x, step, remat=backend.remat, start=start, end=end)[0]
+        after = jnp.array(cfg.deepstack_layers)
+        count = len(cfg.deepstack_layers)
 
-        taps, start = [], 0
-        for tap in cfg.deepstack_layers:
-            x = run(x, start, tap + 1)
-            taps.append(x)
-            start = tap + 1
-        x = run(x, start, cfg.depth) if start < cfg.depth else x
-        return ImageFeatures(self.merger(x), self.deepstack(jnp.stack(taps)))
+        def step(block, carry, index):
+            x, taps = carry
+            x = block(x, cos, sin, batch.patch_segment, backend)
+            # Every block writes where the next tap belongs, so the tapped one is what stays; behind the last tap nothing does.
+            slot = (index > after).sum()
+            return (x, jax.lax.dynamic_update_index_in_dim(taps, x, slot, 0)), None
+
+        # One scan with the taps in its carry: less memory and half the compilation of a scan from each tap to the next.
+        start = (x, jnp.zeros((count + 1, *x.shape), x.dtype))
+        (x, taps), _ = scan_layers(self.blocks, start, step, remat=backend.remat, xs=jnp.arange(cfg.depth))
+        return ImageFeatures(self.merger(x), self.deepstack(taps[:count]))
 
     def embed_patches(self, patches: Array) -> Array:
         """uint8 [Q, M, 3 * patch^2] -> [Q, M, c]. A still image fills both frames, so the kernel's frames are summed."""
