@@ -130,12 +130,17 @@ def close(checkpoints: Checkpoints) -> None:
 
 
 def restore_latest(
-    checkpoints: Checkpoints, abstract_state: Any, *, check_meta: Callable[[dict], None] | None = None
+    checkpoints: Checkpoints,
+    abstract_state: Any,
+    *,
+    check_meta: Callable[[dict], None] | None = None,
+    any_dtype: bool = False,
 ) -> Restored | None:
     """The newest step that is whole, or None where nothing was ever saved.
 
     abstract_state: ShapeDtypeStructs with shardings, of any mesh; the values are bit-equal on all.
     check_meta: called with the step's meta before its arrays are read; raises to refuse another config or other data.
+    any_dtype: leaves come in the dtype they were saved in, whatever the abstract state says; the caller casts them.
 
     A step that cannot be read or whose digests differ is logged, and set aside as `<step>.damaged-<n>` once an older one was
     restored. Raises CheckpointError when all are damaged (then nothing is renamed) and when structure, shape or dtype differ.
@@ -153,8 +158,9 @@ def restore_latest(
         if not _on_any_process(bool(reason)):
             if check_meta is not None:
                 check_meta(record["meta"])
-            _check_structure(checkpoints.folder / str(step), record["leaves"], abstract_state)
-            state, reason = _load(checkpoints.folder / str(step), record["leaves"], abstract_state)
+            wanted = _with_saved_dtypes(abstract_state, record["leaves"]) if any_dtype else abstract_state
+            _check_structure(checkpoints.folder / str(step), record["leaves"], wanted)
+            state, reason = _load(checkpoints.folder / str(step), record["leaves"], wanted)
             if not _on_any_process(bool(reason)):
                 _set_aside(checkpoints, [s for s in steps if s > step])
                 return Restored(step, state, record["data_state"], record["meta"], tuple(damaged))
@@ -246,6 +252,14 @@ def _check_structure(path: Path, saved: dict[str, dict], abstract_state: Any) ->
         raise CheckpointError(
             f"{path} holds another state, {_some(faults)}: resume with the model, optimizer and dtype it was saved with"
         )
+
+
+def _with_saved_dtypes(abstract_state: Any, saved: dict[str, dict]) -> Any:
+    def one(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        dtype = saved.get(path_name(path), {"dtype": str(x.dtype)})["dtype"]
+        return jax.ShapeDtypeStruct(x.shape, jax.numpy.dtype(dtype), sharding=x.sharding)
+
+    return jax.tree_util.tree_map_with_path(one, abstract_state)
 
 
 def _load(path: Path, saved: dict[str, dict], abstract_state: Any) -> tuple[Any, str]:

@@ -25,11 +25,14 @@ def define_config(name: str = "config"):
 
 
 def train_flags():
-    """(config, workdir, print_config)."""
+    """(config, workdir, print_config, allow_change)."""
     return (
         define_config(),
         flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not."),
         flags.DEFINE_bool("print_config", False, "Check and print the resolved config, compute nothing."),
+        flags.DEFINE_list(
+            "allow_change", [], "What may differ from the run in --workdir, by name: optim.lr, seed, data.path, training_data .."
+        ),
     )
 
 

@@ -103,6 +103,7 @@ class OptimConfig:
 class UpdateConfig:
     prompts: int = 256  # prompts an update; a rollout batch serves rollout.prompts / update.prompts updates
     micro_prompts: int = 256  # prompts whose activations exist at a time; the rest is accumulated
+    max_skipped: int = 3  # steps in a row whose loss, gradient or reward is not finite, until the run stops
 
 
 @dataclass
@@ -121,6 +122,15 @@ class CheckpointConfig:
 
 
 @dataclass
+class HostsConfig:
+    """Processes that train together, one a host: how long they wait for each other."""
+
+    start_seconds: int = 300  # for all to come
+    heartbeat_seconds: int = 100  # one that is silent for so long is dead: the others stop
+    stuck_seconds: int = 3600  # without the end of a phase of a step: stacks are written, the process stops; 0 = never
+
+
+@dataclass
 class Config:
     stage: str = "grpo"  # grpo | sft
     seed: int = 0
@@ -136,6 +146,7 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 CHOICES = {
@@ -177,6 +188,10 @@ AT_LEAST = {
     "eval.patience": 0,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
+    "update.max_skipped": 1,
+    "hosts.start_seconds": 5,
+    "hosts.heartbeat_seconds": 2,
+    "hosts.stuck_seconds": 0,
     "loss.clip_low": 0,
     "loss.clip_high": 0,
     "loss.dual_clip": 1,

@@ -3,14 +3,17 @@
 import collections
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.command import eval_flags, run_command
-from mtjudge_jax.config import unknown
+from mtjudge_jax.config import HostsConfig, unknown
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
@@ -57,7 +60,22 @@ def read_examples(unreadable: BadRowCounter) -> dict[str, list[JudgeExample]]:
     return {name: group[: LIMIT.value or None] for name, group in examples.items()}
 
 
+def stoppable(bar: tqdm) -> Callable[[int], None]:
+    """Moves the bar, and ends an evaluation that was asked to stop."""
+
+    def progress(rows: int) -> None:
+        bar.update(rows)
+        hosts.stop_if_asked("asked to stop: nothing is written, the same command starts again")
+
+    return progress
+
+
 def main() -> None:
+    with hosts.joined(HostsConfig()):
+        evaluate_split()
+
+
+def evaluate_split() -> None:
     cfg = judge_config(MODEL.value, batch=BATCH.value)
     unreadable = BadRowCounter()
     examples = read_examples(unreadable)
@@ -67,12 +85,16 @@ def main() -> None:
     temperature[0] = 0
     how = Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
     began = time.perf_counter()
-    with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
-        predictions, result = evaluate(read_params(model, cfg), examples, how, step=0, probabilities=True, progress=bar.update)
+    quiet = not sys.stderr.isatty() or jax.process_index() > 0
+    with tqdm(total=count_rows(examples), unit="prompt", disable=quiet) as bar:
+        settings = {"step": 0, "probabilities": True, "progress": stoppable(bar)}
+        predictions, result = evaluate(read_params(model, cfg), examples, how, **settings)
     seconds = time.perf_counter() - began
     result["unusable"] = dict(unreadable.reasons + collections.Counter(result["unusable"]))
     result |= {"split": SPLIT.value, "model": str(MODEL.value), "seconds": seconds}
     write_evaluation(OUT.value, NAME.value or SPLIT.value, predictions, result)
+    if jax.process_index() > 0:
+        return
     print(table(result))
     print(f"{len(predictions)} predictions in {seconds:.1f} s, written to {Path(OUT.value) / (NAME.value or SPLIT.value)}.json")
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mtjudge_jax import hosts
 from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, eval_batches
 from mtjudge_jax.data.records import JudgeExample, Label, swapped
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
@@ -63,27 +64,30 @@ def judge(
     order: str = "",
     progress: Callable[[int], None] = lambda rows: None,
 ) -> list[dict]:
-    """Predictions of the examples, one dict each in their order (README, Files of a run)."""
-    predictions, at = [], 0
+    """Predictions of the examples, one dict each in their order (README, Files of a run).
+
+    Each process judges its rows of every batch; all of them return all predictions.
+    """
+    mine, at, part = [], 0, hosts.my_rows(how.batch)
     fmt = roomy(how.fmt, len(examples[0].images))
     key = stage_key(how.seed, step, "evaluate")
-    for batch in eval_batches(examples, batch=how.batch, fmt=fmt):
+    for batch in eval_batches(examples, batch=how.batch, fmt=fmt, part=part):
         prompts = place_prompts(batch, how.stages.mesh)
         out = how.stages.sample(params, prompts, key, how.temperature, fmt.completion_tokens)
         texts = decode_texts(how.stages, out)
         truncated = local_rows(out.truncated, how.stages.mesh)
-        here = examples[at : at + how.batch]
-        at += len(here)
+        here = examples[at : at + how.batch][part]
         errors = batch["error"].tolist()
         rows = [
             _unusable(e, errors[i], order) if errors[i] else _prediction(e, texts[i], truncated[i], how, order)
             for i, e in enumerate(here)
         ]
         if probabilities:
-            _add_probabilities(rows, params, prompts, how.stages, fmt.completion_tokens)
-        predictions += rows
-        progress(len(here))
-    return predictions
+            _add_probabilities(rows, params, prompts, how.stages, TASKS[examples[0].task].labels, fmt.completion_tokens)
+        mine.append(rows)
+        progress(len(examples[at : at + how.batch]))
+        at += how.batch
+    return [row for batch in zip(*hosts.gather(mine), strict=True) for rows in batch for row in rows]
 
 
 def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, how: Judging, order: str) -> dict:
@@ -135,14 +139,15 @@ def _line(example: JudgeExample, order: str, label: int | None) -> dict:
     }
 
 
-def _add_probabilities(rows: list[dict], params: Params, prompts: PromptBatch, stages: Stages, length: int) -> None:
+def _add_probabilities(
+    rows: list[dict], params: Params, prompts: PromptBatch, stages: Stages, labels: tuple[str, ...], length: int
+) -> None:
     """Fills `probabilities`: one teacher-forced pass with the answer word replaced by each label in turn.
 
     Up to the word the completions of a row are the same, so the difference of their log-probabilities is the word's.
     """
     tokenizer = stages.tokenizer
-    labels = TASKS[rows[0]["task"]].labels
-    shape = (prompts.tokens.shape[0], len(labels), length)
+    shape = (prompts.tokens.shape[0] // jax.process_count(), len(labels), length)
     tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
     for i, row in enumerate(rows):
         before, tag, _ = row["text"].partition(ANSWER_TAG)

@@ -4,12 +4,13 @@ Everything is built on the confusion counts `[.., T, T + 1]` of T labels: row = 
 last column = no valid answer.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from mtjudge_jax.score import Scores
-from mtjudge_jax.tasks import Task, get_task
+from mtjudge_jax.tasks import TASKS, Task, get_task
 
 RESAMPLES = 1000
 SEED = 0
@@ -158,18 +159,34 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     }
 
 
-def train_metrics(scores: Scores, tasks: list[str], *, weight: np.ndarray | None = None) -> dict:
-    """Means of a batch for metrics.jsonl: reward, accuracy, format, zero_variance, and "tasks" with the same a task.
+class Answers(NamedTuple):
+    """What a training step says of its answers, numpy; tasks are numbers so that processes can exchange it."""
 
-    zero_variance is the share of prompts whose G rewards are all equal, which teach nothing. weight: float `[Q]`;
-    prompts of weight 0 (a record that could not be read) are left out, and so is a task that has no others.
+    scores: Scores
+    task: np.ndarray  # int32 [Q], number in TASKS
+    weight: np.ndarray  # float32 [Q], 0 where the record could not be used
+    tokens: np.ndarray  # int32 [Q, G], length of an answer
+    surprise: np.ndarray  # float32 [Q, G], minus the sum of its tokens' log-probabilities as sampled
+
+
+def task_numbers(names: Sequence[str]) -> np.ndarray:
+    known = {name: number for number, name in enumerate(TASKS)}
+    return np.array([known[name] for name in names], np.int32)
+
+
+def train_metrics(answers: Answers) -> dict:
+    """Means of a batch for metrics.jsonl: reward, accuracy, format, zero_variance, and "tasks" with the same a task, its
+    completion_tokens and its entropy (nats a token: minus the mean log-probability of the sampled tokens).
+
+    zero_variance is the share of prompts whose G rewards are all equal, which teach nothing. Prompts of weight 0 are left
+    out, and so is a task that has no others.
     """
-    kept = np.ones(len(tasks), bool) if weight is None else weight > 0
+    kept = answers.weight > 0
     if not kept.any():
-        raise ValueError(f"all {len(tasks)} prompts of the batch have weight 0: no record of it could be read")
-    names = np.asarray(tasks)
-    known = sorted(set(names[kept].tolist()), key=tasks.index)
-    return _means(scores, kept) | {"tasks": {name: _means(scores, kept & (names == name)) for name in known}}
+        raise ValueError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
+    names = list(TASKS)
+    tasks = {names[number]: kept & (answers.task == number) for number in dict.fromkeys(answers.task[kept].tolist())}
+    return _means(answers.scores, kept) | {"tasks": {name: _task_means(answers, rows) for name, rows in tasks.items()}}
 
 
 def mean_score(tasks: dict[str, dict]) -> dict:
@@ -193,6 +210,12 @@ def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
         # By equality, not by a small deviation: float32 rounding gives eight equal rewards a nonzero one.
         "zero_variance": float(np.mean(total.max(axis=1) == total.min(axis=1))),
     }
+
+
+def _task_means(answers: Answers, rows: np.ndarray) -> dict[str, float]:
+    tokens = answers.tokens[rows]
+    entropy = float(answers.surprise[rows].sum() / max(1, tokens.sum()))
+    return _means(answers.scores, rows) | {"completion_tokens": float(tokens.mean()), "entropy": entropy}
 
 
 def _only_task(predictions: list[dict]) -> Task:

@@ -1,31 +1,34 @@
-"""What both training loops share: opening a workdir, starting or resuming, evaluating, keeping the best, logging."""
+"""What both training loops share: opening a workdir, starting or resuming, saving, logging."""
 
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from mtjudge_jax import checkpoint
+from mtjudge_jax import checkpoint, hosts
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.data.pipeline import BadRowCounter, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
-from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
-from mtjudge_jax.metrics_log import append_metrics, truncate_metrics, write_json_atomic
-from mtjudge_jax.models.qwen3_vl.convert import save_hf
+from mtjudge_jax.health import Health
+from mtjudge_jax.metrics_log import append_metrics, read_metrics, truncate_metrics, write_json_atomic
 from mtjudge_jax.optim import make_optimizer
-from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, judge_file, open_model, read_weights, reference_of
-from mtjudge_jax.step_log import step_line
+from mtjudge_jax.policy import Model, open_model, read_weights, reference_of
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.trainable import join, without_adapters
 from mtjudge_jax.types import Params, TrainState
 from mtjudge_jax.update import abstract_state, init_state
-from mtjudge_jax.workdir import data_folder, refuse_other_config, refuse_other_sources, sources_of, templates
+from mtjudge_jax.watch import Watch, watch_path
+from mtjudge_jax.workdir import (
+    check_allowed,
+    data_folder,
+    facts_of_host,
+    refuse_other_config,
+    refuse_other_sources,
+    sources_of,
+)
 
 
 class Run(NamedTuple):
@@ -37,8 +40,15 @@ class Run(NamedTuple):
     optimizer: Any
     validation: dict[str, list[JudgeExample]]
     checkpoints: Any
-    bad_rows: BadRowCounter
+    bad_rows: BadRowCounter  # of this process's rows
     bar: tqdm
+    watch: Watch
+    health: Health  # follows the steps on every process, speaks on the first
+    allowed: tuple[str, ...]  # what may differ from the run in the workdir, see workdir.py
+
+
+STOP = "asked to stop"
+KEPT = ("best", "since_best", "judged", "skipped")  # of Progress, in a checkpoint beside state, data position and step
 
 
 class Progress(NamedTuple):
@@ -50,6 +60,8 @@ class Progress(NamedTuple):
     step: int
     best: float  # mean validation macro-F1 so far, -1 before the first
     since_best: int  # evaluations since
+    judged: int  # the step of the last evaluation, -1 before the first
+    skipped: int  # steps in a row, up to this one, whose update was not finite
     sources: dict[str, str]  # what the run is made of, see sources_of
 
     @property
@@ -58,23 +70,44 @@ class Progress(NamedTuple):
         return join(self.frozen, self.state.params)
 
 
-def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Run:
+def open_run(cfg: Config, workdir: str | Path, model: Model | None = None, allowed: tuple[str, ...] = ()) -> Run:
     """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError.
 
-    `model`: `open_model(cfg)` where the caller has it already.
+    `model`: `open_model(cfg)` where the caller has it already. `allowed`: what may differ from the run in the workdir.
     """
     check(cfg, jax.device_count())
+    check_hosts(cfg)
+    check_allowed(cfg, allowed)
     workdir = Path(workdir)
     checkpoint.check_workdir(workdir)
     model = open_model(cfg) if model is None else model
     folder = data_folder(cfg, workdir)
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
-    validation = read_validation(cfg, folder, bad_rows)
-    refuse_other_config(cfg, workdir / "config.json")
+    # Each process reads all of it, so one counts.
+    validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
+    hosts.refuse_differences(facts_of_host(cfg, workdir))
+    for change in refuse_other_config(cfg, workdir / "config.json", allowed):
+        say(f"changed, as --allow_change says: {change}")
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
     bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    return Run(cfg, workdir, model, make_optimizer(cfg.optim, updates), validation, checkpoints, bad_rows, bar)
+    optimizer = make_optimizer(cfg.optim, updates)
+    watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
+    health = Health()
+    return Run(cfg, workdir, model, optimizer, validation, checkpoints, bad_rows, bar, watch, health, allowed)
+
+
+def check_hosts(cfg: Config) -> None:
+    """Raises ConfigError where a batch does not divide by the processes: a group of answers stays on one."""
+    processes = jax.process_count()
+    for name, prompts in (("rollout.prompts", cfg.rollout.prompts), ("update.prompts", cfg.update.prompts)):
+        if prompts % processes:
+            raise ConfigError(f"{name} = {prompts} does not divide by the {processes} processes: take a multiple of {processes}")
+    if jax.local_device_count() % cfg.mesh.tensor:
+        raise ConfigError(
+            f"mesh.tensor = {cfg.mesh.tensor} does not divide the {jax.local_device_count()} devices of a process: its heads "
+            "must be on one host, take a divisor"
+        )
 
 
 def read_validation(cfg: Config, folder: Path, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
@@ -104,27 +137,34 @@ def start(run: Run) -> tuple[Progress, Params]:
         mode=cfg.data.mixture,
     )
     base = read_weights(run.model, cfg)
+    run.watch.beat("weights read")
     if jax.process_index() == 0:
         write_json_atomic(run.workdir / "config.json", to_dict(cfg))
     sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
     mesh = run.model.stages.mesh
     abstract = abstract_state(base.trained, run.optimizer, mesh)
     reference, shared = reference_of(base, cfg)
-    same = partial(refuse_other_sources, run.workdir, sources)
-    restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same)
+    same = partial(refuse_other_sources, run.workdir, sources, allowed=run.allowed)
+    other_dtype = "model.param_dtype" in run.allowed
+    restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same, any_dtype=other_dtype)
     if restored is None:
         truncate_metrics(run.workdir / "metrics.jsonl", -1)
         state = init_state(base.trained, run.optimizer, mesh, keep=shared)
-        return Progress(state, base.frozen, data, 0, -1.0, 0, sources), reference
+        return Progress(state, base.frozen, data, 0, -1.0, 0, -1, 0, sources), reference
     data.set_state(restored.data_state)
     truncate_metrics(run.workdir / "metrics.jsonl", restored.step)
+    for line in read_metrics(run.workdir / "metrics.jsonl"):
+        if line["kind"] == "train":
+            run.health.add(line)
     run.bar.update(restored.step)
-    say(run, f"resumed {run.workdir} after step {restored.step}")
-    best, since = restored.meta["best"], restored.meta["since_best"]
-    return Progress(restored.state, base.frozen, data, restored.step, best, since, sources), reference
+    say(f"resumed {run.workdir} after step {restored.step}")
+    kept = {name: restored.meta[name] for name in KEPT}
+    cast = partial(jax.tree.map, lambda x, like: x.astype(like.dtype))  # nothing, unless the dtype was allowed to change
+    state = cast(restored.state, abstract)
+    return Progress(state, base.frozen, data, restored.step, **kept, sources=sources), reference
 
 
-def say(run: Run, text: str) -> None:
+def say(text: str) -> None:
     """One line, on process 0, above the progress bar where there is one."""
     if jax.process_index() == 0:
         tqdm.write(text, file=sys.stdout)
@@ -136,76 +176,14 @@ def log(run: Run, line: dict) -> None:
         append_metrics(run.workdir / "metrics.jsonl", line)
 
 
-def save(run: Run, progress: Progress) -> None:
-    meta = {"config": to_dict(run.cfg), "sources": progress.sources, "best": progress.best, "since_best": progress.since_best}
-    checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=progress.data.get_state(), meta=meta)
+def save(run: Run, progress: Progress, data_state: dict | None = None) -> None:
+    """`data_state`: where the step that follows begins to read; by default where the data stands."""
+    meta = {"config": to_dict(run.cfg), "sources": progress.sources} | {name: getattr(progress, name) for name in KEPT}
+    data_state = progress.data.get_state() if data_state is None else data_state
+    checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=data_state, meta=meta)
 
 
-def judging(cfg: Config, model: Model) -> Judging:
-    """One greedy answer a prompt and samples at the training temperature; the sampler's training shapes where they fit."""
-    temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
-    temperature[0] = 0
-    return Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.data.max_bad_share)
-
-
-def validate(run: Run, progress: Progress) -> Progress:
-    """Judges the validation split, logs it and keeps the best model as a Hugging Face folder."""
-    began = time.perf_counter()
-    predictions, result = evaluate(progress.params, run.validation, judging(run.cfg, run.model), step=progress.step)
-    mean = result["mean"]["macro_f1"]
-    log(run, {"kind": "eval", "split": "val", "seconds": time.perf_counter() - began, **result})
-    write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
-    better = mean > progress.best
-    sampled = result["mean"]["sampled_accuracy"]
-    each = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
-    say(
-        run,
-        f"validation after step {progress.step}: mean macro-F1 {mean:.3f}{' (best)' if better else ''}"
-        + (f", sampled accuracy {sampled:.3f}" if sampled is not None else "")
-        + (f", left out {result['unusable']}" if result["unusable"] else "")
-        + f" | {each}",
-    )
-    if not better:
-        return progress._replace(since_best=progress.since_best + 1)
-    best = run.workdir / "best"
-    params = exportable(progress.params, run.model)
-    files = {JUDGE_FILE: judge_file(run.cfg, progress.step, templates(run.cfg))}
-    save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
-    return progress._replace(best=mean, since_best=0)
-
-
-def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[TrainState, dict]]) -> Progress:
-    """Steps, evaluations and checkpoints until `steps` or until the patience ends. `step_fn` is one step of a regime."""
-    cfg = run.cfg
-    if progress.step == 0:
-        progress = validate(run, progress)
-    first, warm = progress.step + 1, 0.0
-    while not finished(cfg, progress):
-        state, line = step_fn(progress)
-        progress = progress._replace(state=state, step=progress.step + 1)
-        done = progress.step == cfg.steps
-        now = time.perf_counter()
-        if progress.step == first:  # mostly compilation: it says nothing about the steps to come
-            warm, left = now, None
-        else:
-            left = (now - warm) / (progress.step - first) * (cfg.steps - progress.step)
-        log(run, {"kind": "train", "step": progress.step, **line})
-        say(run, step_line(cfg, progress.step, line, left))
-        run.bar.update(1)
-        if progress.step % cfg.eval.every_steps == 0 or done:
-            progress = validate(run, progress)
-        if progress.step % cfg.checkpoint.every_steps == 0 or finished(cfg, progress):
-            save(run, progress)
-    checkpoint.wait(run.checkpoints)
-    if run.bad_rows.bad:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in run.bad_rows.reasons.most_common())
-        say(run, f"{run.bad_rows.bad} of {run.bad_rows.rows} records could not be used and taught nothing: {reasons}")
-    again = [f"{name} ({count} times)" for name, count in run.model.stages.traces.items() if count > 1]
-    if again:
-        say(run, f"warning: traced more than once, which costs a compilation each: {', '.join(again)}")
-    return progress
-
-
-def finished(cfg: Config, progress: Progress) -> bool:
-    """After the last step, or when the patience is over."""
-    return progress.step >= cfg.steps or (cfg.eval.patience > 0 and progress.since_best >= cfg.eval.patience)
+def close_run(run: Run) -> None:
+    checkpoint.close(run.checkpoints)
+    run.watch.close()
+    run.bar.close()

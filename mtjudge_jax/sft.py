@@ -6,12 +6,14 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
-from mtjudge_jax.run import Progress, Run, loop, start
+from mtjudge_jax.loop import loop, note_skipped, of_hosts
+from mtjudge_jax.run import Progress, Run, start
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.stages import place_prompts
 from mtjudge_jax.step_log import Clock, summarise
-from mtjudge_jax.types import SftBatch, TrainState
+from mtjudge_jax.types import SftBatch
 from mtjudge_jax.update import make_update, sft_loss
 
 
@@ -21,18 +23,19 @@ def train(run: Run) -> Progress:
     progress, _ = start(run)
     update = make_update(progress.state, partial(sft_loss, logp_fn=stages.logp_fn), run.optimizer, stages.mesh, run.cfg)
 
-    def step_fn(progress: Progress) -> tuple[TrainState, dict]:
-        clock = Clock()
+    def step_fn(progress: Progress) -> tuple[Progress, dict]:
+        clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
         rows = next(progress.data)
-        run.bad_rows.add(rows)
         mask = rows["target_mask"] & (rows["weight"] > 0)[:, None]
         tokens, mask = shard_batch((rows["target"][:, None], mask[:, None]), stages.mesh)
         batch = SftBatch(place_prompts(rows, stages.mesh), tokens, mask)
         clock.lap("data")
         state, metrics = update(progress.state, progress.frozen, batch)
-        line = summarise([jax.device_get(metrics)], progress.step, kl=True)
+        line = summarise([jax.device_get(metrics)], kl=True)
         clock.lap("update")
-        seen = int(rows["valid"].sum() + rows["target_mask"].sum()) * jax.process_count()
-        return state, line | {"tokens_per_s": seen / sum(clock.seconds.values()), "seconds": clock.seconds}
+        progress = note_skipped(run, progress._replace(state=state), line["skipped"], rows)
+        seen = int(jnp.sum(batch.prompts.valid) + jnp.sum(batch.mask))
+        rate = {"tokens_per_s": seen / sum(clock.seconds.values()), "seconds": clock.seconds}
+        return progress, line | rate | of_hosts(run, rows, clock)
 
     return loop(run, progress, step_fn)

@@ -1,14 +1,11 @@
 """What is told about a training step: the seconds of its phases, the means over its updates, its line on the terminal."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 
 from mtjudge_jax.config import Config
-
-
-class NonFiniteUpdate(RuntimeError):
-    """The loss or a gradient was not finite; the state is as it was before that update."""
 
 
 def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) -> str:
@@ -21,26 +18,23 @@ def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) ->
     return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s{left}"
 
 
-def summarise(metrics: list[dict], step: int, *, kl: bool) -> dict:
-    """Means over the updates of a step. Raises NonFiniteUpdate."""
-    if not all(m["finite"] for m in metrics):
-        raise NonFiniteUpdate(
-            f"step {step + 1}: loss {[float(m['loss']) for m in metrics]} or gradient norm "
-            f"{[float(m['grad_norm']) for m in metrics]} is not finite; that update changed nothing. Lower optim.lr or "
-            "loss.kl_coef; the last checkpoint is good"
-        )
-    out = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0] if name != "finite"}
-    return out if kl else out | {"kl": None}
+def summarise(metrics: list[dict], *, kl: bool) -> dict:
+    """Means over the updates of a step that were applied, None where none was; `skipped` counts the others."""
+    applied = [m for m in metrics if m["finite"]]
+    names = [name for name in metrics[0] if name != "finite"]
+    out = {name: float(np.mean([m[name] for m in applied])) if applied else None for name in names}
+    return out | {"skipped": len(metrics) - len(applied)} | ({} if kl else {"kl": None})
 
 
 class Clock:
-    """Seconds by phase; a phase ends when its results are on the host or waited for."""
+    """Seconds by phase; a phase ends when its results are on the host or waited for. `reached` is told each end."""
 
-    def __init__(self):
+    def __init__(self, reached: Callable[[str], None]):
         self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self._reached, self._last = reached, time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.seconds[name] = now - self._last
         self._last = now
+        self._reached(name)

@@ -10,26 +10,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtjudge_jax import checkpoint, grpo, sft
+from mtjudge_jax import grpo, hosts, sft
 from mtjudge_jax.command import run_command, train_flags, typed
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
-from mtjudge_jax.metrics import train_metrics
+from mtjudge_jax.loop import Drawn, loop, note_skipped, of_hosts
+from mtjudge_jax.metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.policy import Model
-from mtjudge_jax.run import Progress, Run, loop, open_run, start
-from mtjudge_jax.score import score
+from mtjudge_jax.run import STOP, Progress, Run, close_run, open_run, start
+from mtjudge_jax.score import Scores, score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
-from mtjudge_jax.types import TrainBatch, TrainState
+from mtjudge_jax.types import PromptBatch, Rollout, TrainBatch
 from mtjudge_jax.update import grpo_loss, make_update
 
 
-def fit(cfg: Config, workdir: str, model: Model | None = None) -> tuple[Run, Progress]:
+def fit(
+    cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()
+) -> tuple[Run, Progress]:
     """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
-    run = open_run(cfg, workdir, model)
+    run = open_run(cfg, workdir, model, allowed)
     progress = sft.train(run) if cfg.stage == "sft" else train(run)
-    checkpoint.close(run.checkpoints)
-    run.bar.close()
+    close_run(run)
     return run, progress
 
 
@@ -43,10 +45,9 @@ def train(run: Run) -> Progress:
     take = jax.jit(partial(take_part, parts=updates), out_shardings=batch_sharding(stages.mesh))
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
 
-    def step_fn(progress: Progress) -> tuple[TrainState, dict]:
-        clock = Clock()
+    def step_fn(progress: Progress) -> tuple[Progress, dict]:
+        clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
         state, rows = progress.state, next(progress.data)
-        run.bad_rows.add(rows)
         prompts = place_prompts(rows, stages.mesh)
         clock.lap("data")
         key = stage_key(cfg.seed, progress.step, "sample")
@@ -54,21 +55,23 @@ def train(run: Run) -> Progress:
         texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
         clock.lap("rollout")
         scores = score(texts, truncated, tasks=rows["task"].tolist(), labels=rows["label"], alpha=cfg.reward.alpha)
+        clock.lap("score")
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), stages.mesh)
         advantages = grpo.advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
-        clock.lap("score")
         old_logp = stages.logp(progress.params, prompts, out.tokens) if updates > 1 else out.logp
         ref_logp = stages.reference_logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
         batch = TrainBatch(prompts, out.tokens, out.mask & learn[:, None, None], advantages, old_logp, ref_logp)
         jax.block_until_ready(ref_logp)
         clock.lap("logp")
+        hosts.stop_if_asked(STOP)  # the last moment: the update takes the state's memory
         metrics = []
         for i in range(updates):
             state, m = update(state, progress.frozen, batch if updates == 1 else take(batch, i))
             metrics.append(jax.device_get(m))
         clock.lap("update")
-        line = train_metrics(scores, rows["task"].tolist(), weight=rows["weight"])
-        return state, line | summarise(metrics, progress.step, kl=bool(cfg.loss.kl_coef)) | rates(out, rows, clock)
+        line = summarise(metrics, kl=bool(cfg.loss.kl_coef))
+        progress = note_skipped(run, progress._replace(state=state), line["skipped"], rows, Drawn(texts, scores, batch))
+        return progress, step_metrics(run, rows, scores, out) | line | rates(prompts, out, clock) | of_hosts(run, rows, clock)
 
     return loop(run, progress, step_fn)
 
@@ -78,9 +81,16 @@ def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
 
 
-def rates(out, rows: dict, clock: Clock) -> dict:
+def step_metrics(run: Run, rows: dict, scores: Scores, out: Rollout) -> dict:
+    """Means of the answers of all processes."""
+    mask, logp = local_rows(out.mask, run.model.stages.mesh), local_rows(out.logp, run.model.stages.mesh)
+    mine = Answers(scores, task_numbers(rows["task"].tolist()), rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1))
+    return train_metrics(hosts.gather_rows(mine))
+
+
+def rates(prompts: PromptBatch, out: Rollout, clock: Clock) -> dict:
     """Tokens of prompts and answers a second over the whole step, and where the seconds went."""
-    tokens = int(jnp.sum(out.mask)) + int(rows["valid"].sum()) * jax.process_count()
+    tokens = int(jnp.sum(out.mask)) + int(jnp.sum(prompts.valid))
     length = float(jnp.mean(out.mask.sum(-1)))
     return {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": length, "seconds": clock.seconds}
 
@@ -93,11 +103,16 @@ def main() -> None:
         return
     if not WORKDIR.value:
         raise ConfigError("no --workdir: name the folder of the run, e.g. --workdir=runs/mine")
-    run, progress = fit(cfg, WORKDIR.value)
+    check(cfg)
+    with hosts.joined(cfg.hosts):
+        run, progress = fit(cfg, WORKDIR.value, allowed=tuple(ALLOW_CHANGE.value))
+        first = jax.process_index() == 0
+    if not first:
+        return
     print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}, model in {run.workdir / 'best'}")
     print(f"to give it away with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
 
 
 if __name__ == "__main__":
-    CONFIG, WORKDIR, PRINT_CONFIG = train_flags()
+    CONFIG, WORKDIR, PRINT_CONFIG, ALLOW_CHANGE = train_flags()
     run_command(main)

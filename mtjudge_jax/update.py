@@ -111,11 +111,15 @@ def apply(
     pieces: int,
     aggregation: str,
 ) -> tuple[TrainState, Metrics]:
-    """One update. A loss or gradient that is not finite leaves the state as it was and says so in `finite`."""
+    """One update. A loss, gradient or advantage that is not finite leaves the state as it was, bit for bit, and says so in
+    `finite`.
+    """
     weights = grpo.token_weights(batch.mask, aggregation)
     grads, metrics = accumulate(loss_fn, state.params, frozen, batch, weights, pieces)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    if isinstance(batch, TrainBatch):  # of a masked answer it would reach neither of the two
+        finite &= jnp.isfinite(batch.advantages).all()
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)

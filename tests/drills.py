@@ -34,7 +34,7 @@ def ending(workdir: str | Path) -> dict:
     record = checkpoint._read_record(folder / str(step), step)
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
-        for timing in ("seconds", "tokens_per_s"):
+        for timing in ("seconds", "tokens_per_s", "hosts"):
             line.pop(timing, None)
     return {"step": step, "leaves": record["leaves"], "data": record["data_state"], "meta": record["meta"], "metrics": lines}
 
@@ -135,7 +135,7 @@ def bad_records(folder: Path, model, half: dict) -> dict:
     changes = half | {"data__path": str(data), "model__path": str(folder / "model")}
     changes |= {"eval__every_steps": 9, "checkpoint__every_steps": 9}
     lines = []
-    with Spy(train) as spy, mock.patch("mtjudge_jax.run.say", lambda run, text: lines.append(text)):
+    with Spy(train) as spy, mock.patch("mtjudge_jax.loop.say", lines.append):
         run, _ = train.fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
     facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
     facts |= {"weights": spy.weights, "learned": spy.learned}

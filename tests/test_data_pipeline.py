@@ -120,8 +120,7 @@ def test_restore_on_other_shard_counts(data, fmt, shards):
     for step in range(9, 14):
         batches = [next(part) for part in parts]
         for key in ("example_id", "tokens", "patches", "label", "uid"):
-            together = np.stack([batch[key] for batch in batches], axis=1)
-            assert np.array_equal(together.reshape(expected[step][key].shape), expected[step][key])
+            assert np.array_equal(np.concatenate([batch[key] for batch in batches]), expected[step][key])
     assert len({json.dumps(part.get_state()) for part in parts}) == 1
     for part in parts:
         part.close()
@@ -185,16 +184,24 @@ def test_bad_rows_stop_the_run_over_one_percent():
 
     counter = BadRowCounter()
     counter.add(batch(99, 5))  # too few rows to judge by
+    counter.check()
+    counter.add(batch(1, 0))
     with pytest.raises(TooManyBadRecords, match=r"5 of 100 rows .* limit is 1.0%. Reasons: truncated_image 5.*e0 \(trunc"):
-        counter.add(batch(1, 0))
+        counter.check()
     exactly = BadRowCounter()
     exactly.add(batch(200, 2))
+    exactly.check()
+    exactly.add(batch(1, 1))
     with pytest.raises(TooManyBadRecords, match="3 of 201"):
-        exactly.add(batch(1, 1))
+        exactly.check()
     filler = {"example_id": np.array([""] * 500), "weight": np.zeros(500), "error": np.array([""] * 500)}
     exactly.add(batch(300, 0))
     exactly.add(filler)
     assert exactly.rows == 501
+    both = BadRowCounter()
+    for facts in (counter.facts(), exactly.facts()):  # of two processes
+        both.add_facts(json.loads(json.dumps(facts)))
+    assert (both.rows, both.bad, dict(both.reasons), len(both.ids)) == (601, 8, {"truncated_image": 8}, 5)
 
 
 def test_hostile_pictures_become_rows_of_weight_zero(fmt):

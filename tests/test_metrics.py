@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mtjudge_jax.metrics import (
+    Answers,
     accuracy,
     bootstrap_interval,
     confusion,
@@ -14,6 +15,7 @@ from mtjudge_jax.metrics import (
     macro_f1,
     mean_score,
     pairwise_score,
+    task_numbers,
     task_score,
     train_metrics,
 )
@@ -244,19 +246,24 @@ def test_train_metrics_by_hand():
     texts = [[YES, YES, NO, "?"], [NO] * 4, ["?"] * 4, [YES] * 4]
     tasks = ["technical", "safety", "technical", "alignment"]
     scores = score(texts, np.zeros((4, 4), bool), tasks=tasks, labels=np.array([1, 1, 1, 1]), alpha=0.5)
-    got = train_metrics(scores, tasks)
+    tokens, surprise = np.arange(16, dtype=np.int32).reshape(4, 4), np.float32([[1] * 4, [2] * 4, [3] * 4, [0] * 4])
+    answers = Answers(scores, task_numbers(tasks), np.ones(4, np.float32), tokens, surprise)
+    got = train_metrics(answers)
     # rewards: technical 1, 1, 1/2, 0 and 0 x 4; safety 1/2 x 4; alignment 1 x 4
-    assert got["tasks"]["technical"] == {"reward": 2.5 / 8, "accuracy": 2 / 8, "format": 3 / 8, "zero_variance": 0.5}
-    assert got["tasks"]["safety"] == {"reward": 0.5, "accuracy": 0.0, "format": 1.0, "zero_variance": 1.0}
+    technical = {"reward": 2.5 / 8, "accuracy": 2 / 8, "format": 3 / 8, "zero_variance": 0.5}
+    safety = {"reward": 0.5, "accuracy": 0.0, "format": 1.0, "zero_variance": 1.0}
+    # tokens: technical 0..3 and 8..11, safety 4..7; entropy is surprise a token
+    assert got["tasks"]["technical"] == technical | {"completion_tokens": 44 / 8, "entropy": 16 / 44}
+    assert got["tasks"]["safety"] == safety | {"completion_tokens": 22 / 4, "entropy": 8 / 22}
     assert list(got["tasks"]) == ["technical", "safety", "alignment"]
     assert {k: got[k] for k in got if k != "tasks"} == {
         "reward": 8.5 / 16, "accuracy": 6 / 16, "format": 11 / 16, "zero_variance": 0.75,
     }  # fmt: skip
-    left_out = train_metrics(scores, tasks, weight=np.float32([1, 0, 0, 1]))
+    left_out = train_metrics(answers._replace(weight=np.float32([1, 0, 0, 1])))
     assert list(left_out["tasks"]) == ["technical", "alignment"]
     assert left_out["reward"] == 6.5 / 8 and left_out["zero_variance"] == 0.5
     with pytest.raises(ValueError, match="all 4 prompts of the batch have weight 0"):
-        train_metrics(scores, tasks, weight=np.zeros(4, np.float32))
+        train_metrics(answers._replace(weight=np.zeros(4, np.float32)))
 
 
 def test_mean_score_leaves_out_of_distribution_tasks_out():

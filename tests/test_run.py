@@ -116,7 +116,10 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room():
 )
 def test_a_run_does_not_go_on_with_other_sources(case, what):
     said = grpo()[case]
+    said = re.sub(r" \([0-9a-f]{16} -> [0-9a-f]{16}\)", "", said)
+    names = {"training data, validation data": "training_data,validation_data", "starting model": "starting_model"}[what]
     assert said.startswith(f"ConfigError: {what}: not what the checkpoints of") and "\n" not in said
+    assert said.endswith(f"by --allow_change={names}")
 
 
 def test_damaged_training_records_are_counted_shown_and_teach_nothing():

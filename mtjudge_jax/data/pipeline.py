@@ -157,7 +157,8 @@ def train_iterator(
     """An endless iterator over this process's part of each global batch: dicts of arrays led by global_batch/shard_count.
 
     `get_state()` is a dict that fits in JSON and is the same on every shard; `set_state()` takes it on any number of
-    shards: row j of the global batch goes to shard j % shard_count. `close()` ends the reader threads.
+    shards: shard i has the i-th block of the global batch, so that its rows one after the other are the same batch on any
+    number of shards. `close()` ends the reader threads.
 
     The position says nothing of the data: compare `fingerprint`, seed and mixture before restoring it.
     """
@@ -169,7 +170,7 @@ def train_iterator(
         raise ValueError("no task to train on: task_names is empty")
     sources = {name: open_split(data, split, name) for name in task_names}
     drawn = mixture(sources, tasks=fmt.tasks, seed=seed, balance_labels=balance_labels, mode=mode)
-    rows = drawn.map(lambda draw: to_row(draw.record, draw.task, fmt))
+    rows = _InBlocks(drawn, global_batch, shard_count).map(lambda draw: to_row(draw.record, draw.task, fmt))
     elastic = grain.experimental.ElasticIterator(
         rows,
         global_batch,
@@ -180,16 +181,36 @@ def train_iterator(
     return iter(elastic)
 
 
+class _InBlocks(grain.MapDataset):
+    """Each global batch in the order that gives shard i its i-th block: ElasticIterator deals row j to shard j % shards."""
+
+    def __init__(self, drawn: grain.MapDataset, batch: int, shards: int):
+        super().__init__(drawn)
+        self._drawn, self._batch, self._shards = drawn, batch, shards
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def __getitem__(self, index: int) -> Drawn:
+        start, row = index - index % self._batch, index % self._batch
+        return self._drawn[start + row % self._shards * (self._batch // self._shards) + row // self._shards]
+
+
 def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """Rows of equal keys and shapes to one batch."""
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
-def eval_batches(examples: Sequence[JudgeExample], *, batch: int, fmt: RowFormat) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `batch` rows in the order of `examples`; the last is filled up with rows of weight 0 and no error."""
+def eval_batches(
+    examples: Sequence[JudgeExample], *, batch: int, fmt: RowFormat, part: slice = slice(None)
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `batch` rows in the order of `examples`; the last is filled up with rows of weight 0 and no error.
+
+    part: which rows of each batch are made, those of this process.
+    """
     if batch < 1:
         raise ValueError(f"evaluation batch is {batch}, must be at least 1")
     filler = to_row(BadRecord("padding", ""), "", fmt) | {"error": np.str_("")}
     for start in range(0, len(examples), batch):
-        rows = [to_row(example, example.task, fmt) for example in examples[start : start + batch]]
-        yield stack_rows(rows + [filler] * (batch - len(rows)))
+        chunk = [*examples[start : start + batch], *[None] * (start + batch - len(examples))]
+        yield stack_rows([filler if example is None else to_row(example, example.task, fmt) for example in chunk[part]])

@@ -16,6 +16,7 @@ from mtjudge_jax.data.records import BadRecord, JudgeExample, unpack
 
 MANIFEST_VERSION = 1
 MAX_BAD_SHARE = 0.01
+SHOWN_IDS = 10
 MIN_ROWS_TO_JUDGE = 100  # below, one bad row would already be over the limit
 
 
@@ -116,14 +117,19 @@ class BadRowCounter:
         return sum(self.reasons.values())
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Counts the rows of a batch; rows that only fill it up (weight 0, no error) do not count.
-
-        Raises TooManyBadRecords above `max_share` of at least `min_rows` rows.
-        """
+        """Counts the rows of a batch; rows that only fill it up (weight 0, no error) do not count."""
         for example_id, weight, error in zip(batch["example_id"], batch["weight"], batch["error"], strict=True):
             if weight > 0 or error:
                 self.add_one(str(example_id), str(error))
-        self.check()
+
+    def facts(self) -> dict[str, Any]:
+        """What another process needs to count these rows too; JSON."""
+        return {"rows": self.rows, "reasons": dict(self.reasons), "ids": dict(list(self.ids.items())[:SHOWN_IDS])}
+
+    def add_facts(self, facts: Mapping[str, Any]) -> None:
+        self.rows += facts["rows"]
+        self.reasons.update(facts["reasons"])
+        self.ids |= facts["ids"]
 
     def add_one(self, example_id: str, error: str) -> None:
         """Counts one row; `error` is "reason: detail", or empty for a good row. Logs an id the first time it is bad."""
@@ -136,10 +142,11 @@ class BadRowCounter:
             self.ids[example_id] = error
 
     def check(self) -> None:
+        """Raises TooManyBadRecords above `max_share` of at least `min_rows` rows."""
         if self.rows < self.min_rows or self.bad <= self.max_share * self.rows:
             return
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
-        shown = "; ".join(f"{example_id} ({error})" for example_id, error in list(self.ids.items())[:10])
+        shown = "; ".join(f"{example_id} ({error})" for example_id, error in list(self.ids.items())[:SHOWN_IDS])
         raise TooManyBadRecords(
             f"{self.bad} of {self.rows} rows cannot be used, the limit is {self.max_share:.1%}. Reasons: {reasons}. "
             f"First ids: {shown}. Prepare the data again or leave these records out"

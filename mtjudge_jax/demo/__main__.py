@@ -9,17 +9,19 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
+from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.command import run_command
+from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.eval import table
+from mtjudge_jax.eval import stoppable, table
 from mtjudge_jax.evaluate import count_rows, evaluate, write_evaluation
+from mtjudge_jax.loop import judging
 from mtjudge_jax.models.qwen3_vl.convert import load_params
 from mtjudge_jax.policy import DEMO_BASE, Model, open_model
 from mtjudge_jax.report import write_report
-from mtjudge_jax.run import judging
 from mtjudge_jax.sharding import param_sharding
 from mtjudge_jax.train import fit
 
@@ -39,7 +41,7 @@ def test_once(folder: Path, name: str, model: Model, cfg, workdir: Path) -> None
     began = time.perf_counter()
     with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
         predictions, result = evaluate(
-            params, examples, judging(cfg, model), step=0, probabilities=True, progress=bar.update
+            params, examples, judging(cfg, model), step=0, probabilities=True, progress=stoppable(bar)
         )
     result |= {"split": "test", "seconds": time.perf_counter() - began}
     write_evaluation(workdir / "eval", name, predictions, result)
@@ -59,10 +61,15 @@ def count_compilation() -> list[float]:
 
 
 def main() -> None:
-    began, compilation = time.perf_counter(), count_compilation()
-    workdir = Path(WORKDIR.value)
     cfg = get_config()
     cfg.seed = SEED.value
+    with hosts.joined(cfg.hosts):
+        demonstrate(cfg)
+
+
+def demonstrate(cfg: Config) -> None:
+    began, compilation = time.perf_counter(), count_compilation()
+    workdir = Path(WORKDIR.value)
     check_workdir(workdir)
     print("1/5 drawing the demonstration pictures", flush=True)
     write_demo_data(workdir / "data", seed=0)

@@ -1,0 +1,69 @@
+"""A watch over one process: its last sign of life and its stacks are on disk before anything ends it.
+
+When a peer dies, JAX's runtime aborts this process without a Python exception; a hung collective never returns. So the file
+is opened at the start, faulthandler writes every thread's stack into it on a fatal signal, and a thread ends a process that
+stands still.
+"""
+
+import faulthandler
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+BEAT_BYTES = 200  # room for the last sign of life at the beginning of the file; stacks follow
+GRACE_SECONDS = 30  # if the thread cannot run either, faulthandler ends the process so much later
+
+
+class Watch:
+    """Begins with the first beat, ends with `close`. `seconds`: no beat for so long ends the process with status 1; 0 never."""
+
+    def __init__(self, path: Path, seconds: float):
+        self.path, self._seconds = path, seconds
+        self._fd: int | None = None
+        self._closed = threading.Event()
+        self._where, self._at = "", time.monotonic()
+
+    def beat(self, where: str) -> None:
+        """A sign of life: what was reached, such as `step 12 rollout`."""
+        self._where, self._at = where, time.monotonic()
+        if self._fd is None:
+            self._fd = self._open()
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} reached: {where}"
+        os.pwrite(self._fd, f"{line:{BEAT_BYTES - 1}.{BEAT_BYTES - 1}}\n".encode("ascii", "replace"), 0)
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds + GRACE_SECONDS, exit=True, file=self._fd)
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._fd is not None:
+            faulthandler.cancel_dump_traceback_later()
+            faulthandler.disable()
+            os.close(self._fd)
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():  # what the last start ended with
+            self.path.replace(self.path.with_suffix(".before.txt"))
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.lseek(fd, BEAT_BYTES, os.SEEK_SET)
+        faulthandler.enable(fd)
+        if self._seconds:
+            threading.Thread(target=self._look, name="watch", daemon=True).start()
+        return fd
+
+    def _look(self) -> None:
+        while not self._closed.wait(min(1.0, self._seconds / 4)):
+            if time.monotonic() - self._at > self._seconds:
+                text = f"error: nothing happened for {self._seconds:.0f} s after: {self._where}; stacks are in {self.path}"
+                print(text, file=sys.stderr, flush=True)
+                faulthandler.dump_traceback(self._fd)
+                os._exit(1)
+
+
+def watch_path(workdir: str, process: int) -> Path:
+    """The file of a process, `<workdir>/hosts/<process>.txt`; in the temporary folder where the workdir is on a bucket."""
+    folder = Path(tempfile.gettempdir()) / "mtjudge-hosts" if "://" in workdir else Path(workdir) / "hosts"
+    return folder / f"{process}.txt"
