@@ -4,6 +4,7 @@ The loop reads from top to bottom: prompts, answers, rewards, advantages, log-pr
 """
 
 import json
+import traceback
 from functools import partial
 
 import jax
@@ -30,7 +31,12 @@ def fit(
 ) -> tuple[Run, Progress]:
     """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
     run = open_run(cfg, workdir, model, allowed)
-    progress = sft.train(run) if cfg.stage == "sft" else train(run)
+    try:
+        progress = sft.train(run) if cfg.stage == "sft" else train(run)
+    except Exception:  # nothing is waited for: a peer may be gone
+        run.watch.note(traceback.format_exc())
+        run.watch.close()
+        raise
     close_run(run)
     return run, progress
 

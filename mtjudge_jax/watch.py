@@ -36,6 +36,11 @@ class Watch:
         if self._seconds:
             faulthandler.dump_traceback_later(self._seconds + GRACE_SECONDS, exit=True, file=self._fd)
 
+    def note(self, text: str) -> None:
+        """Below the stacks: what a process ends with by itself."""
+        if self._fd is not None:
+            os.write(self._fd, text.encode())
+
     def close(self) -> None:
         self._closed.set()
         if self._fd is not None:

@@ -106,6 +106,8 @@ def weights_hash(base: Params) -> str:
 def refuse_other_sources(workdir: Path, sources: dict[str, str], meta: dict, *, allowed: tuple[str, ...] = ()) -> None:
     """Raises ConfigError where something is not what the checkpoint of this `meta` was made with."""
     before = meta["sources"]
+    if {"model.dtype", "model.param_dtype"} & set(allowed):
+        allowed = (*allowed, "starting_model")  # its hash is of the numbers as they were read
     changed = [name for name in sources if sources[name] != before.get(name) and source_name(name) not in allowed]
     if changed:
         shown = ", ".join(f"{name} ({before.get(name, 'none')} -> {sources[name]})" for name in changed)

@@ -327,21 +327,78 @@ def demo(*, workdir: str) -> None:
     cli.main()
 
 
-def on_devices(*, workdir: str, data: str, process: int, processes: int, port: int) -> dict:
-    """Two GRPO steps on 8 devices of one process, or on 4 each of two. The parameters go to a file beside the workdir."""
+def non_finite(*, folder: str, data: str) -> dict:
+    """A reward that is NaN in step 2, a gradient that is NaN (of a finite loss) in step 4; then only rewards that are NaN."""
     import jax
+    import jax.numpy as jnp
 
+    from mtjudge_jax import train
+    from mtjudge_jax.digest import digests
+    from mtjudge_jax.policy import open_model
+
+    folder, lines, facts = Path(folder), [], {}
+    cfg = config(steps=5, data__path=data, eval__every_steps=5, checkpoint__every_steps=5, optim__schedule="constant")
+    model = open_model(cfg)
+    make, give, calls = train.make_update, train.score, iter(range(100))
+
+    def poisoned(loss):
+        def of(params, *rest):
+            value, metrics = loss(params, *rest)
+            zero = sum(jnp.sum(leaf * 0.0) for leaf in jax.tree.leaves(params))
+            return value + 0.0 * jnp.sqrt(zero), metrics  # 0, and its derivative 0 * infinity
+
+        return of
+
+    def make_update(state, loss, *rest):
+        good, bad, seen = make(state, loss, *rest), make(state, poisoned(loss), *rest), []
+        facts["digests"] = seen
+
+        def update(state, *batch):
+            before = digests(state)
+            state, metrics = (bad if len(seen) == 3 else good)(state, *batch)
+            seen.append(digests(state) == before)
+            return state, metrics
+
+        return update
+
+    def nan_at(steps):
+        def score(*arguments, **named):
+            out = give(*arguments, **named)
+            if next(calls) in steps:
+                out.total[3, 1] = np.nan
+            return out
+
+        return score
+
+    said = mock.patch("mtjudge_jax.loop.say", lines.append)
+    with said, mock.patch.object(train, "make_update", make_update), mock.patch.object(train, "score", nan_at({1})):
+        train.fit(cfg, folder / "two", model)
+    facts["end"], facts["said"] = ending(folder / "two"), [line for line in lines if "not finite" in line]
+    facts["files"] = {path.name: path.read_text() for path in (folder / "two" / "skipped").iterdir()}
+
+    cfg.update.max_skipped = 2
+    with said, mock.patch.object(train, "score", nan_at(range(100))):
+        facts["stopped"] = message(train.fit, cfg, folder / "all", model)
+    facts["all"] = ending(folder / "all")
+    return facts
+
+
+def allowed(*, folder: str, data: str) -> dict:
+    """A run that goes on with another learning rate, and another of float32 weights that goes on in bfloat16."""
     from mtjudge_jax import train
     from mtjudge_jax.models.qwen3_vl.convert import flatten
 
-    jax.config.update("jax_num_cpu_devices", 8 // processes)
-    jax.config.update("jax_default_matmul_precision", "highest")
-    if processes > 1:
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(f"localhost:{port}", processes, process)
-    sizes = {"rollout__prompts": 8, "update__prompts": 8, "update__micro_prompts": 8, "data__tasks": ("technical", "safety")}
-    cfg = config(steps=2, data__path=data, eval__every_steps=2, checkpoint__every_steps=2, **sizes)
-    run, progress = train.fit(cfg, workdir)
-    weights = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in flatten(progress.state.params).items()}
-    np.savez(f"{workdir}-{process}.npz", **weights)
-    return {"devices": jax.device_count(), "mesh": dict(run.model.stages.mesh.shape), "traces": dict(run.model.stages.traces)}
+    folder, facts = Path(folder), {}
+    changes = {"data__path": data, "eval__every_steps": 9, "model__dtype": "bfloat16", "optim__schedule": "constant"}
+    train.fit(config(steps=1, **changes), folder / "run")
+    more = config(steps=2, optim__lr=2e-3, **changes)
+    facts["refused"] = message(train.fit, more, folder / "run")
+    facts["one name"] = message(train.fit, more, folder / "run", None, ("steps",))
+    facts["unknown"] = message(train.fit, more, folder / "run", None, ("optim.lrr",))
+    train.fit(more, folder / "run", allowed=("steps", "optim.lr"))
+    facts["on"] = ending(folder / "run")
+    half = config(steps=3, optim__lr=2e-3, **(changes | {"model__param_dtype": "bfloat16"}))
+    _, progress = train.fit(half, folder / "run", allowed=("steps", "model.param_dtype"))
+    facts["dtypes"] = sorted({str(leaf.dtype) for leaf in flatten(progress.state.params).values()})
+    facts["half"] = ending(folder / "run")
+    return facts

@@ -5,7 +5,6 @@ import os
 import random
 import re
 import signal
-import socket
 import time
 from functools import cache
 from pathlib import Path
@@ -169,30 +168,57 @@ def test_adapters_on_a_mixture_of_experts_train_and_resume():
     assert facts["changed"] == [f"text/layers/{name}" for name in ("k_ldkh", "o_lnhd", "q_ldnh", "v_ldkh")]
 
 
-def test_two_processes_train_as_one():
-    """Two of 4 devices each against one of 8, over gloo; every process has its part of the batch."""
-    folder, data = commands().folder, str(commands().folder / "data")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    shared = {"data": data, "port": port}
-    started = [commands().start_call("drills.on_devices", workdir=str(folder / "one"), process=0, processes=1, **shared)]
-    started += [
-        commands().start_call("drills.on_devices", workdir=str(folder / "two"), process=i, processes=2, **shared) for i in (0, 1)
-    ]
-    for ended in [commands().wait(process) for process in started]:
-        assert ended.status == 0, ended.err[-3000:]
-        facts = json.loads(ended.out.splitlines()[-1])
-        assert facts["devices"] == 8 and facts["mesh"]["data"] == 8
-    one, first, second = (np.load(folder / f"{name}.npz") for name in ("one-0", "two-0", "two-1"))
-    assert len(one.files) > 30
-    for name in one.files:
-        assert np.array_equal(first[name], second[name]), name
-        assert np.abs(one[name] - first[name]).max() <= 1e-5 * np.abs(one[name]).max(), name
-    lines, alone = (drills.ending(folder / name)["metrics"] for name in ("two", "one"))
-    assert [(line["kind"], line["step"]) for line in lines] == [("eval", 0), ("train", 1), ("train", 2), ("eval", 2)]
-    for line, reference in zip(lines[1:3], alone[1:3], strict=True):
-        assert line["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-4) and line["grad_norm"] > 1e-3
+@cache
+def non_finite() -> dict:
+    folder = commands().folder / "non_finite"
+    return commands().call("drills.non_finite", folder=str(folder), data=str(commands().folder / "data"))
+
+
+def test_a_reward_and_a_gradient_that_are_not_finite_change_nothing_and_the_run_goes_on():
+    facts = non_finite()
+    assert facts["digests"] == [False, True, False, True, False]  # of the whole state, bit for bit
+    lines = [line for line in facts["end"]["metrics"] if line["kind"] == "train"]
+    assert [line["skipped"] for line in lines] == [0, 1, 0, 1, 0]
+    assert [line["loss"] is None for line in lines] == [False, True, False, True, False]
+    assert lines[1]["reward"] is None and lines[3]["reward"] is not None
+    assert facts["end"]["step"] == 5 and facts["end"]["meta"]["skipped"] == 0
+
+
+def test_a_skipped_step_names_its_examples_and_leaves_its_batch():
+    facts = non_finite()
+    assert len(facts["said"]) == 2
+    first, second = facts["said"]
+    rows = [json.loads(line) for line in facts["files"]["step_000002.host_0.jsonl"].splitlines()]
+    assert sorted(facts["files"]) == ["step_000002.host_0.jsonl", "step_000004.host_0.jsonl"] and len(rows) == 12
+    bad = [row for row in rows if any(answer["reward"] == "nan" for answer in row["answers"])]
+    assert [answer["reward"] for answer in bad[0]["answers"]][1] == "nan" and len(bad) == 1
+    assert first.startswith("step 2: the loss, a gradient or a reward is not finite, its update was skipped and changed nothing")
+    assert f"(1 in a row, the run stops at 3); examples: {bad[0]['example_id']} ({bad[0]['task']}); its batch is in" in first
+    assert second.startswith("step 4: ") and " and 7 more; " in second  # the gradient alone: it could be any of the 12
+    assert {"text", "reward", "accuracy", "tokens", "old_logp", "ref_logp"} == set(rows[0]["answers"][0])
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run_at_its_last_good_state():
+    facts = non_finite()
+    assert facts["stopped"].startswith("NonFiniteUpdate: 2 steps in a row, up to 2, were not finite and skipped; the state of ")
+    assert "\n" not in facts["stopped"] and "lower optim.lr or loss.kl_coef" in facts["stopped"]
+    assert facts["all"]["step"] == 2 and facts["all"]["meta"]["skipped"] == 2
+    assert [line["skipped"] for line in facts["all"]["metrics"] if line["kind"] == "train"] == [1, 1]
+
+
+def test_changes_are_allowed_by_name():
+    folder = commands().folder / "allowed"
+    facts = commands().call("drills.allowed", folder=str(folder), data=str(commands().folder / "data"))
+    said = "ConfigError: {}/run holds a run of another config: {}. Take another --workdir, undo the change, or go on with it by "
+    said += "{}"
+    steps, lr = "steps: 1 -> 2", "optim.lr: 0.001 -> 0.002"
+    assert facts["refused"] == said.format(folder, f"{steps}; {lr}", "--allow_change=steps,optim.lr")
+    assert facts["one name"] == said.format(folder, lr, "--allow_change=optim.lr")
+    assert facts["unknown"] == "ConfigError: --allow_change: unknown name 'optim.lrr', did you mean 'optim.lr'?"
+    assert facts["on"]["step"] == 2 and facts["on"]["meta"]["config"]["optim"]["lr"] == 2e-3
+    assert facts["on"]["leaves"]["params/text/norm_d"]["dtype"] == "float32"
+    assert facts["dtypes"] == ["bfloat16"] and facts["half"]["step"] == 3
+    assert facts["half"]["leaves"]["params/text/norm_d"]["dtype"] == "bfloat16"
 
 
 def test_the_tiny_config_is_the_demos_tasks():

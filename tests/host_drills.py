@@ -1,0 +1,106 @@
+"""What the tests of several processes do in each of them (see commands.py)."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import drills
+import numpy as np
+
+from mtjudge_jax.config import Config
+from mtjudge_jax.data.sources import BadRowCounter
+
+DEVICES = 8  # in all processes together
+
+
+def config(data: str, **changes) -> Config:
+    """Two tasks, 16 prompts of two answers a rollout batch, two updates of it."""
+    sizes = {"rollout__prompts": 16, "update__prompts": 8, "update__micro_prompts": 8, "data__tasks": ("technical", "safety")}
+    sizes |= {"optim__schedule": "constant", "loss__kl_coef": 0.1, "eval__every_steps": 3}
+    return drills.config(**(sizes | {"data__path": data, "steps": 3} | changes))
+
+
+def host(*, port: int, process: int, processes: int, devices: int) -> None:
+    """Makes this process one of several, as a launcher does."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    os.environ |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
+    os.environ["JAX_PROCESS_ID"] = str(process)
+
+
+def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
+    """Trains as one of the processes; what it ended with, and the ids of its training rows, step by step."""
+    host(**place)
+    import jax
+
+    from mtjudge_jax import hosts
+    from mtjudge_jax.models.qwen3_vl.convert import flatten
+    from mtjudge_jax.train import fit
+
+    ids, add = [], BadRowCounter.add
+
+    def noted(counter, rows):
+        ids.append(rows["example_id"].tolist())
+        add(counter, rows)
+
+    cfg = config(data, **changes)
+    with hosts.joined(cfg.hosts), mock.patch.object(BadRowCounter, "add", noted):
+        run, progress = fit(cfg, workdir)
+        params = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in flatten(progress.state.params).items()}
+        facts = {"devices": jax.device_count(), "mesh": dict(run.model.stages.mesh.shape), "ids": ids}
+        facts["traces"] = dict(run.model.stages.traces)
+    np.savez(f"{workdir}-{place['process']}.npz", **params)
+    return facts
+
+
+def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -> None:
+    """A command as one of the processes. slow: seconds that its rewards take; stuck: its third rewards never come."""
+    host(**place)
+    from mtjudge_jax import cli, score
+
+    give, calls = score.score, iter(range(10**6))
+
+    def slowly(*arguments, **named):
+        if next(calls) == 2 and stuck:
+            threading.Event().wait()
+        time.sleep(slow)
+        return give(*arguments, **named)
+
+    sys.argv = ["mtjudge", *argv]
+    with mock.patch.object(score, "score", slowly):
+        cli.main()
+
+
+def differ(*, facts: list[dict], port: int, process: int, processes: int) -> str:
+    """What a process says of facts that differ."""
+    host(port=port, process=process, processes=processes, devices=1)
+    from mtjudge_jax import hosts
+    from mtjudge_jax.config import HostsConfig
+
+    with hosts.joined(HostsConfig()):
+        return drills.message(hosts.refuse_differences, facts[process])
+
+
+def exchange(*, port: int, process: int, processes: int) -> dict:
+    host(port=port, process=process, processes=processes, devices=1)
+    from mtjudge_jax import hosts
+    from mtjudge_jax.config import HostsConfig
+
+    with hosts.joined(HostsConfig()):
+        rows = np.arange(2) + 10 * process
+        return {
+            "gathered": hosts.gather({"é": [process] * (process + 1)}),
+            "rows": hosts.gather_rows({"a": rows, "b": rows[:, None] > 10})["b"].tolist(),
+            "part": [hosts.my_rows(8).start, hosts.my_rows(8).stop],
+        }
+
+
+def last_step(workdir: str | Path) -> int:
+    """Of the checkpoints, 0 where there is none."""
+    folder = Path(workdir) / "checkpoints"
+    return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0) if folder.is_dir() else 0
