@@ -44,7 +44,7 @@ command_of() { # command_of process port: into WORDS
     ${devices:+"XLA_FLAGS=$flags"} "${COMMAND[@]}")
 }
 
-PIDS=() STOP='' TIMER='' TEE=''
+PIDS=() SAID=() STOP='' KILLED='' TEE=''
 # shellcheck disable=SC2329  # the traps call it
 forward() {
   STOP=yes
@@ -69,37 +69,37 @@ start_all() { # into PIDS
   exec {terminal}>&-
 }
 
-forget() { # forget pid: takes it out of PIDS; what it started and left behind ends too
-  local pid left=()
-  for pid in "${PIDS[@]}"; do [[ $pid == "$1" ]] || left+=("$pid"); done
-  PIDS=("${left[@]}")
-  kill -KILL "-$1" 2>/dev/null || true
-}
-
-wait_all() { # into STATUS what the processes say together
-  local ended status said=() bad='' killed=''
-  while ((${#PIDS[@]})); do
-    if [[ $bad$STOP && ! $TIMER && ! $killed ]]; then
-      sleep "$grace" &
-      TIMER=$!
-    fi
-    status=0 ended=''
-    wait -n -p ended "${PIDS[@]}" $TIMER || status=$?
-    if [[ ! $ended ]]; then
-      continue # a signal came, and was forwarded
-    elif [[ $ended == "$TIMER" ]]; then
-      say "$(basename "$0"): ${#PIDS[@]} left after $grace s: SIGKILL"
-      kill -KILL "${PIDS[@]/#/-}" 2>/dev/null || true
-      killed=yes TIMER=''
+reap() { # takes what ended out of PIDS, and what it left behind out of the machine; its status goes to SAID
+  local pid status left=()
+  for pid in "${PIDS[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      left+=("$pid")
     else
-      forget "$ended"
-      [[ $killed ]] || said+=("$status")
-      ((!status)) || bad=yes
+      status=0
+      wait "$pid" || status=$?
+      [[ $KILLED ]] || SAID+=("$status")
+      kill -KILL "-$pid" 2>/dev/null || true
     fi
   done
-  [[ ! $TIMER ]] || kill "$TIMER" 2>/dev/null || true
-  TIMER=''
-  STATUS=$(worst "${said[@]:-137}")
+  PIDS=("${left[@]}")
+}
+
+wait_all() { # into STATUS what the processes say together. It looks 10 times a second: bash's wait -n forgets some
+  local end='' never
+  SAID=() KILLED=''
+  exec {never}<> <(:)
+  while ((${#PIDS[@]})); do
+    read -r -t 0.1 -u "$never" || true # sleeps without a process of its own
+    reap
+    if [[ ! $end && ($STOP || $(worst "${SAID[@]}") != 0) ]]; then end=$((SECONDS + grace)); fi
+    if [[ $end && ! $KILLED ]] && ((SECONDS >= end && ${#PIDS[@]})); then
+      say "$(basename "$0"): ${#PIDS[@]} left after $grace s: SIGKILL"
+      { kill -KILL "${PIDS[@]/#/-}" && wait "${PIDS[@]}"; } 2>/dev/null || true # without bash's own lines about them
+      KILLED=yes
+    fi
+  done
+  exec {never}<&-
+  STATUS=$(worst "${SAID[@]:-137}")
 }
 
 if [[ $dry_run ]]; then

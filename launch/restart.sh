@@ -35,7 +35,7 @@ run_once() { # into ENDED the command's status
   CHILD=$!
   while true; do
     SIGNALLED='' ENDED=0
-    wait "$CHILD" || ENDED=$?
+    wait -f "$CHILD" || ENDED=$?
     [[ $SIGNALLED ]] || break # a signal to this script ends the wait, not the command
   done
   kill -KILL "-$CHILD" 2>/dev/null || true # data workers that it left would hold the TPU

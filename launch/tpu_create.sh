@@ -50,7 +50,7 @@ if [[ $now == FAILED || $now == SUSPENDED ]]; then
   now=''
 fi
 [[ $now ]] || request
-last=''
+last=nothing
 while state now ACTIVE && [[ $now != ACTIVE ]]; do
   [[ $now == "$last" ]] || say "$NAME: ${now:-not listed yet}"
   last=$now
