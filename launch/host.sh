@@ -45,8 +45,8 @@ setup() {
   stamp="$python $jax $extras $(digest code/pyproject.toml) $([[ ! $lock ]] || digest "$HOME/$lock")"
   if [[ $stamp != "$(cat stamp 2>/dev/null)" ]]; then
     rm -rf stamp venv
-    uv venv --quiet --python "$python" venv
-    uv pip install --quiet --python venv/bin/python ${lock:+--constraint "$HOME/$lock"} -e "./code[$extras]" "jax==$jax"
+    uv venv --quiet --python "$python" venv || exit 1 # its own 2 is no error that the user has to mend
+    uv pip install --quiet --python venv/bin/python ${lock:+--constraint "$HOME/$lock"} -e "./code[$extras]" "jax==$jax" || exit 1
     uv pip freeze --python venv/bin/python --exclude-editable >freeze.txt
     echo "$stamp" >stamp
   fi

@@ -44,7 +44,7 @@ command_of() { # command_of process port: into WORDS
     ${devices:+"XLA_FLAGS=$flags"} "${COMMAND[@]}")
 }
 
-PIDS=() SAID=() STOP='' KILLED='' TEE=''
+PIDS=() SAID=() STOP='' BAD='' KILLED='' TEE=''
 # shellcheck disable=SC2329  # the traps call it
 forward() {
   STOP=yes
@@ -78,6 +78,7 @@ reap() { # takes what ended out of PIDS, and what it left behind out of the mach
       status=0
       wait "$pid" || status=$?
       [[ $KILLED ]] || SAID+=("$status")
+      ((!status)) || BAD=yes
       kill -KILL "-$pid" 2>/dev/null || true
     fi
   done
@@ -85,14 +86,15 @@ reap() { # takes what ended out of PIDS, and what it left behind out of the mach
 }
 
 wait_all() { # into STATUS what the processes say together. It looks 10 times a second: bash's wait -n forgets some
-  local end='' never
-  SAID=() KILLED=''
+  local end='' now never
+  SAID=() BAD='' KILLED=''
   exec {never}<> <(:)
   while ((${#PIDS[@]})); do
     read -r -t 0.1 -u "$never" || true # sleeps without a process of its own
     reap
-    if [[ ! $end && ($STOP || $(worst "${SAID[@]}") != 0) ]]; then end=$((SECONDS + grace)); fi
-    if [[ $end && ! $KILLED ]] && ((SECONDS >= end && ${#PIDS[@]})); then
+    now=${EPOCHREALTIME/[.,]/} # microseconds
+    if [[ ! $end && $STOP$BAD ]]; then end=$((now + grace * 1000000)); fi
+    if [[ $end && ! $KILLED ]] && ((now >= end && ${#PIDS[@]})); then
       say "$(basename "$0"): ${#PIDS[@]} left after $grace s: SIGKILL"
       { kill -KILL "${PIDS[@]/#/-}" && wait "${PIDS[@]}"; } 2>/dev/null || true # without bash's own lines about them
       KILLED=yes

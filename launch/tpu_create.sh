@@ -19,7 +19,7 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 topology='' spot='' reserved='' service_account='' network='' subnetwork='' internal_ips='' runtime='' valid_until='' poll=30
-parse "$TPU_FLAGS topology= spot reserved service-account= network= subnetwork= internal-ips runtime= valid-until= poll=" "$@"
+parse "zone= project= topology= spot reserved service-account= network= subnetwork= internal-ips runtime= valid-until= poll=" "$@"
 name_from_args
 need topology
 need_number poll

@@ -9,7 +9,7 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 yes=''
-parse "$TPU_FLAGS yes" "$@"
+parse 'zone= project= yes' "$@"
 name_from_args
 where
 run gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force ${yes:+--quiet}

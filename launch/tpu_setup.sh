@@ -39,7 +39,9 @@ unpack="rm -rf mtjudge/code.new && mkdir -p mtjudge/code.new && tar -xzf ${archi
 setup=$(quote bash mtjudge/code.new/launch/host.sh setup "--archive=${archive##*/}" "--jax=$jax" "--python=$python" \
   "--extras=$extras" ${files[1]:+"--lock=${lock##*/}"})
 count_hosts
-ask_hosts all "$unpack && $setup" || { say "error: the set-up failed on a host, see above"; exit 1; }
+failed=0
+ask_hosts all "$unpack && $setup" || failed=$?
+((!failed)) || { say "error: the set-up failed on a host, see above"; exit $((failed == 2 ? 2 : 1)); }
 [[ ! $dry_run ]] || { [[ -z $lock || -e $lock ]] || remote 0 'cat mtjudge/freeze.txt'; exit 0; }
 
 printf '%s\n' "${FACTS[@]}"
