@@ -1,0 +1,187 @@
+# shellcheck shell=bash disable=SC2034
+# What the scripts of this folder share; they source it. Needs bash 5.1 or newer, which wait -n -p is from. What is unused here they use.
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
+  echo "error: this is bash $BASH_VERSION, bash 5.1 or newer is needed (on a Mac: brew install bash)" >&2
+  exit 2
+fi
+
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$HERE")
+COUNT='' FACTS=()
+dry_run='' zone='' project='' internal_ip='' iap=''
+TPU_FLAGS='zone= project= internal-ip iap' # of every script that talks to a TPU VM
+
+# One generation of TPUs a line: its name in --topology, then the beginning of its name in Google Cloud, that name's count a
+# chip, the runtime of its VMs, its name and machine in GKE, and its shapes. GKE machines of these shapes have 4 chips.
+KINDS='
+v4  v4        2 tpu-ubuntu2204-base tpu-v4-podslice      ct4p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8
+v5e v5litepod 1 v2-alpha-tpuv5-lite tpu-v5-lite-podslice ct5lp-hightpu-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
+v5p v5p       2 v2-alpha-tpuv5      tpu-v5p-slice        ct5p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16
+v6e v6e       1 v2-alpha-tpuv6e     tpu-v6e-slice        ct6e-standard-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
+'
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() { # what is the user's to mend: one line, status 2
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+
+usage() { sed -n '2,/^[^#]/ { s/^# \{0,1\}//p; }' "$0"; } # the comment at the head of a script is its help
+
+parse() { # parse "name= switch .." "$@": each flag sets a variable (a-b sets a_b); the rest is ARGS, what follows -- COMMAND
+  local spec=" $1 dry-run help " word name value
+  shift
+  ARGS=() COMMAND=()
+  while (($#)); do
+    word=$1 name=${1#--}
+    shift
+    case $word in
+    --) COMMAND=("$@") && break ;;
+    -h | --help) usage && exit 0 ;;
+    --*=*) name=${name%%=*} value=${word#*=} ;;
+    --*) value=yes ;;
+    -*) die "no flag $word: see --help" ;;
+    *) ARGS+=("$word") && continue ;;
+    esac
+    if [[ $spec == *" $name= "* ]]; then
+      if [[ $word != *=* ]]; then
+        (($#)) || die "--$name needs a value: --$name=.."
+        value=$1 && shift
+      fi
+      [[ -n $value ]] || die "--$name= is empty"
+    elif [[ $spec != *" $name "* ]]; then
+      die "no flag --$name: see --help"
+    elif [[ $word == *=* ]]; then
+      die "--$name takes no value"
+    fi
+    printf -v "${name//-/_}" %s "$value"
+  done
+}
+
+need() { # need flag ..: each has a value
+  local flag variable
+  for flag; do
+    variable=${flag//-/_}
+    [[ -n ${!variable} ]] || die "--$flag=.. is missing: see --help"
+  done
+}
+
+name_from_args() { # the one positional argument, which becomes part of host names
+  ((${#ARGS[@]} == 1)) || die "one name is needed, ${#ARGS[@]} are given${ARGS[*]:+ (${ARGS[*]})}: see --help"
+  NAME=${ARGS[0]}
+  [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#NAME} -le 40 ]] ||
+    die "name $NAME: at most 40 of a-z, 0-9 and -, first a letter, last no -"
+}
+
+need_command() { # need_command what..: there is something after --
+  ((${#COMMAND[@]})) || die "nothing to run: end the line with -- mtjudge train --config=.. --workdir=gs://.."
+}
+
+need_number() { # need_number flag ..
+  local flag variable
+  for flag; do
+    variable=${flag//-/_}
+    [[ ${!variable} =~ ^[0-9]+$ ]] || die "--$flag=${!variable}: a whole number, 0 or more"
+  done
+}
+
+need_bucket() { # need_bucket flag: its value is gs://bucket/..
+  [[ ${!1} =~ ^gs://[a-z0-9][-a-z0-9_.]+(/.*)?$ ]] || die "--$1=${!1}: a path in a bucket is needed, gs://bucket/path"
+}
+
+slice() { # slice v5p:4x4x4 (or v5p-128): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
+  local kind prefix each shapes known=''
+  while read -r kind prefix each RUNTIME GKE MACHINE shapes; do
+    for SHAPE in $shapes; do
+      CHIPS=$((${SHAPE//x/*})) SLICE=$kind:$SHAPE
+      TYPE=$prefix-$((CHIPS * each)) HOSTS=$((CHIPS / 4))
+      known+=" $SLICE"
+      [[ $1 != "$SLICE" && $1 != "$TYPE" ]] || return 0
+    done
+  done <<<"${KINDS:1:-1}"
+  die "--topology=$1 is not known; known:$known"
+}
+
+quote() { # the arguments as one line that a shell reads back as they are
+  local word line=''
+  for word; do
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+~^-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    line+=" $word"
+  done
+  printf '%s' "${line# }"
+}
+
+show() { printf '%s\n' "$(quote "$@")"; }
+
+run() { # runs a command, or prints it where --dry-run is given
+  if [[ $dry_run ]]; then show "$@"; else "$@"; fi
+}
+
+ask() { # ask variable answer command..: what the command prints goes into the variable; with --dry-run the answer given
+  local into=$1 answer=$2
+  shift 2
+  if [[ $dry_run ]]; then show "$@"; else answer=$("$@") || exit 1; fi
+  printf -v "$into" %s "$answer"
+}
+
+may_restart() { # may_restart status: saved and told to stop (75), a crash (1), or a signal; not what the user has to mend
+  case $1 in
+  75 | 1) true ;;
+  130) false ;;
+  *) (($1 > 128)) ;;
+  esac
+}
+
+# worst status..: what several processes say together. What restarts cannot mend comes first, then "saved", which beats the
+# crashes of those who only lost a peer, then the first crash.
+worst() {
+  local known status crash=0
+  for known in 2 130 75; do
+    for status; do
+      [[ $status != "$known" ]] || { echo "$known" && return; }
+    done
+  done
+  for status; do
+    ((crash || !status)) || crash=$status
+  done
+  echo "$crash"
+}
+
+where() { # sets WHERE, the flags that say where NAME is; checks them
+  need zone
+  [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || die "--zone=$zone: a zone is needed, such as us-east5-a"
+  [[ -z $internal_ip || -z $iap ]] || die "--internal-ip and --iap: one of the two"
+  WHERE=("--zone=$zone" ${project:+"--project=$project"})
+  SSH=(gcloud ${iap:+alpha} compute tpus tpu-vm)
+  REACH=(${internal_ip:+--internal-ip} ${iap:+--tunnel-through-iap})
+}
+
+on() { # on worker command line: the words of a ssh command that runs the line on the worker, or on all
+  local worker=$1
+  shift
+  printf '%s\0' "${SSH[@]}" ssh "$NAME" "${WHERE[@]}" "--worker=$worker" "${REACH[@]}" "--command=$*"
+}
+
+remote() { # remote worker command line
+  local words
+  mapfile -d '' words < <(on "$@")
+  run "${words[@]}"
+}
+
+ask_hosts() { # ask_hosts worker command line: into FACTS the lines "host NAME .." that they print
+  local words output='' status=0
+  mapfile -d '' words < <(on "$@")
+  if [[ $dry_run ]]; then
+    show "${words[@]}"
+  else
+    output=$("${words[@]}") || status=$?
+  fi
+  mapfile -t FACTS < <(grep '^host ' <<<"$output" | sort -u)
+  return "$status"
+}
+
+count_hosts() { # into COUNT the number of hosts that NAME has
+  ask COUNT '' gcloud compute tpus tpu-vm describe "$NAME" "${WHERE[@]}" '--format=value(networkEndpoints.len())'
+}

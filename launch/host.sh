@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# What the tpu_*.sh scripts run on each host by ssh. It prints facts as lines "host NAME ..".
+#
+#   host.sh setup --archive=FILE --jax=V --python=V --extras=tpu [--lock=FILE]
+#   host.sh start --run=train --restarts=50 -- COMMAND ..
+#   host.sh status --run=train
+#   host.sh logs --run=train --lines=50 [--follow]
+#   host.sh stop --grace=300 [--force]
+#   host.sh model --model=ID --to=gs://.. [--revision=] [--scratch=]
+#
+# All lies in ~/mtjudge: code/ (the commit), venv/, freeze.txt, pid (of the run), runs/NAME/{log,status}.
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+base=$HOME/mtjudge lockfile=${TPU_LOCKFILE:-/tmp/libtpu_lockfile}
+archive='' jax='' python='' extras='' lock='' run=train restarts=0 lines=50 follow='' grace=300 force='' model='' to='' revision=''
+scratch=$base
+
+fact() { echo "host $HOSTNAME $*"; }
+
+refuse() { # of one host among many: with its name
+  echo "error: $HOSTNAME: $*" >&2
+  exit 2
+}
+
+alive() { # whether a run is alive; a number that another process has got by now is not one
+  [[ -s $base/pid ]] && grep -qsa restart.sh "/proc/$(<"$base/pid")/cmdline"
+}
+
+holders() { # "pid command" of processes that hold a TPU
+  { sudo -n lsof -w -F pc /dev/accel* /dev/vfio/* 2>/dev/null || true; } | sed -n '/^p/{s/^p//;N;s/\nc/ /;p;}' | sort -u
+}
+
+digest() { sha256sum "$@" | cut -c1-12; }
+
+setup() {
+  ! alive || refuse "a run is alive, its code must not change under it: launch/tpu_stop.sh first"
+  rm -rf "$base/code"
+  mv "$base/code.new" "$base/code"
+  cd "$base"
+  export PATH=$HOME/.local/bin:$PATH
+  command -v uv >/dev/null || python3 -m pip install --user --quiet uv
+  local stamp
+  stamp="$python $jax $extras $(digest code/pyproject.toml) $([[ ! $lock ]] || digest "$HOME/$lock")"
+  if [[ $stamp != "$(cat stamp 2>/dev/null)" ]]; then
+    rm -rf stamp venv
+    uv venv --quiet --python "$python" venv || exit 1 # its own 2 is no error that the user has to mend
+    uv pip install --quiet --python venv/bin/python ${lock:+--constraint "$HOME/$lock"} -e "./code[$extras]" "jax==$jax" || exit 1
+    uv pip freeze --python venv/bin/python --exclude-editable >freeze.txt
+    echo "$stamp" >stamp
+  fi
+  local full
+  full=$(venv/bin/python -c 'import platform; print(platform.python_version())')
+  fact "code=$(digest "$HOME/$archive") packages=$(digest freeze.txt) python=$full" \
+    "$(sed -nE 's/^(jax|libtpu)==(.*)/\1=\2/p' freeze.txt | sort | tr '\n' ' ' | sed 's/ $//')"
+}
+
+start() {
+  local dir=$base/runs/$run held
+  need_command
+  [[ -x $base/venv/bin/python ]] || refuse "not set up: launch/tpu_setup.sh first"
+  ! alive || refuse "a run is alive already: launch/tpu_stop.sh first"
+  held=$(holders)
+  [[ ! $held ]] || refuse "the TPU is held by ${held//$'\n'/, }: launch/tpu_stop.sh --force ends it"
+  rm -f "$lockfile" 2>/dev/null || sudo -n rm -f "$lockfile" # nobody holds the TPU, so a dead process left it
+  mkdir -p "$dir"
+  rm -f "$dir/status"
+  cd "$base/code"
+  PATH=$base/venv/bin:$PATH PYTHONUNBUFFERED=1 setsid nohup bash launch/restart.sh "--restarts=$restarts" \
+    "--status=$dir/status" -- "${COMMAND[@]}" >>"$dir/log" 2>&1 </dev/null &
+  echo $! >"$base/pid"
+  echo "$run" >"$base/run"
+  sleep 1
+  alive || [[ -e $dir/status ]] || refuse "did not start: $(tail -n 1 "$dir/log")"
+  fact "started run=$run pid=$(<"$base/pid") log=$dir/log"
+}
+
+status() {
+  local dir=$base/runs/$run ended used seconds last
+  last=$(tail -n 5 "$dir/log" 2>/dev/null | tr '\r' '\n' | sed '/^ *$/d' | tail -n 1 | cut -c1-120) || true
+  if [[ -s $dir/status ]]; then
+    read -r ended used seconds <"$dir/status"
+    fact "ended status=$ended restarts=$used seconds=$seconds $last"
+  elif alive; then
+    fact "running restarts=$(($(grep -ac 'Z .*: start [0-9]*: ' "$dir/log") - 1)) $last"
+  elif [[ -e $dir/log ]]; then
+    fact "ended status=137 restarts=? seconds=? killed without a word, or the host was rebooted: $last"
+  else
+    fact "ended status=2 restarts=0 seconds=0 no run $run was started here"
+  fi
+}
+
+logs() {
+  [[ -e $base/runs/$run/log ]] || refuse "no run $run: see ~/mtjudge/runs"
+  tail -n "$lines" ${follow:+-F} "$base/runs/$run/log" | sed -u "s/^/$HOSTNAME: /"
+}
+
+stop() {
+  local pid='' held waited=0
+  if alive; then
+    pid=$(<"$base/pid")
+    kill -TERM "$pid"
+    while alive && ((waited < grace * 10)); do
+      sleep 0.1
+      waited=$((waited + 1))
+    done
+    if alive; then
+      pkill -KILL -s "$pid" || true # the session: also what the command started
+      fact "killed: not saved within $grace s"
+    else
+      fact "stopped after $((waited / 10)) s, status=$(cut -d' ' -f1 "$base/runs/$(<"$base/run")/status" 2>/dev/null || echo unknown)"
+    fi
+  else
+    fact "no run was alive"
+  fi
+  held=$(holders)
+  if [[ $held && $force ]]; then
+    cut -d' ' -f1 <<<"$held" | xargs sudo -n kill -KILL
+    say "$HOSTNAME: ended ${held//$'\n'/, }"
+  elif [[ $held ]]; then
+    refuse "the TPU is still held by ${held//$'\n'/, }: --force ends it"
+  fi
+  rm -f "$lockfile" 2>/dev/null || sudo -n rm -f "$lockfile"
+}
+
+model() {
+  local folder=$scratch/${model##*/}
+  PATH=$base/venv/bin:$PATH
+  HF_HUB_OFFLINE=0 hf download "$model" ${revision:+--revision "$revision"} --local-dir "$folder"
+  rm -rf "$folder/.cache"
+  gcloud storage rsync --recursive "$folder" "$to"
+  rm -rf "$folder"
+  fact "$model is in $to"
+}
+
+what=${1:-}
+(($#)) && shift
+[[ $what =~ ^(setup|start|status|logs|stop|model)$ ]] || { usage && exit 2; }
+parse 'archive= jax= python= extras= lock= run= restarts= lines= follow grace= force model= to= revision= scratch=' "$@"
+"$what"

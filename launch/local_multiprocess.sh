@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Runs a command as n processes on this machine, which find each other as the hosts of a pod do.
+#
+#   launch/local_multiprocess.sh -n 2 --devices=4 -- mtjudge train --config=configs/demo.py --workdir=runs/two
+#
+# Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Each writes a log, process 0 also to the
+# terminal. SIGTERM and Ctrl-C go to all. When one ends badly the others get a time to end by themselves, then SIGKILL.
+# Exit status: what they say together: 2, else 130, else 75 (saved, restart), else that of the first to crash.
+#
+#   -n, --processes=2   how many
+#   --devices=4         fake CPU devices a process
+#   --restarts=0        how often all start again after 75, a crash (1) or a signal; never after 2 or 130
+#   --heartbeat=10      seconds: --config.hosts.heartbeat_seconds=10 for the command
+#   --grace=            seconds that the others get; default: 20 more than the heartbeat, which is 100 unless said
+#   --logs=DIR          for DIR/0.log, DIR/1.log ..; default: a new folder in /tmp
+#   --port=             of the coordinator; default: a free one
+#   --dry-run           prints the commands and runs nothing
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+processes='' devices='' restarts=0 heartbeat='' grace='' logs='' port=''
+[[ ${1:-} != -n ]] || set -- --processes "${@:2}"
+parse 'processes= devices= restarts= heartbeat= grace= logs= port=' "$@"
+((!${#ARGS[@]})) || die "unexpected ${ARGS[*]}: the command goes after --"
+need processes
+grace=${grace:-$((${heartbeat:-100} + 20))}
+need_number processes restarts grace ${devices:+devices} ${heartbeat:+heartbeat} ${port:+port}
+((processes > 0)) || die "--processes=$processes: 1 or more"
+need_command
+[[ ! $heartbeat ]] || COMMAND+=("--config.hosts.heartbeat_seconds=$heartbeat")
+
+free_port() { # below the ports that the kernel gives to connections; one that refuses a connection is free
+  local number
+  while number=$((20000 + RANDOM % 12000)); do
+    (exec 3<>"/dev/tcp/127.0.0.1/$number") 2>/dev/null || break
+  done
+  echo "$number"
+}
+
+command_of() { # command_of process port: into WORDS
+  local flags="${XLA_FLAGS:-}${XLA_FLAGS:+ }--xla_force_host_platform_device_count=$devices"
+  WORDS=(env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$2" "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1"
+    ${devices:+"XLA_FLAGS=$flags"} "${COMMAND[@]}")
+}
+
+PIDS=() SAID=() STOP='' BAD='' KILLED='' TEE=''
+# shellcheck disable=SC2329  # the traps call it
+forward() {
+  STOP=yes
+  ((!${#PIDS[@]})) || kill "-$1" "${PIDS[@]}" 2>/dev/null || true
+}
+trap 'forward TERM' TERM HUP
+trap 'forward INT' INT
+
+start_all() { # into PIDS
+  local process
+  exec {terminal}> >(trap '' INT TERM; exec tee -a "$logs/0.log")
+  TEE=$!
+  for ((process = 0; process < processes; process++)); do
+    command_of "$process" "$1"
+    if ((process)); then
+      "${WORDS[@]}" >>"$logs/$process.log" 2>&1 {terminal}>&- &
+    else
+      "${WORDS[@]}" >&"$terminal" 2>&1 {terminal}>&- &
+    fi
+    PIDS+=($!)
+  done
+  exec {terminal}>&-
+}
+
+reap() { # takes what ended out of PIDS, and what it left behind out of the machine; its status goes to SAID
+  local pid status left=()
+  for pid in "${PIDS[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      left+=("$pid")
+    else
+      status=0
+      wait "$pid" || status=$?
+      [[ $KILLED ]] || SAID+=("$status")
+      ((!status)) || BAD=yes
+      kill -KILL "-$pid" 2>/dev/null || true
+    fi
+  done
+  PIDS=("${left[@]}")
+}
+
+wait_all() { # into STATUS what the processes say together. It looks 10 times a second: bash's wait -n forgets some
+  local end='' now never
+  SAID=() BAD='' KILLED=''
+  exec {never}<> <(:)
+  while ((${#PIDS[@]})); do
+    read -r -t 0.1 -u "$never" || true # sleeps without a process of its own
+    reap
+    now=${EPOCHREALTIME/[.,]/} # microseconds
+    if [[ ! $end && $STOP$BAD ]]; then end=$((now + grace * 1000000)); fi
+    if [[ $end && ! $KILLED ]] && ((now >= end && ${#PIDS[@]})); then
+      say "$(basename "$0"): ${#PIDS[@]} left after $grace s: SIGKILL"
+      { kill -KILL "${PIDS[@]/#/-}" && wait "${PIDS[@]}"; } 2>/dev/null || true # without bash's own lines about them
+      KILLED=yes
+    fi
+  done
+  exec {never}<&-
+  STATUS=$(worst "${SAID[@]:-137}")
+}
+
+if [[ $dry_run ]]; then
+  port=${port:-$(free_port)}
+  for ((process = 0; process < processes; process++)); do
+    command_of "$process" "$port"
+    show "${WORDS[@]}"
+  done
+  exit 0
+fi
+logs=${logs:-$(mktemp -d "${TMPDIR:-/tmp}/mtjudge-processes.XXXXXX")}
+mkdir -p "$logs"
+say "$processes processes, logs in $logs"
+set -m # groups of their own for the processes, and no ignored SIGINT, which bash gives to what runs in the background
+for ((used = 0; ; used++)); do
+  start_all "${port:-$(free_port)}"
+  wait_all
+  wait "$TEE" || true
+  if [[ $STOP ]] || ((used >= restarts)) || ! may_restart "$STATUS"; then break; fi
+  say "status $STATUS: start $((used + 1)) of at most $restarts more"
+done
+exit "$STATUS"

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Starts a run by SkyPilot's managed jobs: it gets the slice, sets it up, and gets another where Spot VMs are taken away.
+#
+#   launch/sky_run.sh NAME --topology=v6e:8x8 --zone=us-east5-b --spot -- mtjudge train --config=.. --workdir=gs://bucket/run
+#
+# Not tried on real hardware. Then: sky jobs queue; sky jobs logs -n NAME; sky jobs cancel -n NAME.
+#
+#   --topology=V6E:8X8   the slice, as in `mtjudge plan`
+#   --zone=              where; its region should be the bucket's
+#   --spot               Spot VMs
+#   --restarts=50        after crashes, on the same slice
+#   --jax=0.10.2         the version of jax
+#   --dry-run            prints the command and runs nothing
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+topology='' spot='' restarts=50 jax=0.10.2
+parse 'zone= topology= spot restarts= jax=' "$@"
+name_from_args
+need topology
+need_number restarts
+need_command
+where
+slice "$topology"
+cd "$ROOT"
+run sky jobs launch launch/sky.yaml "--name=$NAME" "--infra=gcp/${zone%-*}/$zone" "--gpus=tpu-$TYPE:1" \
+  ${spot:+--use-spot} "--env=COMMAND=$(quote "${COMMAND[@]}")" "--env=RESTARTS=$restarts" "--env=JAX_VERSION=$jax" --yes --detach-run

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Asks for a TPU slice by a queued resource, waits until it is there, and says in which state it is.
+#
+#   launch/tpu_create.sh NAME --topology=v5p:4x4x4 --zone=us-east5-a --spot
+#
+# The same command again goes on waiting; it replaces a request that failed, or whose Spot VMs were taken away.
+#
+#   --topology=V5P:4X4X4    the slice, as in `mtjudge plan`; Google's names (v5p-128) are understood too
+#   --zone= --project=      where; the project is gcloud's where it is not given
+#   --spot | --reserved     cheap and taken away at any time | from your reservation; without either: on demand
+#   --service-account=      of the VMs: it must read and write your bucket
+#   --network= --subnetwork= --internal-ips   as gcloud's; VMs without external addresses need Cloud NAT for pip
+#   --runtime=              of the VMs, where it is not to be the usual one of the generation
+#   --valid-until=6h        gives up then; without it the request waits in the queue
+#   --poll=30               seconds between questions
+#   --dry-run               prints the commands and runs nothing; what it would wait for counts as there
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+topology='' spot='' reserved='' service_account='' network='' subnetwork='' internal_ips='' runtime='' valid_until='' poll=30
+parse "zone= project= topology= spot reserved service-account= network= subnetwork= internal-ips runtime= valid-until= poll=" "$@"
+name_from_args
+need topology
+need_number poll
+where
+slice "$topology"
+[[ -z $spot || -z $reserved ]] || die "--spot and --reserved: one of the two"
+QUEUE=(gcloud compute tpus queued-resources)
+
+state() { ask "$1" "$2" "${QUEUE[@]}" list "${WHERE[@]}" "--filter=name~/$NAME\$" '--format=value(state.state)'; }
+
+request() {
+  run "${QUEUE[@]}" create "$NAME" "--node-id=$NAME" "${WHERE[@]}" "--accelerator-type=$TYPE" \
+    "--runtime-version=${runtime:-$RUNTIME}" ${spot:+--spot} ${reserved:+--reserved} \
+    ${service_account:+"--service-account=$service_account"} ${network:+"--network=$network"} \
+    ${subnetwork:+"--subnetwork=$subnetwork"} ${internal_ips:+--internal-ips} \
+    ${valid_until:+"--valid-until-duration=$valid_until"}
+}
+
+say "$NAME: $SLICE, $CHIPS chips, $TYPE in $zone, ${spot:+Spot}${reserved:+reserved}$([[ $spot$reserved ]] || echo on demand)"
+state now ''
+while [[ $now == SUSPENDING || $now == DELETING ]]; do
+  say "$NAME: $now, waiting for its end" && sleep "$poll"
+  state now ''
+done
+if [[ $now == FAILED || $now == SUSPENDED ]]; then
+  say "$NAME: $now, asking anew"
+  run "${QUEUE[@]}" delete "$NAME" "${WHERE[@]}" --force --quiet
+  now=''
+fi
+[[ $now ]] || request
+last=nothing
+while state now ACTIVE && [[ $now != ACTIVE ]]; do
+  [[ $now == "$last" ]] || say "$NAME: ${now:-not listed yet}"
+  last=$now
+  if [[ $now == FAILED || $now == SUSPENDING || $now == SUSPENDED ]]; then
+    "${QUEUE[@]}" describe "$NAME" "${WHERE[@]}" '--format=yaml(state)' >&2
+    say "error: $NAME is $now: another zone or another size may be free; the same command asks anew"
+    exit 1
+  fi
+  sleep "$poll"
+done
+count_hosts
+say "$NAME: ACTIVE${COUNT:+, $COUNT hosts}; next: launch/tpu_setup.sh $NAME --zone=$zone --jax=.."

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Deletes a slice and its request: the end of what it costs. Run launch/tpu_stop.sh first, it waits for the save.
+#
+#   launch/tpu_delete.sh NAME --zone=us-east5-a [--project=] [--yes] [--dry-run]
+#
+# gcloud asks before it deletes; --yes says yes. The bucket stays as it is.
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+yes=''
+parse 'zone= project= yes' "$@"
+name_from_args
+where
+run gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force ${yes:+--quiet}

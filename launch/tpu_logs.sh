@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Shows the end of a run's log, each line with its host.
+#
+#   launch/tpu_logs.sh NAME --zone=us-east5-a --follow
+#
+#   --worker=0      whose; all = of every host
+#   --lines=50      how many
+#   --follow        goes on with new lines
+#   --run=train     as in tpu_run.sh
+#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached
+#   --dry-run       prints the command and runs nothing
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+run=train lines=50 worker=0 follow=''
+parse "$TPU_FLAGS run= lines= worker= follow" "$@"
+name_from_args
+need_number lines
+where
+[[ $worker =~ ^(all|[0-9]+)$ ]] || die "--worker=$worker: a number, or all"
+remote "$worker" "$(quote bash mtjudge/code/launch/host.sh logs "--run=$run" "--lines=$lines" ${follow:+--follow})"

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Brings a model from the Hugging Face hub into your bucket: one host downloads it, once, for all hosts and all runs.
+#
+#   launch/tpu_model.sh NAME --zone=us-east5-a --model=Qwen/Qwen3-VL-8B-Instruct --to=gs://bucket/models/Qwen3-VL-8B-Instruct
+#
+# Then train with --config.model.path=gs://bucket/models/..: each host reads from the bucket the slices that it needs.
+# Files that are in the bucket already are not sent again.
+#
+#   --revision=     of the hub's repository: a commit, so that the model stays the same
+#   --scratch=      a folder of the host with room for the model; default ~/mtjudge (a TPU VM has a disk of 100 GB); /dev/shm is memory
+#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached
+#   --dry-run       prints the command and runs nothing
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+model='' to='' revision='' scratch=''
+parse "$TPU_FLAGS model= to= revision= scratch=" "$@"
+name_from_args
+need model to
+need_bucket to
+where
+[[ $model =~ ^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$ ]] || die "--model=$model: as on the hub, Qwen/Qwen3-VL-8B-Instruct"
+remote 0 "$(quote bash mtjudge/code/launch/host.sh model "--model=$model" "--to=$to" ${revision:+"--revision=$revision"} \
+  ${scratch:+"--scratch=$scratch"})"

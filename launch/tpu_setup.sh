@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Puts the same code and the same packages on every host of a slice, and compares: it fails where one host differs.
+#
+#   launch/tpu_setup.sh NAME --zone=us-east5-a --jax=0.10.2 --lock=runs/pod.lock
+#
+# Sends the last commit of this repository. May be called again at any time: what is there already is not installed twice.
+#
+#   --jax=0.10.2     the version of jax, with the libtpu that belongs to it
+#   --lock=FILE      all packages by version: read where the file exists, written where it does not. Keep it: a slice that
+#                    replaces this one, also weeks later, gets the same packages
+#   --python=3.12    of the hosts' virtual environment, by uv
+#   --extras=tpu     of this package
+#   --committed      leaves out uncommitted changes; without it they are refused
+#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached (--iap: by Google's tunnel)
+#   --dry-run        prints the commands and runs nothing
+
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+jax='' lock='' python=3.12 extras=tpu committed=''
+parse "$TPU_FLAGS jax= lock= python= extras= committed" "$@"
+name_from_args
+need jax
+where
+[[ $jax =~ ^[0-9]+(\.[0-9]+)+$ ]] || die "--jax=$jax: one version, such as 0.10.2"
+[[ $python =~ ^3\.[0-9]+$ ]] || die "--python=$python: such as 3.12"
+commit=$(git -C "$ROOT" rev-parse --verify HEAD 2>/dev/null) || die "$ROOT is no git repository with a commit: the hosts get a commit"
+changed=$(git -C "$ROOT" status --porcelain)
+[[ -z $changed || $committed ]] ||
+  die "uncommitted changes in ${changed:3:60}..: hosts get the last commit; commit them, or leave them out with --committed"
+
+archive=${TMPDIR:-/tmp}/mtjudge-code-${commit:0:12}.tgz
+files=("$archive")
+[[ ! -e $lock ]] || files+=("$lock")
+run git -C "$ROOT" archive --format=tar.gz "--output=$archive" "$commit"
+run "${SSH[@]}" scp "${files[@]}" "$NAME:" "${WHERE[@]}" --worker=all "${REACH[@]}"
+
+unpack="rm -rf mtjudge/code.new && mkdir -p mtjudge/code.new && tar -xzf ${archive##*/} -C mtjudge/code.new"
+setup=$(quote bash mtjudge/code.new/launch/host.sh setup "--archive=${archive##*/}" "--jax=$jax" "--python=$python" \
+  "--extras=$extras" ${files[1]:+"--lock=${lock##*/}"})
+count_hosts
+failed=0
+ask_hosts all "$unpack && $setup" || failed=$?
+((!failed)) || { say "error: the set-up failed on a host, see above"; exit $((failed == 2 ? 2 : 1)); }
+[[ ! $dry_run ]] || { [[ -z $lock || -e $lock ]] || remote 0 'cat mtjudge/freeze.txt'; exit 0; }
+
+printf '%s\n' "${FACTS[@]}"
+((${#FACTS[@]} == COUNT)) || { say "error: ${#FACTS[@]} of $COUNT hosts answered: run it again"; exit 1; }
+same=$(printf '%s\n' "${FACTS[@]}" | cut -d' ' -f3- | sort | uniq -c | sort -rn)
+if (($(wc -l <<<"$same") > 1)); then
+  usual=$(sed -n '1s/^ *[0-9]* //p' <<<"$same")
+  say "error: hosts differ from the $(sed -n '1s/^ *\([0-9]*\) .*/\1/p' <<<"$same") that have $usual:"
+  printf '%s\n' "${FACTS[@]}" | grep -vF " $usual" | sed 's/^host /  /' >&2
+  exit 1
+fi
+sum=$(sha256sum "$archive" | cut -c1-12)
+[[ " ${FACTS[0]} " == *" code=$sum "* ]] || { say "error: the hosts have other code than $archive (code=$sum)"; exit 1; }
+if [[ $lock && ! -e $lock ]]; then
+  remote 0 'cat mtjudge/freeze.txt' >"$lock.part" && mv "$lock.part" "$lock"
+  say "$lock: written, the packages of all hosts"
+fi
+say "$NAME: $COUNT hosts have the same code and packages; next: launch/tpu_run.sh $NAME --zone=$zone -- mtjudge train .."
