@@ -118,6 +118,7 @@ class EvalConfig:
 class CheckpointConfig:
     every_steps: int = 5
     keep: int = 2
+    max_failed_saves: int = 3  # in a row, for want of room or rights; then the run stops with its last good step
 
 
 @dataclass
@@ -177,6 +178,7 @@ AT_LEAST = {
     "eval.patience": 0,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
+    "checkpoint.max_failed_saves": 1,
     "loss.clip_low": 0,
     "loss.clip_high": 0,
     "loss.dual_clip": 1,
