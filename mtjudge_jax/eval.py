@@ -3,7 +3,6 @@
 import collections
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +14,7 @@ from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
 from mtjudge_jax.judge import judge_config
+from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy import open_model, read_params
 from mtjudge_jax.tasks import get_task
 
@@ -74,7 +74,8 @@ def main() -> None:
     result |= {"split": SPLIT.value, "model": str(MODEL.value), "seconds": seconds}
     write_evaluation(OUT.value, NAME.value or SPLIT.value, predictions, result)
     print(table(result))
-    print(f"{len(predictions)} predictions in {seconds:.1f} s, written to {Path(OUT.value) / (NAME.value or SPLIT.value)}.json")
+    written = as_path(OUT.value) / f"{NAME.value or SPLIT.value}.json"
+    print(f"{len(predictions)} predictions in {seconds:.1f} s, written to {written}")
 
 
 if __name__ == "__main__":

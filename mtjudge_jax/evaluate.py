@@ -8,7 +8,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, eval_batches
 from mtjudge_jax.data.records import JudgeExample, Label, swapped
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
 from mtjudge_jax.metrics import mean_score, pairwise_score, task_score
+from mtjudge_jax.paths import as_path, write_whole
 from mtjudge_jax.score import score
 from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.stages import Stages, decode_texts, place_prompts, stage_key
@@ -239,10 +239,8 @@ def write_evaluation(folder: str | os.PathLike, name: str, predictions: list[dic
     """`<name>.json` with the scores and `<name>.predictions.jsonl` with a line a prediction; process 0 writes."""
     if jax.process_index() > 0:
         return
-    folder = Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(p) + "\n" for p in predictions)
     for path, text in ((folder / f"{name}.predictions.jsonl", lines), (folder / f"{name}.json", json.dumps(result, indent=1))):
-        part = path.with_suffix(path.suffix + ".part")
-        part.write_text(text)
-        part.replace(path)
+        write_whole(path, text.encode())

@@ -56,6 +56,11 @@ def absolute(path: AnyPath) -> AnyPath:
     return path if in_bucket(path) else path.absolute()
 
 
+def address(path: AnyPath) -> str:
+    """To click on or to copy."""
+    return os.fspath(path) if in_bucket(path) else path.resolve().as_uri()
+
+
 @functools.cache
 def bucket_files() -> Any:
     """gcsfs, without a memory of listings: other processes and libraries write into the same bucket."""
@@ -179,6 +184,19 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
         return
     with source.open("rb") as file, target.open("wb") as copy:
         shutil.copyfileobj(file, copy, BLOCK_BYTES)
+
+
+@contextlib.contextmanager
+def nearby(folder: AnyPath, endings: tuple[str, ...]) -> Iterator[Path]:
+    """The folder itself on a disk; of a bucket a copy of its files with these endings, removed afterwards."""
+    if not in_bucket(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="mtjudge-") as made:
+        for path in folder.iterdir():
+            if path.name.endswith(endings) and path.is_file():
+                copy_file(path, Path(made) / path.name)
+        yield Path(made)
 
 
 def cache_folder() -> Path:

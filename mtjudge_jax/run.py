@@ -1,10 +1,10 @@
 """What both training loops share: opening a workdir, starting or resuming, evaluating, keeping the best, logging."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +16,17 @@ from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.data.pipeline import BadRowCounter, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
-from mtjudge_jax.metrics_log import append_metrics, truncate_metrics, write_json_atomic
+from mtjudge_jax.metrics_log import (
+    MetricsFile,
+    append_metrics,
+    flush_metrics,
+    open_metrics,
+    truncate_metrics,
+    write_json_atomic,
+)
 from mtjudge_jax.models.qwen3_vl.convert import save_hf
 from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, judge_file, open_model, read_weights, reference_of
 from mtjudge_jax.step_log import step_line
 from mtjudge_jax.tasks import TASKS
@@ -32,11 +40,12 @@ class Run(NamedTuple):
     """An open workdir: what stays the same from the first step to the last."""
 
     cfg: Config
-    workdir: Path
+    workdir: AnyPath
     model: Model
     optimizer: Any
     validation: dict[str, list[JudgeExample]]
     checkpoints: Any
+    metrics: MetricsFile
     bad_rows: BadRowCounter
     bar: tqdm
 
@@ -58,13 +67,13 @@ class Progress(NamedTuple):
         return join(self.frozen, self.state.params)
 
 
-def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Run:
+def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None) -> Run:
     """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError.
 
     `model`: `open_model(cfg)` where the caller has it already.
     """
     check(cfg, jax.device_count())
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     checkpoint.check_workdir(workdir)
     model = open_model(cfg) if model is None else model
     folder = data_folder(cfg, workdir)
@@ -74,10 +83,11 @@ def open_run(cfg: Config, workdir: str | Path, model: Model | None = None) -> Ru
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
     bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    return Run(cfg, workdir, model, make_optimizer(cfg.optim, updates), validation, checkpoints, bad_rows, bar)
+    metrics = open_metrics(workdir / "metrics.jsonl")
+    return Run(cfg, workdir, model, make_optimizer(cfg.optim, updates), validation, checkpoints, metrics, bad_rows, bar)
 
 
-def read_validation(cfg: Config, folder: Path, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
+def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
     """What chooses the best model, by task. Raises ConfigError where that is nothing."""
     names = cfg.eval.tasks or cfg.data.tasks
     validation = {name: read_split(folder, "val", name, bad_rows)[: cfg.eval.limit or None] for name in names}
@@ -112,12 +122,12 @@ def start(run: Run) -> tuple[Progress, Params]:
     reference, shared = reference_of(base, cfg)
     same = partial(refuse_other_sources, run.workdir, sources)
     restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same)
+    if jax.process_index() == 0:
+        truncate_metrics(run.metrics, -1 if restored is None else restored.step)
     if restored is None:
-        truncate_metrics(run.workdir / "metrics.jsonl", -1)
         state = init_state(base.trained, run.optimizer, mesh, keep=shared)
         return Progress(state, base.frozen, data, 0, -1.0, 0, sources), reference
     data.set_state(restored.data_state)
-    truncate_metrics(run.workdir / "metrics.jsonl", restored.step)
     run.bar.update(restored.step)
     say(run, f"resumed {run.workdir} after step {restored.step}")
     best, since = restored.meta["best"], restored.meta["since_best"]
@@ -133,12 +143,21 @@ def say(run: Run, text: str) -> None:
 
 def log(run: Run, line: dict) -> None:
     if jax.process_index() == 0:
-        append_metrics(run.workdir / "metrics.jsonl", line)
+        append_metrics(run.metrics, line)
 
 
 def save(run: Run, progress: Progress) -> None:
     meta = {"config": to_dict(run.cfg), "sources": progress.sources, "best": progress.best, "since_best": progress.since_best}
-    checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=progress.data.get_state(), meta=meta)
+    data = progress.data.get_state()
+    for text in checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=data, meta=meta):
+        warn(run, progress.step, text)
+    flush_metrics(run.metrics)
+
+
+def warn(run: Run, step: int, text: str) -> None:
+    """What must not be overlooked and does not end the run: on the terminal and among the metrics."""
+    say(run, f"warning: {text}")
+    log(run, {"kind": "warning", "step": step, "text": text})
 
 
 def judging(cfg: Config, model: Model) -> Judging:
@@ -196,7 +215,9 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Train
             progress = validate(run, progress)
         if progress.step % cfg.checkpoint.every_steps == 0 or finished(cfg, progress):
             save(run, progress)
-    checkpoint.wait(run.checkpoints)
+    for text in checkpoint.wait(run.checkpoints):
+        warn(run, progress.step, text)
+    flush_metrics(run.metrics)
     if run.bad_rows.bad:
         reasons = ", ".join(f"{reason} {count}" for reason, count in run.bad_rows.reasons.most_common())
         say(run, f"{run.bad_rows.bad} of {run.bad_rows.rows} records could not be used and taught nothing: {reasons}")

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, to_dict
 from mtjudge_jax.data.sources import fingerprint
 from mtjudge_jax.digest import digests
+from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.types import Params
 
@@ -17,11 +17,11 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
-def data_folder(cfg: Config, workdir: Path) -> Path:
-    return Path(cfg.data.path) if cfg.data.path else workdir / "data"
+def data_folder(cfg: Config, workdir: AnyPath) -> AnyPath:
+    return as_path(cfg.data.path) if cfg.data.path else workdir / "data"
 
 
-def refuse_other_config(cfg: Config, path: Path) -> None:
+def refuse_other_config(cfg: Config, path: AnyPath) -> None:
     """A workdir belongs to one config: that of the run in it. Raises ConfigError with the difference."""
     if not path.exists():
         return
@@ -36,7 +36,7 @@ def refuse_other_config(cfg: Config, path: Path) -> None:
         )
 
 
-def sources_of(cfg: Config, workdir: Path, base: Params) -> dict[str, str]:
+def sources_of(cfg: Config, workdir: AnyPath, base: Params) -> dict[str, str]:
     """What a run is made of beside its config, as hashes: kept in its checkpoints and compared when it goes on."""
     folder, validation = data_folder(cfg, workdir), cfg.eval.tasks or cfg.data.tasks
     return {
@@ -51,7 +51,7 @@ def weights_hash(base: Params) -> str:
     return hashlib.sha256(json.dumps(digests(base), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def refuse_other_sources(workdir: Path, sources: dict[str, str], meta: dict) -> None:
+def refuse_other_sources(workdir: AnyPath, sources: dict[str, str], meta: dict) -> None:
     """Raises ConfigError where something is not what the checkpoint of this `meta` was made with."""
     if changed := [name for name in sources if sources[name] != meta["sources"][name]]:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from absl import app, flags
 
+from mtjudge_jax.paths import address
 from mtjudge_jax.report import write_report
 
 FLAGS = flags.FLAGS
@@ -14,9 +15,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     try:
         path = write_report(FLAGS.workdir, out=FLAGS.out)
-    except OSError as e:
+    except (OSError, ValueError) as e:
         raise SystemExit(f"no report was written: {e}") from e
-    print(f"report: {path.resolve().as_uri()}")
+    print(f"report: {address(path)}")
 
 
 if __name__ == "__main__":
