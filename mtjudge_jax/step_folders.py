@@ -136,10 +136,10 @@ def clear_unfinished(folder: AnyPath) -> None:
 
 
 def clear_failed(folder: AnyPath, step: int) -> None:
-    """Removes what a failed save left, since it takes room."""
+    """Removes what a failed save left, since it takes room; and in a bucket a step of that number that was set aside."""
     if not in_bucket(folder):
         clear_unfinished(folder)
-    elif not (folder / str(step) / RECORD).exists():
+    elif step not in steps_in(folder):
         remove_tree(folder / str(step))
 
 

@@ -1,5 +1,7 @@
 """`python -m mtjudge_jax.report --workdir=DIR [--out=FILE]`: writes the page and prints where it is."""
 
+import sys
+
 from absl import app, flags
 
 from mtjudge_jax.paths import address
@@ -16,7 +18,8 @@ def main(argv: list[str]) -> None:
     try:
         path = write_report(FLAGS.workdir, out=FLAGS.out)
     except (OSError, ValueError) as e:
-        raise SystemExit(f"no report was written: {e}") from e
+        print(f"error: no report was written: {e}", file=sys.stderr)
+        sys.exit(2)
     print(f"report: {address(path)}")
 
 

@@ -182,7 +182,7 @@ def _refuse_other_kinds(path: AnyPath) -> None:
     (start,) = read_ranges(path, [(0, min(size_of(path), len(LFS_START)))])
     if start == LFS_START:
         raise ValueError("is a Git LFS pointer, not the file: run `git lfs pull` in the model's folder")
-    if start.startswith(PICKLE_STARTS):
+    if start.startswith(PICKLE_STARTS) and start[8:9] != b"{":  # a header of 640 bytes begins like a pickle
         raise ValueError(f"is a pickle, which can run code and is refused: save it as {SINGLE} with transformers")
 
 

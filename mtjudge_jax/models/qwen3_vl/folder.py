@@ -67,7 +67,7 @@ def write_folder(
         weight_map = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         files = dict(files) | {f"{stem}.safetensors.index.json": json.dumps(index, indent=2).encode() + b"\n"}
-    temporary, problem = folder.parent / f".{folder.name}.part", ""
+    temporary, problem = _part(folder), ""
     try:
         if writes:
             _, problem = _trying(folder, lambda: _begin(temporary, folder, files, total, marker))
@@ -80,11 +80,11 @@ def write_folder(
             _, problem = _trying(folder, lambda: _swap(temporary, folder, marker, files[marker]))
     except BaseException:
         if writes:
-            remove_tree(temporary)
+            _discard(temporary, marker)
         raise
     if problem := first_text(problem):
         if writes:
-            remove_tree(temporary)
+            _discard(temporary, marker)
         raise OSError(f"{folder}: {problem}")
 
 
@@ -97,6 +97,12 @@ def _begin(temporary: AnyPath, folder: AnyPath, files: Mapping[str, bytes], tota
     for name, content in files.items():
         if name != marker or not in_bucket(folder):
             (temporary / name).write_bytes(content)
+
+
+def _discard(temporary: AnyPath, marker: str) -> None:
+    """In a bucket not what is complete: of the older folder a part may be gone already, the next writing puts this in place."""
+    if not in_bucket(temporary) or _trying(temporary, (temporary / marker).exists) == (False, ""):
+        _trying(temporary, lambda: remove_tree(temporary))
 
 
 def _trying(folder: AnyPath, call: Callable[[], Any]) -> tuple[Any, str]:
@@ -155,7 +161,8 @@ def check_target(folder: AnyPath, *, marker: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(f"{folder}: exists already; give a new folder, or ask for overwrite")
-    if not (folder / marker).is_file():
+    half_replaced = in_bucket(folder) and (_part(folder) / marker).exists()
+    if not half_replaced and not (folder / marker).is_file():
         raise FileExistsError(f"{folder}: exists and is no model folder (no {marker}); give a new folder")
 
 
@@ -195,6 +202,10 @@ def _spell_rope(text: dict) -> None:
     text["rope_scaling"] = {key: value for key, value in both.items() if key != "rope_theta"}
 
 
+def _part(folder: AnyPath) -> AnyPath:
+    return folder.parent / f".{folder.name}.part"
+
+
 def _old(folder: AnyPath) -> AnyPath:
     return folder.parent / f".{folder.name}.old"
 
@@ -228,7 +239,7 @@ def _copy_over(temporary: AnyPath, folder: AnyPath, marker: str) -> None:
 def _recover(folder: AnyPath, marker: str) -> None:
     """Puts an older folder back, or ends the replacing, where a kill came in between."""
     if in_bucket(folder):
-        temporary = folder.parent / f".{folder.name}.part"
+        temporary = _part(folder)
         if (temporary / marker).exists() and not (folder / marker).exists():
             _copy_over(temporary, folder, marker)
     elif not folder.exists() and _old(folder).exists():
