@@ -23,16 +23,18 @@ import logging as std_logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost as orbax_processes
 from orbax.checkpoint import v1 as ocp
 
 from mtjudge_jax.config import CheckpointConfig
-from mtjudge_jax.digest import Parts, digests, finish_digests, start_digests
+from mtjudge_jax.digest import digests, finish_digests, start_digests
 from mtjudge_jax.paths import AnyPath, absolute, as_path, checksums, write_whole
 from mtjudge_jax.sharding import path_name
 from mtjudge_jax.step_folders import (
@@ -58,6 +60,9 @@ from mtjudge_jax.trainable import put
 
 SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
 BARRIER_MS = 30 * 60 * 1000  # for processes to wait for each other's writing
+
+
+Digest = Callable[[], dict[str, int]]
 
 
 class Restored(NamedTuple):
@@ -91,6 +96,7 @@ class Checkpoints:
     keep: int
     max_failed: int
     pending: Pending | None = None
+    copies: Any = None  # see _held
     saves: int = 0  # begun since it was opened, on every process the same
     failed: int = 0  # in a row
     problem: str = ""  # of the last that failed
@@ -134,25 +140,49 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
     }
     record = {"format": FORMAT, "step": step, "leaves": leaves, "data_state": data_state, "meta": meta}
     json.dumps(record)  # what is not JSON is a mistake of the caller and said at once
-    parts = start_digests(state)
+    state, digest = _held(checkpoints, state)
     path, problem = writing_path(checkpoints.folder, step), ""
     try:
         if jax.process_index() == 0:
             clear_failed(checkpoints.folder, step)
         response = ocp.save_async(path, state)
     except Exception as error:
-        problem = _first_line(error)
+        problem = _line(error)
     if problem := first_text(problem):
         return [*said, _failed(checkpoints, step, problem)]
     checkpoints.saves += 1
     pool = ThreadPoolExecutor(1, "checkpoint")
-    job = pool.submit(_finish, path, record, response, parts, f"mtjudge {checkpoints.saves}")
+    job = pool.submit(_finish, path, record, response, digest, f"mtjudge {checkpoints.saves}")
     pool.shutdown(wait=False)
     checkpoints.pending = Pending(step, job)
     return said
 
 
-def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, parts: Parts, name: str) -> None:
+def _held(checkpoints: Checkpoints, state: Any) -> tuple[Any, Digest]:
+    """What is written, and what gives its digests once it is.
+
+    Orbax looks at arrays on CPUs where they are, and whoever donates them would wait until it has written them: there they are
+    copied, into the copies of the save before, since memory that is new costs four times as long; and the digests are left for
+    later. From other devices Orbax fetches them before it returns, and the digests take milliseconds and come first.
+    """
+    if jax.default_backend() != "cpu":
+        return state, partial(finish_digests, start_digests(state))
+    copies = _copy(state) if checkpoints.copies is None else _copy_into(state, checkpoints.copies)
+    checkpoints.copies = jax.block_until_ready(copies)
+    return copies, lambda: finish_digests(start_digests(copies))
+
+
+@jax.jit
+def _copy(state: Any) -> Any:
+    return jax.tree.map(jnp.copy, state)
+
+
+@partial(jax.jit, donate_argnums=1, keep_unused=True)
+def _copy_into(state: Any, old: Any) -> Any:
+    return jax.tree.map(jnp.copy, state)
+
+
+def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Digest, name: str) -> None:
     """In the background of every process: waits for the arrays, checks what was written, and makes the step complete.
 
     Whatever happens a process comes to both barriers, so that none waits for one that failed.
@@ -160,8 +190,8 @@ def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, parts: Par
     process, processes = jax.process_index(), jax.process_count()
     barrier = orbax_processes.get_barrier_sync_fn()
     try:
-        own = finish_digests(parts)
         response.result()
+        own = digest()
     finally:
         barrier(key=f"{name} written", timeout_ms=BARRIER_MS)
     try:
@@ -185,7 +215,7 @@ def wait(checkpoints: Checkpoints) -> list[str]:
         return []
     (step, job), checkpoints.pending = checkpoints.pending, None
     error = job.exception()
-    if problem := first_text(_first_line(error) if error else ""):
+    if problem := first_text(_line(error) if error else ""):
         if jax.process_index() == 0:
             clear_failed(checkpoints.folder, step)
         return [_failed(checkpoints, step, problem)]
@@ -270,7 +300,7 @@ def _attempt(call: Callable[[], Any]) -> tuple[Any, str]:
     try:
         return call(), ""
     except Exception as error:
-        return None, _first_line(error)
+        return None, _line(error)
 
 
 def read_saved(folder: AnyPath, step: int) -> Saved:
@@ -356,9 +386,8 @@ def _prune(checkpoints: Checkpoints) -> None:
         delete_steps(checkpoints.folder, saved_steps(checkpoints)[: -checkpoints.keep])
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _some(items: list[str], most: int = 5) -> str:

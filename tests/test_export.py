@@ -230,8 +230,7 @@ def test_a_damaged_checkpoint_is_named_with_those_that_are_left(tmp_path):
     arrays.write_bytes(content)
     with pytest.raises(checkpoint.CheckpointError, match=r"step 8 is damaged \(.*\): take another, there are 4"):
         write(tmp_path / "out", checkpoint=tmp_path / "checkpoints" / "8")
-    for path in (tmp_path / "checkpoints" / "4").glob("*METADATA*"):
-        path.write_text("{}")
+    (tmp_path / "checkpoints" / "4" / "record.json").write_text("{}")
     with pytest.raises(checkpoint.CheckpointError, match=r"step 4 is damaged \(.*\): take another, there are 8"):
         write(tmp_path / "out", checkpoint=tmp_path / "checkpoints" / "4")
     assert not (tmp_path / "out").exists()
