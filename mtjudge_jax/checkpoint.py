@@ -1,47 +1,68 @@
 """Checkpoints that say when they are damaged. The only file that imports Orbax.
 
-On disk: `<folder>/<step>/`, written beside as `<step>.orbax-checkpoint-tmp` and renamed when complete, so that a kill at any
-moment leaves the steps before as they were. Each holds the state's arrays and one record: step, data position, the caller's
-meta, and for every leaf its dtype, shape and digest. Orbax has no checksum on array data (a flipped bit is restored silently)
-and casts a leaf whose dtype differs without a word; the record is what lets `restore_latest` notice both, and the record
-carries its own sha256.
+What a step is on a disk or in a bucket: step_folders.py. Each holds the state's arrays and one record: step, data position,
+the caller's meta, for every leaf its dtype, shape and digest, and for every file its checksum. Orbax has no checksum on array
+data (a flipped bit is restored silently) and casts a leaf whose dtype differs without a word; the record is what lets
+`restore_latest` notice both. The checksums prove the files, bytes that nothing reads included; the digests prove what came out
+of them, on whatever mesh.
 
-Of Orbax the free functions of the v1 API are used (`save_async`, `load`, `metadata`), not its `Checkpointer` and not the older
+A save blocks for what it takes to ask the devices: digests, arrays and checksums are fetched, written and made in the
+background. What goes wrong there is told by the next call. A save that fails costs the run nothing but that save, and a step
+is deleted only after a newer one has been written and read back, so the last good one stays.
+
+Of Orbax the free functions of the v1 API are used (`save_async`, `load`), not its `Checkpointer` and not the older
 `CheckpointManager`: all of them save and restore equally well on jax 0.10 and 0.12, but the two managers cache the list of
 steps, have no way to set a damaged one aside, and report a failed asynchronous save without its step. What they add, the
 steps in a folder and the newest to keep, is `saved_steps` and `_prune` here.
 
-The folder is a local disk or a mounted file system that all processes share. Every function is called by all processes.
+The folder is in a bucket or on a file system that all processes share. Every function is called by all processes.
 """
 
-import contextlib
-import hashlib
 import json
-import os
-import shutil
+import logging as std_logging
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import logging
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost as orbax_processes
 from orbax.checkpoint import v1 as ocp
 
 from mtjudge_jax.config import CheckpointConfig
-from mtjudge_jax.digest import digests
+from mtjudge_jax.digest import digests, finish_digests, start_digests
+from mtjudge_jax.paths import AnyPath, absolute, as_path, checksums, write_whole
 from mtjudge_jax.sharding import path_name
+from mtjudge_jax.step_folders import (
+    FORMAT,
+    CheckpointError,
+    check_workdir,
+    clear_failed,
+    clear_unfinished,
+    complete,
+    damage_in,
+    delete_steps,
+    files_of,
+    part_name,
+    read_record,
+    room_problem,
+    set_aside,
+    step_names,
+    steps_in,
+    writing_path,
+)
+from mtjudge_jax.together import first_text
 from mtjudge_jax.trainable import put
 
-FORMAT = 1
 SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
-UNFINISHED = (".orbax-checkpoint-tmp", ".deleted")  # leftovers of a killed save or a killed deletion
+BARRIER_MS = 30 * 60 * 1000  # for processes to wait for each other's writing
 
 
-class CheckpointError(RuntimeError):
-    """One line: the path or step, what is wrong, what is kept, the remedy."""
+Digest = Callable[[], dict[str, int]]
 
 
 class Restored(NamedTuple):
@@ -55,78 +76,178 @@ class Restored(NamedTuple):
 class Saved(NamedTuple):
     """What a step on disk says of itself, before any of its arrays is read."""
 
-    path: Path
+    path: AnyPath
     leaves: dict[str, dict]  # by path, "params/text/norm_d": dtype, shape and digest
     meta: dict
 
 
+class Pending(NamedTuple):
+    """A step that is being written in the background."""
+
+    step: int
+    job: Future
+
+
 @dataclass
 class Checkpoints:
-    """An open folder; `pending` is the step being written in the background."""
+    """An open folder."""
 
-    folder: Path
+    folder: AnyPath
     keep: int
-    pending: tuple[int, ocp.AsyncResponse] | None = None
+    max_failed: int
+    pending: Pending | None = None
+    copies: Any = None  # see _held
+    saves: int = 0  # begun since it was opened, on every process the same
+    failed: int = 0  # in a row
+    problem: str = ""  # of the last that failed
 
 
-def open_checkpoints(folder: str | Path, cfg: CheckpointConfig) -> Checkpoints:
+def open_checkpoints(folder: Any, cfg: CheckpointConfig) -> Checkpoints:
     """Creates the folder if missing and clears what a killed save left behind."""
-    folder = Path(folder).absolute()
+    folder = absolute(as_path(folder))
     check_workdir(folder)
+    logging.get_absl_logger().addFilter(_told_by_us)
     if jax.process_index() == 0:
-        for path in folder.iterdir():
-            if any(mark in path.name for mark in UNFINISHED):
-                shutil.rmtree(path, ignore_errors=True)
-    return Checkpoints(folder, cfg.keep)
+        clear_unfinished(folder)
+    return Checkpoints(folder, cfg.keep, cfg.max_failed_saves)
+
+
+def _told_by_us(record: std_logging.LogRecord) -> bool:
+    """False for the traceback that Orbax writes for each of a failed save's threads."""
+    return "_SignalingThread.run() raised an exception" not in str(record.msg)
 
 
 def saved_steps(checkpoints: Checkpoints) -> list[int]:
-    """Complete steps on disk, oldest first."""
+    """Complete steps, oldest first."""
     return steps_in(checkpoints.folder)
 
 
-def steps_in(folder: Path) -> list[int]:
-    """The same of a folder that is only read, empty where there is none."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
-
-
-def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, meta: dict) -> bool:
+def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, meta: dict) -> list[str]:
     """Starts writing `step` in the background; the arrays may be donated as soon as this returns.
 
-    `data_state` and `meta` are JSON. Waits for the save before, whose failure is raised here. False when `step` is on disk
-    already. Raises CheckpointError when the free space does not hold all of the state's bytes; nothing is written then.
+    `data_state` and `meta` are JSON. Waits for the save before. Returns what must be said loudly: saves that failed, this one
+    where there is no room for it or no right to write it. The run goes on to its next save; raises CheckpointError when
+    `max_failed_saves` in a row have failed. Nothing is done where `step` is complete already.
     """
-    wait(checkpoints)
+    said = wait(checkpoints)
     if step in saved_steps(checkpoints):
-        return False
-    _check_space(checkpoints, step, state)
-    record = {"format": FORMAT, "step": step, "leaves": _leaves(state, digests(state)), "data_state": data_state, "meta": meta}
-    text = json.dumps(record, sort_keys=True)
-    sealed = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return said
+    need = sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK_BYTES
+    if problem := first_text(room_problem(checkpoints.folder, need)):
+        return [*said, _failed(checkpoints, step, problem)]
+    leaves = {
+        path_name(path): {"dtype": str(x.dtype), "shape": list(x.shape)} for path, x in jax.tree_util.tree_leaves_with_path(state)
+    }
+    record = {"format": FORMAT, "step": step, "leaves": leaves, "data_state": data_state, "meta": meta}
+    json.dumps(record)  # what is not JSON is a mistake of the caller and said at once
+    state, digest = _held(checkpoints, state)
+    path, problem = writing_path(checkpoints.folder, step), ""
     try:
-        response = ocp.save_async(checkpoints.folder / str(step), state, custom_metadata=sealed)
+        if jax.process_index() == 0:
+            clear_failed(checkpoints.folder, step)
+        response = ocp.save_async(path, state)
     except Exception as error:
-        raise _write_error(checkpoints, step, error) from error
-    checkpoints.pending = (step, response)
-    return True
+        problem = _line(error)
+    if problem := first_text(problem):
+        return [*said, _failed(checkpoints, step, problem)]
+    checkpoints.saves += 1
+    pool = ThreadPoolExecutor(1, "checkpoint")
+    job = pool.submit(_finish, path, record, response, digest, f"mtjudge {checkpoints.saves}")
+    pool.shutdown(wait=False)
+    checkpoints.pending = Pending(step, job)
+    return said
 
 
-def wait(checkpoints: Checkpoints) -> None:
-    """Returns when nothing is being written and only the newest `keep` steps are left; raises what the write failed with."""
-    if checkpoints.pending is None:
-        return
-    (step, response), checkpoints.pending = checkpoints.pending, None
+def _held(checkpoints: Checkpoints, state: Any) -> tuple[Any, Digest]:
+    """What is written, and what gives its digests once it is.
+
+    Orbax looks at arrays on CPUs where they are, and whoever donates them would wait until it has written them: there they are
+    copied, into the copies of the save before, since memory that is new costs four times as long; and the digests are left for
+    later. From other devices Orbax fetches them before it returns, and the digests take milliseconds and come first.
+    """
+    if jax.default_backend() != "cpu":
+        return state, partial(finish_digests, start_digests(state))
+    copies = _copy(state) if checkpoints.copies is None else _copy_into(state, checkpoints.copies)
+    checkpoints.copies = jax.block_until_ready(copies)
+    return copies, lambda: finish_digests(start_digests(copies))
+
+
+@jax.jit
+def _copy(state: Any) -> Any:
+    return jax.tree.map(jnp.copy, state)
+
+
+@partial(jax.jit, donate_argnums=1, keep_unused=True)
+def _copy_into(state: Any, old: Any) -> Any:
+    return jax.tree.map(jnp.copy, state)
+
+
+def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Digest, name: str) -> None:
+    """In the background of every process: waits for the arrays, checks what was written, and makes the step complete.
+
+    Whatever happens a process comes to both barriers, so that none waits for one that failed.
+    """
+    process, processes = jax.process_index(), jax.process_count()
+    barrier = orbax_processes.get_barrier_sync_fn()
     try:
         response.result()
-    except Exception as error:
-        raise _write_error(checkpoints, step, error) from error
+        own = digest()
+    finally:
+        barrier(key=f"{name} written", timeout_ms=BARRIER_MS)
+    try:
+        files = checksums(path, files_of(path, process))
+        write_whole(path / part_name(process), json.dumps({"digests": own, "files": files}).encode())
+    finally:
+        barrier(key=f"{name} checked", timeout_ms=BARRIER_MS)
+    try:
+        if process == 0:
+            complete(path, record, processes)
+    finally:
+        barrier(key=f"{name} complete", timeout_ms=BARRIER_MS)
+
+
+def wait(checkpoints: Checkpoints) -> list[str]:
+    """Returns when nothing is being written and only the newest `keep` steps are left, with what must be said loudly.
+
+    Raises CheckpointError as `save` does.
+    """
+    if checkpoints.pending is None:
+        return []
+    (step, job), checkpoints.pending = checkpoints.pending, None
+    error = job.exception()
+    if problem := first_text(_line(error) if error else ""):
+        if jax.process_index() == 0:
+            clear_failed(checkpoints.folder, step)
+        return [_failed(checkpoints, step, problem)]
+    checkpoints.failed = 0
     _prune(checkpoints)
+    return []
 
 
 def close(checkpoints: Checkpoints) -> None:
+    """Waits for what is being written. Raises CheckpointError where the last save failed, since no other will come."""
     wait(checkpoints)
+    if checkpoints.failed:
+        raise CheckpointError(f"{checkpoints.problem}: mend the cause and start the same command again")
+
+
+def _failed(checkpoints: Checkpoints, step: int, problem: str) -> str:
+    """The text of a save that failed. Raises CheckpointError where too many in a row have."""
+    checkpoints.failed += 1
+    steps = saved_steps(checkpoints)
+    kept = f"kept and good: step {', '.join(map(str, steps))}" if steps else "nothing was saved before"
+    checkpoints.problem = f"{checkpoints.folder}: the checkpoint of step {step} was not written ({problem}); {kept}"
+    logging.error("%s", checkpoints.problem)
+    remedy = f"free some space, mend the folder's rights, or lower checkpoint.keep ({checkpoints.keep})"
+    if checkpoints.failed >= checkpoints.max_failed:
+        raise CheckpointError(
+            f"{checkpoints.problem}; {checkpoints.failed} saves in a row failed, as many as checkpoint.max_failed_saves allows: "
+            f"{remedy}, and start the same command again"
+        )
+    return (
+        f"{checkpoints.problem}: the run goes on to its next save and stops after {checkpoints.max_failed} failed ones in a row "
+        f"(this was number {checkpoints.failed}): {remedy}"
+    )
 
 
 def restore_latest(
@@ -142,50 +263,62 @@ def restore_latest(
     check_meta: called with the step's meta before its arrays are read; raises to refuse another config or other data.
     any_dtype: leaves come in the dtype they were saved in, whatever the abstract state says; the caller casts them.
 
-    A step that cannot be read or whose digests differ is logged, and set aside as `<step>.damaged-<n>` once an older one was
-    restored. Raises CheckpointError when all are damaged (then nothing is renamed) and when structure, shape or dtype differ.
+    A step that cannot be read or whose checksums or digests differ is logged, and set aside as `<step>.damaged-<n>` once an
+    older one was restored (in a bucket: by a file in it). What one process cannot read, none uses: each tells the others before
+    all go on together. Raises CheckpointError when all are damaged (then nothing is set aside) and when structure, shape or
+    dtype differ.
     """
     wait(checkpoints)
-    damaged: list[str] = []
-    steps = saved_steps(checkpoints)
-    for step in reversed(steps):
-        record = state = None
-        try:
-            record = _read_record(checkpoints.folder / str(step), step)
-            reason = ""
-        except Exception as error:
-            reason = _first_line(error)
-        if not _on_any_process(bool(reason)):
+    damaged: dict[int, str] = {}
+    for step in reversed(step_names(checkpoints.folder)):
+        path = checkpoints.folder / str(step)
+        record, reason = _attempt(lambda path=path, step=step: read_record(path, step))
+        if not (reason := first_text(reason)):
             if check_meta is not None:
                 check_meta(record["meta"])
             wanted = _with_saved_dtypes(abstract_state, record["leaves"]) if any_dtype else abstract_state
-            _check_structure(checkpoints.folder / str(step), record["leaves"], wanted)
-            state, reason = _load(checkpoints.folder / str(step), record["leaves"], wanted)
-            if not _on_any_process(bool(reason)):
-                _set_aside(checkpoints, [s for s in steps if s > step])
-                return Restored(step, state, record["data_state"], record["meta"], tuple(damaged))
-        damaged.append(f"step {step}: {reason or 'another process could not read it'}")
-        logging.warning("%s: damaged checkpoint, trying the one before: %s", checkpoints.folder, damaged[-1])
+            _check_structure(path, record["leaves"], wanted)
+            reason = first_text(_damage(path, record["files"]))
+        if not reason:
+            state, reason = _load(path, record["leaves"], wanted)
+            if not (reason := first_text(reason)):
+                _set_all_aside(checkpoints, damaged)
+                texts = tuple(f"step {step}: {reason}" for step, reason in damaged.items())
+                return Restored(step, state, record["data_state"], record["meta"], texts)
+        damaged[step] = reason
+        logging.warning("%s: damaged checkpoint, trying the one before: step %d: %s", checkpoints.folder, step, reason)
     if damaged:
+        texts = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
         raise CheckpointError(
-            f"{checkpoints.folder}: all {len(damaged)} checkpoints are damaged ({'; '.join(damaged)}): "
+            f"{checkpoints.folder}: all {len(damaged)} checkpoints are damaged ({texts}): "
             "put a copy of one back, or start again in an empty workdir"
         )
     return None
 
 
-def read_saved(folder: Path, step: int) -> Saved:
+def _damage(path: AnyPath, files: dict[str, str]) -> str:
+    found, reason = _attempt(lambda: damage_in(path, files, jax.process_index(), jax.process_count()))
+    return reason or found
+
+
+def _attempt(call: Callable[[], Any]) -> tuple[Any, str]:
+    """(what it returns, "") or (None, why not)."""
+    try:
+        return call(), ""
+    except Exception as error:
+        return None, _line(error)
+
+
+def read_saved(folder: AnyPath, step: int) -> Saved:
     """The record of one step; nothing on disk is changed. Raises CheckpointError for a step that is not there or damaged."""
     steps = steps_in(folder)
     if step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "no step is complete there"
         raise CheckpointError(f"{folder}: no checkpoint of step {step}: {there}")
-    try:
-        record, reason = _read_record(folder.absolute() / str(step), step), ""
-    except Exception as error:
-        record, reason = {}, _first_line(error)
+    path = absolute(folder) / str(step)
+    record, reason = _attempt(lambda: read_record(path, step))
     _refuse_damaged(folder, step, reason)
-    return Saved(folder.absolute() / str(step), record["leaves"], record["meta"])
+    return Saved(path, record["leaves"], record["meta"])
 
 
 def restore_part(saved: Saved, part: str, sharding_of: Callable[[str, tuple[int, ...]], jax.sharding.Sharding]) -> Any:
@@ -208,36 +341,14 @@ def restore_part(saved: Saved, part: str, sharding_of: Callable[[str, tuple[int,
     return state[part]
 
 
-def _refuse_damaged(folder: Path, step: int, reason: str) -> None:
-    if _on_any_process(bool(reason)):
+def _refuse_damaged(folder: AnyPath, step: int, reason: str) -> None:
+    if reason := first_text(reason):
         others = [str(other) for other in steps_in(folder) if other != step]
         remedy = f"take another, there are {', '.join(others)}" if others else "put a copy of it back"
-        reason = reason or "another process could not read it"
         raise CheckpointError(f"{folder}: the checkpoint of step {step} is damaged ({reason}): {remedy}")
 
 
-def _leaves(state: Any, sums: dict[str, int]) -> dict[str, dict]:
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {
-        path_name(path): {"dtype": str(x.dtype), "shape": list(x.shape), "digest": sums[path_name(path)]} for path, x in leaves
-    }
-
-
-def _read_record(path: Path, step: int) -> dict:
-    """The record of a step, or ValueError when it is not what was written."""
-    sealed = ocp.metadata(path).custom_metadata or {}
-    text = sealed.get("record", "")
-    if hashlib.sha256(text.encode()).hexdigest() != sealed.get("sha256"):
-        raise ValueError("its record is missing or does not match its sha256")
-    record = json.loads(text)
-    if record["format"] != FORMAT or record["step"] != step:
-        raise ValueError(
-            f"its record is of step {record['step']}, format {record['format']}; expected step {step}, format {FORMAT}"
-        )
-    return record
-
-
-def _check_structure(path: Path, saved: dict[str, dict], abstract_state: Any) -> None:
+def _check_structure(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> None:
     """Refuses what Orbax would cast or only half explain: every leaf that is missing, extra, or of another dtype or shape."""
     wanted = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(abstract_state)}
     faults = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
@@ -262,12 +373,11 @@ def _with_saved_dtypes(abstract_state: Any, saved: dict[str, dict]) -> Any:
     return jax.tree_util.tree_map_with_path(one, abstract_state)
 
 
-def _load(path: Path, saved: dict[str, dict], abstract_state: Any) -> tuple[Any, str]:
+def _load(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> tuple[Any, str]:
     """(state, "") or (None, why not)."""
-    try:
-        state = ocp.load(path, abstract_state)
-    except Exception as error:
-        return None, _first_line(error)
+    state, reason = _attempt(lambda: ocp.load(path, abstract_state))
+    if reason := first_text(reason):
+        return None, reason
     wrong = [
         f"{name}: digest {found:08x}, saved as {saved[name]['digest']:08x}"
         for name, found in digests(state).items()
@@ -276,60 +386,22 @@ def _load(path: Path, saved: dict[str, dict], abstract_state: Any) -> tuple[Any,
     return (None, _some(wrong)) if wrong else (state, "")
 
 
-def _set_aside(checkpoints: Checkpoints, steps: list[int]) -> None:
-    """Renames damaged steps, so that the same step can be saved again and somebody can still look at them."""
-    if steps and jax.process_index() == 0:
-        for step in steps:
-            path = checkpoints.folder / str(step)
-            number = 1
-            while (aside := path.with_name(f"{step}.damaged-{number}")).exists():
-                number += 1
-            path.rename(aside)
-            logging.warning("%s: set aside as %s; delete it when you have seen it", path, aside.name)
-    if steps and jax.process_count() > 1:
+def _set_all_aside(checkpoints: Checkpoints, damaged: dict[int, str]) -> None:
+    if damaged and jax.process_index() == 0:
+        for step, reason in damaged.items():
+            set_aside(checkpoints.folder, step, reason)
+    if damaged and jax.process_count() > 1:
         multihost_utils.sync_global_devices("damaged steps set aside")
 
 
 def _prune(checkpoints: Checkpoints) -> None:
-    """Deletes all but the newest `keep` steps; renamed first, so that a kill here leaves no half of a step."""
+    """Deletes all but the newest `keep` steps, after the newest has been written and read back."""
     if jax.process_index() == 0:
-        for step in saved_steps(checkpoints)[: -checkpoints.keep]:
-            old = (checkpoints.folder / str(step)).rename(checkpoints.folder / f"{step}.deleted")
-            shutil.rmtree(old, ignore_errors=True)
+        delete_steps(checkpoints.folder, saved_steps(checkpoints)[: -checkpoints.keep])
 
 
-def _check_space(checkpoints: Checkpoints, step: int, state: Any) -> None:
-    need = sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK_BYTES
-    free = shutil.disk_usage(checkpoints.folder).free
-    if _on_any_process(free < need):
-        raise CheckpointError(
-            f"{checkpoints.folder}: the checkpoint of step {step} needs {need:,} bytes and {free:,} are free; "
-            f"{_kept(checkpoints)}: free some space, or lower checkpoint.keep ({checkpoints.keep})"
-        )
-
-
-def _write_error(checkpoints: Checkpoints, step: int, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{checkpoints.folder}: the checkpoint of step {step} was not written ({_first_line(error)}); "
-        f"{_kept(checkpoints)}: mend the cause and start the same command again"
-    )
-
-
-def _kept(checkpoints: Checkpoints) -> str:
-    steps = saved_steps(checkpoints)
-    return f"kept and good: step {', '.join(map(str, steps))}" if steps else "nothing was saved before"
-
-
-def _on_any_process(flag: bool) -> bool:
-    """Processes go the same way: what one of them cannot read, none of them uses."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:300]}"
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _some(items: list[str], most: int = 5) -> str:
@@ -347,23 +419,3 @@ def differences(old: dict, new: dict, where: str = "") -> list[str]:
         elif a != b:
             out.append(f"{where}{key}: {a} -> {b}")
     return out
-
-
-def check_workdir(path: str | Path) -> None:
-    """Creates the folder if missing, writes and removes a probe file. Raises CheckpointError, one line."""
-    path = Path(path)
-    if "://" in str(path) or ":/" in str(path):
-        raise CheckpointError(f"{path}: an address, not a folder: mount the bucket and give the folder it is mounted on")
-    probe = path / f".probe-{os.getpid()}"
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
-        probe.unlink(missing_ok=True)  # processes of several hosts may share the folder and the number
-    except (FileExistsError, NotADirectoryError) as error:
-        raise CheckpointError(f"{path}: cannot be a folder, a part of this path is a file: choose another path") from error
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            probe.unlink()
-        raise CheckpointError(
-            f"{path}: cannot be written to ({error.strerror}): free space, mend its rights or choose another path"
-        ) from error

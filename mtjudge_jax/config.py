@@ -119,6 +119,7 @@ class EvalConfig:
 class CheckpointConfig:
     every_steps: int = 5
     keep: int = 2
+    max_failed_saves: int = 3  # in a row, for want of room or rights; then the run stops with its last good step
 
 
 @dataclass
@@ -192,6 +193,7 @@ AT_LEAST = {
     "hosts.start_seconds": 5,
     "hosts.heartbeat_seconds": 2,
     "hosts.stuck_seconds": 0,
+    "checkpoint.max_failed_saves": 1,
     "loss.clip_low": 0,
     "loss.clip_high": 0,
     "loss.dual_clip": 1,

@@ -1,32 +1,67 @@
 """A number that changes when any bit of an array does, the same on every mesh."""
 
+import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mtjudge_jax.sharding import path_name
+
+Parts = dict[str, list[jax.Array]]  # by leaf, a uint32 of each part that this process holds
 
 
 def digests(tree: Any) -> dict[str, int]:
     """A uint32 a leaf: sum over its elements of mix(bits xor mix(position)), modulo 2^32, computed on device.
 
     mix is a bijection (murmur3's 32-bit finalizer), so a change of one element always changes the sum, and any other change
-    goes unseen once in 2^32. An integer sum has no order: every sharding and every device count gives the same value.
+    goes unseen once in 2^32. An integer sum has no order: every sharding and every device count gives the same value. Every
+    process calls.
     """
-    # One after the other: on fake CPU devices, more programs in flight than there are threads wait for each other for ever.
-    return {path_name(path): int(_digest(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    own = finish_digests(start_digests(tree))
+    if jax.process_count() > 1:
+        rows = multihost_utils.process_allgather(np.array(list(own.values()), np.uint32))
+        own = dict(zip(own, (int(total) % 2**32 for total in rows.astype(np.uint64).sum(0)), strict=True))
+    return own
 
 
-@jax.jit
-def _digest(x: jax.Array) -> jax.Array:
+def start_digests(tree: Any) -> Parts:
+    """Begins the digests of what this process holds, each part once over all processes, and returns at once.
+
+    The arrays may be donated afterwards: the devices do what was asked first. No device waits for another.
+    """
+    parts: Parts = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = jnp.asarray(leaf)
+        strides = tuple(math.prod(leaf.shape[axis + 1 :]) % 2**32 for axis in range(leaf.ndim))
+        shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
+        parts[path_name(path)] = [_digest(shard.data, _first(shard.index, strides), strides) for shard in shards]
+    return parts
+
+
+def finish_digests(parts: Parts) -> dict[str, int]:
+    """This process's share of each digest; the shares of all processes add up to it, modulo 2^32."""
+    return {name: sum(int(part) for part in of_leaf) % 2**32 for name, of_leaf in parts.items()}
+
+
+def _first(index: tuple[slice, ...], strides: tuple[int, ...]) -> np.uint32:
+    """The position in the whole leaf of a part's first element."""
+    return np.uint32(sum((part.start or 0) * stride for part, stride in zip(index, strides, strict=True)) % 2**32)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _digest(x: jax.Array, first: jax.Array, strides: tuple[int, ...]) -> jax.Array:
+    """first: position of x's first element in the leaf; strides: what a step along each axis adds to it."""
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)  # 8 bytes become a last axis of two words
-    position = jnp.zeros(bits.shape, jnp.uint32)
-    for axis in range(bits.ndim):
-        stride = math.prod(bits.shape[axis + 1 :]) % 2**32
+    if bits.ndim > x.ndim:
+        first, strides = first * jnp.uint32(2), (*(stride * 2 % 2**32 for stride in strides), 1)
+    position = jnp.full(bits.shape, first)
+    for axis, stride in enumerate(strides):
         position += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
     return jnp.sum(_mix(bits ^ _mix(position + jnp.uint32(1))), dtype=jnp.uint32)
 

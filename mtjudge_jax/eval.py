@@ -4,7 +4,6 @@ import collections
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +17,7 @@ from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
 from mtjudge_jax.judge import judge_config
+from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy import open_model, read_params
 from mtjudge_jax.tasks import get_task
 
@@ -96,7 +96,8 @@ def evaluate_split() -> None:
     if jax.process_index() > 0:
         return
     print(table(result))
-    print(f"{len(predictions)} predictions in {seconds:.1f} s, written to {Path(OUT.value) / (NAME.value or SPLIT.value)}.json")
+    written = as_path(OUT.value) / f"{NAME.value or SPLIT.value}.json"
+    print(f"{len(predictions)} predictions in {seconds:.1f} s, written to {written}")
 
 
 if __name__ == "__main__":

@@ -8,22 +8,22 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from mtjudge_jax import hosts
 from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, eval_batches
 from mtjudge_jax.data.records import JudgeExample, Label, swapped
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
 from mtjudge_jax.metrics import mean_score, pairwise_score, task_score
+from mtjudge_jax.paths import as_path, write_whole
 from mtjudge_jax.score import score
 from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.stages import Stages, decode_texts, place_prompts, stage_key
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.parse import parse_lenient
+from mtjudge_jax.together import gather, my_rows
 from mtjudge_jax.types import Params, PromptBatch
 
 ANSWER_TAG = "<answer>"
@@ -68,7 +68,7 @@ def judge(
 
     Each process judges its rows of every batch; all of them return all predictions.
     """
-    mine, at, part = [], 0, hosts.my_rows(how.batch)
+    mine, at, part = [], 0, my_rows(how.batch)
     fmt = roomy(how.fmt, len(examples[0].images))
     key = stage_key(how.seed, step, "evaluate")
     for batch in eval_batches(examples, batch=how.batch, fmt=fmt, part=part):
@@ -87,7 +87,7 @@ def judge(
         mine.append(rows)
         progress(len(examples[at : at + how.batch]))
         at += how.batch
-    return [row for batch in zip(*hosts.gather(mine), strict=True) for rows in batch for row in rows]
+    return [row for batch in zip(*gather(mine), strict=True) for rows in batch for row in rows]
 
 
 def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, how: Judging, order: str) -> dict:
@@ -244,10 +244,8 @@ def write_evaluation(folder: str | os.PathLike, name: str, predictions: list[dic
     """`<name>.json` with the scores and `<name>.predictions.jsonl` with a line a prediction; process 0 writes."""
     if jax.process_index() > 0:
         return
-    folder = Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(p) + "\n" for p in predictions)
     for path, text in ((folder / f"{name}.predictions.jsonl", lines), (folder / f"{name}.json", json.dumps(result, indent=1))):
-        part = path.with_suffix(path.suffix + ".part")
-        part.write_text(text)
-        part.replace(path)
+        write_whole(path, text.encode())

@@ -6,7 +6,6 @@ Of a checkpoint only the parameters are read, onto the devices that are here: th
 import dataclasses
 import json
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -21,6 +20,7 @@ from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.models.qwen3_vl.convert import abstract_params, flatten, load_params, save_hf
 from mtjudge_jax.models.qwen3_vl.folder import CONFIG as MODEL_CONFIG
 from mtjudge_jax.models.qwen3_vl.folder import check_target
+from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
 from mtjudge_jax.policy import DEMO_BASE, JUDGE_FILE, Model, exportable, judge_file, model_folder, open_model, read_weights
 from mtjudge_jax.sharding import make_mesh, param_sharding
 from mtjudge_jax.trainable import join, without_adapters
@@ -34,7 +34,7 @@ BEST, LATEST = "best", "latest"
 class Chosen(NamedTuple):
     """What is exported. `saved` is the checkpoint, None for the folder `best`."""
 
-    workdir: Path | None
+    workdir: AnyPath | None
     cfg: Config
     step: int
     saved: checkpoint.Saved | None
@@ -48,12 +48,13 @@ def choose(workdir: str, step: str, path: str) -> Chosen:
     if path:
         if step:
             raise ConfigError(f"--step={step} with --checkpoint={path}: the path names its step, leave --step out")
-        folder, step = Path(path).absolute().parent, Path(path).absolute().name
+        given = absolute(as_path(path))
+        folder, step = given.parent, given.name
         if not step.isdecimal():
-            raise ConfigError(f"--checkpoint={path}: not the folder of a step; {_steps(Path(path).absolute())}")
+            raise ConfigError(f"--checkpoint={path}: not the folder of a step; {_steps(given)}")
         run = folder.parent if (folder.parent / "config.json").is_file() else None
         return _of_checkpoint(run, folder, int(step))
-    run = Path(workdir)
+    run = as_path(workdir)
     if not (run / "config.json").is_file():
         raise ConfigError(f"--workdir={workdir}: no config.json there, so it is not a run; give the --workdir of `mtjudge train`")
     step = step or BEST
@@ -69,12 +70,12 @@ def choose(workdir: str, step: str, path: str) -> Chosen:
     return _of_checkpoint(run, run / "checkpoints", int(step))
 
 
-def _steps(folder: Path) -> str:
+def _steps(folder: AnyPath) -> str:
     steps = checkpoint.steps_in(folder)
     return f"{folder} has the steps {', '.join(map(str, steps))}" if steps else f"{folder} has no complete step"
 
 
-def _of_checkpoint(run: Path | None, folder: Path, step: int) -> Chosen:
+def _of_checkpoint(run: AnyPath | None, folder: AnyPath, step: int) -> Chosen:
     saved = checkpoint.read_saved(folder, step)
     cfg = from_dict(saved.meta["config"])
     worded = "wording of "
@@ -82,7 +83,7 @@ def _of_checkpoint(run: Path | None, folder: Path, step: int) -> Chosen:
     return Chosen(run, cfg, step, saved, judge_file(cfg, step, wording))
 
 
-def _of_best(run: Path) -> Chosen:
+def _of_best(run: AnyPath) -> Chosen:
     best = run / BEST
     if not (best / "config.json").is_file():
         raise ConfigError(f"--step={BEST}: {best} holds no model yet; {_steps(run / 'checkpoints')}, for --step=N")
@@ -95,7 +96,7 @@ def _of_best(run: Path) -> Chosen:
         raise ConfigError(f"{what}: take --step=N; {_steps(run / 'checkpoints')}") from error
 
 
-def export(chosen: Chosen, out: Path, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
+def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
     """Writes `out`. Every process must call; process 0 writes, once.
 
     dtype: of the weights, "" for what the run computed in. form: merge (a whole model) or peft (adapters alone). base: where
@@ -108,9 +109,9 @@ def export(chosen: Chosen, out: Path, *, dtype: str, form: str, base: str, overw
         raise ConfigError("--adapter=peft: this run trained whole weights, it has no adapters; leave --adapter out")
     if peft and chosen.saved is None:
         raise ConfigError(f"--adapter=peft: {BEST}/ holds weights with the adapters added; take --step=N or --step={LATEST}")
-    start = DEMO_BASE if cfg.model.path == "demo" else Path(cfg.model.path)
+    start = DEMO_BASE if cfg.model.path == "demo" else as_path(cfg.model.path)
     source = chosen.workdir / BEST if chosen.saved is None else model_folder(cfg.model.path)
-    if taken := [folder for folder in (start, source) if folder.resolve() == out.resolve()]:
+    if taken := [folder for folder in (start, source) if _same(folder, out)]:
         raise ConfigError(f"--out={out}: {taken[0]} is what is exported from; give another folder")
     check_target(out, marker=lora.CONFIG if peft else MODEL_CONFIG, overwrite=overwrite)
     origin = origin_of(start, source)
@@ -125,13 +126,18 @@ def export(chosen: Chosen, out: Path, *, dtype: str, form: str, base: str, overw
         print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
     if peft:
         model = open_model(cfg)
-        base_model = origin.hub_name or str(source.absolute())
+        base_model = origin.hub_name or str(absolute(source))
         settings = {"base_model": base_model, "dtype": jnp.dtype(dtype), "overwrite": overwrite, "files": files}
         lora.save_peft(restore(chosen.saved, model), out, model.cfg, **settings)
         return
     params = best_params(source, cfg, dtype) if chosen.saved is None else whole_params(chosen.saved, cfg)
     files |= {JUDGE_FILE: chosen.judge}
     save_hf(params, out, source_folder=source, dtype=jnp.dtype(dtype), overwrite=overwrite, files=files)
+
+
+def _same(one: AnyPath, other: AnyPath) -> bool:
+    one, other = (path if in_bucket(path) else path.resolve() for path in (one, other))
+    return str(one) == str(other)
 
 
 def here(cfg: Config, base: str) -> Config:
@@ -147,7 +153,7 @@ def restore(saved: checkpoint.Saved, model: Model) -> Params:
     return checkpoint.restore_part(saved, "params", partial(param_sharding, mesh=model.stages.mesh))
 
 
-def best_params(folder: Path, cfg: Config, dtype: str) -> Params:
+def best_params(folder: AnyPath, cfg: Config, dtype: str) -> Params:
     mesh = make_mesh(cfg.mesh)
     return load_params(folder, load_config(folder), dtype=dtype, sharding_of=partial(param_sharding, mesh=mesh))
 
@@ -168,7 +174,7 @@ def whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
 
 
 def main() -> None:
-    chosen, out = choose(WORKDIR.value, STEP.value, CHECKPOINT.value), Path(OUT.value)
+    chosen, out = choose(WORKDIR.value, STEP.value, CHECKPOINT.value), as_path(OUT.value)
     export(chosen, out, dtype=DTYPE.value, form=ADAPTER.value, base=BASE.value, overwrite=OVERWRITE.value)
     if jax.process_index() == 0:
         print(f"step {chosen.step} exported to {out}; {out / CARD} says how it was trained and how to load it")

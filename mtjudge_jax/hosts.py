@@ -1,19 +1,16 @@
-"""Several processes, one a host: how they find each other, what they tell each other, when they stop together.
+"""Several processes, one a host: how they find each other, and when they stop together.
 
-Every process runs the same program (JAX's multi-controller runtime). All functions but `start` are called by all processes.
+Every process runs the same program (JAX's multi-controller runtime).
 """
 
 import contextlib
 import itertools
-import json
 import os
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from mtjudge_jax.command import leave
@@ -28,10 +25,6 @@ LAST_SECONDS = 3  # process 0 holds the service that the others end with: they s
 
 class Preempted(Exception):
     """A host was told to stop (SIGTERM); everything is saved. Carries the line to print."""
-
-
-class HostsDiffer(ConfigError):
-    """Hosts do not run the same thing. One line: what, on which host, what the others have."""
 
 
 def start(cfg: HostsConfig) -> None:
@@ -112,52 +105,6 @@ def stop_if_asked(what: str) -> None:
     """
     if jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(next(_POINTS)):
         raise Preempted(what)
-
-
-def gather(fact: Any) -> list[Any]:
-    """`fact` of every process, by process. It travels as JSON."""
-    if jax.process_count() == 1:
-        return [fact]
-    data = np.frombuffer(json.dumps(fact).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([len(data)], np.int64)).ravel().tolist()
-    padded = np.zeros(max(sizes), np.uint8)
-    padded[: len(data)] = data
-    everyone = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
-
-
-def gather_rows(local: Any) -> Any:
-    """Arrays that lead with this process's rows -> the same with all rows, those of process 0 first; numpy, on every process."""
-    if jax.process_count() == 1:
-        return local
-    return jax.tree.map(np.asarray, multihost_utils.process_allgather(local, tiled=True))
-
-
-def my_rows(rows: int) -> slice:
-    """This process's part of so many rows, which divide by the processes."""
-    each = rows // jax.process_count()
-    return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
-
-
-def refuse_differences(facts: dict[str, str]) -> None:
-    """Raises HostsDiffer where a process has other facts than most: config, code, versions, data."""
-    everyone = gather({"host": socket.gethostname(), "facts": facts})
-    found = [other for name in _names(everyone) if (other := _odd_ones(name, everyone))]
-    if found:
-        rest = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise HostsDiffer(f"the hosts differ: {'; '.join(found[:5])}{rest}: give all hosts the same code, packages and flags")
-
-
-def _names(everyone: list[dict]) -> list[str]:
-    return list(dict.fromkeys(name for one in everyone for name in one["facts"]))
-
-
-def _odd_ones(name: str, everyone: list[dict]) -> str:
-    """`jax 0.10.1 on process 3 (host-d), 0.10.2 on the others`, or nothing where all agree."""
-    values = [one["facts"].get(name, "(none)") for one in everyone]
-    usual = max(values, key=values.count)  # of as many, the lowest process's
-    odd = [f"{value} on process {i} ({everyone[i]['host']})" for i, value in enumerate(values) if value != usual]
-    return f"{name} {', '.join(odd[:3])}, {usual} on the others" if odd else ""
 
 
 def memory_bytes() -> int:

@@ -16,6 +16,7 @@ from mtjudge_jax.config import Config, ConfigError
 from mtjudge_jax.data.images import check_depth, decode
 from mtjudge_jax.data.records import BadRecord, JudgeExample, Label
 from mtjudge_jax.evaluate import Judging, judge
+from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy import JUDGE_FILE, Model, open_model, read_params
 from mtjudge_jax.tasks import get_task
 from mtjudge_jax.types import Params
@@ -41,7 +42,7 @@ class Judge:
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, *, batch: int = 8) -> "Judge":
-        """Loads a Hugging Face folder of type qwen3_vl. Local folders only; nothing is downloaded.
+        """Loads a Hugging Face folder of type qwen3_vl, of a disk or a bucket (gs://bucket/folder); no hub is asked.
 
         batch: questions judged at a time. Sizes come from the folder's judge.json where training left one.
         """
@@ -86,7 +87,7 @@ def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
     cfg.model.path = os.fspath(folder)
     devices = jax.device_count()
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
-    path = Path(folder) / JUDGE_FILE
+    path = as_path(folder) / JUDGE_FILE
     if path.is_file():
         try:
             sizes = json.loads(path.read_text())

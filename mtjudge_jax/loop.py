@@ -13,11 +13,12 @@ from mtjudge_jax.data.pipeline import BadRowCounter
 from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
 from mtjudge_jax.models.qwen3_vl.convert import save_hf
 from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, judge_file
-from mtjudge_jax.run import STOP, Progress, Run, log, save, say
+from mtjudge_jax.run import STOP, Progress, Run, log, save, say, settle
 from mtjudge_jax.score import Scores
 from mtjudge_jax.sharding import local_rows
 from mtjudge_jax.skipped import NonFiniteUpdate, dump_batch, skipped_line, suspects
 from mtjudge_jax.step_log import Clock, step_line
+from mtjudge_jax.together import gather
 from mtjudge_jax.types import TrainBatch
 from mtjudge_jax.workdir import templates
 
@@ -84,7 +85,7 @@ def note_skipped(run: Run, progress: Progress, skipped: int, rows: dict, drawn: 
         names = suspects(rows, drawn.scores, logps, mask)
         path = run.workdir / "skipped" / f"step_{step:06d}.host_{jax.process_index()}.jsonl"
         where = path.parent if dump_batch(path, rows, drawn.texts, drawn.scores, logps, mask) else None
-    everyone = [name for some in hosts.gather(names) for name in some]
+    everyone = [name for some in gather(names) for name in some]
     say(skipped_line(step, everyone, progress.skipped, run.cfg.update.max_skipped, where))
     return progress
 
@@ -94,7 +95,7 @@ def of_hosts(run: Run, rows: dict, clock: Clock) -> dict:
     run.bad_rows.add(rows)
     own = clock.seconds["data"] + clock.seconds.get("score", 0.0)
     mine = {"memory_mb": hosts.memory_bytes() / 1e6, "data_seconds": clock.seconds["data"], "own_seconds": own}
-    everyone = hosts.gather(mine | {"bad": run.bad_rows.facts()})
+    everyone = gather(mine | {"bad": run.bad_rows.facts()})
     counted = BadRowCounter(run.cfg.data.max_bad_share)
     for one in everyone:
         counted.add_facts(one["bad"])
@@ -120,8 +121,10 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
             progress, line = step_fn(progress)
         except hosts.Preempted as stop:
             save(run, progress, before)
-            checkpoint.wait(run.checkpoints)
-            raise hosts.Preempted(f"{STOP}: step {progress.step} is saved, the same command goes on from it") from stop
+            settle(run, progress.step)
+            steps = checkpoint.saved_steps(run.checkpoints)
+            kept = f"step {steps[-1]} is saved" if steps else "nothing could be saved"
+            raise hosts.Preempted(f"{STOP}: {kept}, the same command goes on from it") from stop
         progress = progress._replace(step=progress.step + 1)
         now = time.perf_counter()
         if progress.step == first:  # mostly compilation: it says nothing about the steps to come
@@ -135,13 +138,13 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
         run.bar.update(1)
         if progress.skipped >= cfg.update.max_skipped:
             save(run, progress)
-            checkpoint.wait(run.checkpoints)
+            settle(run, progress.step)
             raise NonFiniteUpdate(
                 f"{progress.skipped} steps in a row, up to {progress.step}, were not finite and skipped; the state of before "
                 f"them is saved as step {progress.step}: the lines above name the examples, {run.workdir / 'skipped'} has the "
                 "batches; leave them out, or lower optim.lr or loss.kl_coef by --allow_change"
             )
-    checkpoint.wait(run.checkpoints)
+    settle(run, progress.step)
     tell_end(run)
     return progress
 

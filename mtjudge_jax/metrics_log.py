@@ -1,30 +1,92 @@
-"""JSON files that survive a kill: whole files by rename, metrics.jsonl a line at a time."""
+"""JSON files that survive a kill: whole files by rename, metrics.jsonl a line at a time.
 
+In a bucket nothing is appended to: there the lines are kept here too, and the object is written again at most every
+REWRITE_SECONDS and whenever `flush_metrics` asks for it, which a run does at every checkpoint. A kill loses lines after the
+last checkpoint, whose steps are done again.
+"""
+
+import contextlib
 import json
+import logging
 import math
 import os
-from pathlib import Path
+import time
+from dataclasses import dataclass
 
 import numpy as np
 
+from mtjudge_jax.paths import AnyPath, as_path, in_bucket, size_of, write_whole
 
-def write_json_atomic(path: str | Path, obj) -> None:
+REWRITE_SECONDS = 30
+
+
+@dataclass
+class MetricsFile:
+    """metrics.jsonl of a run, open. The lines of a disk are in its file, those of a bucket's object also in `written`."""
+
+    path: AnyPath
+    written: bytes = b""
+    waiting: bytes = b""  # lines that are not in the file yet
+    at: float = 0.0  # when it was written last
+    failing: bool = False
+
+
+def write_json_atomic(path: str | os.PathLike, obj) -> None:
     """The file is the old one or the new one, never half. numpy and jax scalars become numbers, NaN and infinity null."""
-    _replace(Path(path), json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(as_path(path), text.encode())
 
 
-def append_metrics(path: str | Path, record: dict) -> None:
-    """Adds one line, on disk before this returns to the loop's next step."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n")
+def open_metrics(path: str | os.PathLike) -> MetricsFile:
+    path = as_path(path)
+    return MetricsFile(path, path.read_bytes() if in_bucket(path) and path.exists() else b"")
 
 
-def read_metrics(path: str | Path) -> list[dict]:
+def append_metrics(metrics: MetricsFile, record: dict) -> None:
+    """Adds one line; on a disk it is there before this returns. A full disk costs no line: it is written with a later one."""
+    metrics.waiting += json.dumps(_plain(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if not in_bucket(metrics.path) or time.monotonic() - metrics.at > REWRITE_SECONDS:
+        flush_metrics(metrics)
+
+
+def flush_metrics(metrics: MetricsFile) -> None:
+    """Writes what is waiting. Where that fails, it is said once and tried again with the next line."""
+    if not metrics.waiting:
+        return
+    metrics.at = time.monotonic()
+    try:
+        _write_waiting(metrics)
+    except Exception as error:
+        if not metrics.failing:
+            logging.getLogger(__name__).error("%s: %s: lines are kept and written later", metrics.path, error)
+        metrics.failing = True
+        return
+    metrics.waiting, metrics.failing = b"", False
+
+
+def _write_waiting(metrics: MetricsFile) -> None:
+    if in_bucket(metrics.path):
+        write_whole(metrics.path, metrics.written + metrics.waiting)
+        metrics.written += metrics.waiting
+        return
+    before = size_of(metrics.path) if metrics.path.exists() else 0
+    try:
+        with metrics.path.open("ab") as file:
+            file.write(metrics.waiting)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(metrics.path, before)  # half a line would spoil the next one
+        raise
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict]:
     """All lines; a last line that a kill cut short is left out. Raises ValueError naming any other line that is not JSON."""
-    path = Path(path)
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
+    path = as_path(path)
+    return _parse(path, path.read_bytes()) if path.exists() else []
+
+
+def _parse(path: AnyPath, text: bytes) -> list[dict]:
+    lines = text.split(b"\n")
     out = []
     for number, line in enumerate(lines, 1):
         try:
@@ -36,30 +98,19 @@ def read_metrics(path: str | Path) -> list[dict]:
     return out
 
 
-def truncate_metrics(path: str | Path, step: int) -> int:
+def truncate_metrics(metrics: MetricsFile, step: int) -> int:
     """Before going on from `step`: drops train and eval lines of later steps and a cut last line; how many lines were dropped.
 
     step: the restored one; -1 when nothing was restored, so that the run starts with none.
     """
-    path = Path(path)
-    if not path.exists():
+    if not metrics.path.exists():
         return 0
-    kept = [r for r in read_metrics(path) if not (r["kind"] in ("train", "eval") and r["step"] > step)]
-    before = sum(bool(line) for line in path.read_bytes().split(b"\n"))
-    _replace(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+    text = metrics.path.read_bytes()
+    kept = [r for r in _parse(metrics.path, text) if not (r["kind"] in ("train", "eval") and r["step"] > step)]
+    before = sum(bool(line) for line in text.split(b"\n"))
+    metrics.written = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept).encode()
+    write_whole(metrics.path, metrics.written)
     return before - len(kept)
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _plain(x):
@@ -70,7 +121,7 @@ def _plain(x):
         return [_plain(v) for v in x]
     if x is None or isinstance(x, (str, bool, int)):
         return x
-    if isinstance(x, Path):
+    if isinstance(x, os.PathLike):
         return str(x)
     if isinstance(x, float):
         return x if math.isfinite(x) else None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 from mtjudge_jax.config import Config
+from mtjudge_jax.paths import AnyPath, absolute
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import IMAGES_OF_KIND, INSTRUCTION_SLOT
 
@@ -59,7 +60,7 @@ class Origin(NamedTuple):
 
 
 def model_card(
-    cfg: Config, *, title: str, origin: Origin, step: int, best: bool, workdir: Path | None, dtype: str, adapter: bool
+    cfg: Config, *, title: str, origin: Origin, step: int, best: bool, workdir: AnyPath | None, dtype: str, adapter: bool
 ) -> str:
     """The text of README.md.
 
@@ -141,7 +142,7 @@ def version(package: str) -> str:
         return "unknown"
 
 
-def read_scores(folder: Path, *, step: int, best: bool) -> Scores | None:
+def read_scores(folder: AnyPath, *, step: int, best: bool) -> Scores | None:
     """The run's own evaluation of this step beside that of its start: on the test split if the best was judged there, else on
     validation questions. None where there is neither.
     """
@@ -154,7 +155,7 @@ def read_scores(folder: Path, *, step: int, best: bool) -> Scores | None:
     return None
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: AnyPath) -> dict[str, Any]:
     """{} for a file that is not there, is torn or is something else: a card is written without it."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -194,25 +195,29 @@ def number(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, (int, float)) and math.isfinite(value) else "–"
 
 
-def origin_of(folder: Path, *companions: Path) -> Origin:
+def origin_of(folder: AnyPath, *companions: AnyPath) -> Origin:
     """What the folder of the starting model tells of itself; `companions` may hold a LICENSE where it does not."""
-    cached = [found for part in folder.absolute().parts if (found := HUB_CACHE.fullmatch(part))]
+    cached = [found for part in absolute(folder).parts if (found := HUB_CACHE.fullmatch(part))]
     hub_name = f"{cached[-1][1]}/{cached[-1][2]}" if cached else None
-    if PUBLISHED.fullmatch(folder.absolute().name):
-        hub_name = f"Qwen/{folder.absolute().name}"
-    return Origin(hub_name or folder.absolute().name, hub_name, license_of(folder, *companions))
+    if PUBLISHED.fullmatch(absolute(folder).name):
+        hub_name = f"Qwen/{absolute(folder).name}"
+    return Origin(hub_name or absolute(folder).name, hub_name, license_of(folder, *companions))
 
 
-def license_of(*folders: Path) -> str | None:
+def license_of(*folders: AnyPath) -> str | None:
     """The hub's name of a license, from the head of a README or the beginning of a LICENSE file."""
     for folder in folders:
         readme = folder / "README.md"
-        head = readme.read_text(encoding="utf-8", errors="replace").split("---")[1:2] if readme.is_file() else []
+        head = _text(readme).split("---")[1:2] if readme.is_file() else []
         found = re.search(r"^license:\s*[\"']?([\w.-]+)", head[0], re.MULTILINE) if head else None
         if found:
             return found[1]
-        text = (folder / "LICENSE").read_text(encoding="utf-8", errors="replace")[:2000] if (folder / "LICENSE").is_file() else ""
+        text = _text(folder / "LICENSE")[:2000] if (folder / "LICENSE").is_file() else ""
         if text:
             apache = "Apache License" in text and "Version 2.0" in text
             return "apache-2.0" if apache else "mit" if "Permission is hereby granted, free of charge" in text else "other"
     return None
+
+
+def _text(path: AnyPath) -> str:
+    return path.read_bytes().decode(errors="replace")

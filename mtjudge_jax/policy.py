@@ -18,6 +18,7 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.convert import load_params
 from mtjudge_jax.models.qwen3_vl.lora import merge_lora
+from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
 from mtjudge_jax.stages import Stages, make_stages
 from mtjudge_jax.tasks import TASKS
@@ -31,15 +32,15 @@ DEMO_BASE = Path(__file__).parent / "demo" / "base"
 class Model(NamedTuple):
     """A loaded model with what reads and writes its prompts."""
 
-    folder: Path
+    folder: AnyPath
     cfg: Qwen3VLConfig
     stages: Stages
     fmt: RowFormat
 
 
-def model_folder(path: str) -> Path:
+def model_folder(path: str) -> AnyPath:
     """The folder that `model.path` names. Raises ConfigError where there is none."""
-    folder = DEMO_BASE if path == "demo" else Path(path)
+    folder = DEMO_BASE if path == "demo" else as_path(path)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model.path = {path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
     return folder

@@ -1,22 +1,32 @@
 """What both training loops share: opening a workdir, starting or resuming, saving, logging."""
 
+import os
 import sys
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from tqdm import tqdm
 
-from mtjudge_jax import checkpoint, hosts
+from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.data.pipeline import BadRowCounter, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.health import Health
-from mtjudge_jax.metrics_log import append_metrics, read_metrics, truncate_metrics, write_json_atomic
+from mtjudge_jax.metrics_log import (
+    MetricsFile,
+    append_metrics,
+    flush_metrics,
+    open_metrics,
+    read_metrics,
+    truncate_metrics,
+    write_json_atomic,
+)
 from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy import Model, open_model, read_weights, reference_of
 from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.together import refuse_differences
 from mtjudge_jax.trainable import join, without_adapters
 from mtjudge_jax.types import Params, TrainState
 from mtjudge_jax.update import abstract_state, init_state
@@ -35,11 +45,12 @@ class Run(NamedTuple):
     """An open workdir: what stays the same from the first step to the last."""
 
     cfg: Config
-    workdir: Path
+    workdir: AnyPath
     model: Model
     optimizer: Any
     validation: dict[str, list[JudgeExample]]
     checkpoints: Any
+    metrics: MetricsFile
     bad_rows: BadRowCounter  # of this process's rows
     bar: tqdm
     watch: Watch
@@ -70,7 +81,9 @@ class Progress(NamedTuple):
         return join(self.frozen, self.state.params)
 
 
-def open_run(cfg: Config, workdir: str | Path, model: Model | None = None, allowed: tuple[str, ...] = ()) -> Run:
+def open_run(
+    cfg: Config, workdir: str | os.PathLike, model: Model | None = None, allowed: tuple[str, ...] = ()
+) -> Run:
     """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError.
 
     `model`: `open_model(cfg)` where the caller has it already. `allowed`: what may differ from the run in the workdir.
@@ -78,14 +91,14 @@ def open_run(cfg: Config, workdir: str | Path, model: Model | None = None, allow
     check(cfg, jax.device_count())
     check_hosts(cfg)
     check_allowed(cfg, allowed)
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     checkpoint.check_workdir(workdir)
     model = open_model(cfg) if model is None else model
     folder = data_folder(cfg, workdir)
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
     # Each process reads all of it, so one counts.
     validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
-    hosts.refuse_differences(facts_of_host(cfg, workdir))
+    refuse_differences(facts_of_host(cfg, workdir))
     for change in refuse_other_config(cfg, workdir / "config.json", allowed):
         say(f"changed, as --allow_change says: {change}")
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
@@ -93,8 +106,8 @@ def open_run(cfg: Config, workdir: str | Path, model: Model | None = None, allow
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
     optimizer = make_optimizer(cfg.optim, updates)
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
-    health = Health()
-    return Run(cfg, workdir, model, optimizer, validation, checkpoints, bad_rows, bar, watch, health, allowed)
+    metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
+    return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed)
 
 
 def check_hosts(cfg: Config) -> None:
@@ -110,7 +123,7 @@ def check_hosts(cfg: Config) -> None:
         )
 
 
-def read_validation(cfg: Config, folder: Path, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
+def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
     """What chooses the best model, by task. Raises ConfigError where that is nothing."""
     names = cfg.eval.tasks or cfg.data.tasks
     validation = {name: read_split(folder, "val", name, bad_rows)[: cfg.eval.limit or None] for name in names}
@@ -147,13 +160,13 @@ def start(run: Run) -> tuple[Progress, Params]:
     same = partial(refuse_other_sources, run.workdir, sources, allowed=run.allowed)
     other_dtype = "model.param_dtype" in run.allowed
     restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same, any_dtype=other_dtype)
+    if jax.process_index() == 0:
+        truncate_metrics(run.metrics, -1 if restored is None else restored.step)
     if restored is None:
-        truncate_metrics(run.workdir / "metrics.jsonl", -1)
         state = init_state(base.trained, run.optimizer, mesh, keep=shared)
         return Progress(state, base.frozen, data, 0, -1.0, 0, -1, 0, sources), reference
     data.set_state(restored.data_state)
-    truncate_metrics(run.workdir / "metrics.jsonl", restored.step)
-    for line in read_metrics(run.workdir / "metrics.jsonl"):
+    for line in read_metrics(run.workdir / "metrics.jsonl") if jax.process_index() == 0 else []:
         if line["kind"] == "train":
             run.health.add(line)
     run.bar.update(restored.step)
@@ -173,17 +186,33 @@ def say(text: str) -> None:
 
 def log(run: Run, line: dict) -> None:
     if jax.process_index() == 0:
-        append_metrics(run.workdir / "metrics.jsonl", line)
+        append_metrics(run.metrics, line)
 
 
 def save(run: Run, progress: Progress, data_state: dict | None = None) -> None:
     """`data_state`: where the step that follows begins to read; by default where the data stands."""
     meta = {"config": to_dict(run.cfg), "sources": progress.sources} | {name: getattr(progress, name) for name in KEPT}
     data_state = progress.data.get_state() if data_state is None else data_state
-    checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=data_state, meta=meta)
+    for text in checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=data_state, meta=meta):
+        warn(run, progress.step, text)
+    flush_metrics(run.metrics)
+
+
+def settle(run: Run, step: int) -> None:
+    """Returns when what was saved is on disk, or it was said why it is not."""
+    for text in checkpoint.wait(run.checkpoints):
+        warn(run, step, text)
+    flush_metrics(run.metrics)
+
+
+def warn(run: Run, step: int, text: str) -> None:
+    """What must not be overlooked and does not end the run: on the terminal and among the metrics."""
+    say(f"warning: {text}")
+    log(run, {"kind": "warning", "step": step, "text": text})
 
 
 def close_run(run: Run) -> None:
     checkpoint.close(run.checkpoints)
+    flush_metrics(run.metrics)
     run.watch.close()
     run.bar.close()

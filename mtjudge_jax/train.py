@@ -22,6 +22,7 @@ from mtjudge_jax.score import Scores, score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
+from mtjudge_jax.together import gather_rows
 from mtjudge_jax.types import PromptBatch, Rollout, TrainBatch
 from mtjudge_jax.update import grpo_loss, make_update
 
@@ -91,7 +92,7 @@ def step_metrics(run: Run, rows: dict, scores: Scores, out: Rollout) -> dict:
     """Means of the answers of all processes."""
     mask, logp = local_rows(out.mask, run.model.stages.mesh), local_rows(out.logp, run.model.stages.mesh)
     mine = Answers(scores, task_numbers(rows["task"].tolist()), rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1))
-    return train_metrics(hosts.gather_rows(mine))
+    return train_metrics(gather_rows(mine))
 
 
 def rates(prompts: PromptBatch, out: Rollout, clock: Clock) -> dict:

@@ -12,6 +12,7 @@ from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, flatten, to_dict, unknown
 from mtjudge_jax.data.sources import fingerprint
 from mtjudge_jax.digest import digests
+from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.types import Params
 
@@ -23,11 +24,11 @@ FREE_TO_CHANGE = (
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy", "pillow")
 
 
-def data_folder(cfg: Config, workdir: Path) -> Path:
-    return Path(cfg.data.path) if cfg.data.path else workdir / "data"
+def data_folder(cfg: Config, workdir: AnyPath) -> AnyPath:
+    return as_path(cfg.data.path) if cfg.data.path else workdir / "data"
 
 
-def refuse_other_config(cfg: Config, path: Path, allowed: tuple[str, ...] = ()) -> list[str]:
+def refuse_other_config(cfg: Config, path: AnyPath, allowed: tuple[str, ...] = ()) -> list[str]:
     """A workdir belongs to one config: that of the run in it. Returns the differences that are allowed by name; raises
     ConfigError with the others.
     """
@@ -65,7 +66,7 @@ def source_name(label: str) -> str:
     return label.replace(" ", "_")
 
 
-def facts_of_host(cfg: Config, workdir: Path) -> dict[str, str]:
+def facts_of_host(cfg: Config, workdir: AnyPath) -> dict[str, str]:
     """What must be the same on all hosts before the first step: code, versions, config, data."""
     packages = {name: metadata.version(name) for name in PACKAGES}
     return (
@@ -84,7 +85,7 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def data_fingerprints(cfg: Config, workdir: Path) -> dict[str, str]:
+def data_fingerprints(cfg: Config, workdir: AnyPath) -> dict[str, str]:
     folder, validation = data_folder(cfg, workdir), cfg.eval.tasks or cfg.data.tasks
     return {
         "training data": fingerprint(folder, tasks=cfg.data.tasks, split="train"),
@@ -92,7 +93,7 @@ def data_fingerprints(cfg: Config, workdir: Path) -> dict[str, str]:
     }
 
 
-def sources_of(cfg: Config, workdir: Path, base: Params) -> dict[str, str]:
+def sources_of(cfg: Config, workdir: AnyPath, base: Params) -> dict[str, str]:
     """What a run is made of beside its config, as hashes: kept in its checkpoints and compared when it goes on."""
     wordings = {f"wording of {name}": wording for name, wording in templates(cfg).items()}
     return data_fingerprints(cfg, workdir) | {"starting model": weights_hash(base)} | wordings
@@ -103,7 +104,7 @@ def weights_hash(base: Params) -> str:
     return hashlib.sha256(json.dumps(digests(base), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def refuse_other_sources(workdir: Path, sources: dict[str, str], meta: dict, *, allowed: tuple[str, ...] = ()) -> None:
+def refuse_other_sources(workdir: AnyPath, sources: dict[str, str], meta: dict, *, allowed: tuple[str, ...] = ()) -> None:
     """Raises ConfigError where something is not what the checkpoint of this `meta` was made with."""
     before = meta["sources"]
     if {"model.dtype", "model.param_dtype"} & set(allowed):

@@ -77,9 +77,9 @@ class Commands:
         self._count = 0
         self.call("commands.write_data", folder=str(self.folder / "data"))
 
-    def start(self, *argv: object) -> Started:
+    def start(self, *argv: object, env: dict[str, str] | None = None) -> Started:
         """Starts `mtjudge ARGV`."""
-        return self._fork({"argv": [str(a) for a in argv]})
+        return self._fork({"argv": [str(a) for a in argv], "env": env or {}})
 
     def train(self, workdir: Path, *flags: str) -> Started:
         data = f"--config.data.path={self.folder / 'data'}"
@@ -99,8 +99,8 @@ class Commands:
             time.sleep(0.001)
         return True
 
-    def run(self, *argv: object) -> Ended:
-        return self.wait(self.start(*argv))
+    def run(self, *argv: object, env: dict[str, str] | None = None) -> Ended:
+        return self.wait(self.start(*argv, env=env))
 
     def start_call(self, name: str, **arguments) -> Started:
         """Starts `module.function(**arguments)`."""
@@ -154,6 +154,7 @@ def _child(job: dict) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(job.get("env", {}))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 1
     try:

@@ -1,5 +1,6 @@
 """What the tests of a run do in a process of their own (see commands.py). Each returns facts as JSON, the tests judge them."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -31,7 +32,7 @@ def ending(workdir: str | Path) -> dict:
     """What a run ended with: the record of its last checkpoint with a digest a leaf, and its metrics without times."""
     folder = Path(workdir) / "checkpoints"
     step = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    record = checkpoint._read_record(folder / str(step), step)
+    record = checkpoint.read_record(folder / str(step), step)
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         for timing in ("seconds", "tokens_per_s", "hosts"):
@@ -100,9 +101,10 @@ def grpo(*, folder: str) -> dict:
     facts["traces"] = dict(model.stages.traces)
     facts["update"] = [update._cache_size() for update in spy.jitted]
 
+    one_failure = dataclasses.replace(cfg.checkpoint, max_failed_saves=1)
     free = iter([10**12, 10**12, 1000, 1000])  # as best/ is written, then at each checkpoint
     with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=next(free))):
-        facts["full disk"] = message(train.fit, cfg, folder / "again", model)
+        facts["full disk"] = message(train.fit, dataclasses.replace(cfg, checkpoint=one_failure), folder / "again", model)
     facts["kept"] = ending(folder / "again")
     train.fit(cfg, folder / "again", model)
     facts["again"] = ending(folder / "again")

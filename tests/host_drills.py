@@ -79,24 +79,24 @@ def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -
 def differ(*, facts: list[dict], port: int, process: int, processes: int) -> str:
     """What a process says of facts that differ."""
     host(port=port, process=process, processes=processes, devices=1)
-    from mtjudge_jax import hosts
+    from mtjudge_jax import hosts, together
     from mtjudge_jax.config import HostsConfig
 
     with hosts.joined(HostsConfig()):
-        return drills.message(hosts.refuse_differences, facts[process])
+        return drills.message(together.refuse_differences, facts[process])
 
 
 def exchange(*, port: int, process: int, processes: int) -> dict:
     host(port=port, process=process, processes=processes, devices=1)
-    from mtjudge_jax import hosts
+    from mtjudge_jax import hosts, together
     from mtjudge_jax.config import HostsConfig
 
     with hosts.joined(HostsConfig()):
         rows = np.arange(2) + 10 * process
         return {
-            "gathered": hosts.gather({"é": [process] * (process + 1)}),
-            "rows": hosts.gather_rows({"a": rows, "b": rows[:, None] > 10})["b"].tolist(),
-            "part": [hosts.my_rows(8).start, hosts.my_rows(8).stop],
+            "gathered": together.gather({"é": [process] * (process + 1)}),
+            "rows": together.gather_rows({"a": rows, "b": rows[:, None] > 10})["b"].tolist(),
+            "part": [together.my_rows(8).start, together.my_rows(8).stop],
         }
 
 

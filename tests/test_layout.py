@@ -8,12 +8,14 @@ import pytest
 ROOT = Path(__file__).parent.parent / "mtjudge_jax"
 # `demo` stands for the demo's pictures, data set and base; its command comes last.
 ORDER = [
+    "paths",
     "data.records",
     "tasks",
     "config",
     "command",
     "types",
     "sharding",
+    "together",
     "hosts",
     "watch",
     "data",
@@ -27,6 +29,7 @@ ORDER = [
     "update",
     "stages",
     "digest",
+    "step_folders",
     "checkpoint",
     "workdir",
     "metrics",
@@ -51,7 +54,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITHOUT_JAX = ("data.records", "tasks", "config", "data")
+WITHOUT_JAX = ("paths", "data.records", "tasks", "config", "data")
 FILE_LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(ROOT.rglob("*.py"))
 

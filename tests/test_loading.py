@@ -452,6 +452,15 @@ def test_headers_that_lie_are_refused(tmp_path):
         assert any(re.match(problem, line) for line in lines), lines
 
 
+@pytest.mark.parametrize("length", [640, 896, 1152, 1280, 1408])
+def test_a_header_that_begins_like_a_pickle_is_read(tmp_path, length):
+    """The length of the header comes first: 640 is written as 80 02, as protocol 2 of pickle begins."""
+    header = b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    content = length.to_bytes(8, "little") + header.ljust(length) + b"12345678"
+    (tmp_path / "model.safetensors").write_bytes(content)
+    assert content[0] == length % 256 and open_checkpoint(tmp_path, {"x": ((2,),)})["x"].start == 8 + length
+
+
 def test_a_name_that_comes_twice_is_refused(tmp_path):
     folder = shutil.copytree(GOLDEN, tmp_path / "model")
     file, name = folder / "model.safetensors", b"model.language_model.norm.weight"

@@ -360,4 +360,4 @@ def test_command_line(workdir, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("report: file:///") and (tmp_path / "r.html").stat().st_size > 100_000
     failed = subprocess.run([*command[:3], f"--workdir={tmp_path / 'no'}"], capture_output=True, text=True)
-    assert failed.returncode == 1 and "is not a folder" in failed.stderr
+    assert failed.returncode == 2 and "is not a folder" in failed.stderr

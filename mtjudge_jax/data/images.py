@@ -9,13 +9,13 @@ import io
 import json
 import math
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mtjudge_jax.data.records import BadRecord
+from mtjudge_jax.paths import as_path
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of Pillow's 43 openers; EPS, for one, would start Ghostscript
 MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded
@@ -53,7 +53,7 @@ class Patches(NamedTuple):
 
 def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     """Reads `preprocessor_config.json` of a model folder. Raises ValueError on unimplemented settings."""
-    path = Path(folder) / "preprocessor_config.json"
+    path = as_path(folder) / "preprocessor_config.json"
     config = json.loads(path.read_text())
     size = config.get("size", {})
     low = config.get("min_pixels") or size.get("shortest_edge")  # as in transformers, the older names win

@@ -6,13 +6,13 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from mtjudge_jax.data.records import BadRecord, JudgeExample, unpack
+from mtjudge_jax.paths import as_path, in_bucket, local_copy
 
 MANIFEST_VERSION = 1
 MAX_BAD_SHARE = 0.01
@@ -44,7 +44,7 @@ class RecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> JudgeExample | BadRecord:
-        place = f"{Path(self.files[0]).stem}[{index}]"
+        place = f"{as_path(self.files[0]).stem}[{index}]"
         try:
             return unpack(self._records[index])
         except BadRecord as e:
@@ -58,7 +58,7 @@ class RecordSource:
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     """`manifest.json` of a data folder. Raises ValueError where it is missing, damaged or of another version."""
-    path = Path(folder) / "manifest.json"
+    path = as_path(folder) / "manifest.json"
     if not path.is_file():
         raise ValueError(f"{path} missing; prepare the data first or give another data folder")
     try:
@@ -81,10 +81,15 @@ def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[st
 
 
 def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource:
-    """The records of one task in one split. Raises ValueError where manifest and file disagree on their number."""
-    expected = _manifest_entry(folder, split, task)["count"]
-    path = Path(folder) / split / f"{task}.array_record"
-    source = RecordSource([path])
+    """The records of one task in one split. Raises ValueError where manifest and file disagree on their number.
+
+    ArrayRecord is read from disks only: of a bucket the file is copied once to this machine, see `paths.local_copy`.
+    """
+    entry = _manifest_entry(folder, split, task)
+    expected, path = entry["count"], as_path(folder) / split / f"{task}.array_record"
+    if in_bucket(path) and not path.exists():
+        raise ValueError(f"{path} missing; prepare the data first")
+    source = RecordSource([local_copy(path, entry["sha256"])])
     if len(source) != expected:
         raise ValueError(f"{path} has {len(source)} records, the manifest says {expected}; prepare the data again")
     return source

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,9 @@ import numpy as np
 from mtjudge_jax.data import json_codec, sentencepiece_codec
 from mtjudge_jax.data.codec import Codec, Parts
 from mtjudge_jax.data.records import BadRecord
+from mtjudge_jax.paths import AnyPath, as_path, nearby
 
+TEXT_FILES = (".json", ".jinja", ".model", ".txt")  # endings of what a folder has beside its weights
 READERS = {"tokenizer.json": json_codec.read, "tokenizer.model": sentencepiece_codec.read}  # the first that is there
 VISION_NAMES = {  # how tokenizer_config.json of other families names them; Qwen3-VL's names none of them
     "<|image_pad|>": ("image_token",),
@@ -111,11 +112,12 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     Never runs code from the folder and never opens a connection. Raises ValueError where the folder, the chat template,
     the pad or eos token or a vision token is missing, or the template or tokenizer cannot carry a question or an answer.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     read = next((read for file, read in READERS.items() if (folder / file).is_file()), None)
     if read is None:
         raise ValueError(f"{folder} has no {' and no '.join(READERS)}; give a local Hugging Face model folder")
-    parts = read(folder)
+    with nearby(folder, TEXT_FILES) as copy:  # what reads tokenizer.json reads disks only
+        parts = read(copy)
     vision = [_named(parts, keys, default) for default, keys in VISION_NAMES.items()]
     needed = {name: parts.special.get(name) for name in ("pad_token", "eos_token")}
     missing = [text for text in vision if text not in parts.vocab]
@@ -138,7 +140,7 @@ def _with_vision(control: tuple, vision: list[str], vocab: Mapping[str, int]) ->
     return tuple(sorted({*control, *((text, vocab[text]) for text in vision)}, key=lambda token: token[1]))
 
 
-def _check(tokenizer: Tokenizer, folder: Path) -> str:
+def _check(tokenizer: Tokenizer, folder: AnyPath) -> str:
     """The opening, after a question with an image and an answer went through. Raises ValueError where one does not."""
     try:
         prompt = tokenizer.render(PROBE, 1)
@@ -156,7 +158,7 @@ def _check(tokenizer: Tokenizer, folder: Path) -> str:
     return _opening(prompt.rpartition(PROBE)[2], tokenizer, folder)
 
 
-def _opening(tail: str, tokenizer: Tokenizer, folder: Path) -> str:
+def _opening(tail: str, tokenizer: Tokenizer, folder: AnyPath) -> str:
     """What of a prompt's end, after the question, belongs to the answer: from the last <think>, if no turn begins after it."""
     _, tag, rest = tail.rpartition(THINK)
     if not tag or any(token in rest for token, _ in tokenizer.control):

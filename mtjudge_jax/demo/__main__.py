@@ -1,6 +1,5 @@
 """`mtjudge demo`: prepare, judge with the base, train, judge again, report. Stop it at any moment; the same command goes on."""
 
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from mtjudge_jax.eval import stoppable, table
 from mtjudge_jax.evaluate import count_rows, evaluate, write_evaluation
 from mtjudge_jax.loop import judging
 from mtjudge_jax.models.qwen3_vl.convert import load_params
+from mtjudge_jax.paths import AnyPath, address, as_path, copy_file
 from mtjudge_jax.policy import DEMO_BASE, Model, open_model
 from mtjudge_jax.report import write_report
 from mtjudge_jax.sharding import param_sharding
@@ -29,7 +29,7 @@ from mtjudge_jax.train import fit
 REFERENCE = Path(__file__).parent / "reference_sft_test.json"
 
 
-def test_once(folder: Path, name: str, model: Model, cfg, workdir: Path) -> None:
+def test_once(folder: AnyPath, name: str, model: Model, cfg, workdir: AnyPath) -> None:
     """Judges the test split with the weights of a folder, unless an earlier start of this command did."""
     if (workdir / "eval" / f"{name}.json").exists():
         print("    done before", flush=True)
@@ -69,7 +69,7 @@ def main() -> None:
 
 def demonstrate(cfg: Config) -> None:
     began, compilation = time.perf_counter(), count_compilation()
-    workdir = Path(WORKDIR.value)
+    workdir = as_path(WORKDIR.value)
     check_workdir(workdir)
     print("1/5 drawing the demonstration pictures", flush=True)
     write_demo_data(workdir / "data", seed=0)
@@ -82,11 +82,11 @@ def demonstrate(cfg: Config) -> None:
     test_once(workdir / "best", "trained_test", model, cfg, workdir)
     print("5/5 the report", flush=True)
     if not (workdir / "eval" / REFERENCE.name).exists():
-        shutil.copy(REFERENCE, workdir / "eval")
+        copy_file(REFERENCE, workdir / "eval" / REFERENCE.name)
     path = write_report(workdir)
     minutes = (time.perf_counter() - began) / 60
     print(f"done, this start took {minutes:.1f} minutes, {sum(compilation):.0f} s of them compilation")
-    print(f"report: {path.resolve().as_uri()}\nmodel:  {workdir / 'best'}")
+    print(f"report: {address(path)}\nmodel:  {workdir / 'best'}")
     print(f"try it: mtjudge judge --model={workdir / 'best'} --task=technical --image=PICTURE")
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from mtjudge_jax.data.records import JudgeExample, Label, pack
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
+from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucket
 
 DEMO_TASKS = (*POINTWISE, *PAIRWISE)
 # Changes whenever the same arguments would give other pictures or words, so old data are not taken for new.
@@ -90,18 +91,20 @@ def write_demo_data(
     """Writes `<split>/<task>.array_record` and `manifest.json` under `folder`.
 
     `train`, `val` and `test` are examples a pointwise task, `pairwise` test examples a pairwise task, all even. The folder
-    appears only when it is complete. If it already holds data of the same arguments nothing is done; raises ValueError if
-    it holds anything else.
+    appears only when it is complete; in a bucket, where its files appear one by one, `manifest.json` is the last. If it
+    already holds data of the same arguments nothing is done; raises ValueError if it holds anything else.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     arguments = {"seed": seed, "train": train, "val": val, "test": test, "pairwise": pairwise, "recipe": RECIPE}
-    if folder.exists() and any(folder.iterdir()):
-        check_same(folder, arguments)
+    if folder.exists() and any(folder.iterdir()) and check_same(folder, arguments):
         return
     jobs = [(split, task, count) for split, count in zip(SPLITS, (train, val, test), strict=True) for task in POINTWISE]
     jobs += [("test", task, pairwise) for task in PAIRWISE]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    if in_bucket(folder):
+        partial = Path(tempfile.mkdtemp(prefix="mtjudge-data-"))
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         files = {}
         with tqdm(total=sum(count for *_, count in jobs), desc="demo data", unit="example", disable=None) as bar:
@@ -111,8 +114,12 @@ def write_demo_data(
                 files[f"{split}/{task}"] = write_records(path, examples, bar)
         manifest = {"version": 1, "dataset": "demo", "arguments": arguments, "files": files}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        partial.chmod(0o755)  # mkdtemp makes it private
-        partial.replace(folder)
+        if in_bucket(folder):
+            for name in (*(f"{name}.array_record" for name in files), "manifest.json"):
+                copy_file(partial / name, folder / name)
+        else:
+            partial.chmod(0o755)  # mkdtemp makes it private
+            partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -130,12 +137,15 @@ def write_records(path: Path, examples: Iterator[JudgeExample], bar: tqdm) -> di
     return {"count": count, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def check_same(folder: Path, arguments: dict[str, int]) -> None:
-    """Raises ValueError unless `folder` holds demo data made with these arguments."""
+def check_same(folder: AnyPath, arguments: dict[str, int]) -> bool:
+    """Whether `folder` holds all demo data made with these arguments. Raises ValueError where it holds anything else."""
     remedy = "choose another folder or remove this one"
     path = folder / "manifest.json"
+    if in_bucket(folder) and not path.exists() and all(name.endswith(".array_record") for name in files_below(folder)):
+        return False  # stopped before it was complete: the files are written again
     if not path.exists():
         raise ValueError(f"{folder} is not empty and has no manifest.json: {remedy}")
     found = json.loads(path.read_text()).get("arguments")
     if found != arguments:
         raise ValueError(f"{folder} holds data made with {found}, asked for {arguments}: {remedy}")
+    return True

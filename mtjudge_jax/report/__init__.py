@@ -5,11 +5,11 @@ import hashlib
 import math
 import os
 import pathlib
-import secrets
 
 import jinja2
 from markupsafe import Markup
 
+from mtjudge_jax.paths import AnyPath, as_path, write_whole
 from mtjudge_jax.report import views
 from mtjudge_jax.report.examples import TEST_QUOTA, VAL_QUOTA, build_cards
 from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Run, read_run
@@ -17,21 +17,15 @@ from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Run, read_run
 FOLDER = pathlib.Path(__file__).parent
 
 
-def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = None) -> pathlib.Path:
+def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = None) -> AnyPath:
     """Writes `out` (default `<workdir>/report.html`) from what the run left so far, and returns its path.
 
     The page is written beside its place and renamed, so a reader never sees half of it. Raises FileNotFoundError where
     `workdir` is not a folder, OSError where `out` cannot be written.
     """
     run = read_run(workdir)
-    path = pathlib.Path(out) if out is not None else run.workdir / "report.html"
-    page = render(run)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = as_path(out) if out is not None else run.workdir / "report.html"
+    write_whole(path, render(run).encode(errors="replace"))
     return path
 
 

@@ -1,7 +1,10 @@
 """`python -m mtjudge_jax.report --workdir=DIR [--out=FILE]`: writes the page and prints where it is."""
 
+import sys
+
 from absl import app, flags
 
+from mtjudge_jax.paths import address
 from mtjudge_jax.report import write_report
 
 FLAGS = flags.FLAGS
@@ -14,9 +17,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
     try:
         path = write_report(FLAGS.workdir, out=FLAGS.out)
-    except OSError as e:
-        raise SystemExit(f"no report was written: {e}") from e
-    print(f"report: {path.resolve().as_uri()}")
+    except (OSError, ValueError) as e:
+        print(f"error: no report was written: {e}", file=sys.stderr)
+        sys.exit(2)
+    print(f"report: {address(path)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from mtjudge_jax.data.records import BadRecord, JudgeExample, unpack
+from mtjudge_jax.paths import local_copy
 from mtjudge_jax.report.read import BASE, TRAINED, Evaluation, Run
 from mtjudge_jax.tasks import get_task
 
@@ -125,8 +126,9 @@ def read_examples(run: Run, *, split: str, task: str, ids: set[str]) -> dict[str
             f"{split}/{task}.array_record is not in the data folder: its examples are shown without pictures."
         )
         return {}
+    sha256 = ((run.manifest.get("files") or {}).get(f"{split}/{task}") or {}).get("sha256", "")
     found, bad = {}, 0
-    for data in iterate_records(path):
+    for data in iterate_records(local_copy(path, sha256)):
         try:
             example = unpack(data)
         except BadRecord:

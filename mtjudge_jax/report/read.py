@@ -1,8 +1,10 @@
 """Reads what a run left in its folder. A missing or torn part is named in `Run.problems`; it never stops the report."""
 
 import json
-import pathlib
+import os
 from typing import NamedTuple
+
+from mtjudge_jax.paths import AnyPath, as_path
 
 BASE, TRAINED, REFERENCE = "base_test", "trained_test", "reference_sft_test"
 MAX_TEXT = 2000  # characters of one completion kept for the page: a hostile one may be a megabyte long
@@ -20,19 +22,19 @@ class Evaluation(NamedTuple):
 class Run(NamedTuple):
     """A run's folder as it stands now. `train` and `validation` are metrics lines in step order, one a step."""
 
-    workdir: pathlib.Path
+    workdir: AnyPath
     config: dict
     train: list[dict]
     validation: list[dict]
     evaluations: dict[str, Evaluation]
-    data: pathlib.Path | None
+    data: AnyPath | None
     manifest: dict
     problems: list[str]
 
 
-def read_run(workdir: str | pathlib.Path) -> Run:
+def read_run(workdir: str | os.PathLike) -> Run:
     """Raises FileNotFoundError when the folder itself is missing; everything inside it may be."""
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"workdir={workdir} is not a folder; give the --workdir of a run")
     problems: list[str] = []
@@ -56,14 +58,14 @@ def read_run(workdir: str | pathlib.Path) -> Run:
     return Run(workdir, config, train, validation, evaluations, data, manifest, problems)
 
 
-def evaluation_names(folder: pathlib.Path) -> list[str]:
+def evaluation_names(folder: AnyPath) -> list[str]:
     """The three fixed names that exist, and the first and the last validation (their predictions can be large)."""
     fixed = [name for name in (BASE, TRAINED, REFERENCE) if (folder / f"{name}.json").exists()]
     validations = sorted(path.stem for path in folder.glob("val_*.json"))
     return fixed + list(dict.fromkeys(validations[:1] + validations[-1:]))
 
 
-def read_evaluation(folder: pathlib.Path, name: str, problems: list[str]) -> Evaluation:
+def read_evaluation(folder: AnyPath, name: str, problems: list[str]) -> Evaluation:
     scores = read_json(folder / f"{name}.json", problems)
     path = folder / f"{name}.predictions.jsonl"
     # The reference may come as scores alone, with the interval of their mean in them.
@@ -81,7 +83,7 @@ def shorten(prediction: dict) -> dict:
     return prediction | cut
 
 
-def read_json(path: pathlib.Path, problems: list[str]) -> dict:
+def read_json(path: AnyPath, problems: list[str]) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -96,10 +98,10 @@ def read_json(path: pathlib.Path, problems: list[str]) -> dict:
     return value
 
 
-def read_lines(path: pathlib.Path, problems: list[str]) -> list[dict]:
+def read_lines(path: AnyPath, problems: list[str]) -> list[dict]:
     """JSON objects, one a line. A run being written, or killed, may leave a torn line: counted, not fatal."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_bytes().decode(errors="replace")
     except OSError:
         problems.append(f"{path.name} is not there.")
         return []
@@ -124,8 +126,8 @@ def latest_by_step(lines: list[dict]) -> list[dict]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def find_data(workdir: pathlib.Path, config: dict) -> pathlib.Path | None:
+def find_data(workdir: AnyPath, config: dict) -> AnyPath | None:
     """`data.path` as written, else the workdir's own data/ (where it is when the path is empty, and after a move)."""
     path = (config.get("data") or {}).get("path") or ""
-    candidates = ([pathlib.Path(path)] if path else []) + [workdir / "data"]
+    candidates = ([as_path(path)] if path else []) + [workdir / "data"]
     return next((folder for folder in candidates if folder.is_dir()), None)

@@ -6,11 +6,13 @@ lost `rope_theta` would silently become another number and every rotary angle wo
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isqrt
-from pathlib import Path
 from typing import Any
+
+from mtjudge_jax.paths import as_path
 
 DENSE_TYPE, MOE_TYPE = "qwen3_vl", "qwen3_vl_moe"
 
@@ -110,9 +112,9 @@ class Qwen3VLConfig:
     lora: LoraConfig | None = None
 
 
-def load_config(folder: str | Path) -> Qwen3VLConfig:
+def load_config(folder: str | os.PathLike) -> Qwen3VLConfig:
     """Reads `folder/config.json`. Raises FileNotFoundError without it, ValueError when it cannot be used."""
-    path = Path(folder) / "config.json"
+    path = as_path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; a model folder needs the config.json of its source")
     try:

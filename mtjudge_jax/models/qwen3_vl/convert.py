@@ -14,12 +14,12 @@ In the tensor's axes, letters side by side share one dimension (torch keeps head
 is the second axis of that letter: `fc1_mm` maps m to M and torch stores it (out, in), so "M m".
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate
 from math import prod
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +41,7 @@ from mtjudge_jax.models.qwen3_vl.place import (
     write_on_devices,
     write_on_host,
 )
+from mtjudge_jax.together import together
 
 TEXT = "model.language_model."
 LAYER = TEXT + "layers.{i}."
@@ -224,7 +225,7 @@ def to_ours(weight: Weight, tensor: np.ndarray) -> np.ndarray:
 
 
 def load_params(
-    folder: str | Path,
+    folder: str | os.PathLike,
     cfg: Qwen3VLConfig,
     *,
     dtype: Any,
@@ -239,11 +240,12 @@ def load_params(
     time, so that the host never holds a leaf, and a process reads only what its devices hold. host_bytes: up to that
     many the smallest leaves are put together on the host; None is SMALL_BYTES, and on CPUs no limit (see place.py).
     Every process must call. Raises ValueError, naming every tensor and file that cannot be used, before any array is
-    made.
+    made; where that is so on one host only, AnotherProcess on the others.
     """
     leaves = weights(cfg)
     wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in leaves for name in weight.names}
-    stored = open_checkpoint(folder, wanted)
+    with together():
+        stored = open_checkpoint(folder, wanted)
     sources = _sources(leaves, stored)
     plans = {}
     for weight in leaves:
@@ -285,9 +287,9 @@ def _sources(leaves: list[Weight], stored: dict[str, Stored]) -> dict[str, tuple
 
 def save_hf(
     params: Params,
-    folder: str | Path,
+    folder: str | os.PathLike,
     *,
-    source_folder: str | Path,
+    source_folder: str | os.PathLike,
     dtype: Any,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
@@ -297,9 +299,9 @@ def save_hf(
 
     The weights are `params` cast to dtype; config, tokenizer, chat template, preprocessor and generation config are
     `source_folder`'s (see `folder.companions`), `files` are others by name. Shards hold at most shard_bytes each, or one
-    tensor. The folder appears whole or not at all. Every process must call; process 0 writes. Raises ValueError when
-    the tree is not the one of the source's config, FileExistsError when the folder exists, unless `overwrite` and it
-    holds a model.
+    tensor. The folder appears whole or not at all (in a bucket: see `write_folder`). Every process must call; process 0
+    writes. Raises ValueError when the tree is not the one of the source's config, FileExistsError when the folder exists,
+    unless `overwrite` and it holds a model, OSError where it cannot be written.
     """
     dtype = np.dtype(dtype)
     write_folder(

@@ -3,18 +3,22 @@
 A safetensors file is 8 bytes, the length of its header; the header, JSON of {name: dtype, shape, data_offsets}; then
 the data, gapless. Headers are parsed here, since the library stops at the first mistake and does not say whose it is.
 Format: https://github.com/huggingface/safetensors
+
+A file of a disk is mapped into memory; of a bucket the bytes that are asked for are, and no copy of a file is made.
 """
 
 import json
 import mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+
+from mtjudge_jax.paths import AnyPath, as_path, in_bucket, read_ranges, size_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -23,6 +27,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 LFS_START = b"version https://git-lfs"
 HEADER_BYTES = 100_000_000  # the format's own limit
+GAP_BYTES = 1 << 20  # that are read rather than asked around: a request takes as long as some megabytes
 SHOWN = 12  # problems of one kind that are spelled out
 
 Shape = tuple[int, ...]
@@ -35,7 +40,7 @@ class Stored(NamedTuple):
     """A tensor in a file, from byte `start` to byte `stop` of it."""
 
     name: str
-    file: Path
+    file: AnyPath
     dtype: str  # as the header spells it
     shape: Shape
     start: int
@@ -55,7 +60,7 @@ def open_checkpoint(folder: str | Path, wanted: Wanted) -> dict[str, Stored]:
 
     Reads no weights. Raises FileNotFoundError without a checkpoint, ValueError listing all that is wrong, by name.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     file_of, total, problems = _open_index(folder)
     place = dict.fromkeys(wanted, SINGLE) if file_of is None else file_of
     stored: dict[str, Stored] = {}
@@ -82,7 +87,7 @@ def open_checkpoint(folder: str | Path, wanted: Wanted) -> dict[str, Stored]:
     return {name: stored[name] for name in wanted}
 
 
-def _message(folder: Path, problems: list[Problem], stored: dict[str, Stored], wanted: Wanted) -> str:
+def _message(folder: AnyPath, problems: list[Problem], stored: dict[str, Stored], wanted: Wanted) -> str:
     """Every kind of problem with its first few cases, and what usually lies behind them."""
     kinds: dict[str, list[str]] = {}
     for kind, what in sorted(problems, key=lambda problem: KINDS.index(problem[0])):
@@ -134,7 +139,7 @@ def _against_index(file_of: dict[str, str], stored: dict[str, Stored], wanted: W
     return problems
 
 
-def _open_index(folder: Path) -> Index:
+def _open_index(folder: AnyPath) -> Index:
     """Raises FileNotFoundError without a checkpoint, ValueError where there are only pickles or the index is none."""
     path, single = folder / INDEX, (folder / SINGLE).is_file()
     if path.is_file():
@@ -154,7 +159,7 @@ def _open_index(folder: Path) -> Index:
     raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}; give the folder of a Hugging Face model")
 
 
-def _read_index(path: Path) -> Index:
+def _read_index(path: AnyPath) -> Index:
     """The index of a folder, without entries that lead out of it or to another kind of file."""
     try:
         _refuse_other_kinds(path)
@@ -172,27 +177,26 @@ def _read_index(path: Path) -> Index:
     return Index(kept, total, [("index", f"names {file}; only safetensors files beside the index are read") for file in names])
 
 
-def _refuse_other_kinds(path: Path) -> None:
+def _refuse_other_kinds(path: AnyPath) -> None:
     """A clone without git-lfs leaves three lines of text where the weights should be; pickles can run code."""
-    with path.open("rb") as file:
-        start = file.read(len(LFS_START))
+    (start,) = read_ranges(path, [(0, min(size_of(path), len(LFS_START)))])
     if start == LFS_START:
         raise ValueError("is a Git LFS pointer, not the file: run `git lfs pull` in the model's folder")
-    if start.startswith(PICKLE_STARTS):
+    if start.startswith(PICKLE_STARTS) and start[8:9] != b"{":  # a header of 640 bytes begins like a pickle
         raise ValueError(f"is a pickle, which can run code and is refused: save it as {SINGLE} with transformers")
 
 
-def _read_header(path: Path) -> tuple[list[Stored], list[Problem]]:
+def _read_header(path: AnyPath) -> tuple[list[Stored], list[Problem]]:
     """The tensors of a file and what is wrong with single ones. Raises ValueError where there is no telling."""
     if not path.is_file():
         raise ValueError("is not there: download it again")
     _refuse_other_kinds(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > HEADER_BYTES:
-            raise ValueError(f"is no safetensors file: {size} bytes that begin with a header of {length}")
-        text = file.read(length)
+    size = size_of(path)
+    (start,) = read_ranges(path, [(0, min(size, 8))])
+    length = int.from_bytes(start, "little")
+    if size < 8 or length > HEADER_BYTES:
+        raise ValueError(f"is no safetensors file: {size} bytes that begin with a header of {length}")
+    (text,) = read_ranges(path, [(8, min(size, 8 + length))])
     if len(text) < length:
         raise ValueError(f"is cut short at {size} bytes, inside its header of {length}")
     pairs: list[tuple[str, Any]] = []
@@ -207,7 +211,7 @@ def _read_header(path: Path) -> tuple[list[Stored], list[Problem]]:
     return _check_entries(path, entries, first=8 + length, size=size)
 
 
-def _check_entries(path: Path, entries: list[tuple[str, Any]], *, first: int, size: int) -> tuple[list[Stored], list[Problem]]:
+def _check_entries(path: AnyPath, entries: list[tuple[str, Any]], *, first: int, size: int) -> tuple[list[Stored], list[Problem]]:
     """first: where the data begin; size: of the file, both in bytes."""
     tensors, problems = [], []
     for name, entry in entries:
@@ -236,15 +240,75 @@ def _check_entries(path: Path, entries: list[tuple[str, Any]], *, first: int, si
     return tensors, problems
 
 
-def read_tensors(tensors: list[Stored]) -> Iterator[tuple[Stored, np.ndarray]]:
+class Ranged(NamedTuple):
+    """A tensor in a bucket: what an array's view of a mapped file is on a disk. Indexing reads, and only what is asked for."""
+
+    file: AnyPath
+    start: int  # byte of the file
+    dtype: np.dtype
+    shape: Shape
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    def reshape(self, shape: Shape) -> "Ranged":
+        return self._replace(shape=tuple(shape))
+
+    def view(self, dtype: Any) -> "Ranged":
+        return self._replace(dtype=np.dtype(dtype))
+
+    def read(self, index: tuple[slice, ...]) -> np.ndarray:
+        """A part, a slice an axis. Pieces of it that lie close together are read with what is between them."""
+        spans, inner = _spans(self.shape, index, self.itemsize)
+        texts = read_ranges(self.file, [(self.start + first, self.start + last) for first, last in spans])
+        rows = [np.frombuffer(text, self.dtype) for text in texts]
+        return np.concatenate([inner(row) for row in rows]).reshape([part.stop - part.start for part in index])
+
+
+def _spans(shape: Shape, index: tuple[slice, ...], itemsize: int) -> tuple[list[tuple[int, int]], Callable]:
+    """(bytes from and to of what must be read, what takes the wanted numbers out of one such span).
+
+    Axes after the first one that is cut, counted from the last, are whole. With shape (6, 4, 2) and the part [1:3, 0:2, :], two
+    rows of 8 numbers are cut to 4 each: read together, as numbers 8 to 20, or apart, as 8 to 12 and 16 to 20.
+    """
+    axes = len(shape)
+    whole = next((axis for axis in range(axes, 0, -1) if index[axis - 1] != slice(0, shape[axis - 1])), 0)
+    if whole <= 1:  # one run of numbers
+        row = prod(shape[1:])
+        first, last = (index[0].start * row, index[0].stop * row) if whole else (0, prod(shape))
+        return [(first * itemsize, last * itemsize)], lambda numbers: numbers
+    row = prod(shape[1:])
+    first = sum(part.start * prod(shape[axis + 1 :]) for axis, part in enumerate(index[1:], 1))
+    last = sum((part.stop - 1) * prod(shape[axis + 1 :]) for axis, part in enumerate(index[1:], 1)) + 1
+    at, stop = index[0].start, index[0].stop
+    if (row - (last - first)) * itemsize < GAP_BYTES:  # the rows of the first axis in one request
+        tail = tuple(slice(None) if axis == 0 else part for axis, part in enumerate(index))
+
+        def cut(numbers: np.ndarray) -> np.ndarray:
+            full = np.zeros((stop - at) * row, numbers.dtype)
+            full[first : first + len(numbers)] = numbers
+            return full.reshape(stop - at, *shape[1:])[tail].reshape(-1)
+
+        return [((at * row + first) * itemsize, ((stop - 1) * row + last) * itemsize)], cut
+    inner, take = _spans(shape[1:], index[1:], itemsize)
+    return [(i * row * itemsize + a, i * row * itemsize + b) for i in range(at, stop) for a, b in inner], take
+
+
+def read_tensors(tensors: list[Stored]) -> Iterator[tuple[Stored, Any]]:
     """The tensors as they lie in their files, file by file, in order; each file is open once, and only meanwhile.
 
-    The arrays are views of the mapped file: what is not copied from them is not read.
+    What is not copied from them is not read: arrays are views of the mapped file, of a bucket they are `Ranged`.
     """
     for file in sorted({tensor.file for tensor in tensors}):
+        of_file = sorted((one for one in tensors if one.file == file), key=lambda one: one.start)
+        if in_bucket(file):
+            for tensor in of_file:
+                yield tensor, Ranged(file, tensor.start, FLOATS[tensor.dtype], tensor.shape)
+            continue
         with file.open("rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # gone with the last array that looks at it
         mapped.madvise(mmap.MADV_SEQUENTIAL)
         data = np.frombuffer(mapped, np.uint8)
-        for tensor in sorted((one for one in tensors if one.file == file), key=lambda one: one.start):
+        for tensor in of_file:
             yield tensor, data[tensor.start : tensor.stop].view(FLOATS[tensor.dtype]).reshape(tensor.shape)

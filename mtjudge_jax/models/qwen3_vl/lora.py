@@ -6,11 +6,11 @@ and read here without PEFT; what of its options changes the numbers and is not c
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
 from math import inf, prod
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from mtjudge_jax.models.qwen3_vl.convert import TABLE, Weight, flatten, leaf_ten
 from mtjudge_jax.models.qwen3_vl.files import FLOATS
 from mtjudge_jax.models.qwen3_vl.folder import write_folder
 from mtjudge_jax.models.qwen3_vl.text import LORA_AXES, lora_shapes
+from mtjudge_jax.paths import AnyPath, as_path, nearby, size_of
 
 Params = dict[str, Any]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -104,7 +105,7 @@ def _lora_of(cfg: Qwen3VLConfig) -> LoraConfig:
 
 def save_peft(
     params: Params,
-    folder: str | Path,
+    folder: str | os.PathLike,
     cfg: Qwen3VLConfig,
     *,
     base_model: str,
@@ -161,13 +162,13 @@ def peft_config(cfg: Qwen3VLConfig, base_model: str) -> dict[str, Any]:
     }
 
 
-def read_peft_config(folder: str | Path) -> LoraConfig:
+def read_peft_config(folder: str | os.PathLike) -> LoraConfig:
     """Rank, alpha and targets of a PEFT folder.
 
     Raises FileNotFoundError without `adapter_config.json`, ValueError, in one message, for all that it asks for and that is
     not computed here.
     """
-    path = Path(folder) / CONFIG
+    path = as_path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give a folder that PEFT's save_pretrained or `mtjudge export` wrote")
     try:
@@ -203,29 +204,29 @@ def _refused(raw: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def load_peft(folder: str | Path, cfg: Qwen3VLConfig, *, dtype: Any = jnp.float32) -> Params:
+def load_peft(folder: str | os.PathLike, cfg: Qwen3VLConfig, *, dtype: Any = jnp.float32) -> Params:
     """The adapters' leaves of a PEFT folder, on the default device. `cfg.lora` must be what `read_peft_config` says.
 
     Raises FileNotFoundError without its files, ValueError, in one message, for other options, and for tensors that are
     missing, unexpected, of another shape or dtype; before any array is made.
     """
-    path = Path(folder) / WEIGHTS
+    path = as_path(folder) / WEIGHTS
     have, want = read_peft_config(folder), _lora_of(cfg)
     if (have.rank, have.alpha, set(have.targets)) != (want.rank, want.alpha, set(want.targets)):
-        raise ValueError(f"{Path(folder) / CONFIG}: is {have}, the config asks for {want}; set lora to what the adapter has")
+        raise ValueError(f"{as_path(folder) / CONFIG}: is {have}, the config asks for {want}; set lora to what the adapter has")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; only safetensors are read, save the adapter as such with PEFT")
     declared = adapter_weights(cfg)
     wanted = {name: weight.tensor_shape for weight in declared for name in weight.names}
     try:
-        with safe_open(path, "numpy") as file:
+        with nearby(path.parent, (WEIGHTS,)) as near, safe_open(near / WEIGHTS, "numpy") as file:
             _check_tensors(path, {name: file.get_slice(name) for name in file.keys()}, wanted)  # noqa: SIM118 (no mapping)
             return nest({w.path: jnp.asarray(np.stack([_ours(w, file.get_tensor(n)) for n in w.names]), dtype) for w in declared})
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or cut short at {path.stat().st_size} bytes ({error}); copy it again") from error
+        raise ValueError(f"{path}: damaged or cut short at {size_of(path)} bytes ({error}); copy it again") from error
 
 
-def _check_tensors(path: Path, slices: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> None:
+def _check_tensors(path: AnyPath, slices: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> None:
     problems = [f"missing: {name}" for name in wanted if name not in slices]
     problems += [f"unexpected: {name}" for name in slices if name not in wanted]
     for name in wanted.keys() & slices.keys():

@@ -21,6 +21,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mtjudge_jax.models.qwen3_vl.files import Ranged
+
 PIECE_BYTES = 16 << 20  # what is copied at a time
 SMALL_BYTES = 32 << 20  # what is put together on the host, all such leaves together
 ALIGNMENT = 64  # bytes; memory that begins like this becomes an array on a CPU without a copy
@@ -74,15 +76,17 @@ def plan(path: str, shape: Shape, *, dtype: Any, sharding: NamedSharding | None,
     return Leaf(shape, np.dtype(dtype), sharding, stacked, sharding.shard_shape(shape), parts, indices, most)
 
 
-def copy_part(tensor: np.ndarray, index: Index) -> np.ndarray:
+def copy_part(tensor: np.ndarray | Ranged, index: Index) -> np.ndarray:
     """The one place where weights are read: a part of a tensor in a file, copied into memory of its own.
 
     As bare bits, which numpy copies faster than the numbers of dtypes that it does not know.
     """
-    return tensor.view(f"u{tensor.itemsize}")[index].copy().view(tensor.dtype)
+    bits = tensor.view(f"u{tensor.itemsize}")
+    part = bits.read(index) if isinstance(tensor, Ranged) else bits[index].copy()
+    return part.view(tensor.dtype)
 
 
-def pieces(leaf: Leaf, tensor: np.ndarray, order: Shape, piece_bytes: int) -> Iterator[tuple[int, Buffers]]:
+def pieces(leaf: Leaf, tensor: np.ndarray | Ranged, order: Shape, piece_bytes: int) -> Iterator[tuple[int, Buffers]]:
     """Cuts the tensor's first axis, within a device's part, and yields where a cut begins and that cut of every part.
 
     All cuts are equally long, for one compilation; the last may repeat some rows. All parts of a cut together have at
