@@ -1,14 +1,20 @@
 """The only token log-probability: training, old policy, reference, evaluation and the tests of parity all call it."""
 
+import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
+from mtjudge_jax.sharding import BATCH_AXES, param_spec
 from mtjudge_jax.types import Array, Params, PromptBatch
 
 BANNED = -1e30
@@ -49,7 +55,7 @@ def completion_logp(
     hidden, router = vlm.completion_hidden(params, cfg, prompts, tokens, mask, backend=backend)
     head = vlm.output_head(params, cfg)
 
-    def chunk_logp(hidden: Array, targets: Array) -> tuple[Array, Array]:
+    def chunk_logp(head: Array, hidden: Array, targets: Array) -> tuple[Array, Array]:
         logits = sampling_logits(hidden, head, allowed, temperature)
         # Shifted by the largest, so that one exponential serves normaliser and entropy. The target is picked by comparison:
         # unlike an index, that has an elementwise gradient and needs no gathering of a sharded vocabulary.
@@ -62,17 +68,41 @@ def completion_logp(
         return target - jnp.log(total), jnp.log(fixed_total) - mean
 
     rows, count = tokens.shape[0], tokens.shape[1] * tokens.shape[2]
-    flat = (hidden.reshape(rows, count, -1), tokens.reshape(rows, count))
     columns = max(1, chunk // rows)  # chunked along the completions, so that rows keep their shard
-    if columns >= count:
-        out = chunk_logp(*flat)
-    else:
-        out = _in_chunks(chunk_logp, flat, columns)
+    out = _with_whole_head(
+        lambda head, *flat: _in_chunks(functools.partial(chunk_logp, head), flat, columns),
+        head,
+        (hidden.reshape(rows, count, -1), tokens.reshape(rows, count)),
+        backend.mesh,
+    )
     return TokenLogp(*(x.reshape(tokens.shape) for x in out), jax.lax.stop_gradient(router))
 
 
-def _in_chunks(fn, flat, columns: int) -> tuple[Array, Array]:
+def _with_whole_head(fn: Callable, head: Array, rows: tuple[Array, ...], mesh: Mesh | None) -> tuple[Array, Array]:
+    """fn(head, *rows), on a mesh with every device's rows apart: the head is gathered over fsdp once, before the chunks, and
+    its gradient is summed over the devices once, behind them. Left to itself XLA does both for every chunk.
+    """
+    if mesh is None or rows[0].shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return fn(head, *rows)
+    fsdp = param_spec("text/head_vd", head.shape, mesh)[1]
+
+    def on_device(head: Array, *rows: Array) -> tuple[Array, Array]:
+        whole = jax.lax.all_gather(head, fsdp, axis=1, tiled=True) if fsdp else head
+        same = tuple(axis for axis in BATCH_AXES if axis != fsdp)
+        return fn(jax.lax.pcast(whole, same, to="varying"), *rows)
+
+    split = P(BATCH_AXES)
+    call = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(P(None, fsdp), split, split), out_specs=split, axis_names=set(BATCH_AXES)
+    )  # `tensor`, over which the vocabulary lies, stays XLA's own
+    return call(head, *rows)
+
+
+def _in_chunks(fn: Callable, flat: tuple[Array, ...], columns: int) -> tuple[Array, Array]:
+    """fn over pieces of `columns` tokens a row, one after the other, again in the backward pass."""
     rows, count = flat[1].shape
+    if columns >= count:
+        return fn(*flat)
     pieces = -(-count // columns)
     padding = pieces * columns - count
 

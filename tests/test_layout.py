@@ -32,6 +32,7 @@ ORDER = [
     "report",
     "step_log",
     "policy",
+    "plan",
     "run",
     "model_card",
     "command",
@@ -43,6 +44,7 @@ ORDER = [
     "demo",
     "prepare",
     "demo.__main__",
+    "plan.__main__",
     "cli",
     "__main__",
 ]
