@@ -5,7 +5,7 @@
         --config.model.path=models/Qwen3-VL-30B-A3B-Instruct --config.data.path=data/six
 """
 
-from mtjudge_jax.config import Config, ConfigError, unknown
+from mtjudge_jax.config import Config
 
 
 def get_config(argument: str = "30b-a3b,v5p:4x4x4") -> Config:

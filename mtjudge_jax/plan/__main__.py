@@ -18,14 +18,19 @@ WITHOUT_A_TPU = {
 }
 
 
+def without_a_tpu(topologies: list[str]) -> None:
+    """Checks the slices' names and sets the environment in which they are compiled for. Raises ConfigError."""
+    for name in topologies:
+        tpu_slice(name)
+    if topologies and importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("--topology needs XLA's compiler for TPUs, which is not installed: pip install 'mtjudge_jax[tpu]'")
+    if topologies:
+        os.environ.update(WITHOUT_A_TPU)
+
+
 def main() -> None:
     cfg = typed(CONFIG.value)
-    for name in TOPOLOGY.value:
-        tpu_slice(name)
-    if TOPOLOGY.value:
-        if importlib.util.find_spec("libtpu") is None:
-            raise ConfigError("--topology needs XLA's compiler for TPUs, which is not installed: pip install 'mtjudge_jax[tpu]'")
-        os.environ.update(WITHOUT_A_TPU)
+    without_a_tpu(TOPOLOGY.value)
     from mtjudge_jax.plan.run import run  # jax reads the environment when it is imported
 
     run(cfg, model_name=MODEL.value, names=TOPOLOGY.value, sweep=SWEEP.value, tries=TRIES.value, as_json=JSON.value)

@@ -71,18 +71,17 @@ def costs_table(setup: Setup, phases: list[Phase], place: Slice) -> str:
     cfg, calls = setup.cfg, phases_of(setup.cfg)
     own = {name: n / place.devices * calls.get(name, 1) for name, n in analytic.flops(setup.model_cfg, cfg).items()}
     total = lambda values: [*values, sum(values)]  # noqa: E731
-    show = lambda values, by: [f"{value / by:,.1f}" for value in total(values)]  # noqa: E731
     times = {"prefill": 1, "decode": cfg.rollout.completion_tokens - 1} | calls
     lines = [
         row("a step on a device", [*[PHASES.get(p.name, p.name) for p in phases], "sum"]),
         row("  runs", [f"{times[p.name]:,}" for p in phases]),
-        row("  products, TFLOP", show([p.costs["flops"] for p in phases], 1e12)),
+        amounts("  products, {}FLOP", [p.costs["flops"] for p in phases]),
         row("  of these the model's own", [f"{own[p.name] / p.costs['flops']:.0%}" for p in phases if p.costs["flops"]]),
-        row("  memory traffic, GB", show([p.costs["hbm"] for p in phases], 1e9)),
+        amounts("  memory traffic, {}B", [p.costs["hbm"] for p in phases]),
     ]
     for kind in COLLECTIVES:
         if any(p.costs[kind] for p in phases):
-            lines.append(row(f"  {kind}, GB sent", show([p.costs[kind] for p in phases], 1e9)))
+            lines.append(amounts(f"  {kind}, {{}}B sent", [p.costs[kind] for p in phases]))
     if place.chip is None:
         return "\n".join(lines)
     for title, values in (
@@ -94,6 +93,15 @@ def costs_table(setup: Setup, phases: list[Phase], place: Slice) -> str:
         lines.append(row(title, [f"{value:.2f}" for value in total(values)]))
     lines.append(row("  bound by", [p.bound for p in phases]))
     return "\n".join(lines)
+
+
+def amounts(title: str, values: list[float]) -> str:
+    """A row and its sum, in the unit that leaves the sum some digits."""
+    values = [*values, sum(values)]
+    unit, by = next(
+        (u, by) for u, by in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1)) if values[-1] >= 10 * by or by == 1
+    )
+    return row(title.format(unit), [f"{value / by:,.1f}" for value in values])
 
 
 def row(title: str, values: list[str]) -> str:
