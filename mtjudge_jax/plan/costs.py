@@ -4,6 +4,8 @@ XLA's own `cost_analysis` counts the body of a loop once, and knows nothing of m
 from its entry, every loop's body times its trips.
 """
 
+import functools
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -40,21 +42,20 @@ Work = Callable[[Kernel], tuple[float, float] | None]
 
 
 def count(module: Module, *, kernel_work: Work, taken: float) -> Counted:
-    """The whole program. `taken`: share of the turns in which a condition chooses its dearest branch."""
+    """The whole program. `taken`: share of a loop's turns, rounded up to whole ones, in which a condition chooses its dearest
+    branch.
+    """
     unknown: Counter = Counter()
-    memo: dict[str, tuple[Costs, Costs]] = {}
 
-    def visit(name: str) -> tuple[Costs, Costs]:
-        if name not in memo:
-            memo[name] = of_computation(module.computations[name])
-        return memo[name]
-
-    def of_computation(computation: Computation) -> tuple[Costs, Costs]:
+    @functools.cache
+    def visit(name: str, turns: int) -> tuple[Costs, Costs]:
+        """One turn of `turns`."""
+        computation = module.computations[name]
         fixed, loop = Costs(), Costs()
         for x in computation.values():
             if x.op == "while":
                 trips = trip_count(module, computation, x)
-                body = visit(x.called("body")[0])
+                body = visit(x.called("body")[0], trips or 1)
                 if trips is None:
                     loop.update(body[0])
                     loop.update(body[1])
@@ -63,18 +64,19 @@ def count(module: Module, *, kernel_work: Work, taken: float) -> Counted:
                     loop.update(scaled(body[1], trips))
             elif x.op == "conditional":
                 names = x.called("branch_computations") or x.called("true_computation") + x.called("false_computation")
-                branches = sorted((visit(name) for name in names), key=lambda b: b[0]["flops"] + b[0]["hbm"])
-                for share, branch in ((taken, branches[-1]), (1 - taken, branches[0])):
+                branches = sorted((visit(name, 1) for name in names), key=lambda b: b[0]["flops"] + b[0]["hbm"])
+                often = math.ceil(turns * taken) / turns if turns > 1 else taken
+                for share, branch in ((often, branches[-1]), (1 - often, branches[0])):
                     fixed.update(scaled(branch[0], share))
                     loop.update(scaled(branch[1], share))
             elif x.op == "call" or (x.op == "async-start" and x.called("calls")):
-                for total, part in zip((fixed, loop), visit((x.called("to_apply") or x.called("calls"))[0]), strict=True):
+                for total, part in zip((fixed, loop), visit((x.called("to_apply") or x.called("calls"))[0], turns), strict=True):
                     total.update(part)
             else:
                 fixed.update(of_instruction(module, computation, x, kernel_work, unknown))
         return fixed, loop
 
-    return Counted(*visit(module.entry), unknown)
+    return Counted(*visit(module.entry, 1), unknown)
 
 
 def scaled(costs: Costs, by: float) -> Costs:
@@ -202,15 +204,17 @@ def memory_bytes(module: Module, computation: Computation, x: Instruction) -> fl
         return float(result)  # operand and result
     if x.op in ("dynamic-slice", "slice", "gather"):
         return result + min(whole[0], x.bytes)
-    if x.op in ("dynamic-update-slice", "scatter"):
-        return 2.0 * whole[1 if x.op == "dynamic-update-slice" else -1]
+    if x.op == "dynamic-update-slice":
+        return 2.0 * whole[1]
+    if x.op == "scatter":  # of operand, indices and updates: the rows that are met are read, changed and written
+        return 3.0 * whole[2] + whole[1]
     if x.op == "custom-call" and "AllocateBuffer" in x.rest:
         return 0.0
     if x.op == "fusion":
         inner = module.computations[x.called("calls")[0]]
         parameters = {int(y.operands[0]): y.name for y in inner.values() if y.op == "parameter"}
         read = sum(min(size, read_bytes(module, inner, parameters[n])) if size else 0 for n, size in enumerate(whole))
-        return read + written_bytes(inner, x)
+        return read + written_bytes(module, inner, x)
     return float(sum(whole) + result)
 
 
@@ -224,6 +228,8 @@ def read_bytes(module: Module, computation: Computation, name: str) -> float:
             total += y.bytes
         elif y.op == "bitcast":
             total += read_bytes(module, computation, y.name)
+        elif y.op == "scatter" and y.operands[0] == name:
+            total += computation[y.operands[2]].bytes
         elif y.op == "fusion":
             inner = module.computations[y.called("calls")[0]]
             numbers = [str(n) for n, operand in enumerate(y.operands) if operand == name]
@@ -244,19 +250,25 @@ def passes_on(y: Instruction, name: str) -> bool:
     return in_place or under_way or y.op in ("tuple", "get-tuple-element")
 
 
-def written_bytes(inner: Computation, x: Instruction) -> float:
-    """Of a fusion's results: an update in place writes its slice, a buffer that is handed on nothing."""
+def written_bytes(module: Module, inner: Computation, x: Instruction) -> float:
+    """Of a fusion's results: an update in place writes what it changes, a buffer that is handed on nothing."""
     root = root_of(inner)
     if "AsyncCollective" in root.rest:
         return float(sum(s.bytes for s in x.shapes[1:2] if s.hbm)) if "AsyncCollectiveStart" in root.rest else 0.0
     leaves = [inner[name] for name in root.operands] if root.op == "tuple" else [root]
     if len(leaves) != len(x.shapes):
         return float(sum(shape.bytes for shape in x.shapes if shape.hbm))
-    total = 0.0
-    for leaf, shape in zip(leaves, x.shapes, strict=True):
-        while leaf.op == "bitcast":
-            leaf = inner[leaf.operands[0]]
-        if not shape.hbm or leaf.op in ("parameter", "get-tuple-element") or "chain_id=" in leaf.rest:
-            continue
-        total += inner[leaf.operands[1]].bytes if leaf.op == "dynamic-update-slice" else shape.bytes
-    return total
+    return sum(changed_bytes(module, inner, leaf) for leaf, shape in zip(leaves, x.shapes, strict=True) if shape.hbm)
+
+
+def changed_bytes(module: Module, computation: Computation, x: Instruction) -> float:
+    """What of an instruction's result is new: of an update in place the slice or the rows."""
+    while x.op == "bitcast":
+        x = computation[x.operands[0]]
+    if x.op in ("parameter", "get-tuple-element") or "chain_id=" in x.rest:
+        return 0.0
+    if x.op == "fusion" and len(x.shapes) == 1:
+        inner = module.computations[x.called("calls")[0]]
+        return changed_bytes(module, inner, root_of(inner))
+    updates = {"dynamic-update-slice": 1, "scatter": 2}.get(x.op)
+    return float(x.bytes if updates is None else computation[x.operands[updates]].bytes)

@@ -271,30 +271,64 @@ def some_experts(
     order, place = _sort(jnp.where(mine, choice, experts), experts + 1)
     weight = _permute(weight, order, place)
     fit = lambda a: jnp.pad(a, (0, max(0, chunks * chunk - a.size)))[: chunks * chunk].reshape(chunks, chunk)  # noqa: E731
-    end = jnp.cumsum(sizes)
-
-    def step(y, inputs):
-        start, token, weight = inputs
-        inside = jnp.clip(jnp.stack([end - sizes, end]) - start, 0, chunk)
-
-        def work(y):
-            out = _mlp(_take(x, token), weight, inside[1] - inside[0], gate_up_edf, down_efd, impl=impl, tail=True)
-            return y.at[token].add(out.astype(jnp.float32))
-
-        return jax.lax.cond(start < end[-1], work, lambda y: y, y), None
-
-    y = jax.lax.pcast(jnp.zeros(x.shape, jnp.float32), axes, to="varying")
-    y, _ = jax.lax.scan(jax.checkpoint(step), y, (jnp.arange(chunks) * chunk, fit(order // k), fit(weight)))
+    y = _in_chunks(x, fit(weight), gate_up_edf, down_efd, fit(order // k), sizes, impl, axes)
     return y.astype(x.dtype)
 
 
-@jax.custom_vjp
-def _take(x: Array, token: Array) -> Array:
-    """x[token]; the cotangents of a token's rows are summed in float32."""
-    return x[token]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _in_chunks(
+    x: Array, weight: Array, gate_up_edf: Array, down_efd: Array, token: Array, sizes: Array, impl: str, axes: tuple[str, ...]
+) -> Array:
+    """x [T, D]; of each chunk of rows weight and token [chunks, R'] -> float32 [T, D], summed where the rows came from.
+
+    With a backward pass of its own: each chunk adds its share to the gradients in place. Left to itself JAX makes an array of
+    the size of x for every chunk, idle or not, and adds them all up.
+    """
+
+    def step(y: Array, chunk):
+        token, weight, inside, busy = chunk
+
+        def work(y: Array) -> Array:
+            out = _mlp(x[token], weight, inside, gate_up_edf, down_efd, impl=impl, tail=True)
+            return y.at[token].add(out.astype(jnp.float32))
+
+        return jax.lax.cond(busy, work, lambda y: y, y), None
+
+    start = jax.lax.pcast(jnp.zeros(x.shape, jnp.float32), axes, to="varying")
+    return jax.lax.scan(step, start, (token, weight, *_inside(token, sizes)))[0]
 
 
-_take.defvjp(
-    lambda x, token: (x[token], (x, token)),
-    lambda saved, bar: (jnp.zeros_like(saved[0], jnp.float32).at[saved[1]].add(bar.astype(jnp.float32)).astype(bar.dtype), None),
-)
+def _inside(token: Array, sizes: Array) -> tuple[Array, Array]:
+    """Rows of each expert in each chunk, [chunks, E'], and whether there are any, [chunks]."""
+    chunks, size = token.shape
+    end = jnp.cumsum(sizes)
+    edges = jnp.clip(jnp.stack([end - sizes, end]) - (jnp.arange(chunks) * size)[:, None, None], 0, size)
+    inside = edges[:, 1] - edges[:, 0]
+    return inside, inside.sum(-1) > 0
+
+
+def _in_chunks_backward(impl: str, axes: tuple[str, ...], saved, y_bar: Array):
+    x, weight, gate_up_edf, down_efd, token, sizes = saved
+
+    def step(sums, chunk):
+        token, weight, inside, busy = chunk
+
+        def work(sums):
+            mlp = functools.partial(_mlp, group_sizes=inside, impl=impl, tail=True)
+            pull = jax.vjp(lambda rows, weight, *w: mlp(rows, weight, gate_up_edf=w[0], down_efd=w[1]), x[token], weight,
+                           gate_up_edf, down_efd)[1]  # fmt: skip
+            rows_bar, weight_bar, *w_bar = pull(y_bar[token].astype(x.dtype))
+            sums = (sums[0].at[token].add(rows_bar.astype(jnp.float32)), *map(jnp.add, sums[1:], w_bar))
+            return sums, weight_bar
+
+        return jax.lax.cond(busy, work, lambda sums: (sums, jax.lax.pcast(jnp.zeros(weight.shape), axes, to="varying")), sums)
+
+    zeros = [
+        jnp.zeros(a.shape, dtype) for a, dtype in ((x, jnp.float32), (gate_up_edf, gate_up_edf.dtype), (down_efd, down_efd.dtype))
+    ]
+    sums = tuple(jax.lax.pcast(zeros, axes, to="varying"))
+    (x_bar, *w_bar), weight_bar = jax.lax.scan(step, sums, (token, weight, *_inside(token, sizes)))
+    return x_bar.astype(x.dtype), weight_bar, *w_bar, None, None
+
+
+_in_chunks.defvjp(lambda *a: (_in_chunks(*a), a[:6]), _in_chunks_backward)
