@@ -271,15 +271,14 @@ def some_experts(
     order, place = _sort(jnp.where(mine, choice, experts), experts + 1)
     weight = _permute(weight, order, place)
     fit = lambda a: jnp.pad(a, (0, max(0, chunks * chunk - a.size)))[: chunks * chunk].reshape(chunks, chunk)  # noqa: E731
-    y = _in_chunks(x, fit(weight), gate_up_edf, down_efd, fit(order // k), sizes, impl, axes)
-    return y.astype(x.dtype)
+    return _in_chunks(x, fit(weight), gate_up_edf, down_efd, fit(order // k), sizes, impl, axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def _in_chunks(
     x: Array, weight: Array, gate_up_edf: Array, down_efd: Array, token: Array, sizes: Array, impl: str, axes: tuple[str, ...]
 ) -> Array:
-    """x [T, D]; of each chunk of rows weight and token [chunks, R'] -> float32 [T, D], summed where the rows came from.
+    """x [T, D]; of each chunk of rows weight and token [chunks, R'] -> [T, D], summed in float32 where the rows came from.
 
     With a backward pass of its own: each chunk adds its share to the gradients in place. Left to itself JAX makes an array of
     the size of x for every chunk, idle or not, and adds them all up.
@@ -295,7 +294,7 @@ def _in_chunks(
         return jax.lax.cond(busy, work, lambda y: y, y), None
 
     start = jax.lax.pcast(jnp.zeros(x.shape, jnp.float32), axes, to="varying")
-    return jax.lax.scan(step, start, (token, weight, *_inside(token, sizes)))[0]
+    return jax.lax.scan(step, start, (token, weight, *_inside(token, sizes)))[0].astype(x.dtype)
 
 
 def _inside(token: Array, sizes: Array) -> tuple[Array, Array]:
@@ -314,18 +313,15 @@ def _in_chunks_backward(impl: str, axes: tuple[str, ...], saved, y_bar: Array):
         token, weight, inside, busy = chunk
 
         def work(sums):
-            mlp = functools.partial(_mlp, group_sizes=inside, impl=impl, tail=True)
-            pull = jax.vjp(lambda rows, weight, *w: mlp(rows, weight, gate_up_edf=w[0], down_efd=w[1]), x[token], weight,
-                           gate_up_edf, down_efd)[1]  # fmt: skip
-            rows_bar, weight_bar, *w_bar = pull(y_bar[token].astype(x.dtype))
+            mlp = lambda rows, weight, *w: _mlp(rows, weight, inside, *w, impl=impl, tail=True)  # noqa: E731
+            _, pull = jax.vjp(mlp, x[token], weight, gate_up_edf, down_efd)
+            rows_bar, weight_bar, *w_bar = pull(y_bar[token])
             sums = (sums[0].at[token].add(rows_bar.astype(jnp.float32)), *map(jnp.add, sums[1:], w_bar))
             return sums, weight_bar
 
         return jax.lax.cond(busy, work, lambda sums: (sums, jax.lax.pcast(jnp.zeros(weight.shape), axes, to="varying")), sums)
 
-    zeros = [
-        jnp.zeros(a.shape, dtype) for a, dtype in ((x, jnp.float32), (gate_up_edf, gate_up_edf.dtype), (down_efd, down_efd.dtype))
-    ]
+    zeros = [jnp.zeros(x.shape, jnp.float32), *[jnp.zeros(w.shape, w.dtype) for w in (gate_up_edf, down_efd)]]
     sums = tuple(jax.lax.pcast(zeros, axes, to="varying"))
     (x_bar, *w_bar), weight_bar = jax.lax.scan(step, sums, (token, weight, *_inside(token, sizes)))
     return x_bar.astype(x.dtype), weight_bar, *w_bar, None, None
