@@ -58,11 +58,9 @@ def v5p_32(cfg: Config) -> None:
 
 
 def v6e_64(cfg: Config) -> None:
-    cfg.mesh.fsdp, cfg.mesh.expert = 8, 8
+    cfg.mesh.fsdp, cfg.mesh.expert = 16, 4
     cfg.update.micro_prompts = 64
-    cfg.rollout.micro_prompts = 128
     cfg.model.head_chunk = 64 * 512
-    cfg.model.param_dtype = "bfloat16"
 
 
 def v5e_16_lora(cfg: Config) -> None:

@@ -108,7 +108,8 @@ def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
             say(f"  {flags(both)}: {error}")
             continue
         tries -= 1
-        say(f"  {flags(both)}: {fit_text(tried)}")
+        learns = " (this changes what is learned)" if {"model.param_dtype", "lora.rank"} & both.keys() else ""
+        say(f"  {flags(both)}: {fit_text(tried)}{learns}")
         if max(tried.peaks.values()) < best or len(tried.failing) < len(failing):
             best, kept = max(tried.peaks.values()), both
         if not tried.failing and fits_elsewhere(changed(cfg, both), model, place, devices, failing, say):

@@ -293,8 +293,12 @@ def _in_chunks(
 
         return jax.lax.cond(busy, work, lambda y: y, y), None
 
-    start = jax.lax.pcast(jnp.zeros(x.shape, jnp.float32), axes, to="varying")
-    return jax.lax.scan(step, start, (token, weight, *_inside(token, sizes)))[0].astype(x.dtype)
+    return jax.lax.scan(step, _zeros_like(x), (token, weight, *_inside(token, sizes)))[0].astype(x.dtype)
+
+
+def _zeros_like(x: Array) -> Array:
+    """Float32 zeros to add to. Not a constant: that one XLA keeps beside every layer's, as large as all tokens here."""
+    return x.astype(jnp.float32) * 0
 
 
 def _inside(token: Array, sizes: Array) -> tuple[Array, Array]:
@@ -321,8 +325,8 @@ def _in_chunks_backward(impl: str, axes: tuple[str, ...], saved, y_bar: Array):
 
         return jax.lax.cond(busy, work, lambda sums: (sums, jax.lax.pcast(jnp.zeros(weight.shape), axes, to="varying")), sums)
 
-    zeros = [jnp.zeros(x.shape, jnp.float32), *[jnp.zeros(w.shape, w.dtype) for w in (gate_up_edf, down_efd)]]
-    sums = tuple(jax.lax.pcast(zeros, axes, to="varying"))
+    zeros = [jnp.zeros(w.shape, w.dtype) for w in (gate_up_edf, down_efd)]
+    sums = _zeros_like(x), *jax.lax.pcast(zeros, axes, to="varying")
     (x_bar, *w_bar), weight_bar = jax.lax.scan(step, sums, (token, weight, *_inside(token, sizes)))
     return x_bar.astype(x.dtype), weight_bar, *w_bar, None, None
 
