@@ -8,6 +8,7 @@ from mtjudge_jax.config import unknown
 COMMANDS = {
     "demo": "train a tiny judge on this machine, evaluate it and write its report",
     "prepare": "write a data set as checked records",
+    "plan": "see whether a run fits on a TPU slice you do not have here, and what a step costs",
     "train": "train by the config: multi-task GRPO, or SFT",
     "eval": "judge a prepared split with a model and score it",
     "judge": "judge your own images",
@@ -26,9 +27,10 @@ def help_of(command: str) -> str:
     """The flags of a command whose module takes seconds to import, without importing it."""
     from absl import flags
 
-    from mtjudge_jax.command import eval_flags, export_flags, judge_flags, train_flags
+    from mtjudge_jax.command import eval_flags, export_flags, judge_flags, plan_flags, train_flags
 
-    {"train": train_flags, "eval": eval_flags, "judge": judge_flags, "export": export_flags}[command]()
+    known = {"plan": plan_flags, "train": train_flags, "eval": eval_flags, "judge": judge_flags, "export": export_flags}
+    known[command]()
     return f"mtjudge {command}: {COMMANDS[command]}\n{flags.FLAGS.module_help(sys.modules[__name__])}"
 
 
@@ -40,7 +42,7 @@ def main() -> None:
     if command not in COMMANDS:
         print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
-    if command in ("train", "eval", "judge", "export") and {"-h", "--help"} & set(sys.argv[2:]):
+    if command in ("plan", "train", "eval", "judge", "export") and {"-h", "--help"} & set(sys.argv[2:]):
         print(help_of(command))
         sys.exit(0)
     sys.argv = [f"mtjudge {command}", *sys.argv[2:]]

@@ -36,6 +36,18 @@ def train_flags():
     )
 
 
+def plan_flags():
+    """(config, topology, model, sweep, tries, json)."""
+    return (
+        define_config(),
+        flags.DEFINE_list("topology", [], "TPU slices that need not be here, e.g. v5p:4x4x4; default: this machine's devices."),
+        flags.DEFINE_string("model", "", "A published size instead of model.path, e.g. 30b-a3b; no weights are needed."),
+        flags.DEFINE_bool("sweep", False, "Rank the shapes of the mesh, and the slices, by the roofline time of a step."),
+        flags.DEFINE_integer("tries", 6, "Variants compiled at most, in a sweep or where it does not fit.", lower_bound=0),
+        flags.DEFINE_bool("json", False, "Print JSON instead of tables."),
+    )
+
+
 def eval_flags():
     """(model, data, out, name, split, tasks, limit, batch, samples, seed)."""
     return (

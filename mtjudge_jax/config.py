@@ -65,6 +65,7 @@ class RolloutConfig:
     prompts: int = 512  # prompts a rollout batch
     group_size: int = 20  # answers a prompt
     completion_tokens: int = 2048
+    micro_prompts: int = 0  # prompts whose caches exist at a time; 0 = all
     temperature: float = 1.0
 
 
@@ -175,6 +176,7 @@ AT_LEAST = {
     "rollout.prompts": 1,
     "rollout.group_size": 2,
     "rollout.completion_tokens": 2,
+    "rollout.micro_prompts": 0,
     "update.prompts": 1,
     "update.micro_prompts": 1,
     "data.prompt_tokens": 1,
@@ -303,6 +305,8 @@ def _check_batches(cfg: Config, devices: int | None) -> None:
     rollout, update, micro = cfg.rollout.prompts, cfg.update.prompts, cfg.update.micro_prompts
     _divides("update.prompts", update, "rollout.prompts", rollout)
     _divides("update.micro_prompts", micro, "update.prompts", update)
+    sampled = cfg.rollout.micro_prompts or rollout
+    _divides("rollout.micro_prompts", sampled, "rollout.prompts", rollout)
     if cfg.data.balance_labels:
         labels = sum(len(TASKS[name].labels) for name in cfg.data.tasks)
         _divides("labels of all data.tasks with data.balance_labels", labels, "update.prompts", update)
@@ -310,6 +314,7 @@ def _check_batches(cfg: Config, devices: int | None) -> None:
         mesh = mesh_shape(cfg.mesh, devices)
         shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
         _divides("mesh.data * mesh.fsdp * mesh.expert", shards, "update.micro_prompts", micro)
+        _divides("mesh.data * mesh.fsdp * mesh.expert", shards, "rollout.micro_prompts", sampled)
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:

@@ -1,14 +1,20 @@
 """The only token log-probability: training, old policy, reference, evaluation and the tests of parity all call it."""
 
+import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
+from mtjudge_jax.sharding import BATCH_AXES, param_spec
 from mtjudge_jax.types import Array, Params, PromptBatch
 
 BANNED = -1e30
@@ -49,30 +55,59 @@ def completion_logp(
     hidden, router = vlm.completion_hidden(params, cfg, prompts, tokens, mask, backend=backend)
     head = vlm.output_head(params, cfg)
 
-    def chunk_logp(hidden: Array, targets: Array) -> tuple[Array, Array]:
-        logits = sampling_logits(hidden, head, allowed, temperature)
-        # Shifted by the largest, so that one exponential serves normaliser and entropy. The target is picked by comparison:
-        # unlike an index, that has an elementwise gradient and needs no gathering of a sharded vocabulary.
-        shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-        weights = jnp.exp(shifted)
-        total = weights.sum(-1)
-        target = jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], shifted, 0).sum(-1)
-        fixed_weights, fixed_total = jax.lax.stop_gradient((weights, total))
-        mean = (fixed_weights * jax.lax.stop_gradient(shifted)).sum(-1) / fixed_total
-        return target - jnp.log(total), jnp.log(fixed_total) - mean
-
     rows, count = tokens.shape[0], tokens.shape[1] * tokens.shape[2]
-    flat = (hidden.reshape(rows, count, -1), tokens.reshape(rows, count))
     columns = max(1, chunk // rows)  # chunked along the completions, so that rows keep their shard
-    if columns >= count:
-        out = chunk_logp(*flat)
-    else:
-        out = _in_chunks(chunk_logp, flat, columns)
+
+    def all_logp(head: Array, allowed: Array, hidden: Array, tokens: Array, axis: str | None) -> tuple[Array, Array]:
+        one = functools.partial(_chunk_logp, head, allowed, temperature, axis)
+        return _in_chunks(one, (hidden, tokens), columns)
+
+    flat = (hidden.reshape(rows, count, -1), tokens.reshape(rows, count))
+    out = _with_whole_head(all_logp, head, allowed, flat, backend.mesh)
     return TokenLogp(*(x.reshape(tokens.shape) for x in out), jax.lax.stop_gradient(router))
 
 
-def _in_chunks(fn, flat, columns: int) -> tuple[Array, Array]:
+def _chunk_logp(head: Array, allowed: Array, temperature: float, axis: str | None, hidden: Array, targets: Array):
+    """Log-probability and entropy of targets, int32 [..]; with `axis` the head is this device's part of the vocabulary."""
+    total_of = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
+    logits = sampling_logits(hidden, head, allowed, temperature)
+    first = jax.lax.axis_index(axis) * logits.shape[-1] if axis else 0
+    # Shifted by the largest, so that one exponential serves normaliser and entropy. The target is picked by comparison: unlike
+    # an index, that has an elementwise gradient, and serves a part of the vocabulary too.
+    top = jax.lax.stop_gradient(logits).max(-1, keepdims=True)
+    shifted = logits - (jax.lax.pmax(top, axis) if axis else top)
+    weights = jnp.exp(shifted)
+    total = total_of(weights.sum(-1))
+    target = total_of(jnp.where(first + jnp.arange(logits.shape[-1]) == targets[..., None], shifted, 0).sum(-1))
+    fixed_weights, fixed_total = jax.lax.stop_gradient((weights, total))
+    mean = total_of((fixed_weights * jax.lax.stop_gradient(shifted)).sum(-1)) / fixed_total
+    return target - jnp.log(total), jnp.log(fixed_total) - mean
+
+
+def _with_whole_head(fn: Callable, head: Array, allowed: Array, rows: tuple[Array, ...], mesh: Mesh | None):
+    """fn(head, allowed, *rows, axis), on a mesh with every device's rows apart: the head is gathered over fsdp once, before the
+    chunks, and its gradient is summed over the devices once, behind them. Left to itself XLA does both for every chunk. Over
+    `tensor`, which is `axis` then, the vocabulary stays apart.
+    """
+    if mesh is None or rows[0].shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+        return fn(head, allowed, *rows, None)
+    vocabulary, fsdp = (axis if axis and mesh.shape[axis] > 1 else None for axis in param_spec("text/head_vd", head.shape, mesh))
+
+    def on_device(head: Array, allowed: Array, *rows: Array) -> tuple[Array, Array]:
+        whole = jax.lax.all_gather(head, fsdp, axis=1, tiled=True) if fsdp else head
+        same = tuple(axis for axis in BATCH_AXES if axis != fsdp)
+        return fn(jax.lax.pcast(whole, same, to="varying"), allowed, *rows, vocabulary)
+
+    split = P(BATCH_AXES)
+    specs = (P(vocabulary, fsdp), P(vocabulary), split, split)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=split)(head, jnp.asarray(allowed), *rows)
+
+
+def _in_chunks(fn: Callable, flat: tuple[Array, ...], columns: int) -> tuple[Array, Array]:
+    """fn over pieces of `columns` tokens a row, one after the other, again in the backward pass."""
     rows, count = flat[1].shape
+    if columns >= count:
+        return fn(*flat)
     pieces = -(-count // columns)
     padding = pieces * columns - count
 

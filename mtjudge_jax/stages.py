@@ -44,18 +44,23 @@ def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mes
 
     def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
         traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}"] += 1
-        return rollout.sample(
-            cast(params, cfg.model.dtype),
-            model_cfg,
-            prompts,
-            key,
-            temperature=temperature,
-            allowed=allowed,
-            length=length,
-            eos=tokenizer.eos,
-            pad=tokenizer.pad,
-            backend=backend,
-        )
+        weights = cast(params, cfg.model.dtype)
+
+        def draw(prompts: PromptBatch) -> Rollout:
+            return rollout.sample(
+                weights,
+                model_cfg,
+                prompts,
+                key,
+                temperature=temperature,
+                allowed=allowed,
+                length=length,
+                eos=tokenizer.eos,
+                pad=tokenizer.pad,
+                backend=backend,
+            )
+
+        return in_pieces(draw, (prompts,), cfg.rollout.micro_prompts or prompts.tokens.shape[0])
 
     def jitted_logp(name: str, fn: Callable) -> Callable:
         def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
@@ -89,14 +94,14 @@ def backend_of(cfg: Config, mesh: Mesh) -> Backend:
     return Backend(attention, experts, cfg.model.remat, mesh if mesh.size > 1 else None)
 
 
-def in_pieces(fn: Callable, args: tuple, size: int) -> Array:
-    """fn over slices of `size` prompts one after the other, so that only their activations exist at a time."""
+def in_pieces(fn: Callable, args: tuple, size: int):
+    """fn over slices of `size` prompts one after the other, so that only their activations or caches exist at a time."""
     pieces = max(1, args[0].tokens.shape[0] // size)
     if pieces == 1:
         return fn(*args)
     split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), args)
     out = jax.lax.map(lambda piece: fn(*piece), split)
-    return jnp.swapaxes(out, 0, 1).reshape(-1, *out.shape[2:])
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), out)
 
 
 def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:

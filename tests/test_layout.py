@@ -40,6 +40,7 @@ ORDER = [
     "health",
     "skipped",
     "policy",
+    "plan",
     "run",
     "loop",
     "model_card",
@@ -51,6 +52,7 @@ ORDER = [
     "demo",
     "prepare",
     "demo.__main__",
+    "plan.__main__",
     "cli",
     "__main__",
 ]

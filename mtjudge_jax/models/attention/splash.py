@@ -101,7 +101,8 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
         fill = ((0, 0), (0, behind), (0, 0), (0, -size % LANES))
         q, k, v = (jnp.pad(x, fill).swapaxes(1, 2) for x in (q, k, v))
         segments = jnp.pad(segments, fill[:2])
-        out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segments, segments))
+        with jax.named_scope("attend_" + "_".join(map(str, layout))):  # by this name `mtjudge plan` knows what the kernel does
+            out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segments, segments))
         return out.swapaxes(1, 2)[:, :length, :, :size]
 
     return call_sharded(on_device, q, k, v, segments, mesh)

@@ -271,30 +271,64 @@ def some_experts(
     order, place = _sort(jnp.where(mine, choice, experts), experts + 1)
     weight = _permute(weight, order, place)
     fit = lambda a: jnp.pad(a, (0, max(0, chunks * chunk - a.size)))[: chunks * chunk].reshape(chunks, chunk)  # noqa: E731
-    end = jnp.cumsum(sizes)
+    return _in_chunks(x, fit(weight), gate_up_edf, down_efd, fit(order // k), sizes, impl, axes)
 
-    def step(y, inputs):
-        start, token, weight = inputs
-        inside = jnp.clip(jnp.stack([end - sizes, end]) - start, 0, chunk)
 
-        def work(y):
-            out = _mlp(_take(x, token), weight, inside[1] - inside[0], gate_up_edf, down_efd, impl=impl, tail=True)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
+def _in_chunks(
+    x: Array, weight: Array, gate_up_edf: Array, down_efd: Array, token: Array, sizes: Array, impl: str, axes: tuple[str, ...]
+) -> Array:
+    """x [T, D]; of each chunk of rows weight and token [chunks, R'] -> [T, D], summed in float32 where the rows came from.
+
+    With a backward pass of its own: each chunk adds its share to the gradients in place. Left to itself JAX makes an array of
+    the size of x for every chunk, idle or not, and adds them all up.
+    """
+
+    def step(y: Array, chunk):
+        token, weight, inside, busy = chunk
+
+        def work(y: Array) -> Array:
+            out = _mlp(x[token], weight, inside, gate_up_edf, down_efd, impl=impl, tail=True)
             return y.at[token].add(out.astype(jnp.float32))
 
-        return jax.lax.cond(start < end[-1], work, lambda y: y, y), None
+        return jax.lax.cond(busy, work, lambda y: y, y), None
 
-    y = jax.lax.pcast(jnp.zeros(x.shape, jnp.float32), axes, to="varying")
-    y, _ = jax.lax.scan(jax.checkpoint(step), y, (jnp.arange(chunks) * chunk, fit(order // k), fit(weight)))
-    return y.astype(x.dtype)
+    return jax.lax.scan(step, _zeros_like(x), (token, weight, *_inside(token, sizes)))[0].astype(x.dtype)
 
 
-@jax.custom_vjp
-def _take(x: Array, token: Array) -> Array:
-    """x[token]; the cotangents of a token's rows are summed in float32."""
-    return x[token]
+def _zeros_like(x: Array) -> Array:
+    """Float32 zeros to add to. Not a constant: that one XLA keeps beside every layer's, as large as all tokens here."""
+    return x.astype(jnp.float32) * 0
 
 
-_take.defvjp(
-    lambda x, token: (x[token], (x, token)),
-    lambda saved, bar: (jnp.zeros_like(saved[0], jnp.float32).at[saved[1]].add(bar.astype(jnp.float32)).astype(bar.dtype), None),
-)
+def _inside(token: Array, sizes: Array) -> tuple[Array, Array]:
+    """Rows of each expert in each chunk, [chunks, E'], and whether there are any, [chunks]."""
+    chunks, size = token.shape
+    end = jnp.cumsum(sizes)
+    edges = jnp.clip(jnp.stack([end - sizes, end]) - (jnp.arange(chunks) * size)[:, None, None], 0, size)
+    inside = edges[:, 1] - edges[:, 0]
+    return inside, inside.sum(-1) > 0
+
+
+def _in_chunks_backward(impl: str, axes: tuple[str, ...], saved, y_bar: Array):
+    x, weight, gate_up_edf, down_efd, token, sizes = saved
+
+    def step(sums, chunk):
+        token, weight, inside, busy = chunk
+
+        def work(sums):
+            mlp = lambda rows, weight, *w: _mlp(rows, weight, inside, *w, impl=impl, tail=True)  # noqa: E731
+            _, pull = jax.vjp(mlp, x[token], weight, gate_up_edf, down_efd)
+            rows_bar, weight_bar, *w_bar = pull(y_bar[token])
+            sums = (sums[0].at[token].add(rows_bar.astype(jnp.float32)), *map(jnp.add, sums[1:], w_bar))
+            return sums, weight_bar
+
+        return jax.lax.cond(busy, work, lambda sums: (sums, jax.lax.pcast(jnp.zeros(weight.shape), axes, to="varying")), sums)
+
+    zeros = [jnp.zeros(w.shape, w.dtype) for w in (gate_up_edf, down_efd)]
+    sums = _zeros_like(x), *jax.lax.pcast(zeros, axes, to="varying")
+    (x_bar, *w_bar), weight_bar = jax.lax.scan(step, sums, (token, weight, *_inside(token, sizes)))
+    return x_bar.astype(x.dtype), weight_bar, *w_bar, None, None
+
+
+_in_chunks.defvjp(lambda *a: (_in_chunks(*a), a[:6]), _in_chunks_backward)

@@ -1,0 +1,166 @@
+"""What a step must compute, from the model's sizes alone, and how much memory and time a mesh would need, roughly.
+
+The first is the measure for what a compiled program does. The second chooses which meshes are worth compiling.
+Two operations for each weight that a token meets, and two for each number of a head for each pair of a query and a key.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mtjudge_jax.config import Config
+from mtjudge_jax.models.qwen3_vl import vlm
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
+from mtjudge_jax.plan.chips import Slice
+from mtjudge_jax.policy import with_adapters
+from mtjudge_jax.sharding import path_name
+from mtjudge_jax.trainable import is_trained
+
+BACKWARD = 2  # gradients of the inputs and of the weights, each as much as the forward pass
+
+
+class Tokens(NamedTuple):
+    """Of one prompt with its answers."""
+
+    prompt: int
+    group: int
+    answer: int
+    patches: int
+
+    @property
+    def stream(self) -> int:
+        """Of training: an answer's last token predicts nothing."""
+        return self.prompt + self.group * (self.answer - 1)
+
+
+def tokens_of(cfg: Config) -> Tokens:
+    group = 1 if cfg.stage == "sft" else cfg.rollout.group_size
+    return Tokens(cfg.data.prompt_tokens, group, cfg.rollout.completion_tokens, cfg.data.patches)
+
+
+def layer_weights(text: TextConfig) -> int:
+    """Weights of all layers' matrices that one token meets."""
+    d, h = text.hidden_size, text.head_dim
+    attention = 2 * d * h * (text.num_heads + text.num_kv_heads)
+    if text.moe is None:
+        return text.num_layers * (attention + 3 * d * text.intermediate_size)
+    moe = text.moe
+    return text.num_layers * (attention + d * moe.num_experts + 3 * d * moe.experts_per_token * moe.intermediate_size)
+
+
+def vision_flops(vision: VisionConfig, patches: int) -> float:
+    """Of the tower and its mergers, for a row of patches; attention over the whole row, as it is computed."""
+    c, f, m = vision.hidden_size, vision.intermediate_size, vision.merged_size
+    blocks = 2 * vision.depth * (4 * c * c + 2 * c * f) * patches + 4 * vision.depth * c * patches**2
+    merged = patches // vision.spatial_merge_size**2
+    mergers = 2 * (1 + len(vision.deepstack_layers)) * (m * m + m * vision.out_hidden_size) * merged
+    return blocks + mergers + 2 * vision.patch_dim // vision.temporal_patch_size * c * patches
+
+
+def flops(model: Qwen3VLConfig, cfg: Config) -> dict[str, float]:
+    """Of one call of each phase on all devices together, without what the backward pass computes again."""
+    t, text = tokens_of(cfg), model.text
+    layers, head = 2 * layer_weights(text), 2 * text.hidden_size * text.vocab_size
+    pair = 4 * text.num_layers * text.num_heads * text.head_dim
+    eyes = vision_flops(model.vision, t.patches)
+    causal = t.prompt**2 / 2
+    own = t.answer - 1
+    forward = eyes + layers * t.stream + pair * (causal + t.group * (own * t.prompt + own**2 / 2)) + head * t.group * t.answer
+    update = forward * (1 + BACKWARD) if not cfg.lora.rank else forward * 2 - eyes  # inputs' gradients only, none of the tower
+    out = {"update": update * cfg.update.prompts}
+    if cfg.stage == "sft":
+        return out
+    prompts = cfg.rollout.prompts
+    prefill = eyes + layers * t.prompt + pair * causal + head * t.group
+    decode = t.group * own * (layers + head + pair * (t.prompt + own))  # the whole cache is read at every step
+    return {"prefill": prefill * prompts, "decode": decode * prompts, "logp": forward * prompts} | out
+
+
+class Estimate(NamedTuple):
+    bytes: float  # at the peak of the update or the rollout
+    seconds: float  # a step
+
+
+def weights(model: Qwen3VLConfig, cfg: Config) -> dict[tuple[bool, bool], int]:
+    """Numbers by (whether they are trained, whether they are an expert's)."""
+    model = with_adapters(model, cfg)
+    out = dict.fromkeys([(a, b) for a in (True, False) for b in (True, False)], 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(vlm.abstract_params(model)):
+        name = path_name(path)
+        out[is_trained(name, cfg), "experts_" in name] += int(np.prod(leaf.shape))
+    return out
+
+
+def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int]) -> Estimate:
+    """Within some tens of per cent: good enough to leave out what cannot fit or will be slow."""
+    count, itemsize = weights(model, cfg), 2 if cfg.model.param_dtype == "bfloat16" else 4
+    mean = 2 if cfg.model.dtype == "bfloat16" else 4
+    apart = lambda trained: sum(  # noqa: E731
+        n / (mesh["fsdp"] * mesh["tensor"] * (mesh["expert"] if experts else 1))
+        for (t, experts), n in count.items()
+        if t is trained
+    )
+    own, other = apart(True), apart(False)
+    reference = 0 if cfg.lora.rank or not cfg.loss.kl_coef or cfg.stage == "sft" else own * mean
+    kept = own * 3 * itemsize + other * mean + reference
+    shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
+    t, text = tokens_of(cfg), model.text
+    rows = cfg.update.micro_prompts / shards
+    layer_inputs = text.num_layers * t.stream * text.hidden_size * mean
+    layer = sum(count.values()) / text.num_layers / mesh["tensor"] / mesh["expert"] * mean * 2
+    logits = cfg.model.head_chunk / shards * text.vocab_size / mesh["tensor"] * 12
+    width = (
+        text.moe.experts_per_token * (2 * text.hidden_size + 3 * text.moe.intermediate_size)
+        if text.moe
+        else 3 * text.intermediate_size
+    )
+    work = rows * t.stream * (width + 8 * text.hidden_size) * mean * 2 / mesh["tensor"]
+    update = own * (itemsize + mean) + rows * layer_inputs * (1 if cfg.model.remat == "full" else 5) + layer + logits + work
+    sampled = (cfg.rollout.micro_prompts or cfg.rollout.prompts) / shards
+    cache = (
+        4
+        * text.num_layers
+        * text.num_kv_heads
+        * text.head_dim
+        * (t.prompt + t.group * t.answer)
+        * sampled
+        / mesh["tensor"]
+        * mean
+        / 2
+    )
+    rollout = 0 if cfg.stage == "sft" else own * mean + cache + layer
+    return Estimate(kept + max(update, rollout), seconds(model, cfg, place, mesh, sum(count.values()), cache))
+
+
+def seconds(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int], count: int, cache: float) -> float:
+    if place.chip is None:
+        return 0.0
+    t, text, chip = tokens_of(cfg), model.text, place.chip
+    shards = prod(mesh[axis] for axis in ("data", "fsdp", "expert"))
+    experts = 3 * text.hidden_size * text.moe.intermediate_size * text.moe.num_experts * text.num_layers if text.moe else 0
+    gathered = 2 * (experts / mesh["expert"] + count - experts) / mesh["tensor"] * (1 - 1 / mesh["fsdp"])
+    whole = 2 * count / mesh["tensor"] / (mesh["expert"] if experts else 1)
+    pieces = cfg.update.prompts // cfg.update.micro_prompts
+
+    def moved(rows: float) -> float:
+        """Bytes of a forward pass over so many tokens: to the experts and back, and between the parts of a layer."""
+        return (
+            text.num_layers * rows * text.hidden_size * 4 * ((mesh["expert"] - 1) * bool(experts) + 2 * (1 - 1 / mesh["tensor"]))
+        )
+
+    rows = t.stream * cfg.update.micro_prompts / shards
+    work = {name: n / place.devices for name, n in flops(model, cfg).items()}
+    update = max(work["update"] * 4 / 3 / chip.flops, pieces * (4 * gathered + 2.5 * moved(rows)) / place.links)
+    total = update * (1 if cfg.stage == "sft" else cfg.rollout.prompts // cfg.update.prompts)
+    if cfg.stage == "sft":
+        return total
+    logp = max(
+        2 * work["logp"] / chip.flops,
+        2 * (cfg.rollout.prompts // cfg.update.micro_prompts) * (gathered + moved(rows)) / place.links,
+    )
+    turns = t.answer * cfg.rollout.prompts // (cfg.rollout.micro_prompts or cfg.rollout.prompts)
+    each = t.group * (cfg.rollout.micro_prompts or cfg.rollout.prompts) / shards
+    decode = turns * max(work["decode"] / turns / chip.flops, (whole + cache) / chip.hbm, (gathered + moved(each)) / place.links)
+    return total + logp + decode + work["prefill"] / chip.flops

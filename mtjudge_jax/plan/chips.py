@@ -1,0 +1,90 @@
+"""What a chip can do by its maker's figures, and which slices of TPUs there are.
+
+Sources. TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, read in November 2026: memory, peak in bfloat16, memory
+bandwidth, and the bidirectional bandwidth of the links, of which one way is half; the table of slices and their links: the
+same pages, and jax-ml.github.io/scaling-book/tpus for which axes close into rings. GPUs: NVIDIA's data sheets of A100 80GB
+SXM, H100 SXM, H200 SXM, dense bfloat16, NVLink one way.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+from mtjudge_jax.config import ConfigError, unknown
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One device as JAX counts them. All figures are the maker's peaks: no program reaches all of them."""
+
+    name: str
+    kind: str  # what JAX calls it in `device_kind`
+    memory: int  # bytes that a program may use, as XLA counts them; the rest of the published size is the runtime's
+    flops: float  # a second, bfloat16
+    hbm: float  # bytes a second
+    links: float  # bytes a second, one way, over all links together
+    axes: int = 0  # of the torus its links make, 0: a switch
+    rings: int = 0  # an axis of a multiple of so many chips closes into a ring
+    a_chip: int = 1  # devices that JAX sees of one chip
+
+
+TPUS: dict[str, Chip] = {
+    "v5e": Chip("v5e", "TPU v5 lite", int(15.75 * GIB), 197e12, 819e9, 200e9, axes=2, rings=16),
+    "v5p": Chip("v5p", "TPU v5", int(95.74 * GIB), 459e12, 2765e9, 600e9, axes=3, rings=4),
+    "v6e": Chip("v6e", "TPU v6 lite", int(31.25 * GIB), 918e12, 1638e9, 400e9, axes=2, rings=16),
+    "tpu7x": Chip("tpu7x", "TPU7x", int(94.75 * GIB), 2307e12 / 2, 7380e9 / 2, 600e9 / 2, axes=3, rings=4, a_chip=2),
+}
+GPUS = (
+    Chip("A100", "NVIDIA A100", 80 * 10**9, 312e12, 2039e9, 300e9),
+    Chip("H200", "NVIDIA H200", 141 * 10**9, 989e12, 4800e9, 450e9),
+    Chip("H100", "NVIDIA H100", 80 * 10**9, 989e12, 3350e9, 450e9),
+)
+FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
+SLICES: dict[str, tuple[str, ...]] = {"v5e": FLAT, "v5p": (*CUBES, "16x16x24"), "v6e": FLAT, "tpu7x": CUBES}
+
+
+class Slice(NamedTuple):
+    """A slice of TPUs, or the devices of this machine."""
+
+    name: str
+    chip: Chip | None  # None: a device nobody published figures of
+    shape: tuple[int, ...]  # chips along each axis; of this machine one axis
+
+    @property
+    def devices(self) -> int:
+        return prod(self.shape) * (self.chip.a_chip if self.chip else 1)
+
+    @property
+    def links(self) -> float:
+        """Bytes a second, one way, of the device that has the fewest links: at the border of an axis that is no ring, half."""
+        if not self.chip.axes:
+            return self.chip.links
+        whole = self.chip.rings == 4 and all(size % 4 == 0 for size in self.shape)  # cubes of 4x4x4 are rings all together
+        ends = [2 if whole or (size % self.chip.rings == 0 and self.chip.rings != 4) else 1 for size in self.shape if size > 1]
+        return self.chip.links * sum(ends) / (2 * self.chip.axes)
+
+
+def known_slices() -> list[str]:
+    return [f"{chip}:{shape}" for chip, shapes in SLICES.items() for shape in shapes]
+
+
+def tpu_slice(name: str) -> Slice:
+    """`v5p:4x4x4`, or `v5p-64`, the most cubic slice of 64 chips. Raises ConfigError that lists the known ones."""
+    chip, _, shape = name.partition(":")
+    if not shape and "-" in name:
+        chip, _, count = name.partition("-")
+        sizes = {str(prod(map(int, s.split("x")))): s for s in SLICES.get(chip, ())}
+        shape = sizes.get(count, "")
+    if chip not in SLICES or shape not in SLICES[chip]:
+        known = known_slices()
+        hint = unknown("topology", name, known)
+        lists = "; ".join(f"{chip}: {' '.join(shapes)}" for chip, shapes in SLICES.items())
+        raise ConfigError(f"{hint.partition(': known are')[0]}; known are {lists}")
+    return Slice(f"{chip}:{shape}", TPUS[chip], tuple(map(int, shape.split("x"))))
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The chip that JAX calls by this kind, None where no figures are known."""
+    exact = [chip for chip in TPUS.values() if chip.kind == kind]
+    return next(iter(exact), None) or next((chip for chip in GPUS if kind.startswith(chip.kind)), None)

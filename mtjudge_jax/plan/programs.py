@@ -1,0 +1,152 @@
+"""The programs of a run with everything abstract: no weights, no data, devices that need not be here.
+
+They are the very functions that `mtjudge train` jits, lowered with the shapes and shardings that it calls them with.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtjudge_jax.config import Config
+from mtjudge_jax.models.qwen3_vl import vlm
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.policy import with_adapters
+from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
+from mtjudge_jax.stages import Stages, make_stages
+from mtjudge_jax.trainable import join, split, without_adapters
+from mtjudge_jax.types import Params, PromptBatch, SftBatch, TrainBatch, TrainState
+from mtjudge_jax.update import abstract_state, grpo_loss, make_update, sft_loss
+
+PHASES = ("rollout", "logp", "update")
+
+
+class Ids:
+    """Stands in for a tokenizer: which ids it forbids changes nothing here, that it forbids some does."""
+
+    pad, eos = 0, 1
+
+    def allowed_mask(self, vocab_size: int) -> np.ndarray:
+        return np.arange(vocab_size) > 0
+
+
+class Setup(NamedTuple):
+    """A run as abstract arrays."""
+
+    cfg: Config
+    model_cfg: Qwen3VLConfig
+    mesh: Mesh
+    stages: Stages
+    optimizer: Any
+    state: TrainState
+    frozen: Params
+    reference: Params | None  # what it holds beside the state and the frozen weights; None where nothing is compared
+
+
+def make_setup(cfg: Config, model_cfg: Qwen3VLConfig, devices: list[jax.Device]) -> Setup:
+    mesh = make_mesh(cfg.mesh, devices)
+    model_cfg = with_adapters(model_cfg, cfg)
+    optimizer = make_optimizer(cfg.optim, max(1, cfg.steps))
+
+    def placed(path, leaf, dtype: str) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=param_sharding(path_name(path), leaf.shape, mesh))
+
+    apart = split(vlm.abstract_params(model_cfg), cfg)
+    in_dtype = lambda tree, dtype: jax.tree_util.tree_map_with_path(partial(placed, dtype=dtype), tree)  # noqa: E731
+    trained, frozen = in_dtype(apart.trained, cfg.model.param_dtype), in_dtype(apart.frozen, cfg.model.dtype)
+    if cfg.stage == "sft" or not cfg.loss.kl_coef:
+        reference = None
+    else:  # see policy.reference_of: under adapters the frozen base, else a second copy of what is trained
+        reference = without_adapters(join(frozen, in_dtype(apart.trained, cfg.model.dtype)))
+    stages = make_stages(cfg, model_cfg, Ids(), mesh)
+    return Setup(cfg, model_cfg, mesh, stages, optimizer, abstract_state(trained, optimizer, mesh), frozen, reference)
+
+
+def phases_of(cfg: Config) -> dict[str, int]:
+    """How often a step runs each program."""
+    if cfg.stage == "sft":
+        return {"update": 1}
+    updates = cfg.rollout.prompts // cfg.update.prompts
+    logps = (updates > 1) + bool(cfg.loss.kl_coef)
+    return {"rollout": 1} | ({"logp": logps} if logps else {}) | {"update": updates}
+
+
+def lower(setup: Setup, phase: str) -> jax.stages.Lowered:
+    """One of the programs as XLA gets it."""
+    cfg, stages = setup.cfg, setup.stages
+    params = join(setup.frozen, setup.state.params)
+    if phase == "rollout":
+        prompts = prompt_batch(setup, cfg.rollout.prompts)
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
+        group = cfg.rollout.group_size
+        temperature = jax.ShapeDtypeStruct((group,), jnp.float32, sharding=replicated(setup.mesh))
+        return stages.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
+    if phase == "logp":
+        return stages.logp.lower(params, *rollout_batch(setup, cfg.rollout.prompts)[:2])
+    if cfg.stage == "sft":
+        batch, loss = sft_batch(setup), partial(sft_loss, logp_fn=stages.logp_fn)
+    else:
+        on_policy = cfg.rollout.prompts == cfg.update.prompts
+        loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=on_policy)
+        batch = rollout_batch(setup, cfg.update.prompts)
+    return make_update(setup.state, loss, setup.optimizer, setup.mesh, cfg).lower(setup.state, setup.frozen, batch)
+
+
+def prompt_batch(setup: Setup, rows: int) -> PromptBatch:
+    array = partial(_array, setup.mesh, rows)
+    p, m = setup.cfg.data.prompt_tokens, setup.cfg.data.patches
+    vision = setup.model_cfg.vision
+    return PromptBatch(
+        tokens=array(jnp.int32, p),
+        valid=array(jnp.bool_, p),
+        positions=array(jnp.int32, p, 3),
+        next_position=array(jnp.int32),
+        image_index=array(jnp.int32, p),
+        patches=array(jnp.uint8, m, 3 * vision.patch_size**2),
+        patch_hw=array(jnp.int32, m, 2),
+        patch_grid=array(jnp.int32, m, 2),
+        patch_segment=array(jnp.int32, m),
+        uid=array(jnp.uint32),
+    )
+
+
+def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
+    array, cfg = partial(_array, setup.mesh, rows), setup.cfg.rollout
+    answers = (cfg.group_size, cfg.completion_tokens)
+    logp = array(jnp.float32, *answers)
+    prompts = prompt_batch(setup, rows)
+    return TrainBatch(prompts, array(jnp.int32, *answers), array(jnp.bool_, *answers), array(jnp.float32, answers[0]), logp, logp)
+
+
+def sft_batch(setup: Setup) -> SftBatch:
+    rows, length = setup.cfg.update.prompts, setup.cfg.rollout.completion_tokens
+    array = partial(_array, setup.mesh, rows)
+    return SftBatch(prompt_batch(setup, rows), array(jnp.int32, 1, length), array(jnp.bool_, 1, length))
+
+
+def _array(mesh: Mesh, rows: int, dtype, *sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((rows, *sizes), dtype, sharding=batch_sharding(mesh))
+
+
+def device_bytes(tree: Any) -> int:
+    """Of abstract arrays with shardings, on the device that holds most."""
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+
+
+def caches(setup: Setup) -> list[jax.ShapeDtypeStruct]:
+    """Keys and values of the prompts and of their answers, of those that are sampled at a time."""
+    cfg, text = setup.cfg, setup.model_cfg.text
+    rows = cfg.rollout.micro_prompts or cfg.rollout.prompts
+    heads, size, layers = text.num_kv_heads, text.head_dim, text.num_layers
+    tensor = "tensor" if heads % setup.mesh.shape["tensor"] == 0 else None
+    sharding = NamedSharding(setup.mesh, P(BATCH_AXES, None, tensor))
+    tokens = cfg.data.prompt_tokens + cfg.rollout.group_size * (cfg.rollout.completion_tokens - 1)
+    shape = (rows, 2 * layers * tokens, heads, size)
+    return [jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.model.dtype), sharding=sharding)]

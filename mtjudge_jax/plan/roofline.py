@@ -1,0 +1,59 @@
+"""The shortest time that each phase of a step can take on a chip, by what bounds it.
+
+A roofline: products, memory and links each at the maker's peak, all three at once and without a gap. No run is as fast.
+"""
+
+from typing import NamedTuple
+
+from mtjudge_jax.config import Config
+from mtjudge_jax.plan.chips import Slice
+from mtjudge_jax.plan.compiled import Compiled
+from mtjudge_jax.plan.costs import COLLECTIVES, Costs, scaled
+from mtjudge_jax.plan.programs import phases_of
+
+
+class Phase(NamedTuple):
+    """Of a step on one device; seconds are 0 where nothing is known of the chip."""
+
+    name: str
+    costs: Costs
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def bound(self) -> str:
+        return max((self.compute, "compute"), (self.memory, "memory"), (self.links, "links"))[1]
+
+
+def step_phases(cfg: Config, compiled: dict[str, Compiled], place: Slice) -> list[Phase]:
+    """In the order of a step: prefill, decode, logp, update; those that compiled."""
+    out = []
+    for name, calls in phases_of(cfg).items():
+        counted = compiled[name].counted
+        if counted is None:
+            continue
+        if name == "rollout":
+            out.append(phase("prefill", counted.fixed, place))
+            out.append(phase("decode", scaled(counted.loop, cfg.rollout.completion_tokens - 1), place))
+        else:
+            out.append(phase(name, scaled(counted.fixed, calls), place))
+    return out
+
+
+def phase(name: str, costs: Costs, place: Slice) -> Phase:
+    if place.chip is None:
+        return Phase(name, costs, 0.0, 0.0, 0.0)
+    sent = sum(costs[kind] for kind in COLLECTIVES)
+    return Phase(name, costs, costs["flops"] / place.chip.flops, costs["hbm"] / place.chip.hbm, sent / place.links)
+
+
+def tokens_a_step(cfg: Config) -> int:
+    """Of prompts and answers at their longest."""
+    if cfg.stage == "sft":
+        return cfg.update.prompts * (cfg.data.prompt_tokens + cfg.rollout.completion_tokens)
+    return cfg.rollout.prompts * (cfg.data.prompt_tokens + cfg.rollout.group_size * cfg.rollout.completion_tokens)

@@ -1,0 +1,185 @@
+"""What to turn when a run does not fit, and which mesh and slice it runs fastest on: tried by compiling."""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+
+from mtjudge_jax.config import Config, ConfigError, check, mesh_shape
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.plan import analytic
+from mtjudge_jax.plan.chips import Slice
+from mtjudge_jax.plan.compiled import Compiled, compile_all, memory_rows, peak
+from mtjudge_jax.plan.programs import Setup, make_setup, phases_of
+from mtjudge_jax.plan.roofline import step_phases
+
+Changes = dict[str, object]  # by dotted field
+
+
+class Plan(NamedTuple):
+    """A config compiled for a place."""
+
+    setup: Setup
+    place: Slice
+    compiled: dict[str, Compiled]
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        return {phase: peak(memory_rows(self.setup, self.compiled, phase)) for phase in self.compiled}
+
+    @property
+    def failing(self) -> list[str]:
+        """Programs that do not fit."""
+        limit = self.place.chip.memory if self.place.chip else None
+        over = {phase for phase, size in self.peaks.items() if limit and size > limit}
+        return [phase for phase, one in self.compiled.items() if one.memory is None or phase in over]
+
+    @property
+    def seconds(self) -> float:
+        return sum(p.seconds for p in step_phases(self.setup.cfg, self.compiled, self.place))
+
+
+def compile_plan(
+    cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], phases: list[str] | None = None
+) -> Plan:
+    """Raises ConfigError for a config that cannot be on so many devices."""
+    check(cfg, len(devices))
+    setup = make_setup(cfg, model, devices)
+    return Plan(setup, place, compile_all(setup, list(phases_of(cfg)) if phases is None else phases))
+
+
+def changed(cfg: Config, changes: Changes) -> Config:
+    cfg = copy.deepcopy(cfg)
+    for name, value in changes.items():
+        section, _, field = name.rpartition(".")
+        owner = vars(cfg)[section] if section else cfg
+        vars(owner)[field] = value
+    return cfg
+
+
+def flags(changes: Changes) -> str:
+    """As they are written on a command line."""
+    return " ".join(f"--config.{name}={value}" for name, value in changes.items())
+
+
+def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]) -> Iterator[Changes]:
+    """Changes that take less memory, those first that change nothing of what is learned."""
+    shape = mesh_shape(cfg.mesh, place.devices)
+    shards = shape["data"] * shape["fsdp"] * shape["expert"]
+    if "rollout" in failing:
+        sampled = cfg.rollout.micro_prompts or cfg.rollout.prompts
+        yield from ({"rollout.micro_prompts": size} for size in halves(sampled, shards))
+    if {"update", "logp"} & set(failing):
+        yield from ({"update.micro_prompts": size} for size in halves(cfg.update.micro_prompts, shards))
+        if cfg.model.remat != "full":
+            yield {"model.remat": "full"}
+        if cfg.model.head_chunk > 512 * shards:
+            yield {"model.head_chunk": 512 * shards}
+    mesh = leanest_mesh(cfg, model, place)
+    if mesh != shape:
+        yield {f"mesh.{axis}": size for axis, size in mesh.items()}
+    if cfg.model.param_dtype != "bfloat16" and not cfg.lora.rank:
+        yield {"model.param_dtype": "bfloat16"}
+    if not cfg.lora.rank and not cfg.model.freeze:
+        yield {"lora.rank": 16}
+
+
+def halves(size: int, shards: int) -> list[int]:
+    """At most two smaller numbers of prompts that the shards divide: half, and the least."""
+    smaller = [n for n in (size // 2, shards) if n < size and size % n == 0 and n % shards == 0]
+    return list(dict.fromkeys(smaller))
+
+
+def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
+    """Turns one knob after the other, and if none alone suffices, keeps what helped; every line compiled. What fits, or None."""
+    cfg, place, devices = plan.setup.cfg, plan.place, list(plan.setup.mesh.devices.flat)
+    kept: Changes = {}
+    best, failing = max(plan.peaks.values()), plan.failing
+    for changes in remedies(cfg, model, place, failing):
+        if tries == 0:
+            say("  no more tries, --tries=.. allows more")
+            return None
+        both = kept | changes
+        try:
+            tried = compile_plan(changed(cfg, both), model, place, devices, failing)
+        except ConfigError as error:
+            say(f"  {flags(both)}: {error}")
+            continue
+        tries -= 1
+        learns = " (this changes what is learned)" if {"model.param_dtype", "lora.rank"} & both.keys() else ""
+        say(f"  {flags(both)}: {fit_text(tried)}{learns}")
+        if max(tried.peaks.values()) < best or len(tried.failing) < len(failing):
+            best, kept = max(tried.peaks.values()), both
+        if not tried.failing and fits_elsewhere(changed(cfg, both), model, place, devices, failing, say):
+            return both
+    return None
+
+
+def fits_elsewhere(cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], done: list[str], say) -> bool:
+    rest = [phase for phase in phases_of(cfg) if phase not in done]
+    if not rest:
+        return True
+    plan = compile_plan(cfg, model, place, devices, rest)
+    say(f"    and with it {fit_text(plan)}")
+    return not plan.failing
+
+
+def fit_text(plan: Plan) -> str:
+    limit = plan.place.chip.memory / 1e9
+    sizes = ", ".join(f"{phase} {size / 1e9:.1f} GB" for phase, size in plan.peaks.items())
+    return f"{sizes} of {limit:.1f}, " + ("does not fit" if plan.failing else "fits")
+
+
+def meshes(cfg: Config, model: Qwen3VLConfig, devices: int) -> Iterator[dict[str, int]]:
+    """All shapes of powers of two that the model's sizes and the batches allow."""
+    powers = [2**n for n in range(devices.bit_length())]
+    for data in powers:
+        for expert in powers if model.text.moe else [1]:
+            for tensor in powers:
+                fsdp, rest = divmod(devices, data * expert * tensor)
+                shape = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+                if rest or not fsdp or tensor > model.text.num_kv_heads or model.text.num_kv_heads % tensor:
+                    continue
+                if model.text.moe and model.text.moe.num_experts % expert:
+                    continue
+                if cfg.update.micro_prompts % (data * fsdp * expert) == 0:
+                    yield shape
+
+
+def estimates(cfg: Config, model: Qwen3VLConfig, place: Slice) -> list[tuple[dict[str, int], analytic.Estimate]]:
+    """Fastest first, what clearly cannot fit last."""
+    found = [(mesh, analytic.estimate(model, cfg, place, mesh)) for mesh in meshes(cfg, model, place.devices)]
+    room = 1.3 * place.chip.memory if place.chip else float("inf")
+    return sorted(found, key=lambda x: (x[1].bytes > room, x[1].seconds))
+
+
+def leanest_mesh(cfg: Config, model: Qwen3VLConfig, place: Slice) -> dict[str, int]:
+    """The fastest mesh of those that need about the least memory."""
+    found = estimates(cfg, model, place)
+    if not found:
+        return mesh_shape(cfg.mesh, place.devices)
+    least = min(estimate.bytes for _, estimate in found)
+    return next(mesh for mesh, estimate in found if estimate.bytes <= 1.1 * least)
+
+
+def sweep(cfg: Config, model: Qwen3VLConfig, places: list[tuple[Slice, list[jax.Device]]], tries: int, say) -> list[Plan]:
+    """Compiles the `tries` most promising meshes over all places; fits first, then fastest first."""
+    found = [(e, mesh, place, devices) for place, devices in places for mesh, e in estimates(cfg, model, place)]
+    if not found:
+        sizes = ", ".join(str(place.devices) for place, _ in places)
+        raise ConfigError(
+            f"update.micro_prompts = {cfg.update.micro_prompts} divides over no mesh of {sizes} devices: take a multiple"
+        )
+    found.sort(key=lambda x: (x[0].bytes > 1.3 * x[2].chip.memory if x[2].chip else 0, x[0].seconds))
+    plans = []
+    for estimate, mesh, place, devices in found[:tries]:
+        say(f"compiling {place.name}, {mesh}, estimated at {estimate.bytes / 1e9:.0f} GB and {estimate.seconds:.0f} s")
+        changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
+        plans.append(compile_plan(changed(cfg, changes), model, place, devices))
+    return sorted(plans, key=lambda plan: (bool(plan.failing), plan.seconds))
+
+
+def mesh_flags(plan: Plan) -> str:
+    return flags({f"mesh.{axis}": size for axis, size in dataclasses.asdict(plan.setup.cfg.mesh).items()})

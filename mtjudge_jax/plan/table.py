@@ -1,0 +1,125 @@
+"""The plan as text."""
+
+from mtjudge_jax.config import Config
+from mtjudge_jax.plan import analytic
+from mtjudge_jax.plan.chips import Slice
+from mtjudge_jax.plan.compiled import Compiled, memory_rows, peak
+from mtjudge_jax.plan.costs import COLLECTIVES
+from mtjudge_jax.plan.programs import Setup, phases_of
+from mtjudge_jax.plan.roofline import Phase, tokens_a_step
+
+TITLES = {
+    "parameters": "parameters",
+    "optimizer": "optimizer",
+    "reference": "reference policy",
+    "batch": "batch",
+    "gradients": "gradients",
+    "cast": "weights in the computing dtype",
+    "caches": "caches of prompts and answers",
+    "activations": "activations, gathered weights",
+    "results": "results",
+    "programs": "programs",
+    "refused": "XLA refuses; it asked for",
+}
+PHASES = {"rollout": "rollout", "logp": "log-prob.", "update": "update"}
+WIDTH = 34
+
+
+def heading(setup: Setup, place: Slice, name: str) -> str:
+    count, cfg = analytic.weights(setup.model_cfg, setup.cfg), setup.cfg
+    total, trained = sum(count.values()), count[True, True] + count[True, False]
+    text = setup.model_cfg.text
+    active = analytic.layer_weights(text) + 2 * text.hidden_size * text.vocab_size
+    mesh = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
+    lines = [
+        f"{name}: {total / 1e9:.2f} billion parameters, {active / 1e9:.2f} of them met by a token, {trained / 1e9:.3f} trained",
+        f"{place.name}: {place.devices} devices, mesh {mesh}",
+        step_text(cfg),
+    ]
+    return "\n".join(lines)
+
+
+def step_text(cfg: Config) -> str:
+    size = f"of up to {cfg.data.prompt_tokens:,} tokens and {cfg.data.patches:,} patches"
+    micro = f"{cfg.update.micro_prompts} at a time"
+    if cfg.stage == "sft":
+        return (
+            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, one answer of {cfg.rollout.completion_tokens:,}"
+        )
+    sampled = f", {cfg.rollout.micro_prompts} at a time" if cfg.rollout.micro_prompts else ""
+    answers = f"{cfg.rollout.group_size} answers each of up to {cfg.rollout.completion_tokens:,} tokens"
+    updates = cfg.rollout.prompts // cfg.update.prompts
+    learned = f"{updates} update{'s' * (updates > 1)} of {cfg.update.prompts} prompts, {micro}"
+    return f"a step: {cfg.rollout.prompts} prompts {size}{sampled}; {answers};\n        {learned}"
+
+
+def memory_table(setup: Setup, compiled: dict[str, Compiled], place: Slice) -> str:
+    columns = {phase: memory_rows(setup, compiled, phase) for phase in compiled}
+    lines = [row("GB on a device", [PHASES[phase] for phase in columns])]
+    for name, title in TITLES.items():
+        values = [rows.get(name) for rows in columns.values()]
+        if any(values):
+            lines.append(row(f"  {title}", ["" if value is None else f"{value / 1e9:.2f}" for value in values]))
+    peaks = [peak(rows) for rows in columns.values()]
+    lines.append(row("  peak", [f"{value / 1e9:.2f}" for value in peaks]))
+    if place.chip:
+        lines.append(row(f"  of {place.chip.memory / 1e9:.2f}", [f"{value / place.chip.memory:.0%}" for value in peaks]))
+    return "\n".join(lines)
+
+
+def costs_table(setup: Setup, phases: list[Phase], place: Slice) -> str:
+    cfg, calls = setup.cfg, phases_of(setup.cfg)
+    own = {name: n / place.devices * calls.get(name, 1) for name, n in analytic.flops(setup.model_cfg, cfg).items()}
+    total = lambda values: [*values, sum(values)]  # noqa: E731
+    times = {"prefill": 1, "decode": cfg.rollout.completion_tokens - 1} | calls
+    lines = [
+        row("a step on a device", [*[PHASES.get(p.name, p.name) for p in phases], "sum"]),
+        row("  runs", [f"{times[p.name]:,}" for p in phases]),
+        amounts("  products, {}FLOP", [p.costs["flops"] for p in phases]),
+        row("  of these the model's own", [f"{own[p.name] / p.costs['flops']:.0%}" for p in phases if p.costs["flops"]]),
+        amounts("  memory traffic, {}B", [p.costs["hbm"] for p in phases]),
+    ]
+    for kind in COLLECTIVES:
+        if any(p.costs[kind] for p in phases):
+            lines.append(amounts(f"  {kind}, {{}}B sent", [p.costs[kind] for p in phases]))
+    if place.chip is None:
+        return "\n".join(lines)
+    for title, values in (
+        ("  s for products", [p.compute for p in phases]),
+        ("  s for memory", [p.memory for p in phases]),
+        ("  s for links", [p.links for p in phases]),
+        ("  roofline, s", [p.seconds for p in phases]),
+    ):
+        lines.append(row(title, [f"{value:.2f}" for value in total(values)]))
+    lines.append(row("  bound by", [p.bound for p in phases]))
+    return "\n".join(lines)
+
+
+def amounts(title: str, values: list[float]) -> str:
+    """A row and its sum, in the unit that leaves the sum some digits."""
+    values = [*values, sum(values)]
+    unit, by = next(
+        (u, by) for u, by in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1)) if values[-1] >= 10 * by or by == 1
+    )
+    return row(title.format(unit), [f"{value / by:,.1f}" for value in values])
+
+
+def row(title: str, values: list[str]) -> str:
+    return (f"{title:{WIDTH}s}" + "".join(f"{value:>12s}" for value in values)).rstrip()
+
+
+def summary(cfg: Config, phases: list[Phase], place: Slice) -> str:
+    if place.chip is None:
+        return "No figures are published of this device: no times. Of a TPU slice: --topology=v5p:4x4x4"
+    seconds = sum(p.seconds for p in phases)
+    rate = tokens_a_step(cfg) / seconds
+    return (
+        f"A step takes at least {seconds:.1f} s, {rate:,.0f} tokens/s; the config's {cfg.steps:,} steps at least "
+        f"{cfg.steps * seconds / 3600:.1f} hours.\nThat is a roofline from the maker's peaks, with answers at their longest and "
+        "without evaluation, data and saving:\nno measurement, and no run is as fast."
+    )
+
+
+def short(mesh: dict[str, int]) -> str:
+    """`fsdp 8 expert 8`: axes of one device left out."""
+    return " ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"

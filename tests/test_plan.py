@@ -1,0 +1,222 @@
+"""`mtjudge plan`: slices and chips, the command on this machine and for a TPU slice, what does not fit, bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from commands import commands
+
+from mtjudge_jax.config import ConfigError
+from mtjudge_jax.plan import search
+from mtjudge_jax.plan.__main__ import without_a_tpu
+from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice
+from mtjudge_jax.plan.compiled import peak, refused
+from mtjudge_jax.plan.run import model_of
+from mtjudge_jax.policy import DEMO_BASE
+
+
+def test_chips_are_as_their_maker_says():
+    v5p = TPUS["v5p"]
+    assert (v5p.flops, v5p.hbm, v5p.links, v5p.memory) == (459e12, 2765e9, 600e9, int(95.74 * GIB))
+    assert [chip_of(kind) and chip_of(kind).name for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x")] == list(TPUS)
+    assert chip_of("NVIDIA H100 80GB HBM3").hbm == 3350e9 and chip_of("NVIDIA H200").hbm == 4800e9
+    assert chip_of("cpu") is None
+    assert tpu_slice("tpu7x:2x2x1").devices == 8, "two devices a chip"
+
+
+@pytest.mark.parametrize("name,devices,links", [
+    ("v5p:4x4x4", 64, 600e9),  # three rings: all links
+    ("v5p:2x4x4", 32, 300e9),  # no cube, no rings: a chip at a corner has one link along each axis
+    ("v5p:2x2x1", 4, 200e9),
+    ("v6e:8x8", 64, 200e9),
+    ("v6e:8x16", 128, 300e9),  # one ring
+    ("v6e:16x16", 256, 400e9),
+    ("v5e:4x4", 16, 100e9),
+])  # fmt: skip
+def test_slices(name, devices, links):
+    place = tpu_slice(name)
+    assert (place.name, place.devices, place.links) == (name, devices, links)
+    chip = name.partition(":")[0]
+    assert tpu_slice(f"{chip}-{devices}") == place, "by its number of chips"
+
+
+def test_a_wrong_slice_names_the_nearest_and_all():
+    with pytest.raises(
+        ConfigError, match=r"unknown topology 'v5p:4x4x5', did you mean 'v5p:4x4x\d'\?; known are v5e: 2x2 2x4 "
+    ) as e:
+        tpu_slice("v5p:4x4x5")
+    for chip, shapes in SLICES.items():
+        assert f"{chip}: {' '.join(shapes)}" in str(e.value)
+    with pytest.raises(ConfigError, match="unknown topology 'x'; known are v5e"):
+        tpu_slice("x")
+    assert len(known_slices()) == sum(map(len, SLICES.values()))
+
+
+def test_the_model_is_found_by_its_folder_its_name_or_the_flag():
+    def model(path: str, name: str = ""):
+        cfg = small()
+        cfg.model.path = path
+        return model_of(cfg, name)
+
+    assert model("demo")[0].text.hidden_size == json.loads((DEMO_BASE / "config.json").read_text())["text_config"]["hidden_size"]
+    assert model("/no/Qwen3-VL-30B-A3B-Instruct")[0].text.moe.num_experts == 128
+    assert model("/no/Qwen3-VL-30B-A3B-Instruct")[1].startswith("30b-a3b (/no/Qwen3-VL-30B-A3B-Instruct is not here")
+    assert model("gs://bucket/Qwen3-VL-8B-Thinking")[0].text.hidden_size == 4096
+    assert model("demo", "2b")[0].text.num_layers == 28
+    with pytest.raises(ConfigError, match=r"model.path = '/no/other' is no folder with a config.json here.*--model=2b\|4b"):
+        model("/no/other")
+    with pytest.raises(ConfigError, match="unknown size '31b-a3b', did you mean '30b-a3b'"):
+        model("demo", "31b-a3b")
+
+
+def small():
+    cfg = search.Config()
+    cfg.model.path, cfg.data.tasks, cfg.model.experts = "tiny", ("technical",), "dense"
+    cfg.mesh.data, cfg.mesh.fsdp = 1, -1
+    cfg.data.prompt_tokens, cfg.data.patches = 16, 16
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 32
+    cfg.rollout.group_size, cfg.rollout.completion_tokens, cfg.loss.kl_coef = 4, 8, 0.0
+    return cfg
+
+
+def quick():
+    """Compiles without what would make the programs fast."""
+    compile = jax.stages.Lowered.compile
+    return mock.patch.object(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, compiler_options=tiny.QUICK))
+
+
+def place(memory: float) -> Slice:
+    """Devices of this machine as if each had so much memory."""
+    return Slice("test", Chip("test", "cpu", int(memory), 1e12, 1e11, 1e10), (2,))
+
+
+def test_what_does_not_fit_is_repaired_by_what_is_tried():
+    cfg, model, devices = small(), tiny.config(), jax.devices()[:2]
+    cfg.stage = "sft"
+    with quick():
+        plan = search.compile_plan(cfg, model, place(1e12), devices)
+        assert plan.failing == [] and plan.seconds > 0
+        lean = search.compile_plan(search.changed(cfg, {"update.micro_prompts": 16}), model, place(1e12), devices)
+        limit = (plan.peaks["update"] + lean.peaks["update"]) / 2
+        plan, said = plan._replace(place=place(limit)), []
+        assert plan.failing == ["update"]
+        assert search.repair(plan, model, 6, said.append) == {"update.micro_prompts": 16}
+        assert [line.partition(": ")[0] for line in said] == ["  --config.update.micro_prompts=16"] and said[0].endswith("fits")
+        said.clear()
+        assert search.repair(plan._replace(place=place(1000)), model, 1, said.append) is None
+        assert said[0].endswith("does not fit") and said[1:] == ["  no more tries, --tries=.. allows more"]
+
+
+def test_remedies_end_with_what_changes_the_learning():
+    cfg, model = small(), tiny.config(moe=True)
+    cfg.rollout.prompts = 64
+    found = list(search.remedies(cfg, model, place(1e9), ["rollout", "update"]))
+    assert found[0] == {"rollout.micro_prompts": 32} and {"rollout.micro_prompts": 2} in found
+    assert {"update.micro_prompts": 16} in found and {"model.remat": "full"} in found
+    assert found[-2:] == [{"model.param_dtype": "bfloat16"}, {"lora.rank": 16}]
+    assert next(sorted(x) for x in search.remedies(cfg, model, place(1e9), ["rollout"])) == ["rollout.micro_prompts"]
+    assert search.flags({"update.micro_prompts": 16, "mesh.fsdp": 2}) == "--config.update.micro_prompts=16 --config.mesh.fsdp=2"
+
+
+def test_meshes_divide_what_they_must():
+    cfg, model = small(), tiny.config(moe=True)
+    found = list(search.meshes(cfg, model, 16))
+    for mesh in found:
+        assert np.prod(list(mesh.values())) == 16
+        assert cfg.update.micro_prompts % (mesh["data"] * mesh["fsdp"] * mesh["expert"]) == 0
+        assert model.text.moe.num_experts % mesh["expert"] == 0 and model.text.num_kv_heads % mesh["tensor"] == 0
+    assert {"data": 1, "fsdp": 16, "expert": 1, "tensor": 1} in found and {
+        "data": 1,
+        "fsdp": 2,
+        "expert": 8,
+        "tensor": 1,
+    } in found
+    assert all(mesh["expert"] == 1 for mesh in search.meshes(cfg, tiny.config(), 16))
+
+
+def test_a_sweep_ranks_meshes():
+    cfg, model, devices = small(), tiny.config(), jax.devices()[:2]
+    cfg.stage = "sft"
+    with quick():
+        plans = search.sweep(cfg, model, [(place(1e12), devices)], 2, lambda text: None)
+    assert len(plans) == 2 and plans[0].seconds <= plans[1].seconds
+    assert len({tuple(plan.setup.mesh.shape.values()) for plan in plans}) == 2
+    assert search.mesh_flags(plans[0]).startswith("--config.mesh.data=")
+    cfg.update.micro_prompts, cfg.mesh.fsdp = 3, 1
+    with pytest.raises(ConfigError, match=r"update\.micro_prompts = 3 divides over no mesh of 4 devices"):
+        search.sweep(cfg, model, [(place(1e12)._replace(shape=(4,)), devices)], 2, print)
+
+
+def test_what_xla_says_when_memory_does_not_suffice():
+    text = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (600.00G) exceeds "
+    assert refused(text) == 600 * GIB
+    assert refused("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Used 20.50G of 15.75G hbm. Exceeded") == int(20.5 * GIB)
+    assert refused("INTERNAL: something else (600.00G)") is None
+
+
+def test_the_command_on_this_machine():
+    done = commands().run("plan", f"--config={commands().config}", "--json", "--config.rollout.prompts=24")
+    assert done.status == 0, done.err
+    plan = json.loads(done.out.splitlines()[-1])
+    weights = sum(np.prod(shape) for shape in demo_shapes())
+    assert plan["memory"]["update"]["parameters"] == 4 * weights
+    assert plan["memory"]["update"]["optimizer"] == pytest.approx(8 * weights, abs=64)
+    assert set(plan["memory"]) == {"rollout", "logp", "update"} and plan["fits"] and plan["limit"] is None
+    assert set(plan["phases"]) == {"prefill", "decode", "logp", "update"}
+    assert plan["phases"]["update"]["flops"] > 2 * plan["phases"]["logp"]["flops"] / 2
+    assert plan["tokens"] == 24 * (48 + 2 * 16)
+    told = commands().run("plan", f"--config={commands().config}").out
+    assert "log-prob." in told and "No figures are published of this device" in told
+
+
+def demo_shapes() -> list[tuple[int, ...]]:
+    from mtjudge_jax.models.qwen3_vl import vlm
+    from mtjudge_jax.models.qwen3_vl.config import load_config
+
+    return [leaf.shape for leaf in jax.tree.leaves(vlm.abstract_params(load_config(DEMO_BASE)))]
+
+
+@pytest.mark.parametrize("flags,text", [
+    (["--topology=v5p:4x4x5"], "unknown topology 'v5p:4x4x5', did you mean"),
+    (["--model=7b"], "unknown size '7b'"),
+    (["--config.model.path=/no/where"], "is no folder with a config.json here"),
+    (["--config.mesh.fsdp=3", "--config.mesh.data=1"], "mesh.fsdp = 3"),
+    (["--config.update.micro_prompts=5"], "update.micro_prompts"),
+    (["--tries=-1"], "tries"),
+])  # fmt: skip
+def test_bad_input_is_one_line(flags, text):
+    done = commands().run("plan", f"--config={commands().config}", *flags)
+    assert done.status == 2 and len(done.err.splitlines()) == 1 and text in done.err, done.err
+    assert done.err.startswith("error: ")
+
+
+def test_without_the_compiler_for_tpus_the_remedy_is_named():
+    with (
+        mock.patch("importlib.util.find_spec", lambda name: None),
+        pytest.raises(ConfigError, match=r"pip install 'mtjudge_jax\[tpu\]'"),
+    ):
+        without_a_tpu(["v5p:4x4x4"])
+    with mock.patch.dict(os.environ, clear=True), mock.patch("importlib.util.find_spec", lambda name: True):
+        without_a_tpu([])
+        assert "JAX_PLATFORMS" not in os.environ
+        without_a_tpu(["v5p:4x4x4"])
+        assert os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["TPU_SKIP_MDS_QUERY"] == "1"
+
+
+def test_a_slice_that_is_not_here():
+    """The demo on four chips: compiled by XLA for TPUs, every kernel's work known."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}
+    command = [sys.executable, "-m", "mtjudge_jax.cli", "plan", f"--config={commands().config}", "--topology=v5e:2x2", "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr == ""
+    plan = json.loads(done.stdout)
+    assert (plan["devices"], plan["fits"], plan["limit"]) == (4, True, int(15.75 * GIB))
+    assert plan["seconds"] > 0 and {p["bound"] for p in plan["phases"].values()} <= {"compute", "memory", "links"}
+    assert max(map(peak, plan["memory"].values())) < GIB

@@ -1,0 +1,194 @@
+"""What `mtjudge plan` counts in a compiled program: exact numbers of small ones, and of the model against its formula."""
+
+import dataclasses
+import functools
+import itertools
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtjudge_jax.config import Config, MeshConfig
+from mtjudge_jax.models.attention import splash
+from mtjudge_jax.plan import analytic, costs, hlo, kernels
+from mtjudge_jax.plan.chips import Slice
+from mtjudge_jax.plan.compiled import Compiled, compile_all, memory_rows, peak
+from mtjudge_jax.plan.programs import Setup, make_setup
+from mtjudge_jax.plan.roofline import step_phases
+from mtjudge_jax.plan.search import changed
+
+# A fragment as XLA writes it for a TPU: an async gather in steps, inside other fusions; fast memory, S(1); a convolution with a
+# batch axis in disguise; a kernel with an estimate of its work and one without; a loop whose bound is carried along.
+TPU_TEXT = (Path(__file__).parent / "goldens" / "tpu_program.txt").read_text()
+
+
+def test_a_program_of_a_tpu():
+    counted = costs.count(hlo.parse(TPU_TEXT), kernel_work=lambda kernel: None, taken=1.0)
+    assert counted.loop == {} and counted.unknown == {"strange": 1}
+    # Four products of [16, 32] and [32, 8]: of the 16 pairs of positions along the dilated axis, 4 meet an element.
+    assert counted.fixed["flops"] == 2 * 4 * 16 * 32 * 8 + 1000
+    assert counted.fixed["all-gather"] == 2 * 64 * 2 * 3, "counted where it starts, not at every step"
+    assert counted.fixed["reduce-scatter"] == 5 * 64 * 4 * 4 * 3 / 4, "five turns, from 2 to 7"
+    assert counted.fixed["all-reduce"] == 0
+    gathered, left, right, scattered = 2 * 8 * 64, 2 * 4 * 16 * 32, 2 * 4 * 32 * 8, 4 * 64 * 4
+    copied = 2 * 2 * 64  # read; written to fast memory
+    kernels = 2 * (2 * gathered)  # each reads and writes as much
+    assert counted.fixed["hbm"] == copied + gathered + left + right + kernels + 5 * (scattered + scattered / 4)
+
+
+def test_loops_and_collectives_of_a_real_program():
+    """Five turns of three products, each on a quarter of the rows; every kind of collective."""
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    turns, rows, width = 5, 8, 16
+
+    def on_device(x, w):
+        def turn(x, w):
+            whole = jax.lax.all_gather(w, "b", axis=0, tiled=True)  # [4, 16] -> [16, 16]
+            y = jax.lax.psum(x @ whole, "a")
+            y = jax.lax.all_to_all(y, "b", 1, 0, tiled=True)
+            y = jax.lax.ppermute(y, "b", [(i, (i + 1) % 4) for i in range(4)])
+            return jax.lax.all_gather(
+                jax.lax.psum_scatter(y, "b", scatter_dimension=0, tiled=True), "b", axis=1, tiled=True
+            ), None
+
+        return jax.lax.scan(turn, x, w)[0]
+
+    call = jax.shard_map(on_device, mesh=mesh, in_specs=(P("b"), P(None, "b")), out_specs=P("b"), check_vma=False)
+    x = jax.ShapeDtypeStruct((4 * rows, width), jnp.float32, sharding=NamedSharding(mesh, P("b")))
+    w = jax.ShapeDtypeStruct((turns, width, width), jnp.float32, sharding=NamedSharding(mesh, P(None, "b")))
+    counted = costs.count(hlo.parse(jax.jit(call).lower(x, w).compile().as_text()), kernel_work=lambda kernel: None, taken=1.0)
+    size = 4 * rows * width
+    assert counted.fixed["flops"] == turns * 2 * rows * width * width
+    assert counted.fixed["all-gather"] == turns * 3 * (4 * width * width / 4 + size / 4)
+    assert counted.fixed["all-reduce"] == turns * 2 * size * 1 / 2
+    assert counted.fixed["all-to-all"] == turns * size * 3 / 4
+    assert counted.fixed["collective-permute"] == turns * size
+    assert counted.fixed["reduce-scatter"] == turns * size * 3 / 4
+    assert counted.unknown == {}
+
+
+def test_a_loop_that_the_data_end_is_kept_apart_and_a_condition_is_weighed():
+    def f(x, w):
+        def turn(state):
+            i, x = state
+            return i + 1, jax.lax.cond(x[0, 0] > i, lambda x: x @ w, lambda x: x, x)
+
+        return jax.lax.while_loop(lambda s: (s[1].sum() < 100) & (s[0] < 9), turn, (0, x @ w))[1]
+
+    x, w = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    program = hlo.parse(jax.jit(f).lower(x, w).compile().as_text())
+    for taken in (1.0, 0.25):
+        counted = costs.count(program, kernel_work=lambda kernel: None, taken=taken)
+        assert counted.fixed["flops"] == 2 * 8 * 16 * 16
+        assert counted.loop["flops"] == taken * 2 * 8 * 16 * 16
+
+
+def test_memory_traffic_counts_the_slices_of_a_stack():
+    """Of stacked weights every turn reads its own, of the stack of results it writes its own."""
+
+    def f(x, w):
+        return jax.lax.scan(lambda x, w: ((y := jnp.tanh(x * w)), y), x, w)
+
+    x, w = jax.ShapeDtypeStruct((1024, 128), jnp.float32), jax.ShapeDtypeStruct((50, 1024, 128), jnp.float32)
+    counted = costs.count(hlo.parse(jax.jit(f).lower(x, w).compile().as_text()), kernel_work=lambda kernel: None, taken=1.0)
+    layer = 4 * 1024 * 128
+    assert 50 * 3 * layer <= counted.fixed["hbm"] <= 50 * 6 * layer + 50 * layer, (
+        "the whole stack each turn would be 50 times that"
+    )
+
+
+@pytest.mark.parametrize(
+    "stride,low,left,right", [(1, 0, 1, 1), (1, 2, 1, 1), (2, 1, 1, 1), (1, 1, 3, 1), (3, 0, 4, 2), (1, -1, 1, 2)]
+)
+def test_positions_of_a_convolution(stride, low, left, right):
+    for size, kernel, out in itertools.product((1, 4, 5), (1, 3, 4), (1, 4, 7)):
+        meets = 0
+        for o, k in itertools.product(range(out), range(kernel)):
+            at = o * stride + k * right - low
+            meets += at >= 0 and at % left == 0 and at // left < size
+        assert costs.valid_positions(size, kernel, out, stride=stride, low=low, left=left, right=right) == meets
+
+
+@pytest.mark.parametrize(
+    "layout,length", [(("full",), 1024), (("causal",), 1536), (("grouped", 700, 255), 2048), (("grouped", 1024, 63), 1536)]
+)
+def test_blocks_that_splash_visits(layout, length):
+    """As many as the kernel's own list of blocks has, in each of its passes."""
+    kernel, block = splash.make_kernel(layout, length, 1, True), kernels.block_of(length)
+    name = "_".join(map(str, layout))
+    count = kernels.visited_blocks(name, length, block)
+    for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
+        listed = info.block_mask  # None: all of them
+        assert count == ((length // block) ** 2 if listed is None else np.count_nonzero(listed))
+    queries = hlo.Shape("bf16", (4, length, 128), True)
+    call = kernels.Kernel("x", f"jit(f)/attend_{name}/vmap(splash)/splash_mha_dkv_no_residuals/pallas_call", [queries])
+    flops, moved = kernels.splash_work(call)
+    assert flops == 4 * count * block * block * 128 * 2 * 4
+    assert moved == 4 * count * block * 128 * 4
+    assert kernels.splash_work(call._replace(op_name="jit(f)/pallas_call")) is None
+
+
+def small_run(moe: bool = False) -> tuple[Config, object]:
+    """A model whose matrices outweigh its attention, and a run that fits it."""
+    model = tiny.config(layers=3, blocks=2, moe=moe)
+    cfg = Config()
+    cfg.model.path, cfg.data.tasks, cfg.model.experts = "tiny", ("technical",), "dense"
+    cfg.mesh = MeshConfig(data=1, fsdp=-1)
+    cfg.data.prompt_tokens, cfg.data.patches = 16, 16
+    cfg.rollout.prompts, cfg.rollout.group_size, cfg.rollout.completion_tokens = 16, 4, 8
+    cfg.update.prompts, cfg.update.micro_prompts = 8, 8
+    return cfg, model
+
+
+@functools.cache
+def counted_phases(remat: str, lora: int) -> tuple[dict, dict]:
+    cfg, model = small_run()
+    text = dataclasses.replace(model.text, hidden_size=64, intermediate_size=256, vocab_size=512)
+    model = dataclasses.replace(
+        model, text=text, vision=dataclasses.replace(model.vision, out_hidden_size=64, hidden_size=32, intermediate_size=96)
+    )
+    cfg = changed(cfg, {"model.remat": remat, "lora.rank": lora})
+    setup = make_setup(cfg, model, jax.devices()[:1])
+    phases = step_phases(cfg, quickly(setup, ["rollout", "logp", "update"]), Slice("test", None, (1,)))
+    return {p.name: p.costs["flops"] for p in phases}, analytic.flops(model, cfg)
+
+
+def quickly(setup: Setup, phases: list[str]) -> dict[str, Compiled]:
+    """`compile_all` without what would make the programs fast."""
+    compile = jax.stages.Lowered.compile
+    with mock.patch.object(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, compiler_options=tiny.QUICK)):
+        return compile_all(setup, phases)
+
+
+def test_products_of_the_model_are_those_of_the_formula():
+    counted, formula = counted_phases("none", 0)
+    calls = {"prefill": 1, "decode": 1, "logp": 2, "update": 2}
+    assert set(counted) == set(calls)
+    for name, times in calls.items():
+        assert counted[name] == pytest.approx(times * formula[name], rel=0.15), name
+    again, _ = counted_phases("full", 0)
+    assert again["update"] == pytest.approx(2 * formula["update"] * 4 / 3, rel=0.15), "the forward pass a second time"
+    assert again["logp"] == counted["logp"]
+    assert counted["update"] == pytest.approx(3 * counted["logp"] / 2, rel=0.15)
+
+
+def test_shards_of_the_state_and_what_is_sent_for_them():
+    cfg, model = small_run()
+    setup = make_setup(cfg, model, jax.devices()[:4])
+    compiled = quickly(setup, ["update"])
+    rows = memory_rows(setup, compiled, "update")
+    whole = sum(leaf.size * 4 for leaf in jax.tree.leaves(setup.state.params))
+    assert whole / 4 <= rows["parameters"] < whole / 2, "divided by four, but for small weights"
+    assert 2 * rows["parameters"] <= rows["optimizer"] <= 2 * rows["parameters"] + 64
+    assert rows["reference"] == rows["parameters"], "same dtype, a copy of its own"
+    assert rows["gradients"] == rows["parameters"]
+    counted = compiled["update"].counted.fixed
+    assert counted["all-gather"] > 0.5 * whole, "weights come together at least once"
+    assert counted["all-reduce"] + counted["reduce-scatter"] > 0.5 * whole, "and their gradients once"
+    assert peak(rows) == sum(rows.values()) > 4 * rows["parameters"]
