@@ -406,16 +406,3 @@ def _line(error: BaseException) -> str:
 
 def _some(items: list[str], most: int = 5) -> str:
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
-
-
-def differences(old: dict, new: dict, where: str = "") -> list[str]:
-    """Dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`; both are compared as JSON, so a tuple equals its list."""
-    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
-    out = []
-    for key in [*old, *[key for key in new if key not in old]]:
-        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{where}{key}.")
-        elif a != b:
-            out.append(f"{where}{key}: {a} -> {b}")
-    return out

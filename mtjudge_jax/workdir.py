@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 
-from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, flatten, to_dict, unknown
 from mtjudge_jax.data.sources import fingerprint
 from mtjudge_jax.digest import digests
@@ -38,7 +37,7 @@ def refuse_other_config(cfg: Config, path: AnyPath, allowed: tuple[str, ...] = (
         stored = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): put it back, or take another --workdir") from error
-    changed = [line for line in checkpoint.differences(stored, to_dict(cfg)) if not line.startswith(FREE_TO_CHANGE)]
+    changed = [line for line in differences(stored, to_dict(cfg)) if not line.startswith(FREE_TO_CHANGE)]
     refused = [line for line in changed if line.partition(":")[0] not in allowed]
     if refused:
         names = ",".join(line.partition(":")[0] for line in refused)
@@ -47,6 +46,19 @@ def refuse_other_config(cfg: Config, path: AnyPath, allowed: tuple[str, ...] = (
             f"on with it by --allow_change={names}"
         )
     return changed
+
+
+def differences(old: dict, new: dict, where: str = "") -> list[str]:
+    """Dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`; both are compared as JSON, so a tuple equals its list."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    out = []
+    for key in [*old, *[key for key in new if key not in old]]:
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{where}{key}.")
+        elif a != b:
+            out.append(f"{where}{key}: {a} -> {b}")
+    return out
 
 
 def check_allowed(cfg: Config, allowed: tuple[str, ...]) -> None:
