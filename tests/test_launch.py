@@ -305,3 +305,14 @@ def test_help_names_every_flag(script, tmp_path):
     flags = spec.replace("$TPU_FLAGS", "zone= project= internal-ip iap").replace("=", "").split()
     assert [flag for flag in flags if not re.search(rf"--{flag}(?![\w-])", ended.out)] == []
     assert script == "host.sh" or "--dry-run" in ended.out
+
+
+def test_quoted_words_come_back(tmp_path):
+    cloud = Cloud(tmp_path)
+    (tmp_path / "quoted.sh").write_text(f'source {LAUNCH / "common.sh"}; show "$@"\n')
+    cloud.launch = tmp_path
+    words = ["plain", "--a=b", "", "~/x", "it's", 'a "b"', "$HOME", "a b", "x;y", "*", "back\\slash", "#no", "{a,b}", "é"]
+    line = cloud.run("quoted.sh", *words).out
+    assert shlex.split(line) == words
+    (tmp_path / "read.sh").write_text(f"printf '%s\\n' {line}")
+    assert cloud.run("read.sh").out.splitlines() == words

@@ -117,9 +117,10 @@ def test_set_up_sends_commits_only(tmp_path):
     cloud = Cloud(tmp_path, hosts=1)
     cloud.copy_of_repository()
     (cloud.launch.parent / "pyproject.toml").write_text("[project]\nname='changed'\n")
+    (cloud.launch.parent / "new.py").touch()
     ended = cloud.run("tpu_setup.sh", *SETUP)
-    line = "uncommitted changes in pyproject.toml..: hosts get the last commit; commit them, or leave them out with --committed"
-    assert (ended.status, ended.err) == (2, f"error: {line}\n")
+    line = "uncommitted changes (2, first pyproject.toml): hosts get the last commit; commit them, or leave them out with"
+    assert (ended.status, ended.err) == (2, f"error: {line} --committed\n")
     assert cloud.run("tpu_setup.sh", *SETUP, "--committed").status == 0
     assert (cloud.host(0) / "mtjudge/code/pyproject.toml").read_text() == "[project]\n"
 
