@@ -107,7 +107,7 @@ slice() { # slice v5p:4x4x4 (or v5p-128): sets SLICE TYPE SHAPE CHIPS HOSTS RUNT
 quote() { # the arguments as one line that a shell reads back as they are
   local word line=''
   for word; do
-    [[ $word =~ ^[A-Za-z0-9_./:=,@%+~^-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+    [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
     line+=" $word"
   done
   printf '%s' "${line# }"

@@ -78,7 +78,7 @@ start() {
 
 status() {
   local dir=$base/runs/$run ended used seconds last
-  last=$(tail -n 5 "$dir/log" 2>/dev/null | tr '\r' '\n' | sed '/^ *$/d' | tail -n 1 | cut -c1-120) || true
+  last=$(tail -n 9 "$dir/log" 2>/dev/null | tr '\r' '\n' | grep -avE '^ *$|Z .*: (start|status) [0-9]' | tail -n 1 | cut -c1-120) || true
   if [[ -s $dir/status ]]; then
     read -r ended used seconds <"$dir/status"
     fact "ended status=$ended restarts=$used seconds=$seconds $last"

@@ -67,6 +67,7 @@ start_all() { # into PIDS
     PIDS+=($!)
   done
   exec {terminal}>&-
+  [[ ! $STOP ]] || kill -TERM "${PIDS[@]}" 2>/dev/null || true # it came before there was anything to pass it on to
 }
 
 reap() { # takes what ended out of PIDS, and what it left behind out of the machine; its status goes to SAID

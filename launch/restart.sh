@@ -33,6 +33,7 @@ set -m # a group of its own for the command, and no ignored SIGINT, which bash g
 run_once() { # into ENDED the command's status
   "${COMMAND[@]}" &
   CHILD=$!
+  [[ ! $STOP ]] || kill -TERM "$CHILD" 2>/dev/null || true # it came before there was anything to pass it on to
   while true; do
     SIGNALLED='' ENDED=0
     wait -f "$CHILD" || ENDED=$?

@@ -27,7 +27,8 @@ where
 commit=$(git -C "$ROOT" rev-parse --verify HEAD 2>/dev/null) || die "$ROOT is no git repository with a commit: the hosts get a commit"
 changed=$(git -C "$ROOT" status --porcelain)
 [[ -z $changed || $committed ]] ||
-  die "uncommitted changes in ${changed:3:60}..: hosts get the last commit; commit them, or leave them out with --committed"
+  die "uncommitted changes ($(wc -l <<<"$changed"), first $(sed -n '1s/^...//p' <<<"$changed")): hosts get the last commit; commit" \
+    "them, or leave them out with --committed"
 
 archive=${TMPDIR:-/tmp}/mtjudge-code-${commit:0:12}.tgz
 files=("$archive")

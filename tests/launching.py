@@ -14,8 +14,7 @@ from typing import NamedTuple
 LAUNCH = Path(__file__).parent.parent / "launch"
 
 RECORD = """#!/usr/bin/env bash
-printf '%s\\0' "${0##*/}" "$@" >>"$CLOUD/log"
-printf '\\1' >>"$CLOUD/log"
+printf '%s\\0' "${0##*/}" "$@" $'\\1' >>"$CLOUD/log" # one write: hosts call at the same time
 """
 
 # State of the request: the first line of `states`, which goes as long as another follows. A worker in `dead` has no ssh.
@@ -28,7 +27,7 @@ case "$*" in
   [[ $(wc -l <"$CLOUD/states") -le 1 ]] || sed -i 1d "$CLOUD/states" ;;
 *"tpu-vm describe"*) cat "$CLOUD/count" ;;
 *"tpu-vm ssh"* | *"tpu-vm scp"*)
-  status=0 files=()
+  status=0 files=() pids=()
   for word; do
     case $word in
     --worker=*) worker=${word#*=} ;;
@@ -41,7 +40,12 @@ case "$*" in
     if grep -qx "$w" "$CLOUD/dead"; then echo "ssh: connect to host $w" >&2 && status=255 && continue; fi
     mkdir -p "$CLOUD/hosts/$w"
     if ((${#files[@]})); then cp "${files[@]}" "$CLOUD/hosts/$w/" && continue; fi
-    (cd "$CLOUD/hosts/$w" && HOME=$PWD HOSTNAME=host-$w TPU_LOCKFILE=$PWD/lockfile bash -c "$command") || status=$?
+    (cd "$CLOUD/hosts/$w" && HOME=$PWD HOSTNAME=host-$w TPU_LOCKFILE=$PWD/lockfile bash -c "$command" >ssh.out) &
+    pids[w]=$!
+  done
+  for w in "${!pids[@]}"; do # at the same time, as gcloud does; what they print by worker
+    wait "${pids[w]}" || status=$?
+    cat "$CLOUD/hosts/$w/ssh.out"
   done
   exit "$status" ;;
 esac
@@ -126,12 +130,13 @@ class Cloud:
             process.kill()
         return Ended(process.returncode, out, err)
 
-    def calls(self) -> list[list[str]]:
-        """What was called since the last time this was asked."""
+    def calls(self, *, keep: bool = False) -> list[list[str]]:
+        """What was called since the last time this was asked, and not kept."""
         log = self.folder / "log"
         text = log.read_text() if log.exists() else ""
-        log.unlink(missing_ok=True)
-        return [record.split("\0")[:-1] for record in text.split("\1")[:-1]]
+        if not keep:
+            log.unlink(missing_ok=True)
+        return [record.split("\0")[:-1] for record in text.split("\1\0")[:-1]]
 
     def host(self, worker: int) -> Path:
         return self.folder / "hosts" / str(worker)

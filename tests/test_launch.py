@@ -13,6 +13,7 @@ QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
 TPU_VM = ["gcloud", "compute", "tpus", "tpu-vm"]
 LIST = [*QUEUE, "list", *WHERE, "--filter=name~/judge$", "--format=value(state.state)"]
 COUNT = [*TPU_VM, "describe", "judge", *WHERE, "--format=value(networkEndpoints.len())"]
+SHM = "--scratch=/dev/shm"
 IMAGE = "--image=us-east5-docker.pkg.dev/mine/images/mtjudge:1"
 
 
@@ -65,16 +66,19 @@ CALLS = {  # name: script, flags, what is called
     "delete": ("tpu_delete.sh", ["--yes"], [[*QUEUE, "delete", "judge", *WHERE, "--force", "--quiet"]]),
     "model": (
         "tpu_model.sh",
-        ["--model=Qwen/Qwen3-VL-8B-Instruct", "--to=gs://bucket/models/8B", "--revision=abc", "--scratch=/dev/shm"],
-        [ssh("0", f"{HOST} model --model=Qwen/Qwen3-VL-8B-Instruct --to=gs://bucket/models/8B --revision=abc --scratch=/dev/shm")],
+        ["--model=Qwen/Qwen3-VL-8B-Instruct", "--to=gs://bucket/models/8B", "--revision=abc", SHM],
+        [ssh("0", f"{HOST} model --model=Qwen/Qwen3-VL-8B-Instruct --to=gs://bucket/models/8B --revision=abc {SHM}")],
     ),
     "xpk": (
         "xpk_run.sh",
         ["--cluster=tpus", "--topology=v5p:4x4x4", IMAGE, "--", *TRAIN],
         [
-            ["xpk", "workload", "create", "--workload=judge", "--cluster=tpus", *WHERE, "--tpu-type=v5p-128", "--num-slices=1"]
-            + [IMAGE.replace("--image", "--docker-image"), "--max-restarts=50", "--restart-on-exit-codes=1,75"]
-            + ["--termination-grace-period-seconds=600", "--priority=medium", f"--command=exec {TRAIN_LINE}"]
+            [
+                *["xpk", "workload", "create", "--workload=judge", "--cluster=tpus", *WHERE, "--tpu-type=v5p-128"],
+                *["--num-slices=1", IMAGE.replace("--image", "--docker-image"), "--max-restarts=50"],
+                *["--restart-on-exit-codes=1,75", "--termination-grace-period-seconds=600", "--priority=medium"],
+                f"--command=exec {TRAIN_LINE}",
+            ]
         ],
     ),
     "jobset": (
@@ -86,9 +90,11 @@ CALLS = {  # name: script, flags, what is called
         "sky_run.sh",
         ["--topology=v6e:8x8", "--spot", "--jax=0.10.3", "--", *TRAIN],
         [
-            ["sky", "jobs", "launch", "launch/sky.yaml", "--name=judge", "--infra=gcp/us-east5/us-east5-a", "--gpus=tpu-v6e-64:1"]
-            + ["--use-spot", f"--env=COMMAND={TRAIN_LINE}", "--env=RESTARTS=50", "--env=JAX_VERSION=0.10.3", "--yes"]
-            + ["--detach-run"]
+            [
+                *["sky", "jobs", "launch", "launch/sky.yaml", "--name=judge", "--infra=gcp/us-east5/us-east5-a"],
+                *["--gpus=tpu-v6e-64:1", "--use-spot", f"--env=COMMAND={TRAIN_LINE}", "--env=RESTARTS=50"],
+                *["--env=JAX_VERSION=0.10.3", "--yes", "--detach-run"],
+            ]
         ],
     ),
 }
@@ -299,3 +305,14 @@ def test_help_names_every_flag(script, tmp_path):
     flags = spec.replace("$TPU_FLAGS", "zone= project= internal-ip iap").replace("=", "").split()
     assert [flag for flag in flags if not re.search(rf"--{flag}(?![\w-])", ended.out)] == []
     assert script == "host.sh" or "--dry-run" in ended.out
+
+
+def test_quoted_words_come_back(tmp_path):
+    cloud = Cloud(tmp_path)
+    (tmp_path / "quoted.sh").write_text(f'source {LAUNCH / "common.sh"}; show "$@"\n')
+    cloud.launch = tmp_path
+    words = ["plain", "--a=b", "", "~/x", "it's", 'a "b"', "$HOME", "a b", "x;y", "*", "back\\slash", "#no", "{a,b}", "é"]
+    line = cloud.run("quoted.sh", *words).out
+    assert shlex.split(line) == words
+    (tmp_path / "read.sh").write_text(f"printf '%s\\n' {line}")
+    assert cloud.run("read.sh").out.splitlines() == words

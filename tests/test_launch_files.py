@@ -81,7 +81,8 @@ def test_what_the_jobset_says(tmp_path):
     selector = {"cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice", "cloud.google.com/gke-tpu-topology": "2x4x4"}
     assert (pod["nodeSelector"], "tolerations" in pod) == (selector, False)
     container = pod["containers"][0]
-    assert (container["name"], container["image"], container["resources"]) == ("judge", "r/i:1", {"limits": {"google.com/tpu": 4}})
+    assert (container["name"], container["image"]) == ("judge", "r/i:1")
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert container["args"] == [word.replace("$", "$$") for word in TRAIN]  # Kubernetes makes $ of $$ again
     assert "command" not in container  # it would replace the image's tini
 

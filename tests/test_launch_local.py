@@ -20,7 +20,8 @@ start = len(starts.read_text().split()) if starts.exists() else 0
 address = os.environ.get("JAX_COORDINATOR_ADDRESS", "-")
 with starts.open("a") as file:
     print(os.getpid(), file=file)
-print(f"process {me} start {start} at {address} of {os.environ.get('JAX_NUM_PROCESSES')} {os.environ.get('XLA_FLAGS')}", flush=True)
+count, flags = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("XLA_FLAGS")
+print(f"process {me} start {start} at {address} of {count} {flags}", flush=True)
 plan = dict(part.split(":") for part in sys.argv[2 + min(start, len(sys.argv) - 3)].split())
 what = plan.get(me, "0")
 if what == "work":
@@ -177,8 +178,10 @@ def test_a_process_that_ignores_sigterm_is_killed_after_the_grace_time(tmp_path,
     assert (process.wait(timeout=20), alive(tmp_path, 2)) == (75, [])
 
 
-SUM = """import jax
-jax.distributed.initialize()
+SUM = """import os
+import jax
+of, me = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
+jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], of, me)
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -191,11 +194,7 @@ print("sum", int(jax.jit(jnp.sum)(x)), "of", jax.device_count(), jax.process_ind
 
 def test_two_processes_of_jax_sum_over_their_devices(tmp_path):
     """10 ** process on each of three devices of two processes: 3 * (1 + 10)."""
-    initialize = SUM.replace(
-        "initialize()",
-        'initialize(os.environ["JAX_COORDINATOR_ADDRESS"], int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"]))',
-    )
-    (tmp_path / "sum.py").write_text("import os\n" + initialize)
+    (tmp_path / "sum.py").write_text(SUM)
     flags = ["-n", 2, "--devices=3", f"--logs={tmp_path / 'logs'}", "--", sys.executable, tmp_path / "sum.py"]
     cloud = Cloud(tmp_path)
     ended = cloud.run("local_multiprocess.sh", *flags, seconds=120)
@@ -257,5 +256,3 @@ def test_the_workers_of_a_command_that_was_killed_end_too(tmp_path):
     assert ended.status == 137
     worker = Path(f"/proc/{(tmp_path / 'worker').read_text().strip()}/stat")
     assert not worker.exists() or " Z " in worker.read_text()
-
-
