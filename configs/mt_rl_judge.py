@@ -58,17 +58,17 @@ def v5p_32(cfg: Config) -> None:
 
 
 def v6e_64(cfg: Config) -> None:
-    cfg.mesh.fsdp, cfg.mesh.expert = 16, 4
-    cfg.update.micro_prompts = 64
+    cfg.mesh.fsdp, cfg.mesh.expert = 8, 8
+    cfg.update.micro_prompts, cfg.rollout.micro_prompts = 64, 256
     cfg.model.head_chunk = 64 * 512
 
 
 def v5e_16_lora(cfg: Config) -> None:
-    cfg.mesh.fsdp = 16
+    cfg.mesh.fsdp, cfg.mesh.tensor = 2, 8  # heads and mlp apart: gathering 17 GB for every token would take the links an hour
     cfg.lora.rank = 32
     cfg.optim.lr = 1e-5  # of adapters alone
-    cfg.update.micro_prompts = cfg.rollout.micro_prompts = 16
-    cfg.model.head_chunk = 16 * 512
+    cfg.update.micro_prompts, cfg.rollout.micro_prompts = 2, 32
+    cfg.model.head_chunk = 2 * 2048
 
 
 LAYOUTS: dict[tuple[str, str], Callable[[Config], None]] = {

@@ -1,5 +1,6 @@
 """`mtjudge plan`: slices and chips, the command on this machine and for a TPU slice, what does not fit, bad input."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -169,7 +170,8 @@ def test_the_command_on_this_machine():
     assert plan["memory"]["update"]["optimizer"] == pytest.approx(8 * weights, abs=64)
     assert set(plan["memory"]) == {"rollout", "logp", "update"} and plan["fits"] and plan["limit"] is None
     assert set(plan["phases"]) == {"prefill", "decode", "logp", "update"}
-    assert plan["phases"]["update"]["flops"] > 2 * plan["phases"]["logp"]["flops"] / 2
+    share = plan["phases"]["update"]["flops"] / plan["phases"]["logp"]["flops"]
+    assert 1.4 < share < 2.8, "three to five forward passes over all prompts against two"
     assert plan["tokens"] == 24 * (48 + 2 * 16)
     told = commands().run("plan", f"--config={commands().config}").out
     assert "log-prob." in told and "No figures are published of this device" in told
@@ -209,6 +211,7 @@ def test_without_the_compiler_for_tpus_the_remedy_is_named():
         assert os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["TPU_SKIP_MDS_QUERY"] == "1"
 
 
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
 def test_a_slice_that_is_not_here():
     """The demo on four chips: compiled by XLA for TPUs, every kernel's work known."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}

@@ -20,7 +20,7 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.optim import make_optimizer, schedule
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
 from mtjudge_jax.stages import Stages, make_stages, place_prompts, stage_key
-from mtjudge_jax.types import PromptBatch, TrainBatch, TrainState
+from mtjudge_jax.types import Params, PromptBatch, TrainBatch, TrainState
 from mtjudge_jax.update import grpo_loss, init_state, make_update
 
 PROMPTS, GROUP, LENGTH = 8, 4, 6
@@ -70,17 +70,22 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def build(cfg: Config, mesh: str) -> World:
+def placed_stages(cfg: Config, mesh: str) -> tuple[Stages, Params]:
     model_cfg, params = model()
     tokenizer = Tokenizer(None, Words(), tiny.PAD, tiny.EOS, tiny.IMAGE, tiny.VISION_START, tiny.VISION_END, tiny.VOCABULARY,
                           tuple((str(i), i) for i in tiny.CONTROL))  # fmt: skip
     shape = MESHES[mesh]
     devices = jax.devices()[: int(np.prod(shape))]
     stages = make_stages(cfg, model_cfg, tokenizer, make_mesh(MeshConfig(*shape), devices))
-    optimizer = make_optimizer(cfg.optim, cfg.steps)
     placed = jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, stages.mesh)), params
     )
+    return stages, placed
+
+
+def build(cfg: Config, mesh: str) -> World:
+    stages, placed = placed_stages(cfg, mesh)
+    optimizer = make_optimizer(cfg.optim, cfg.steps)
     state = init_state(placed, optimizer, stages.mesh)
 
     def loss(params, batch, weights):
@@ -327,3 +332,19 @@ def test_work_for_a_group_of_sixteen(images, record_testsuite_property):
     assert least_one < one < 6 * least_one
     assert least_sixteen < sixteen < 6 * least_sixteen
     assert sixteen / one <= 16 / 3
+
+
+def test_sampled_in_pieces_the_answers_are_the_same():
+    """rollout.micro_prompts: caches of four prompts of eight at a time, or of all, on one device and on a mesh."""
+    temperature, key, rows = np.full(GROUP, 0.7, np.float32), stage_key(0, 0, "sample"), tiny.prompts(8)._asdict()
+    outs = []
+    for micro, mesh in ((0, "one device"), (4, "one device"), (4, "2 data, 2 fsdp, 2 tensor")):
+        cfg = settings("adamw", rollout=RolloutConfig(PROMPTS, GROUP, LENGTH, micro))
+        stages, params = placed_stages(cfg, mesh)
+        outs.append(jax.device_get(stages.sample(params, place_prompts(rows, stages.mesh), key, temperature, LENGTH)))
+    for out in outs[1:]:
+        np.testing.assert_array_equal(out.tokens, outs[0].tokens)
+        np.testing.assert_array_equal(out.mask, outs[0].mask)
+        np.testing.assert_array_equal(out.truncated, outs[0].truncated)
+        np.testing.assert_allclose(out.logp, outs[0].logp, atol=TOLERANCE)
+    assert len({tuple(answer) for group in outs[0].tokens for answer in group}) > PROMPTS, "answers differ"

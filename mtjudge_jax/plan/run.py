@@ -75,10 +75,17 @@ def run(cfg: Config, *, model_name: str, names: list[str], sweep: bool, tries: i
             continue
         print_plan(plan, name)
         if plan.failing:
-            print(f"Does not fit: {', '.join(plan.failing)}. Tried, each compiled:")
-            changes = search.repair(plan, model, tries, print)
-            print(f"It fits with {search.flags(changes)}" if changes else "Nothing that was tried fits: take a larger slice.")
+            print_repair(plan, model, tries)
         print(f"(compiled in {time.perf_counter() - began:.0f} s by {versions()}, {time.strftime('%Y-%m-%d')})\n")
+
+
+def print_repair(plan: search.Plan, model: Qwen3VLConfig, tries: int) -> None:
+    print(f"Does not fit: {', '.join(plan.failing)}." + (" Tried, each compiled:" if tries else " --tries=6 looks on."))
+    changes = search.repair(plan, model, tries, print) if tries else None
+    if changes:
+        print(f"It fits with {search.flags(changes)}")
+    elif tries:
+        print("Nothing that was tried fits: take a larger slice, shorter prompts or answers, or more tries.")
 
 
 def print_plan(plan: search.Plan, name: str) -> None:
