@@ -185,25 +185,34 @@ def _copy_into(state: Any, old: Any) -> Any:
 def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Digest, name: str) -> None:
     """In the background of every process: waits for the arrays, checks what was written, and makes the step complete.
 
-    Whatever happens a process comes to both barriers, so that none waits for one that failed.
+    Whatever happens a process comes to every barrier, so that none waits for one that failed.
     """
     process, processes = jax.process_index(), jax.process_count()
     barrier = orbax_processes.get_barrier_sync_fn()
-    try:
+    part: dict = {}
+
+    def written() -> None:
         response.result()
-        own = digest()
-    finally:
-        barrier(key=f"{name} written", timeout_ms=BARRIER_MS)
-    try:
-        files = checksums(path, files_of(path, process))
-        write_whole(path / part_name(process), json.dumps({"digests": own, "files": files}).encode())
-    finally:
-        barrier(key=f"{name} checked", timeout_ms=BARRIER_MS)
-    try:
+        part["digests"] = digest()
+
+    def checked() -> None:
+        part["files"] = checksums(path, files_of(path, process))
+        write_whole(path / part_name(process), json.dumps(part).encode())
+
+    def completed() -> None:
         if process == 0:
             complete(path, record, processes)
-    finally:
-        barrier(key=f"{name} complete", timeout_ms=BARRIER_MS)
+
+    error: Exception | None = None
+    for stage in (written, checked, completed):
+        try:
+            if error is None:
+                stage()
+        except Exception as caught:
+            error = caught
+        barrier(key=f"{name} {stage.__name__}", timeout_ms=BARRIER_MS)
+    if error is not None:
+        raise error
 
 
 def wait(checkpoints: Checkpoints) -> list[str]:

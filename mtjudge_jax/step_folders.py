@@ -59,6 +59,9 @@ def files_of(path: AnyPath, process: int) -> list[str]:
 
 def complete(path: AnyPath, record: dict, processes: int) -> None:
     """Makes a written step a complete one: process 0, when every process has left its part. Raises OSError or ValueError."""
+    absent = [str(process) for process in range(processes) if not (path / part_name(process)).exists()]
+    if absent:
+        raise OSError(f"process {', '.join(absent)} could not write or check its part, and tells why")
     parts = [json.loads((path / part_name(process)).read_text()) for process in range(processes)]
     for name, leaf in record["leaves"].items():
         leaf["digest"] = sum(part["digests"][name] for part in parts) % 2**32
