@@ -173,7 +173,10 @@ def validate(run: Run, progress: Progress) -> Progress:
     predictions, result = evaluate(progress.params, run.validation, judging(run.cfg, run.model), step=progress.step)
     mean = result["mean"]["macro_f1"]
     log(run, {"kind": "eval", "split": "val", "seconds": time.perf_counter() - began, **result})
-    write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
+    try:
+        write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
+    except OSError as error:
+        warn(run, progress.step, f"the evaluation after step {progress.step} was not written: {error}")
     better = mean > progress.best
     sampled = result["mean"]["sampled_accuracy"]
     each = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
@@ -189,7 +192,13 @@ def validate(run: Run, progress: Progress) -> Progress:
     best = run.workdir / "best"
     params = exportable(progress.params, run.model)
     files = {JUDGE_FILE: judge_file(run.cfg, progress.step, templates(run.cfg))}
-    save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
+    try:
+        save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
+    except FileExistsError:
+        raise
+    except OSError as error:  # on every process: the older best is whole, and the next one as good is written
+        warn(run, progress.step, f"the best model, of step {progress.step}, was not written: {error}")
+        return progress._replace(since_best=0)
     return progress._replace(best=mean, since_best=0)
 
 

@@ -191,12 +191,22 @@ def test_parts_of_tensors_in_a_bucket(bucket):
         files.GAP_BYTES, real = (1, files.GAP_BYTES) if number % 2 else (files.GAP_BYTES, files.GAP_BYTES)
         before = bucket.read
         try:
-            part = place.copy_part(files.Ranged(at, 7, np.dtype(np.uint16), shape), index)
+            part = place.copy_part(files.Ranged(at, 7, np.dtype(np.uint16), shape, {}), index)
         finally:
             files.GAP_BYTES = real
         assert part.dtype == np.uint16 and np.array_equal(part, array[index]), (shape, index)
         if number % 2:
             assert bucket.read - before == part.nbytes, (shape, index)
+
+
+def test_devices_that_share_rows_share_their_reading(bucket):
+    array = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
+    at = paths.as_path("gs://bucket/tensor")
+    paths.write_whole(at, array.tobytes())
+    tensor, before = files.Ranged(at, 0, array.dtype, array.shape, {}), bucket.read
+    for first in range(0, 32, 8):
+        assert np.array_equal(tensor.read((slice(8, 16), slice(first, first + 8))), array[8:16, first : first + 8])
+    assert bucket.read - before == 8 * 32 * 4
 
 
 def test_weights_are_read_from_a_bucket_by_parts_and_checked_first(bucket):
