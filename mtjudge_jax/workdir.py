@@ -3,8 +3,7 @@
 import hashlib
 import json
 
-from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, ConfigError, to_dict
+from mtjudge_jax.config import Config, ConfigError, differences, to_dict
 from mtjudge_jax.data.sources import fingerprint
 from mtjudge_jax.digest import digests
 from mtjudge_jax.paths import AnyPath, as_path
@@ -29,7 +28,7 @@ def refuse_other_config(cfg: Config, path: AnyPath) -> None:
         stored = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): put it back, or take another --workdir") from error
-    changed = [line for line in checkpoint.differences(stored, to_dict(cfg)) if not line.startswith(FREE_TO_CHANGE)]
+    changed = [line for line in differences(stored, to_dict(cfg)) if not line.startswith(FREE_TO_CHANGE)]
     if changed:
         raise ConfigError(
             f"{path.parent} holds a run of another config: {'; '.join(changed)}. Take another --workdir, or undo the change"

@@ -20,7 +20,7 @@ import pytest
 
 from mtjudge_jax import checkpoint as ck
 from mtjudge_jax import step_folders
-from mtjudge_jax.config import CheckpointConfig, MeshConfig
+from mtjudge_jax.config import CheckpointConfig, MeshConfig, differences
 from mtjudge_jax.digest import digests
 from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import TrainState
@@ -100,7 +100,7 @@ def test_save_and_restore_of_the_newest(tmp_path, mesh):
     again = ck.open_checkpoints(tmp_path, CheckpointConfig(keep=2))
     got = ck.restore_latest(again, abstract(make_state(0, mesh), mesh))
     assert (got.step, got.data_state, got.damaged) == (3, {"global_next_index": 24}, ())
-    assert ck.differences(got.meta, META) == []
+    assert differences(got.meta, META) == []
     assert hosted(got.state) == hosted(make_state(3, mesh))
     assert jax.tree.structure(got.state) == jax.tree.structure(make_state(3, mesh))
     assert ck.restore_latest(ck.open_checkpoints(tmp_path / "new", CheckpointConfig()), abstract(got.state, mesh)) is None
@@ -226,7 +226,7 @@ def test_the_caller_refuses_by_meta_before_arrays_are_read(tmp_path, mesh):
     checkpoints = saved(tmp_path, mesh, (1,))
 
     def refuse(meta):
-        raise ck.CheckpointError(", ".join(ck.differences(meta["config"], {"optim": {"lr": 1e-5}, "tasks": ("a", "b"), "n": 1})))
+        raise ck.CheckpointError(", ".join(differences(meta["config"], {"optim": {"lr": 1e-5}, "tasks": ("a", "b"), "n": 1})))
 
     with pytest.raises(ck.CheckpointError, match=r"optim.lr: 1e-06 -> 1e-05, n: .absent. -> 1"):
         ck.restore_latest(checkpoints, {}, check_meta=refuse)
@@ -386,8 +386,8 @@ def test_check_workdir(tmp_path):
 
 def test_differences():
     old = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": {"f": 1}}
-    assert ck.differences(old, json.loads(json.dumps(old))) == []
-    assert ck.differences(old, {"a": 2, "b": {"c": (1, 2), "d": 0}, "g": 1}) == [
+    assert differences(old, json.loads(json.dumps(old))) == []
+    assert differences(old, {"a": 2, "b": {"c": (1, 2), "d": 0}, "g": 1}) == [
         "a: 1 -> 2",
         "b.d: None -> 0",
         "e: {'f': 1} -> (absent)",
