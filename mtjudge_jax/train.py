@@ -20,13 +20,15 @@ from mtjudge_jax.score import score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
+from mtjudge_jax.together import together
 from mtjudge_jax.types import TrainBatch, TrainState
 from mtjudge_jax.update import grpo_loss, make_update
 
 
 def fit(cfg: Config, workdir: str, model: Model | None = None) -> tuple[Run, Progress]:
     """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
-    run = open_run(cfg, workdir, model)
+    with together():
+        run = open_run(cfg, workdir, model)
     progress = sft.train(run) if cfg.stage == "sft" else train(run)
     checkpoint.close(run.checkpoints)
     run.bar.close()
