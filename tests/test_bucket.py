@@ -331,6 +331,8 @@ def test_copies_of_a_bucket_are_bounded(bucket, tmp_path):
     kept = {p.stem for p in (tmp_path / "cache").iterdir() if p.suffix == ".bin"}
     assert kept == {made[2], made[3]}
     assert paths.local_copy(tmp_path / "own", "") == tmp_path / "own"
+    with pytest.raises(ValueError, match=r"3.bin: the manifest says '../../x' where its sha256 belongs"):
+        paths.local_copy(paths.as_path("gs://bucket/x/3.bin"), "../../x")
 
 
 def test_prepare_train_kill_resume_evaluate_report_export_and_judge_in_a_bucket(bucket, tmp_path):
