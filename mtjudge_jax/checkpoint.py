@@ -55,7 +55,7 @@ from mtjudge_jax.step_folders import (
     steps_in,
     writing_path,
 )
-from mtjudge_jax.together import first_text
+from mtjudge_jax.together import attempt, first_text, on_any_process, one_line
 from mtjudge_jax.trainable import put
 
 SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
@@ -130,10 +130,11 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
     `max_failed_saves` in a row have failed. Nothing is done where `step` is complete already.
     """
     said = wait(checkpoints)
-    if step in saved_steps(checkpoints):
+    steps, problem = attempt(lambda: saved_steps(checkpoints))
+    if on_any_process(step in (steps or ())):
         return said
     need = sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK_BYTES
-    if problem := first_text(room_problem(checkpoints.folder, need)):
+    if problem := first_text(problem or room_problem(checkpoints.folder, need)):
         return [*said, _failed(checkpoints, step, problem)]
     leaves = {
         path_name(path): {"dtype": str(x.dtype), "shape": list(x.shape)} for path, x in jax.tree_util.tree_leaves_with_path(state)
@@ -147,7 +148,7 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
             clear_failed(checkpoints.folder, step)
         response = ocp.save_async(path, state)
     except Exception as error:
-        problem = _line(error)
+        problem = one_line(error)
     if problem := first_text(problem):
         return [*said, _failed(checkpoints, step, problem)]
     checkpoints.saves += 1
@@ -185,25 +186,34 @@ def _copy_into(state: Any, old: Any) -> Any:
 def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Digest, name: str) -> None:
     """In the background of every process: waits for the arrays, checks what was written, and makes the step complete.
 
-    Whatever happens a process comes to both barriers, so that none waits for one that failed.
+    Whatever happens a process comes to every barrier, so that none waits for one that failed.
     """
     process, processes = jax.process_index(), jax.process_count()
     barrier = orbax_processes.get_barrier_sync_fn()
-    try:
+    part: dict = {}
+
+    def written() -> None:
         response.result()
-        own = digest()
-    finally:
-        barrier(key=f"{name} written", timeout_ms=BARRIER_MS)
-    try:
-        files = checksums(path, files_of(path, process))
-        write_whole(path / part_name(process), json.dumps({"digests": own, "files": files}).encode())
-    finally:
-        barrier(key=f"{name} checked", timeout_ms=BARRIER_MS)
-    try:
+        part["digests"] = digest()
+
+    def checked() -> None:
+        part["files"] = checksums(path, files_of(path, process))
+        write_whole(path / part_name(process), json.dumps(part).encode())
+
+    def completed() -> None:
         if process == 0:
             complete(path, record, processes)
-    finally:
-        barrier(key=f"{name} complete", timeout_ms=BARRIER_MS)
+
+    error: Exception | None = None
+    for stage in (written, checked, completed):
+        try:
+            if error is None:
+                stage()
+        except Exception as caught:
+            error = caught
+        barrier(key=f"{name} {stage.__name__}", timeout_ms=BARRIER_MS)
+    if error is not None:
+        raise error
 
 
 def wait(checkpoints: Checkpoints) -> list[str]:
@@ -215,13 +225,12 @@ def wait(checkpoints: Checkpoints) -> list[str]:
         return []
     (step, job), checkpoints.pending = checkpoints.pending, None
     error = job.exception()
-    if problem := first_text(_line(error) if error else ""):
+    if problem := first_text(one_line(error) if error else ""):
         if jax.process_index() == 0:
-            clear_failed(checkpoints.folder, step)
+            attempt(lambda: clear_failed(checkpoints.folder, step))
         return [_failed(checkpoints, step, problem)]
     checkpoints.failed = 0
-    _prune(checkpoints)
-    return []
+    return _prune(checkpoints)
 
 
 def close(checkpoints: Checkpoints) -> None:
@@ -234,7 +243,7 @@ def close(checkpoints: Checkpoints) -> None:
 def _failed(checkpoints: Checkpoints, step: int, problem: str) -> str:
     """The text of a save that failed. Raises CheckpointError where too many in a row have."""
     checkpoints.failed += 1
-    steps = saved_steps(checkpoints)
+    steps, _ = attempt(lambda: saved_steps(checkpoints))
     kept = f"kept and good: step {', '.join(map(str, steps))}" if steps else "nothing was saved before"
     checkpoints.problem = f"{checkpoints.folder}: the checkpoint of step {step} was not written ({problem}); {kept}"
     logging.error("%s", checkpoints.problem)
@@ -272,7 +281,7 @@ def restore_latest(
     damaged: dict[int, str] = {}
     for step in reversed(step_names(checkpoints.folder)):
         path = checkpoints.folder / str(step)
-        record, reason = _attempt(lambda path=path, step=step: read_record(path, step))
+        record, reason = attempt(lambda path=path, step=step: read_record(path, step))
         if not (reason := first_text(reason)):
             if check_meta is not None:
                 check_meta(record["meta"])
@@ -297,16 +306,8 @@ def restore_latest(
 
 
 def _damage(path: AnyPath, files: dict[str, str]) -> str:
-    found, reason = _attempt(lambda: damage_in(path, files, jax.process_index(), jax.process_count()))
+    found, reason = attempt(lambda: damage_in(path, files, jax.process_index(), jax.process_count()))
     return reason or found
-
-
-def _attempt(call: Callable[[], Any]) -> tuple[Any, str]:
-    """(what it returns, "") or (None, why not)."""
-    try:
-        return call(), ""
-    except Exception as error:
-        return None, _line(error)
 
 
 def read_saved(folder: AnyPath, step: int) -> Saved:
@@ -316,7 +317,7 @@ def read_saved(folder: AnyPath, step: int) -> Saved:
         there = f"there are {', '.join(map(str, steps))}" if steps else "no step is complete there"
         raise CheckpointError(f"{folder}: no checkpoint of step {step}: {there}")
     path = absolute(folder) / str(step)
-    record, reason = _attempt(lambda: read_record(path, step))
+    record, reason = attempt(lambda: read_record(path, step))
     _refuse_damaged(folder, step, reason)
     return Saved(path, record["leaves"], record["meta"])
 
@@ -375,7 +376,7 @@ def _with_saved_dtypes(abstract_state: Any, saved: dict[str, dict]) -> Any:
 
 def _load(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> tuple[Any, str]:
     """(state, "") or (None, why not)."""
-    state, reason = _attempt(lambda: ocp.load(path, abstract_state))
+    state, reason = attempt(lambda: ocp.load(path, abstract_state))
     if reason := first_text(reason):
         return None, reason
     wrong = [
@@ -394,14 +395,12 @@ def _set_all_aside(checkpoints: Checkpoints, damaged: dict[int, str]) -> None:
         multihost_utils.sync_global_devices("damaged steps set aside")
 
 
-def _prune(checkpoints: Checkpoints) -> None:
-    """Deletes all but the newest `keep` steps, after the newest has been written and read back."""
-    if jax.process_index() == 0:
-        delete_steps(checkpoints.folder, saved_steps(checkpoints)[: -checkpoints.keep])
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+def _prune(checkpoints: Checkpoints) -> list[str]:
+    """Deletes all but the newest `keep` steps, after the newest has been written and read back. What failed, to be said."""
+    if jax.process_index() > 0:
+        return []
+    _, problem = attempt(lambda: delete_steps(checkpoints.folder, saved_steps(checkpoints)[: -checkpoints.keep]))
+    return [f"{checkpoints.folder}: steps that are not to be kept could not be deleted ({problem})"] if problem else []
 
 
 def _some(items: list[str], most: int = 5) -> str:

@@ -6,6 +6,7 @@ README, Sources). A config file in `configs/` is Python that returns a `Config`;
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -237,6 +238,19 @@ def from_dict(raw: dict, cls: type = Config, where: str = ""):
 
 def to_dict(cfg: Config) -> dict:
     return dataclasses.asdict(cfg)
+
+
+def differences(old: dict, new: dict, where: str = "") -> list[str]:
+    """Dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`; both are compared as JSON, so a tuple equals its list."""
+    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
+    out = []
+    for key in [*old, *[key for key in new if key not in old]]:
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{where}{key}.")
+        elif a != b:
+            out.append(f"{where}{key}: {a} -> {b}")
+    return out
 
 
 def unknown(what: str, name: str, known: typing.Iterable[str]) -> str:

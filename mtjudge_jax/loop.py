@@ -13,7 +13,7 @@ from mtjudge_jax.data.pipeline import BadRowCounter
 from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
 from mtjudge_jax.models.qwen3_vl.convert import save_hf
 from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, judge_file
-from mtjudge_jax.run import STOP, Progress, Run, log, save, say, settle
+from mtjudge_jax.run import STOP, Progress, Run, log, save, say, settle, warn
 from mtjudge_jax.score import Scores
 from mtjudge_jax.sharding import local_rows
 from mtjudge_jax.skipped import NonFiniteUpdate, dump_batch, skipped_line, suspects
@@ -42,7 +42,10 @@ def validate(run: Run, progress: Progress) -> Progress:
     predictions, result = evaluate(progress.params, run.validation, how, step=progress.step, progress=judged)
     mean = result["mean"]["macro_f1"]
     log(run, {"kind": "eval", "split": "val", "seconds": time.perf_counter() - began, **result})
-    write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
+    try:
+        write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
+    except OSError as error:
+        warn(run, progress.step, f"the evaluation after step {progress.step} was not written: {error}")
     better = mean > progress.best
     sampled = result["mean"]["sampled_accuracy"]
     each = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
@@ -58,7 +61,13 @@ def validate(run: Run, progress: Progress) -> Progress:
     best = run.workdir / "best"
     params = exportable(progress.params, run.model)
     files = {JUDGE_FILE: judge_file(run.cfg, progress.step, templates(run.cfg))}
-    save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
+    try:
+        save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
+    except FileExistsError:
+        raise
+    except OSError as error:  # on every process: the older best is whole, and the next one as good is written
+        warn(run, progress.step, f"the best model, of step {progress.step}, was not written: {error}")
+        return progress._replace(since_best=0)
     return progress._replace(best=mean, since_best=0)
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import traceback
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,21 @@ def explain(error: Exception) -> str:
     return f"no answer ({type(error).__name__}: {text}): check the network and try again"
 
 
+@contextlib.contextmanager
+def clean_failure() -> Iterator[None]:
+    """Around what sends to a bucket. The frames of a failed sending hold views of gcsfs's buffer: Python 3.12 crashes when it
+    finds both among its garbage, so the frames are emptied at once.
+    """
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
 def size_of(path: AnyPath) -> int:
     return path.stat().length if in_bucket(path) else path.stat().st_size
 
@@ -108,7 +124,7 @@ def read_ranges(path: AnyPath, ranges: Sequence[tuple[int, int]]) -> list[bytes]
     """Bytes from start to stop of one file; of a bucket by several requests at a time."""
     if not in_bucket(path):
         with path.open("rb") as file:
-            return [file.seek(start) * b"" + file.read(stop - start) for start, stop in ranges]
+            return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
     cuts = [[(at, min(at + READ_BYTES, stop)) for at in range(start, stop, READ_BYTES)] for start, stop in ranges]
     flat = [cut for part in cuts for cut in part]
     starts, stops = zip(*flat, strict=True) if flat else ((), ())
@@ -119,7 +135,8 @@ def read_ranges(path: AnyPath, ranges: Sequence[tuple[int, int]]) -> list[bytes]
 def write_whole(path: AnyPath, data: bytes) -> None:
     """The file is the old one or the new one, never half: on a disk written beside and renamed, an object always is so."""
     if in_bucket(path):
-        path.write_bytes(data)
+        with clean_failure():
+            path.write_bytes(data)
         return
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
@@ -182,7 +199,7 @@ def copy_file(source: AnyPath, target: AnyPath) -> None:
     if in_bucket(source) and in_bucket(target):
         bucket_files().cp_file(os.fspath(source), os.fspath(target))
         return
-    with source.open("rb") as file, target.open("wb") as copy:
+    with clean_failure(), source.open("rb") as file, target.open("wb") as copy:
         shutil.copyfileobj(file, copy, BLOCK_BYTES)
 
 
@@ -213,6 +230,8 @@ def local_copy(path: AnyPath, sha256: str, *, most_bytes: int = CACHE_BYTES) -> 
     """
     if not in_bucket(path):
         return path
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"{path}: the manifest says {sha256!r} where its sha256 belongs: prepare the data again")
     folder = cache_folder()
     copy = folder / f"{sha256}{path.suffix}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,7 @@ from mtjudge_jax.optim import make_optimizer
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy import Model, open_model, read_weights, reference_of
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.together import refuse_differences
+from mtjudge_jax.together import refuse_differences, together
 from mtjudge_jax.trainable import join, without_adapters
 from mtjudge_jax.types import Params, TrainState
 from mtjudge_jax.update import abstract_state, init_state
@@ -81,6 +81,16 @@ class Progress(NamedTuple):
         return join(self.frozen, self.state.params)
 
 
+def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
+    """Raises HostsDiffer, on all processes, where they do not run the same thing on the same data."""
+    if jax.process_count() == 1:
+        return
+    with together():
+        check(cfg, jax.device_count())
+        facts = facts_of_host(cfg, as_path(workdir))
+    refuse_differences(facts)
+
+
 def open_run(
     cfg: Config, workdir: str | os.PathLike, model: Model | None = None, allowed: tuple[str, ...] = ()
 ) -> Run:
@@ -98,7 +108,6 @@ def open_run(
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
     # Each process reads all of it, so one counts.
     validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
-    refuse_differences(facts_of_host(cfg, workdir))
     for change in refuse_other_config(cfg, workdir / "config.json", allowed):
         say(f"changed, as --allow_change says: {change}")
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)

@@ -15,7 +15,17 @@ from collections.abc import Iterable
 import jax
 from absl import logging
 
-from mtjudge_jax.paths import AnyPath, as_path, checksums, explain, files_below, in_bucket, remove_tree, write_whole
+from mtjudge_jax.paths import (
+    AnyPath,
+    as_path,
+    checksums,
+    clean_failure,
+    explain,
+    files_below,
+    in_bucket,
+    remove_tree,
+    write_whole,
+)
 
 FORMAT = 2
 RECORD = "record.json"
@@ -59,6 +69,9 @@ def files_of(path: AnyPath, process: int) -> list[str]:
 
 def complete(path: AnyPath, record: dict, processes: int) -> None:
     """Makes a written step a complete one: process 0, when every process has left its part. Raises OSError or ValueError."""
+    absent = [str(process) for process in range(processes) if not (path / part_name(process)).exists()]
+    if absent:
+        raise OSError(f"process {', '.join(absent)} could not write or check its part, and tells why")
     parts = [json.loads((path / part_name(process)).read_text()) for process in range(processes)]
     for name, leaf in record["leaves"].items():
         leaf["digest"] = sum(part["digests"][name] for part in parts) % 2**32
@@ -170,7 +183,8 @@ def check_workdir(path: str | os.PathLike) -> None:
     probe = path / f".probe-{jax.process_index()}-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(bytes(4096))
+        with clean_failure():
+            probe.write_bytes(bytes(4096))
         probe.unlink(missing_ok=True)  # processes of several hosts may share the folder and the number
     except (FileExistsError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: cannot be a folder, a part of this path is a file: choose another path") from error

@@ -8,7 +8,7 @@ then every process tells the others how it went.
 import contextlib
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -26,6 +26,18 @@ class HostsDiffer(ConfigError):
 
 class AnotherProcess(RuntimeError):
     """What another process of the run met, with its number."""
+
+
+def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
+    """(what it returns, "") or (None, why not), to be told to the others."""
+    try:
+        return call(), ""
+    except Exception as error:
+        return None, one_line(error)
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def on_any_process(flag: bool) -> bool:
@@ -60,7 +72,7 @@ def together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first_text(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        first_text(one_line(error))
         raise
     if text := first_text(""):
         raise AnotherProcess(f"{text}: mend it on that host and start again")

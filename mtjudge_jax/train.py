@@ -17,12 +17,12 @@ from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.loop import Drawn, loop, note_skipped, of_hosts
 from mtjudge_jax.metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.policy import Model
-from mtjudge_jax.run import STOP, Progress, Run, close_run, open_run, start
+from mtjudge_jax.run import STOP, Progress, Run, close_run, compare_hosts, open_run, start
 from mtjudge_jax.score import Scores, score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
-from mtjudge_jax.together import gather_rows
+from mtjudge_jax.together import gather_rows, together
 from mtjudge_jax.types import PromptBatch, Rollout, TrainBatch
 from mtjudge_jax.update import grpo_loss, make_update
 
@@ -31,7 +31,9 @@ def fit(
     cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()
 ) -> tuple[Run, Progress]:
     """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
-    run = open_run(cfg, workdir, model, allowed)
+    compare_hosts(cfg, workdir)
+    with together():
+        run = open_run(cfg, workdir, model, allowed)
     try:
         progress = sft.train(run) if cfg.stage == "sft" else train(run)
     except Exception:  # nothing is waited for: a peer may be gone

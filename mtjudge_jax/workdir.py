@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from mtjudge_jax.config import Config, ConfigError, flatten, to_dict, unknown
+from mtjudge_jax.config import Config, ConfigError, differences, flatten, to_dict, unknown
 from mtjudge_jax.data.sources import fingerprint
 from mtjudge_jax.digest import digests
 from mtjudge_jax.paths import AnyPath, as_path
@@ -46,19 +46,6 @@ def refuse_other_config(cfg: Config, path: AnyPath, allowed: tuple[str, ...] = (
             f"on with it by --allow_change={names}"
         )
     return changed
-
-
-def differences(old: dict, new: dict, where: str = "") -> list[str]:
-    """Dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`; both are compared as JSON, so a tuple equals its list."""
-    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
-    out = []
-    for key in [*old, *[key for key in new if key not in old]]:
-        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{where}{key}.")
-        elif a != b:
-            out.append(f"{where}{key}: {a} -> {b}")
-    return out
 
 
 def check_allowed(cfg: Config, allowed: tuple[str, ...]) -> None:

@@ -128,8 +128,12 @@ def grpo(*, folder: str) -> dict:
 
 
 def bad_records(folder: Path, model, half: dict) -> dict:
-    """Two of the 12 records of a task damaged: three steps with them, then the same with a lower limit."""
+    """Two of the 12 records of a task damaged: three steps with them, then the same with a lower limit.
+
+    In the first run the disk is full as the first best model is written.
+    """
     from mtjudge_jax import train
+    from mtjudge_jax.models.qwen3_vl.convert import save_hf
 
     data = folder / "damaged"
     commands.write_data(folder=str(data), val=32)
@@ -137,10 +141,21 @@ def bad_records(folder: Path, model, half: dict) -> dict:
     changes = half | {"data__path": str(data), "model__path": str(folder / "model")}
     changes |= {"eval__every_steps": 9, "checkpoint__every_steps": 9}
     lines = []
-    with Spy(train) as spy, mock.patch("mtjudge_jax.loop.say", lines.append):
+    first = iter([OSError(28, "No space left on device")])
+
+    def write_best(*arguments, **more):
+        for error in first:
+            raise error
+        save_hf(*arguments, **more)
+
+    said = mock.patch("mtjudge_jax.loop.say", lines.append)
+    with Spy(train) as spy, said, mock.patch("mtjudge_jax.loop.save_hf", write_best):
         run, _ = train.fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
     facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
-    facts |= {"weights": spy.weights, "learned": spy.learned}
+    facts |= {"weights": spy.weights, "learned": spy.learned, "best": (folder / "bad" / "best" / "config.json").is_file()}
+    facts["warnings"] = [line for line in lines if line.startswith("warning")]
+    metrics = (folder / "bad" / "metrics.jsonl").read_text().splitlines()
+    facts["logged"] = [line for line in map(json.loads, metrics) if line["kind"] == "warning"]
     facts["too many"] = message(train.fit, config(steps=3, **changes), folder / "too_many", model)
     return facts
 

@@ -191,12 +191,22 @@ def test_parts_of_tensors_in_a_bucket(bucket):
         files.GAP_BYTES, real = (1, files.GAP_BYTES) if number % 2 else (files.GAP_BYTES, files.GAP_BYTES)
         before = bucket.read
         try:
-            part = place.copy_part(files.Ranged(at, 7, np.dtype(np.uint16), shape), index)
+            part = place.copy_part(files.Ranged(at, 7, np.dtype(np.uint16), shape, {}), index)
         finally:
             files.GAP_BYTES = real
         assert part.dtype == np.uint16 and np.array_equal(part, array[index]), (shape, index)
         if number % 2:
             assert bucket.read - before == part.nbytes, (shape, index)
+
+
+def test_devices_that_share_rows_share_their_reading(bucket):
+    array = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
+    at = paths.as_path("gs://bucket/tensor")
+    paths.write_whole(at, array.tobytes())
+    tensor, before = files.Ranged(at, 0, array.dtype, array.shape, {}), bucket.read
+    for first in range(0, 32, 8):
+        assert np.array_equal(tensor.read((slice(8, 16), slice(first, first + 8))), array[8:16, first : first + 8])
+    assert bucket.read - before == 8 * 32 * 4
 
 
 def test_weights_are_read_from_a_bucket_by_parts_and_checked_first(bucket):
@@ -321,6 +331,8 @@ def test_copies_of_a_bucket_are_bounded(bucket, tmp_path):
     kept = {p.stem for p in (tmp_path / "cache").iterdir() if p.suffix == ".bin"}
     assert kept == {made[2], made[3]}
     assert paths.local_copy(tmp_path / "own", "") == tmp_path / "own"
+    with pytest.raises(ValueError, match=r"3.bin: the manifest says '../../x' where its sha256 belongs"):
+        paths.local_copy(paths.as_path("gs://bucket/x/3.bin"), "../../x")
 
 
 def test_prepare_train_kill_resume_evaluate_report_export_and_judge_in_a_bucket(bucket, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 
 from mtjudge_jax import checkpoint as ck
 from mtjudge_jax import step_folders
-from mtjudge_jax.config import CheckpointConfig, MeshConfig
+from mtjudge_jax.config import CheckpointConfig, MeshConfig, differences
 from mtjudge_jax.digest import digests
 from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import TrainState

@@ -122,6 +122,12 @@ def test_a_run_does_not_go_on_with_other_sources(case, what):
     assert said.endswith(f"by --allow_change={names}")
 
 
+def test_a_best_model_that_cannot_be_written_is_said_and_the_run_goes_on():
+    text = "the best model, of step 0, was not written: [Errno 28] No space left on device"
+    assert grpo()["warnings"] == [f"warning: {text}"] and grpo()["logged"] == [{"kind": "warning", "step": 0, "text": text}]
+    assert grpo()["best"]  # the next one was written
+
+
 def test_damaged_training_records_are_counted_shown_and_teach_nothing():
     facts = grpo()
     assert facts["bad"] == {"truncated_image": 1, "unreadable_record": 1}

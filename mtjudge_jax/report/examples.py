@@ -127,8 +127,13 @@ def read_examples(run: Run, *, split: str, task: str, ids: set[str]) -> dict[str
         )
         return {}
     sha256 = ((run.manifest.get("files") or {}).get(f"{split}/{task}") or {}).get("sha256", "")
+    try:
+        path = local_copy(path, sha256)
+    except ValueError as e:
+        run.problems.append(f"{split}/{task}.array_record could not be read ({e}): its examples are shown without pictures.")
+        return {}
     found, bad = {}, 0
-    for data in iterate_records(local_copy(path, sha256)):
+    for data in iterate_records(path):
         try:
             example = unpack(data)
         except BadRecord:

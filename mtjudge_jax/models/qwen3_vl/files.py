@@ -247,6 +247,7 @@ class Ranged(NamedTuple):
     start: int  # byte of the file
     dtype: np.dtype
     shape: Shape
+    recent: dict[tuple, list[bytes]]  # what was read last: devices that share rows take their parts of it
 
     @property
     def itemsize(self) -> int:
@@ -259,38 +260,32 @@ class Ranged(NamedTuple):
         return self._replace(dtype=np.dtype(dtype))
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part, a slice an axis. Pieces of it that lie close together are read with what is between them."""
+        """A part, a slice an axis. Where what lies between its pieces is short, it is read with them, see `_spans`."""
         spans, inner = _spans(self.shape, index, self.itemsize)
-        texts = read_ranges(self.file, [(self.start + first, self.start + last) for first, last in spans])
-        rows = [np.frombuffer(text, self.dtype) for text in texts]
+        places = tuple((self.start + first, self.start + last) for first, last in spans)
+        if places not in self.recent:
+            texts = read_ranges(self.file, places)
+            self.recent.clear()
+            self.recent[places] = texts
+        rows = [np.frombuffer(text, self.dtype) for text in self.recent[places]]
         return np.concatenate([inner(row) for row in rows]).reshape([part.stop - part.start for part in index])
 
 
 def _spans(shape: Shape, index: tuple[slice, ...], itemsize: int) -> tuple[list[tuple[int, int]], Callable]:
     """(bytes from and to of what must be read, what takes the wanted numbers out of one such span).
 
-    Axes after the first one that is cut, counted from the last, are whole. With shape (6, 4, 2) and the part [1:3, 0:2, :], two
-    rows of 8 numbers are cut to 4 each: read together, as numbers 8 to 20, or apart, as 8 to 12 and 16 to 20.
+    With shape (6, 4, 2) and the part [1:3, 0:2, :], two rows of 8 numbers are cut to 4 each: read with what is between them, as
+    numbers 8 to 24, which serves the other parts of these rows too, or apart, as 8 to 12 and 16 to 20.
     """
-    axes = len(shape)
-    whole = next((axis for axis in range(axes, 0, -1) if index[axis - 1] != slice(0, shape[axis - 1])), 0)
-    if whole <= 1:  # one run of numbers
-        row = prod(shape[1:])
-        first, last = (index[0].start * row, index[0].stop * row) if whole else (0, prod(shape))
-        return [(first * itemsize, last * itemsize)], lambda numbers: numbers
     row = prod(shape[1:])
-    first = sum(part.start * prod(shape[axis + 1 :]) for axis, part in enumerate(index[1:], 1))
-    last = sum((part.stop - 1) * prod(shape[axis + 1 :]) for axis, part in enumerate(index[1:], 1)) + 1
     at, stop = index[0].start, index[0].stop
-    if (row - (last - first)) * itemsize < GAP_BYTES:  # the rows of the first axis in one request
-        tail = tuple(slice(None) if axis == 0 else part for axis, part in enumerate(index))
-
-        def cut(numbers: np.ndarray) -> np.ndarray:
-            full = np.zeros((stop - at) * row, numbers.dtype)
-            full[first : first + len(numbers)] = numbers
-            return full.reshape(stop - at, *shape[1:])[tail].reshape(-1)
-
-        return [((at * row + first) * itemsize, ((stop - 1) * row + last) * itemsize)], cut
+    if all(part == slice(0, size) for part, size in zip(index[1:], shape[1:], strict=True)):
+        return [(at * row * itemsize, stop * row * itemsize)], lambda numbers: numbers
+    within = prod(part.stop - part.start for part in index[1:])
+    if (row - within) * itemsize < GAP_BYTES:
+        rows = (slice(None), *index[1:])
+        span = (at * row * itemsize, stop * row * itemsize)
+        return [span], lambda numbers: numbers.reshape(stop - at, *shape[1:])[rows].reshape(-1)
     inner, take = _spans(shape[1:], index[1:], itemsize)
     return [(i * row * itemsize + a, i * row * itemsize + b) for i in range(at, stop) for a, b in inner], take
 
@@ -304,7 +299,7 @@ def read_tensors(tensors: list[Stored]) -> Iterator[tuple[Stored, Any]]:
         of_file = sorted((one for one in tensors if one.file == file), key=lambda one: one.start)
         if in_bucket(file):
             for tensor in of_file:
-                yield tensor, Ranged(file, tensor.start, FLOATS[tensor.dtype], tensor.shape)
+                yield tensor, Ranged(file, tensor.start, FLOATS[tensor.dtype], tensor.shape, {})
             continue
         with file.open("rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # gone with the last array that looks at it

@@ -10,7 +10,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from mtjudge_jax.models.qwen3_vl.files import Shape
-from mtjudge_jax.paths import AnyPath, as_path, copy_file, explain, files_below, in_bucket, remove_tree
+from mtjudge_jax.paths import (
+    AnyPath,
+    as_path,
+    clean_failure,
+    copy_file,
+    explain,
+    files_below,
+    in_bucket,
+    remove_tree,
+    write_whole,
+)
 from mtjudge_jax.together import first_text
 
 CONFIG = "config.json"
@@ -96,7 +106,7 @@ def _begin(temporary: AnyPath, folder: AnyPath, files: Mapping[str, bytes], tota
         _check_room(folder, total + sum(map(len, files.values())) + SLACK_BYTES)
     for name, content in files.items():
         if name != marker or not in_bucket(folder):
-            (temporary / name).write_bytes(content)
+            write_whole(temporary / name, content)
 
 
 def _discard(temporary: AnyPath, marker: str) -> None:
@@ -108,7 +118,8 @@ def _discard(temporary: AnyPath, marker: str) -> None:
 def _trying(folder: AnyPath, call: Callable[[], Any]) -> tuple[Any, str]:
     """(what it returns, "") or (None, what disk or bucket refused): nobody must wait for the process that could not write."""
     try:
-        return call(), ""
+        with clean_failure():
+            return call(), ""
     except Exception as error:
         if in_bucket(folder):
             return None, explain(error)
@@ -139,6 +150,8 @@ def _write_shard(file: BinaryIO | None, shard: list[Tensor], dtype: np.dtype, fo
             del numbers
         del array  # before the next one is read
     closing = _trying(folder, file.close)[1] if file else ""
+    if closing and in_bucket(folder):
+        file.closed = True  # else it is sent again when nobody holds it any more
     return problem or closing
 
 
@@ -213,7 +226,7 @@ def _old(folder: AnyPath) -> AnyPath:
 def _swap(temporary: AnyPath, folder: AnyPath, marker: str, content: bytes) -> None:
     """Puts the finished folder in place of an older one."""
     if in_bucket(folder):
-        (temporary / marker).write_bytes(content)  # from here on what is beside is complete
+        write_whole(temporary / marker, content)  # from here on what is beside is complete
         _copy_over(temporary, folder, marker)
         return
     old = _old(folder)

@@ -1,0 +1,136 @@
+"""What test_processes.py runs in several processes: `python saving.py WHAT FOLDER PROCESS PROCESSES PORT`. Prints JSON."""
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+
+from mtjudge_jax import checkpoint as ck
+from mtjudge_jax import step_folders
+from mtjudge_jax.config import CheckpointConfig, MeshConfig
+from mtjudge_jax.sharding import make_mesh, tree_shardings
+from mtjudge_jax.together import together
+
+SHAPES = {"text/embed_vd": (64, 32), "text/norm_d": (32,), "text/layers/q_ldnh": (2, 32, 4, 8)}
+
+
+def numbers(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def placed(seed: int, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    made = numbers(seed)
+    shardings = tree_shardings(made, mesh)
+    return {name: jax.make_array_from_callback(x.shape, shardings[name], lambda at, x=x: x[at]) for name, x in made.items()}
+
+
+def abstract(mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    made = numbers(0)
+    shardings = tree_shardings(made, mesh)
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in made.items()}
+
+
+def save(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    opened, said = ck.open_checkpoints(folder, CheckpointConfig()), []
+    for step in (1, 2):
+        data = {"global_next_index": 8 * step}
+        said += ck.save(opened, step, state=placed(step, mesh), data_state=data, meta={"best": 0.5})
+    ck.close(opened)
+    return {"said": said, "devices": jax.device_count()}
+
+
+def restore(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    began = time.monotonic()
+    got = ck.restore_latest(ck.open_checkpoints(folder, CheckpointConfig()), abstract(mesh))
+    want = numbers(got.step)
+    equal = all(
+        np.array_equal(np.asarray(shard.data), want[name][shard.index])
+        for name, leaf in got.state.items()
+        for shard in leaf.addressable_shards
+    )
+    return {"restored": [got.step, equal, list(got.damaged)], "seconds": time.monotonic() - began}
+
+
+def refusing(step: int):
+    """A file system that does not let this host read the files of a step."""
+
+    def refuse(path, *arguments):
+        if path.name == str(step):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments)
+
+    real = step_folders.damage_in
+    return mock.patch.object(ck, "damage_in", refuse)
+
+
+def unreadable(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    with refusing(2) if jax.process_index() == 1 else contextlib.nullcontext(), kept(folder):
+        return restore(folder, mesh)
+
+
+def undecodable(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    """The record itself is what process 1 cannot read."""
+
+    def refuse(path, step):
+        if step == 2:
+            raise PermissionError(13, "Permission denied")
+        return real(path, step)
+
+    real = step_folders.read_record
+    with mock.patch.object(ck, "read_record", refuse) if jax.process_index() == 1 else contextlib.nullcontext(), kept(folder):
+        return restore(folder, mesh)
+
+
+def kept(folder: Path):
+    """Nothing is set aside: the next test reads the same folder."""
+    return mock.patch.object(ck, "set_aside", lambda *arguments: None)
+
+
+def failing(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    """Step 2 cannot be finished on process 1, as on a host whose mount has gone."""
+    opened, said = ck.open_checkpoints(folder, CheckpointConfig()), []
+    real = ck.checksums
+
+    def full(path, names):
+        if path.name.startswith("2") and jax.process_index() == 1:
+            raise OSError(28, "No space left on device")
+        return real(path, names)
+
+    with mock.patch.object(ck, "checksums", full):
+        for step in (1, 2, 3):
+            said += ck.save(opened, step, state=placed(step, mesh), data_state={}, meta={})
+        ck.close(opened)
+    return {"said": said, "steps": ck.saved_steps(opened)}
+
+
+def leave_together(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    with together():
+        pass
+    try:
+        with together():
+            if jax.process_index() == 1:
+                raise ValueError("my file is damaged")
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"error": ""}
+
+
+WHAT = {"save": save, "restore": restore, "unreadable": unreadable, "undecodable": undecodable, "failing": failing}
+WHAT |= {"together": leave_together}
+
+
+def main(what: str, folder: str, process: int, processes: int, port: int) -> None:
+    jax.config.update("jax_num_cpu_devices", 8 // processes)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", processes, process)
+    print(json.dumps(WHAT[what](Path(folder), make_mesh(MeshConfig(data=1, fsdp=8)))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))
