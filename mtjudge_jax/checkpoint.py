@@ -35,8 +35,8 @@ from orbax.checkpoint import v1 as ocp
 
 from mtjudge_jax.config import CheckpointConfig
 from mtjudge_jax.digest import digests, finish_digests, start_digests
+from mtjudge_jax.leaves import check_structure, describe, some, with_saved_dtypes
 from mtjudge_jax.paths import AnyPath, absolute, as_path, checksums, write_whole
-from mtjudge_jax.sharding import path_name
 from mtjudge_jax.step_folders import (
     FORMAT,
     CheckpointError,
@@ -136,10 +136,7 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
     need = sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK_BYTES
     if problem := first_text(problem or room_problem(checkpoints.folder, need)):
         return [*said, _failed(checkpoints, step, problem)]
-    leaves = {
-        path_name(path): {"dtype": str(x.dtype), "shape": list(x.shape)} for path, x in jax.tree_util.tree_leaves_with_path(state)
-    }
-    record = {"format": FORMAT, "step": step, "leaves": leaves, "data_state": data_state, "meta": meta}
+    record = {"format": FORMAT, "step": step, "leaves": describe(state), "data_state": data_state, "meta": meta}
     json.dumps(record)  # what is not JSON is a mistake of the caller and said at once
     state, digest = _held(checkpoints, state)
     path, problem = writing_path(checkpoints.folder, step), ""
@@ -285,8 +282,8 @@ def restore_latest(
         if not (reason := first_text(reason)):
             if check_meta is not None:
                 check_meta(record["meta"])
-            wanted = _with_saved_dtypes(abstract_state, record["leaves"]) if any_dtype else abstract_state
-            _check_structure(path, record["leaves"], wanted)
+            wanted = with_saved_dtypes(abstract_state, record["leaves"]) if any_dtype else abstract_state
+            check_structure(path, record["leaves"], wanted)
             reason = first_text(_damage(path, record["files"]))
         if not reason:
             state, reason = _load(path, record["leaves"], wanted)
@@ -349,31 +346,6 @@ def _refuse_damaged(folder: AnyPath, step: int, reason: str) -> None:
         raise CheckpointError(f"{folder}: the checkpoint of step {step} is damaged ({reason}): {remedy}")
 
 
-def _check_structure(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> None:
-    """Refuses what Orbax would cast or only half explain: every leaf that is missing, extra, or of another dtype or shape."""
-    wanted = {path_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(abstract_state)}
-    faults = [f"{name} is not in the checkpoint" for name in wanted if name not in saved]
-    faults += [f"{name} is not in the state" for name in saved if name not in wanted]
-    for name in wanted:
-        if name in saved:
-            have = f"{saved[name]['dtype']}{saved[name]['shape']}"
-            want = f"{wanted[name].dtype}{list(wanted[name].shape)}"
-            if have != want:
-                faults.append(f"{name} is {have} in the checkpoint, {want} in the state")
-    if faults:
-        raise CheckpointError(
-            f"{path} holds another state, {_some(faults)}: resume with the model, optimizer and dtype it was saved with"
-        )
-
-
-def _with_saved_dtypes(abstract_state: Any, saved: dict[str, dict]) -> Any:
-    def one(path: tuple, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        dtype = saved.get(path_name(path), {"dtype": str(x.dtype)})["dtype"]
-        return jax.ShapeDtypeStruct(x.shape, jax.numpy.dtype(dtype), sharding=x.sharding)
-
-    return jax.tree_util.tree_map_with_path(one, abstract_state)
-
-
 def _load(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> tuple[Any, str]:
     """(state, "") or (None, why not)."""
     state, reason = attempt(lambda: ocp.load(path, abstract_state))
@@ -384,7 +356,7 @@ def _load(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> tuple[A
         for name, found in digests(state).items()
         if found != saved[name]["digest"]
     ]
-    return (None, _some(wrong)) if wrong else (state, "")
+    return (None, some(wrong)) if wrong else (state, "")
 
 
 def _set_all_aside(checkpoints: Checkpoints, damaged: dict[int, str]) -> None:
@@ -401,7 +373,3 @@ def _prune(checkpoints: Checkpoints) -> list[str]:
         return []
     _, problem = attempt(lambda: delete_steps(checkpoints.folder, saved_steps(checkpoints)[: -checkpoints.keep]))
     return [f"{checkpoints.folder}: steps that are not to be kept could not be deleted ({problem})"] if problem else []
-
-
-def _some(items: list[str], most: int = 5) -> str:
-    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")

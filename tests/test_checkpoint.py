@@ -24,7 +24,6 @@ from mtjudge_jax.config import CheckpointConfig, MeshConfig, differences
 from mtjudge_jax.digest import digests
 from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import TrainState
-from mtjudge_jax.workdir import differences
 
 # Orbax leaves coroutines unawaited when a file it reads is damaged
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")

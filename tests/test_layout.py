@@ -30,6 +30,7 @@ ORDER = [
     "stages",
     "digest",
     "step_folders",
+    "leaves",
     "checkpoint",
     "workdir",
     "metrics",
