@@ -33,7 +33,11 @@ def run(what: str, folder: Path, processes: int = 2) -> list[dict]:
         )
         for number in range(processes)
     ]
-    ended = [process.communicate(timeout=180) for process in started]
+    try:
+        ended = [process.communicate(timeout=180) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0] * processes, ended[0][1][-3000:] + ended[1][1][-3000:]
     return [json.loads(out.splitlines()[-1]) for out, _ in ended]
 
