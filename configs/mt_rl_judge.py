@@ -5,8 +5,14 @@
         --config.model.path=gs://BUCKET/Qwen3-VL-30B-A3B-Instruct --config.data.path=gs://BUCKET/six
 
 The argument is a size and a slice, as `mtjudge plan` writes it or by its number of chips (`v5p-64`; Google's own `v5p-128`
-counts two cores a chip). Hardware: exactly the devices of that slice, a process a host. What the plan said of each pair
-stands in launch/PLAN.md.
+counts two cores a chip). Hardware: exactly the devices of that slice, a process a host. What the plan said (2026-11-25, jax
+0.10.2, libtpu 0.0.42.1; rooflines, no measurements; launch/PLAN.md has the tables):
+
+    argument              GB a device, of      a step at least
+    30b-a3b,v5p:4x4x4     39.1     102.8        47 s
+    30b-a3b,v5p:2x4x4     58.5     102.8        99 s
+    30b-a3b,v6e:8x8       V6EP      33.6       V6ES s
+    8b,v5e:4x4            13.1      16.9       690 s    (adapters of rank 32; the rest trains everything)
 """
 
 from collections.abc import Callable
@@ -52,13 +58,12 @@ def v5p_64(cfg: Config) -> None:
 
 def v5p_32(cfg: Config) -> None:
     cfg.mesh.fsdp, cfg.mesh.expert = 4, 8
-    cfg.update.micro_prompts = 32
-    cfg.rollout.micro_prompts = 256
+    cfg.update.micro_prompts, cfg.rollout.micro_prompts = 32, 256
     cfg.model.head_chunk = 32 * 1024
 
 
 def v6e_64(cfg: Config) -> None:
-    cfg.mesh.fsdp, cfg.mesh.expert = 8, 8
+    cfg.mesh.fsdp, cfg.mesh.expert = 16, 4
     cfg.update.micro_prompts, cfg.rollout.micro_prompts = 64, 256
     cfg.model.head_chunk = 64 * 512
 
