@@ -9,7 +9,7 @@
 #   --lock=FILE      all packages by version: read where the file exists, written where it does not. Keep it: a slice that
 #                    replaces this one, also weeks later, gets the same packages
 #   --python=3.12    of the hosts' virtual environment, by uv
-#   --extras=tpu     of this package
+#   --extras=tpu,gcs     of this package
 #   --committed      leaves out uncommitted changes; without it they are refused
 #   --zone= --project= --internal-ip --iap     where NAME is and how it is reached (--iap: by Google's tunnel)
 #   --dry-run        prints the commands and runs nothing
@@ -17,7 +17,7 @@
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-jax='' lock='' python=3.12 extras=tpu committed=''
+jax='' lock='' python=3.12 extras=tpu,gcs committed=''
 parse "$TPU_FLAGS jax= lock= python= extras= committed" "$@"
 name_from_args
 need jax

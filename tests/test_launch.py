@@ -14,7 +14,7 @@ TPU_VM = ["gcloud", "compute", "tpus", "tpu-vm"]
 LIST = [*QUEUE, "list", *WHERE, "--filter=name~/judge$", "--format=value(state.state)"]
 COUNT = [*TPU_VM, "describe", "judge", *WHERE, "--format=value(networkEndpoints.len())"]
 SHM = "--scratch=/dev/shm"
-IMAGE = "--image=us-east5-docker.pkg.dev/mine/images/mtjudge:1"
+IMAGE = "--image=registry.example/mine/images/mtjudge:1"
 
 
 def ssh(worker: str, command: str) -> list[str]:
@@ -124,7 +124,7 @@ def test_setup_calls(tmp_path):
     archive = f"mtjudge-code-{cloud.commit[:12]}.tgz"
     scp = [*TPU_VM, "scp", str(tmp_path / archive), "judge:", *WHERE, "--worker=all"]
     unpack = f"rm -rf mtjudge/code.new && mkdir -p mtjudge/code.new && tar -xzf {archive} -C mtjudge/code.new"
-    setup = f"bash mtjudge/code.new/launch/host.sh setup --archive={archive} --jax=0.10.2 --python=3.12 --extras=tpu"
+    setup = f"bash mtjudge/code.new/launch/host.sh setup --archive={archive} --jax=0.10.2 --python=3.12 --extras=tpu,gcs"
     expected = [scp, COUNT, ssh("all", f"{unpack} && {setup}"), ssh("0", "cat mtjudge/freeze.txt")]
     flags = ["judge", *WHERE, "--jax=0.10.2", f"--lock={tmp_path / 'pod.lock'}"]
     dry = cloud.run("tpu_setup.sh", *flags, "--dry-run")
@@ -209,7 +209,7 @@ REFUSED = [  # script, flags, the line
     (
         "jobset_run.sh",
         ["judge", "--topology=v5p:4x4x4", "--image=a b", "--", "x"],
-        "--image=a b: such as us-east5-docker.pkg.dev/project/repository/mtjudge:1",
+        "--image=a b: such as registry/repository/mtjudge:1",
     ),
     (
         "jobset_run.sh",

@@ -73,7 +73,7 @@ def test_set_up_makes_all_hosts_the_same_and_installs_once(tmp_path):
     assert [host for host, *_ in said] == ["0", "1", "2"]
     assert len({rest for _, *rest in said for rest in [tuple(rest)]}) == 1
     assert re.fullmatch(r"python=3\.\d+\.\d+ jax=0\.10\.2 libtpu=0\.0\.42", said[0][3])
-    want = ["uv", "pip", "install", "--quiet", "--python", "venv/bin/python", "-e", "./code[tpu]", "jax==0.10.2"]
+    want = ["uv", "pip", "install", "--quiet", "--python", "venv/bin/python", "-e", "./code[tpu,gcs]", "jax==0.10.2"]
     assert installs(cloud.calls()) == [want] * 3
     assert (cloud.host(2) / "mtjudge/code/launch/host.sh").exists()
     again = cloud.run("tpu_setup.sh", *SETUP)
