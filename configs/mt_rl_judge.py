@@ -11,7 +11,7 @@ counts two cores a chip). Hardware: exactly the devices of that slice, a process
     argument              GB a device, of      a step at least
     30b-a3b,v5p:4x4x4     39.1     102.8        47 s
     30b-a3b,v5p:2x4x4     58.5     102.8        99 s
-    30b-a3b,v6e:8x8       V6EP      33.6       V6ES s
+    30b-a3b,v6e:8x8       33.0      33.6       195 s
     8b,v5e:4x4            13.1      16.9       690 s    (adapters of rank 32; the rest trains everything)
 """
 
