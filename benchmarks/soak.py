@@ -117,6 +117,7 @@ def ending(workdir: Path, steps: int) -> dict:
 
     saved = read_saved(workdir / "checkpoints", steps)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [line for line in lines if line["kind"] != "warning"]
     for line in lines:
         for timing in ("seconds", "tokens_per_s", "hosts"):
             line.pop(timing, None)
@@ -151,7 +152,7 @@ def kill_once(run: subprocess.Popen, workdir: Path, whole: float, *, in_save: bo
     """SIGKILL after a random part of the time that a run takes, or as soon as a save of a random step is on its way."""
     began, folder = time.monotonic(), workdir / "checkpoints"
     wanted = random.uniform(0.05, 0.95) * whole
-    mark = f"{random.randint(1, 6)}.orbax-checkpoint-tmp"
+    mark = f"{random.randint(1, 6)}.unfinished"
     while run.poll() is None:
         now = time.monotonic() - began
         saving = in_save and folder.is_dir() and any(path.name.startswith(mark) for path in folder.iterdir())

@@ -9,7 +9,7 @@
 #   --lock=FILE      all packages by version: read where the file exists, written where it does not. Keep it: a slice that
 #                    replaces this one, also weeks later, gets the same packages
 #   --python=3.12    of the hosts' virtual environment, by uv
-#   --extras=tpu,gcs     of this package
+#   --extras=tpu,gcs of this package
 #   --committed      leaves out uncommitted changes; without it they are refused
 #   --zone= --project= --internal-ip --iap     where NAME is and how it is reached (--iap: by Google's tunnel)
 #   --dry-run        prints the commands and runs nothing
