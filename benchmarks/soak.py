@@ -47,7 +47,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kills", type=int, default=0)
     p.add_argument("--minutes", type=float, default=0)
-    p.add_argument("--steps", type=int, default=0, help="of a run; default 8 with --kills, 40 a minute else")
+    p.add_argument("--steps", type=int, default=0, help="of a run; default 8 with --kills, 4 a minute else")
     p.add_argument("--seed", type=int, default=0)
     args = p.parse_args()
     if not args.kills and not args.minutes:
@@ -62,7 +62,7 @@ def main() -> int:
         if args.kills:
             results.append(killed_runs(folder, args.kills, args.steps or 8))
         if args.minutes:
-            results.append(soak(folder, args.minutes, args.steps or int(40 * args.minutes)))
+            results.append(soak(folder, args.minutes, args.steps or int(4 * args.minutes)))
     for result in results:
         print(json.dumps(result))
     return int(not all(result["equal"] == result["runs"] for result in results))
@@ -186,7 +186,7 @@ def soak(folder: Path, minutes: float, steps: int) -> dict:
         run = started(command(folder, workdir, processes=2, steps=steps, restarts=1000))
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end and run.poll() is None:
-            time.sleep(random.uniform(15, 45))
+            time.sleep(random.uniform(30, 90))
             if run.poll() is None and (pids := trainers(run)):
                 event = random.choice(EVENTS)
                 counts[event] += 1
