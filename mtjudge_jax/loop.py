@@ -1,5 +1,6 @@
 """The loop around the steps of a regime: validation, the best model, checkpoints, stopping, what is told and what is noticed."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -93,7 +94,8 @@ def note_skipped(run: Run, progress: Progress, skipped: int, rows: dict, drawn: 
         mask = local_rows(batch.mask, mesh)
         names = suspects(rows, drawn.scores, logps, mask)
         path = run.workdir / "skipped" / f"step_{step:06d}.host_{jax.process_index()}.jsonl"
-        where = path.parent if dump_batch(path, rows, drawn.texts, drawn.scores, logps, mask) else None
+        with contextlib.suppress(OSError):  # a full disk costs the file alone
+            where = path.parent if dump_batch(path, rows, drawn.texts, drawn.scores, logps, mask) else None
     everyone = [name for some in gather(names) for name in some]
     say(skipped_line(step, everyone, progress.skipped, run.cfg.update.max_skipped, where))
     return progress

@@ -143,10 +143,10 @@ def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> di
     return validation
 
 
-def start(run: Run) -> tuple[Progress, Params]:
-    """State, data position and step of the newest good checkpoint, or of a fresh run; and the starting model's weights."""
+def open_data(run: Run) -> Any:
+    """This process's part of the training data, from the beginning."""
     cfg = run.cfg
-    data = train_iterator(
+    return train_iterator(
         data=data_folder(cfg, run.workdir),
         split="train",
         task_names=cfg.data.tasks,
@@ -158,10 +158,18 @@ def start(run: Run) -> tuple[Progress, Params]:
         balance_labels=cfg.data.balance_labels,
         mode=cfg.data.mixture,
     )
+
+
+def start(run: Run) -> tuple[Progress, Params]:
+    """State, data position and step of the newest good checkpoint, or of a fresh run; and the starting model's weights."""
+    cfg = run.cfg
+    with together():
+        data = open_data(run)
     base = read_weights(run.model, cfg)
     run.watch.beat("weights read")
-    if jax.process_index() == 0:
-        write_json_atomic(run.workdir / "config.json", to_dict(cfg))
+    with together():
+        if jax.process_index() == 0:
+            write_json_atomic(run.workdir / "config.json", to_dict(cfg))
     sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
     mesh = run.model.stages.mesh
     abstract = abstract_state(base.trained, run.optimizer, mesh)

@@ -5,6 +5,7 @@ is opened at the start, faulthandler writes every thread's stack into it on a fa
 stands still.
 """
 
+import contextlib
 import faulthandler
 import os
 import sys
@@ -29,17 +30,19 @@ class Watch:
     def beat(self, where: str) -> None:
         """A sign of life: what was reached, such as `step 12 rollout`."""
         self._where, self._at = where, time.monotonic()
-        if self._fd is None:
-            self._fd = self._open()
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} reached: {where}"
-        os.pwrite(self._fd, f"{line:{BEAT_BYTES - 1}.{BEAT_BYTES - 1}}\n".encode("ascii", "replace"), 0)
-        if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds + GRACE_SECONDS, exit=True, file=self._fd)
+        with contextlib.suppress(OSError):  # a full disk costs the file, not the run
+            if self._fd is None:
+                self._fd = self._open()
+            if self._seconds:
+                faulthandler.dump_traceback_later(self._seconds + GRACE_SECONDS, exit=True, file=self._fd)
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} reached: {where}"
+            os.pwrite(self._fd, f"{line:{BEAT_BYTES - 1}.{BEAT_BYTES - 1}}\n".encode("ascii", "replace"), 0)
 
     def note(self, text: str) -> None:
         """Below the stacks: what a process ends with by itself."""
         if self._fd is not None:
-            os.write(self._fd, text.encode())
+            with contextlib.suppress(OSError):
+                os.write(self._fd, text.encode())
 
     def close(self) -> None:
         self._closed.set()
