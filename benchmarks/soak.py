@@ -35,6 +35,7 @@ def get_config():
     cfg.rollout.group_size = cfg.eval.samples = 4
     cfg.eval.every_steps, cfg.eval.limit = 20, 4
     cfg.checkpoint.every_steps = 1
+    cfg.checkpoint.max_failed_saves = 100  # the disk is full for up to 20 s, which are many steps
     cfg.data.max_bad_share = 0.1
     cfg.hosts.heartbeat_seconds = 10
     return cfg
