@@ -29,17 +29,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost as orbax_processes
 from orbax.checkpoint import v1 as ocp
 
 from mtjudge_jax.config import CheckpointConfig
 from mtjudge_jax.digest import digests, finish_digests, start_digests
 from mtjudge_jax.leaves import check_structure, describe, some, with_saved_dtypes
-from mtjudge_jax.paths import AnyPath, absolute, as_path, checksums, write_whole
+from mtjudge_jax.paths import AnyPath, absolute, as_path, checksums, in_bucket, write_whole
 from mtjudge_jax.step_folders import (
     FORMAT,
     CheckpointError,
+    amend_record,
     check_workdir,
     clear_failed,
     clear_unfinished,
@@ -55,7 +55,7 @@ from mtjudge_jax.step_folders import (
     steps_in,
     writing_path,
 )
-from mtjudge_jax.together import attempt, first_text, on_any_process, one_line
+from mtjudge_jax.together import attempt, first_text, gather, on_any_process, one_line, together
 from mtjudge_jax.trainable import put
 
 SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
@@ -127,22 +127,23 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
 
     `data_state` and `meta` are JSON. Waits for the save before. Returns what must be said loudly: saves that failed, this one
     where there is no room for it or no right to write it. The run goes on to its next save; raises CheckpointError when
-    `max_failed_saves` in a row have failed. Nothing is done where `step` is complete already.
+    `max_failed_saves` in a row have failed. Where `step` is complete already, its record gets this meta.
     """
     said = wait(checkpoints)
     steps, problem = attempt(lambda: saved_steps(checkpoints))
     if on_any_process(step in (steps or ())):
+        with together():
+            if jax.process_index() == 0:
+                amend_record(checkpoints.folder / str(step), step, meta)
         return said
     need = sum(x.nbytes for x in jax.tree.leaves(state)) + SLACK_BYTES
-    if problem := first_text(problem or room_problem(checkpoints.folder, need)):
+    if problem := first_text(problem or _obstacle(checkpoints, step, need)):
         return [*said, _failed(checkpoints, step, problem)]
     record = {"format": FORMAT, "step": step, "leaves": describe(state), "data_state": data_state, "meta": meta}
     json.dumps(record)  # what is not JSON is a mistake of the caller and said at once
     state, digest = _held(checkpoints, state)
     path, problem = writing_path(checkpoints.folder, step), ""
     try:
-        if jax.process_index() == 0:
-            clear_failed(checkpoints.folder, step)
         response = ocp.save_async(path, state)
     except Exception as error:
         problem = one_line(error)
@@ -154,6 +155,18 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
     pool.shutdown(wait=False)
     checkpoints.pending = Pending(step, job)
     return said
+
+
+def _obstacle(checkpoints: Checkpoints, step: int, need: int) -> str:
+    """Why a step cannot be written, "" where nothing is known to be in its way any more."""
+
+    def clear() -> str:
+        if jax.process_index() == 0:
+            clear_failed(checkpoints.folder, step)
+        return room_problem(checkpoints.folder, need)
+
+    found, problem = attempt(clear)
+    return problem or found
 
 
 def _held(checkpoints: Checkpoints, state: Any) -> tuple[Any, Digest]:
@@ -276,7 +289,7 @@ def restore_latest(
     """
     wait(checkpoints)
     damaged: dict[int, str] = {}
-    for step in reversed(step_names(checkpoints.folder)):
+    for step in reversed(_listed(checkpoints.folder)):
         path = checkpoints.folder / str(step)
         record, reason = attempt(lambda path=path, step=step: read_record(path, step))
         if not (reason := first_text(reason)):
@@ -293,13 +306,22 @@ def restore_latest(
                 return Restored(step, state, record["data_state"], record["meta"], texts)
         damaged[step] = reason
         logging.warning("%s: damaged checkpoint, trying the one before: step %d: %s", checkpoints.folder, step, reason)
-    if damaged:
+    # In a bucket a first save that was killed looks like a step that has lost its record: then nothing was ever saved.
+    if damaged and (not in_bucket(checkpoints.folder) or on_any_process(bool(steps_in(checkpoints.folder)))):
         texts = "; ".join(f"step {step}: {reason}" for step, reason in damaged.items())
         raise CheckpointError(
             f"{checkpoints.folder}: all {len(damaged)} checkpoints are damaged ({texts}): "
             "put a copy of one back, or start again in an empty workdir"
         )
     return None
+
+
+def _listed(folder: AnyPath) -> list[int]:
+    """Steps that are there, by process 0's listing: hosts of a network's disk may see different ones for a while."""
+    names, problem = attempt(lambda: step_names(folder))
+    if problem := first_text(problem):
+        raise CheckpointError(f"{folder}: cannot be listed ({problem}): mend its rights or the disk, and start again")
+    return gather(names)[0]
 
 
 def _damage(path: AnyPath, files: dict[str, str]) -> str:
@@ -360,11 +382,9 @@ def _load(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> tuple[A
 
 
 def _set_all_aside(checkpoints: Checkpoints, damaged: dict[int, str]) -> None:
-    if damaged and jax.process_index() == 0:
-        for step, reason in damaged.items():
+    with together():
+        for step, reason in damaged.items() if jax.process_index() == 0 else ():
             set_aside(checkpoints.folder, step, reason)
-    if damaged and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("damaged steps set aside")
 
 
 def _prune(checkpoints: Checkpoints) -> list[str]:

@@ -259,8 +259,10 @@ def unknown(what: str, name: str, known: typing.Iterable[str]) -> str:
     return f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}")
 
 
-def check(cfg: Config, devices: int | None = None) -> None:
-    """Raises ConfigError on the first field that cannot be, before anything is compiled. `devices` checks the mesh too."""
+def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
+    """Raises ConfigError on the first field that cannot be, before anything is compiled. `devices`, in all of the processes,
+    checks the mesh too.
+    """
     values = flatten(cfg)
     _check_types(cfg)
     for name, choices in CHOICES.items():
@@ -298,6 +300,8 @@ def check(cfg: Config, devices: int | None = None) -> None:
         raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
     _check_model(cfg, values)
     _check_batches(cfg, devices)
+    if devices is not None:
+        _check_processes(cfg, devices, processes)
 
 
 def _check_model(cfg: Config, values: dict[str, object]) -> None:
@@ -329,6 +333,18 @@ def _check_batches(cfg: Config, devices: int | None) -> None:
         shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
         _divides("mesh.data * mesh.fsdp * mesh.expert", shards, "update.micro_prompts", micro)
         _divides("mesh.data * mesh.fsdp * mesh.expert", shards, "rollout.micro_prompts", sampled)
+
+
+def _check_processes(cfg: Config, devices: int, processes: int) -> None:
+    """A group of answers stays on one process, and so do the heads of a token."""
+    for name, prompts in (("rollout.prompts", cfg.rollout.prompts), ("update.prompts", cfg.update.prompts)):
+        if prompts % processes:
+            raise ConfigError(f"{name} = {prompts} does not divide by the {processes} processes: take a multiple of {processes}")
+    own, tensor = devices // processes, mesh_shape(cfg.mesh, devices)["tensor"]
+    if own % tensor:
+        raise ConfigError(
+            f"mesh.tensor = {tensor} does not divide the {own} devices of a process: its heads belong on one host, take a divisor"
+        )
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:

@@ -1,6 +1,7 @@
 """Warnings about a run that goes on, but not well: a task that collapses, a host that the others wait for."""
 
 import collections
+import math
 import statistics
 
 WINDOW = 10  # steps with a task: the first so many are compared with the last
@@ -29,7 +30,7 @@ class Health:
         said = []
         for task, means in line.get("tasks", {}).items():
             for name in COLLAPSE:
-                if means.get(name) is not None:
+                if means.get(name) is not None and math.isfinite(means[name]):
                     said += self._collapse(task, name, means[name])
         return said + self._slow_hosts(line)
 

@@ -19,7 +19,7 @@ from mtjudge_jax.score import Scores
 from mtjudge_jax.sharding import local_rows
 from mtjudge_jax.skipped import NonFiniteUpdate, dump_batch, skipped_line, suspects
 from mtjudge_jax.step_log import Clock, step_line
-from mtjudge_jax.together import gather
+from mtjudge_jax.together import AnotherProcess, gather
 from mtjudge_jax.types import TrainBatch
 from mtjudge_jax.workdir import templates
 
@@ -62,11 +62,13 @@ def validate(run: Run, progress: Progress) -> Progress:
     best = run.workdir / "best"
     params = exportable(progress.params, run.model)
     files = {JUDGE_FILE: judge_file(run.cfg, progress.step, templates(run.cfg))}
+    run.watch.beat(f"step {progress.step} best model")
+    hosts.stop_if_asked(STOP)  # the last moment before many bytes are written
     try:
         save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
     except FileExistsError:
         raise
-    except OSError as error:  # on every process: the older best is whole, and the next one as good is written
+    except (OSError, AnotherProcess) as error:  # on every process: the older best is whole, and the next one as good is written
         warn(run, progress.step, f"the best model, of step {progress.step}, was not written: {error}")
         return progress._replace(since_best=0)
     return progress._replace(best=mean, since_best=0)
@@ -122,9 +124,12 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
     while True:
         before = progress.data.get_state()
         try:
+            again = progress.step < first and due(cfg, progress)  # restored, and stopped in its validation
             if due(cfg, progress):
                 progress = validate(run, progress)
             if progress.step >= first and (progress.step % cfg.checkpoint.every_steps == 0 or finished(cfg, progress)):
+                save(run, progress)
+            if again and progress.step > 0:
                 save(run, progress)
             if finished(cfg, progress):
                 break
@@ -151,9 +156,9 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
             save(run, progress)
             settle(run, progress.step)
             raise NonFiniteUpdate(
-                f"{progress.skipped} steps in a row, up to {progress.step}, were not finite and skipped; the state of before "
-                f"them is saved as step {progress.step}: the lines above name the examples, {run.workdir / 'skipped'} has the "
-                "batches; leave them out, or lower optim.lr or loss.kl_coef by --allow_change"
+                f"{progress.skipped} steps in a row, up to {progress.step}, had an update that was not finite and was skipped; "
+                f"the state of the last good one is saved as step {progress.step}: the lines above name the examples, "
+                f"{run.workdir / 'skipped'} has the batches; leave them out, or lower optim.lr or loss.kl_coef by --allow_change"
             )
     settle(run, progress.step)
     tell_end(run)

@@ -98,15 +98,17 @@ def _parse(path: AnyPath, text: bytes) -> list[dict]:
     return out
 
 
-def truncate_metrics(metrics: MetricsFile, step: int) -> int:
+def truncate_metrics(metrics: MetricsFile, step: int, judged: int) -> int:
     """Before going on from `step`: drops train and eval lines of later steps and a cut last line; how many lines were dropped.
 
-    step: the restored one; -1 when nothing was restored, so that the run starts with none.
+    step: the restored one; -1 when nothing was restored, so that the run starts with none. judged: the last step whose
+    validation the checkpoint knows of; a later one's is done again.
     """
     if not metrics.path.exists():
         return 0
     text = metrics.path.read_bytes()
-    kept = [r for r in _parse(metrics.path, text) if not (r["kind"] in ("train", "eval") and r["step"] > step)]
+    last = {"train": step, "eval": judged}
+    kept = [r for r in _parse(metrics.path, text) if r["step"] <= last.get(r["kind"], r["step"])]
     before = sum(bool(line) for line in text.split(b"\n"))
     metrics.written = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept).encode()
     write_whole(metrics.path, metrics.written)

@@ -135,8 +135,13 @@ def read_ranges(path: AnyPath, ranges: Sequence[tuple[int, int]]) -> list[bytes]
 def write_whole(path: AnyPath, data: bytes) -> None:
     """The file is the old one or the new one, never half: on a disk written beside and renamed, an object always is so."""
     if in_bucket(path):
-        with clean_failure():
-            path.write_bytes(data)
+        try:
+            with clean_failure():
+                path.write_bytes(data)
+        except OSError:
+            raise
+        except Exception as error:  # some of gcsfs's are of a kind of their own
+            raise OSError(explain(error)) from error
         return
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:

@@ -86,7 +86,7 @@ def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
     if jax.process_count() == 1:
         return
     with together():
-        check(cfg, jax.device_count())
+        check(cfg, jax.device_count(), jax.process_count())
         facts = facts_of_host(cfg, as_path(workdir))
     refuse_differences(facts)
 
@@ -98,8 +98,7 @@ def open_run(
 
     `model`: `open_model(cfg)` where the caller has it already. `allowed`: what may differ from the run in the workdir.
     """
-    check(cfg, jax.device_count())
-    check_hosts(cfg)
+    check(cfg, jax.device_count(), jax.process_count())
     check_allowed(cfg, allowed)
     workdir = as_path(workdir)
     checkpoint.check_workdir(workdir)
@@ -117,19 +116,6 @@ def open_run(
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
     return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed)
-
-
-def check_hosts(cfg: Config) -> None:
-    """Raises ConfigError where a batch does not divide by the processes: a group of answers stays on one."""
-    processes = jax.process_count()
-    for name, prompts in (("rollout.prompts", cfg.rollout.prompts), ("update.prompts", cfg.update.prompts)):
-        if prompts % processes:
-            raise ConfigError(f"{name} = {prompts} does not divide by the {processes} processes: take a multiple of {processes}")
-    if jax.local_device_count() % cfg.mesh.tensor:
-        raise ConfigError(
-            f"mesh.tensor = {cfg.mesh.tensor} does not divide the {jax.local_device_count()} devices of a process: its heads "
-            "must be on one host, take a divisor"
-        )
 
 
 def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
@@ -167,9 +153,6 @@ def start(run: Run) -> tuple[Progress, Params]:
         data = open_data(run)
     base = read_weights(run.model, cfg)
     run.watch.beat("weights read")
-    with together():
-        if jax.process_index() == 0:
-            write_json_atomic(run.workdir / "config.json", to_dict(cfg))
     sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
     mesh = run.model.stages.mesh
     abstract = abstract_state(base.trained, run.optimizer, mesh)
@@ -177,15 +160,18 @@ def start(run: Run) -> tuple[Progress, Params]:
     same = partial(refuse_other_sources, run.workdir, sources, allowed=run.allowed)
     other_dtype = "model.param_dtype" in run.allowed
     restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same, any_dtype=other_dtype)
-    if jax.process_index() == 0:
-        truncate_metrics(run.metrics, -1 if restored is None else restored.step)
+    with together():  # the run in the workdir is this one from here on
+        if jax.process_index() == 0:
+            write_json_atomic(run.workdir / "config.json", to_dict(cfg))
+            truncate_metrics(run.metrics, *((-1, -1) if restored is None else (restored.step, restored.meta["judged"])))
     if restored is None:
         state = init_state(base.trained, run.optimizer, mesh, keep=shared)
         return Progress(state, base.frozen, data, 0, -1.0, 0, -1, 0, sources), reference
     data.set_state(restored.data_state)
-    for line in read_metrics(run.workdir / "metrics.jsonl") if jax.process_index() == 0 else []:
-        if line["kind"] == "train":
-            run.health.add(line)
+    with together():
+        for line in read_metrics(run.workdir / "metrics.jsonl") if jax.process_index() == 0 else []:
+            if line["kind"] == "train":
+                run.health.add(line)
     run.bar.update(restored.step)
     say(f"resumed {run.workdir} after step {restored.step}")
     kept = {name: restored.meta[name] for name in KEPT}

@@ -2,10 +2,10 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 
+from mtjudge_jax.paths import AnyPath, write_whole
 from mtjudge_jax.score import Scores
 
 MOST_FILES = 50  # a run that skips a step in three must not fill the disk
@@ -28,15 +28,15 @@ def suspects(rows: dict, scores: Scores, logps: dict[str, np.ndarray], mask: np.
 
 
 def dump_batch(
-    path: Path, rows: dict, texts: list[list[str]], scores: Scores, logps: dict[str, np.ndarray], mask: np.ndarray
+    path: AnyPath, rows: dict, texts: list[list[str]], scores: Scores, logps: dict[str, np.ndarray], mask: np.ndarray
 ) -> bool:
     """Writes a line of JSON a prompt: its id, task and label, and each answer with its rewards and sums of log-probabilities.
 
     A number that is not finite is its name in quotes. False where the folder holds enough files already.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if sum(1 for _ in path.parent.iterdir()) >= MOST_FILES:
+    if path.parent.is_dir() and sum(1 for _ in path.parent.iterdir()) >= MOST_FILES:
         return False
+    path.parent.mkdir(parents=True, exist_ok=True)
     sums = {name: np.where(mask, logp, 0).sum(-1) for name, logp in logps.items()}
     lines = []
     for q, group in enumerate(texts):
@@ -48,7 +48,7 @@ def dump_batch(
         ]
         known = {"example_id": str(rows["example_id"][q]), "task": str(rows["task"][q]), "label": int(rows["label"][q])}
         lines.append(json.dumps(known | {"answers": answers}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, ("\n".join(lines) + "\n").encode())
     return True
 
 
@@ -56,7 +56,7 @@ def _number(x) -> float | str:
     return float(x) if math.isfinite(x) else str(float(x))
 
 
-def skipped_line(step: int, names: list[str], in_a_row: int, most: int, where: Path | None) -> str:
+def skipped_line(step: int, names: list[str], in_a_row: int, most: int, where: AnyPath | None) -> str:
     """What is said of a skipped step."""
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     kept = f"; its batch is in {where}" if where else ""

@@ -80,11 +80,22 @@ def complete(path: AnyPath, record: dict, processes: int) -> None:
         raise OSError(f"{', '.join(missing)} cannot be read back")
     for process in range(processes):
         (path / part_name(process)).unlink()
+    _write_record(path, record)
+    if not in_bucket(path):
+        path.rename(path.with_name(str(record["step"])))
+
+
+def _write_record(path: AnyPath, record: dict) -> None:
     text = json.dumps(record, sort_keys=True)
     sealed = {"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     write_whole(path / RECORD, json.dumps(sealed).encode())
-    if not in_bucket(path):
-        path.rename(path.with_name(str(record["step"])))
+
+
+def amend_record(path: AnyPath, step: int, meta: dict) -> None:
+    """Gives a complete step another meta, where it differs: what became known of it after it was saved."""
+    record = read_record(path, step)
+    if record["meta"] != json.loads(json.dumps(meta)):
+        _write_record(path, record | {"meta": meta})
 
 
 def read_record(path: AnyPath, step: int) -> dict:

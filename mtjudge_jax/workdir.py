@@ -18,7 +18,7 @@ from mtjudge_jax.types import Params
 # A resumed run may differ in these; they change where and how fast it computes, not what.
 FREE_TO_CHANGE = (
     "mesh.", "checkpoint.", "hosts.", "model.remat", "model.attention", "model.experts", "model.head_chunk",
-    "update.micro_prompts", "update.max_skipped",
+    "update.micro_prompts", "rollout.micro_prompts", "update.max_skipped",
 )  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy", "pillow")
 

@@ -419,3 +419,35 @@ def allowed(*, folder: str, data: str) -> dict:
     facts["dtypes"] = sorted({str(leaf.dtype) for leaf in flatten(progress.state.params).values()})
     facts["half"] = ending(folder / "run")
     return facts
+
+
+def asked_in_validation(*, folder: str, data: str) -> dict:
+    """A SIGTERM while the last step is judged, twice; then the run goes on, and the finished command is given again."""
+    from mtjudge_jax import hosts, train
+
+    folder = Path(folder)
+    cfg = config(steps=2, data__path=data, eval__every_steps=2, checkpoint__every_steps=1)
+    train.fit(cfg, folder / "whole")
+
+    def stop_in(points: int):
+        left = iter(range(points))
+
+        def asked(what):
+            if next(left, None) is None:
+                raise hosts.Preempted(what)
+
+        return mock.patch.object(hosts, "stop_if_asked", asked)
+
+    facts, workdir = {}, folder / "again"
+    # A validation asks after each of its 6 tasks, and before a better model is written; a step asks twice.
+    with stop_in(7 + 4 + 2):
+        facts["first"] = message(train.fit, cfg, workdir)
+    facts["judged"] = [ending(workdir)["step"], ending(workdir)["meta"]["judged"]]
+    with stop_in(2):
+        facts["second"] = message(train.fit, cfg, workdir)
+    train.fit(cfg, workdir)
+    facts["on"] = ending(workdir) == ending(folder / "whole")
+    before = (workdir / "metrics.jsonl").read_bytes()
+    train.fit(cfg, workdir)
+    facts["same"] = (workdir / "metrics.jsonl").read_bytes() == before
+    return facts | {"finished": ending(workdir) == ending(folder / "whole")}

@@ -284,7 +284,7 @@ def test_metrics_in_a_bucket(bucket, monkeypatch):
     add(4)
     assert there() == [1, 2, 3, 4]
     again = metrics_log.open_metrics("gs://bucket/run/metrics.jsonl")
-    assert metrics_log.truncate_metrics(again, 2) == 2 and there() == [1, 2]
+    assert metrics_log.truncate_metrics(again, 2, 2) == 2 and there() == [1, 2]
     bucket.deny = {"write"}
     metrics_log.append_metrics(again, {"kind": "train", "step": 3})
     bucket.deny = set()

@@ -20,7 +20,7 @@ def test_three_kills_leave_each_step_once(tmp_path):
     at = 0
     for restored, last in ((-1, 7), (5, 9), (5, 12), (10, 15)):
         metrics = open_metrics(path)
-        truncate_metrics(metrics, restored)
+        truncate_metrics(metrics, restored, restored)
         at = max(restored, 0)
         for step in range(at + 1, last + 1):
             append_metrics(metrics, {"kind": "train", "step": step, "reward": np.float32(0.5)})
@@ -28,7 +28,7 @@ def test_three_kills_leave_each_step_once(tmp_path):
                 append_metrics(metrics, {"kind": "eval", "step": step})
         with open(path, "a") as file:
             file.write('{"kind": "train", "st')  # killed in the middle of a line
-    truncate_metrics(open_metrics(path), 15)
+    truncate_metrics(open_metrics(path), 15, 15)
     train = [s for kind, s in steps(path) if kind == "train"]
     evals = [s for kind, s in steps(path) if kind == "eval"]
     assert train == list(range(1, 16)) and evals == [5, 10, 15]
@@ -37,11 +37,11 @@ def test_three_kills_leave_each_step_once(tmp_path):
 def test_truncate_keeps_other_kinds_and_counts(tmp_path):
     path = tmp_path / "metrics.jsonl"
     metrics = open_metrics(path)
-    assert truncate_metrics(metrics, 3) == 0 and not path.exists()
+    assert truncate_metrics(metrics, 3, 3) == 0 and not path.exists()
     for record in ({"kind": "note", "step": 9}, {"kind": "train", "step": 3}, {"kind": "eval", "step": 4}):
         append_metrics(metrics, record)
     path.write_bytes(path.read_bytes()[:-1])  # a whole last line without its newline is whole
-    assert truncate_metrics(metrics, 3) == 1
+    assert truncate_metrics(metrics, 3, 3) == 1
     assert steps(path) == [("note", 9), ("train", 3)]
     append_metrics(metrics, {"kind": "train", "step": 4})
     assert steps(path)[-1] == ("train", 4)
@@ -51,7 +51,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"kind":"train","step":1}\n{"ki\n{"kind":"train","step":2}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl:2: not a line of JSON"):
-        truncate_metrics(open_metrics(path), 9)
+        truncate_metrics(open_metrics(path), 9, 9)
     assert path.read_text().count("\n") == 3
 
 

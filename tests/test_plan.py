@@ -127,7 +127,7 @@ def test_remedies_end_with_what_changes_the_learning():
 
 def test_meshes_divide_what_they_must():
     cfg, model = small(), tiny.config(moe=True)
-    found = list(search.meshes(cfg, model, 16))
+    found = list(search.meshes(cfg, model, 16, 16))
     for mesh in found:
         assert np.prod(list(mesh.values())) == 16
         assert cfg.update.micro_prompts % (mesh["data"] * mesh["fsdp"] * mesh["expert"]) == 0
@@ -138,7 +138,8 @@ def test_meshes_divide_what_they_must():
         "expert": 8,
         "tensor": 1,
     } in found
-    assert all(mesh["expert"] == 1 for mesh in search.meshes(cfg, tiny.config(), 16))
+    assert {mesh["tensor"] for mesh in search.meshes(cfg, model, 16, 1)} == {1}
+    assert all(mesh["expert"] == 1 for mesh in search.meshes(cfg, tiny.config(), 16, 4))
 
 
 def test_a_sweep_ranks_meshes():

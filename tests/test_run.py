@@ -207,7 +207,7 @@ def test_a_skipped_step_names_its_examples_and_leaves_its_batch():
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run_at_its_last_good_state():
     facts = non_finite()
-    assert facts["stopped"].startswith("NonFiniteUpdate: 2 steps in a row, up to 2, were not finite and skipped; the state of ")
+    assert facts["stopped"].startswith("NonFiniteUpdate: 2 steps in a row, up to 2, had an update that was not finite and was ")
     assert "\n" not in facts["stopped"] and "lower optim.lr or loss.kl_coef" in facts["stopped"]
     assert facts["all"]["step"] == 2 and facts["all"]["meta"]["skipped"] == 2
     assert [line["skipped"] for line in facts["all"]["metrics"] if line["kind"] == "train"] == [1, 1]
@@ -226,6 +226,14 @@ def test_changes_are_allowed_by_name():
     assert facts["on"]["leaves"]["params/text/norm_d"]["dtype"] == "float32"
     assert facts["dtypes"] == ["bfloat16"] and facts["half"]["step"] == 3
     assert facts["half"]["leaves"]["params/text/norm_d"]["dtype"] == "bfloat16"
+
+
+def test_a_run_stopped_in_its_last_validation_ends_as_if_it_had_not_been():
+    folder = commands().folder / "asked"
+    facts = commands().call("drills.asked_in_validation", folder=str(folder), data=str(commands().folder / "data"))
+    assert facts["first"] == facts["second"] == "Preempted: asked to stop: step 2 is saved, the same command goes on from it"
+    assert facts["judged"] == [2, 0]
+    assert facts["on"] and facts["finished"] and facts["same"]
 
 
 def test_the_tiny_config_is_the_demos_tasks():

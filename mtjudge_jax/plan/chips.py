@@ -44,6 +44,9 @@ CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8",
 SLICES: dict[str, tuple[str, ...]] = {"v5e": FLAT, "v5p": (*CUBES, "16x16x24"), "v6e": FLAT, "tpu7x": CUBES}
 
 
+HOST_CHIPS = 4  # as the topologies of libtpu have them, of all generations here
+
+
 class Slice(NamedTuple):
     """A slice of TPUs, or the devices of this machine."""
 
@@ -54,6 +57,11 @@ class Slice(NamedTuple):
     @property
     def devices(self) -> int:
         return prod(self.shape) * (self.chip.a_chip if self.chip else 1)
+
+    @property
+    def host_devices(self) -> int:
+        """Of one process: a host of a slice has four chips; this machine is one."""
+        return min(self.devices, HOST_CHIPS * self.chip.a_chip) if ":" in self.name else self.devices
 
     @property
     def links(self) -> float:

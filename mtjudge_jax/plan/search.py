@@ -45,7 +45,7 @@ def compile_plan(
     cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], phases: list[str] | None = None
 ) -> Plan:
     """Raises ConfigError for a config that cannot be on so many devices."""
-    check(cfg, len(devices))
+    check(cfg, len(devices), len({device.process_index for device in devices}))
     setup = make_setup(cfg, model, devices)
     return Plan(setup, place, compile_all(setup, list(phases_of(cfg)) if phases is None else phases))
 
@@ -132,15 +132,15 @@ def fit_text(plan: Plan) -> str:
     return f"{sizes} of {limit:.1f}, " + ("does not fit" if plan.failing else "fits")
 
 
-def meshes(cfg: Config, model: Qwen3VLConfig, devices: int) -> Iterator[dict[str, int]]:
-    """All shapes of powers of two that the model's sizes and the batches allow."""
+def meshes(cfg: Config, model: Qwen3VLConfig, devices: int, host: int) -> Iterator[dict[str, int]]:
+    """All shapes of powers of two that the model's sizes, the batches and the devices of a host allow."""
     powers = [2**n for n in range(devices.bit_length())]
     for data in powers:
         for expert in powers if model.text.moe else [1]:
             for tensor in powers:
                 fsdp, rest = divmod(devices, data * expert * tensor)
                 shape = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
-                if rest or not fsdp or tensor > model.text.num_kv_heads or model.text.num_kv_heads % tensor:
+                if rest or not fsdp or host % tensor or tensor > model.text.num_kv_heads or model.text.num_kv_heads % tensor:
                     continue
                 if model.text.moe and model.text.moe.num_experts % expert:
                     continue
@@ -150,7 +150,7 @@ def meshes(cfg: Config, model: Qwen3VLConfig, devices: int) -> Iterator[dict[str
 
 def estimates(cfg: Config, model: Qwen3VLConfig, place: Slice) -> list[tuple[dict[str, int], analytic.Estimate]]:
     """Fastest first, what clearly cannot fit last."""
-    found = [(mesh, analytic.estimate(model, cfg, place, mesh)) for mesh in meshes(cfg, model, place.devices)]
+    found = [(mesh, analytic.estimate(model, cfg, place, mesh)) for mesh in meshes(cfg, model, place.devices, place.host_devices)]
     room = 1.3 * place.chip.memory if place.chip else float("inf")
     return sorted(found, key=lambda x: (x[1].bytes > room, x[1].seconds))
 

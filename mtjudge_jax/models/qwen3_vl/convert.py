@@ -304,10 +304,12 @@ def save_hf(
     unless `overwrite` and it holds a model, OSError where it cannot be written.
     """
     dtype = np.dtype(dtype)
+    with together():  # what one process cannot read ends the call on all, before the tensors travel
+        cfg, beside = load_config(source_folder), companions(source_folder, dtype)
     write_folder(
         folder,
-        _tensors(params, load_config(source_folder), dtype),
-        companions(source_folder, dtype) | dict(files or {}),
+        _tensors(params, cfg, dtype),
+        beside | dict(files or {}),
         dtype=dtype,
         shard_bytes=shard_bytes,
         overwrite=overwrite,

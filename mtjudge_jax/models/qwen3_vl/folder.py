@@ -21,7 +21,7 @@ from mtjudge_jax.paths import (
     remove_tree,
     write_whole,
 )
-from mtjudge_jax.together import first_text
+from mtjudge_jax.together import first_text, together
 
 CONFIG = "config.json"
 COMPANIONS = (
@@ -67,7 +67,8 @@ def write_folder(
     the marker finds all; for those seconds there is none, and the next writing ends what a kill left in between.
     """
     folder = as_path(folder)
-    check_target(folder, marker=marker, overwrite=overwrite)
+    with together():
+        check_target(folder, marker=marker, overwrite=overwrite)
     shards = _plan(tensors, dtype.itemsize, shard_bytes)
     total = dtype.itemsize * sum(prod(tensor.shape) for shard in shards for tensor in shard)
     many = len(shards) > 1
