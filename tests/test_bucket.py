@@ -129,6 +129,17 @@ def test_checkpoints_in_a_bucket(bucket):
     assert saved.meta == {"n": 2} and str(saved.path) == "gs://bucket/run/checkpoints/2"
 
 
+def test_a_first_save_that_was_killed_in_a_bucket_is_no_damaged_checkpoint(bucket):
+    opened = save_steps((1,))
+    del bucket.objects["run/checkpoints/1/record.json"]
+    assert ck.restore_latest(opened, abstract()) is None
+    assert ck.save(opened, 1, state=state_of(1), data_state={}, meta={"n": 1}) == [] and ck.wait(opened) == []
+    assert ck.restore_latest(opened, abstract()).step == 1
+    assert ck.save(opened, 1, state=state_of(2), data_state={}, meta={"n": 2}) == []  # the step is there: its meta alone changes
+    got = ck.restore_latest(opened, abstract())
+    assert (got.meta, bits(got.state)) == ({"n": 2}, bits(state_of(1)))
+
+
 def test_every_object_of_a_step_in_a_bucket_counts(bucket):
     opened = save_steps((1, 2))
     whole, names = dict(bucket.objects), bucket.names("run/checkpoints/2/")
