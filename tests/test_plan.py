@@ -238,5 +238,5 @@ def test_the_papers_configs_can_be_trained_where_they_are_planned():
         assert place.host_devices == 4 and cfg.rollout.group_size == 20 and cfg.rollout.prompts == 512
         cfg.mesh.fsdp, cfg.mesh.expert, cfg.mesh.tensor = place.devices // 8, 1, 8
         cfg.update.micro_prompts = cfg.rollout.micro_prompts = 256
-        with pytest.raises(ConfigError, match="mesh.tensor = 8 does not divide the 4 devices of a process"):
+        with pytest.raises(ConfigError, match=r"mesh\.tensor = 8 does not divide the 4 devices of a process"):
             check(cfg, place.devices, place.devices // 4)
