@@ -114,6 +114,19 @@ def test_the_lock_gives_a_later_pod_the_same_packages(tmp_path):
     assert given == [["--constraint", str(cloud.host(w) / "pod.lock")] for w in (0, 1)]
 
 
+def test_the_folder_of_the_lock_is_made_and_one_that_cannot_be_is_said_first(tmp_path):
+    cloud = Cloud(tmp_path, hosts=1)
+    cloud.copy_of_repository()
+    (tmp_path / "file").touch()
+    wrong = cloud.run("tpu_setup.sh", *SETUP, "--lock=file/pod.lock")
+    assert (wrong.status, wrong.err) == (2, "error: --lock=file/pod.lock: cannot be written there\n")
+    assert (cloud.calls(), cloud.host(0).exists()) == ([], False)
+    ended = cloud.run("tpu_setup.sh", *SETUP, "--lock=runs/pod.lock")
+    assert (ended.status, ended.err.splitlines()[-2]) == (0, "runs/pod.lock: written, the packages of all hosts")
+    assert (tmp_path / "runs/pod.lock").read_text() == (tmp_path / "packages").read_text()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pod.lock"]
+
+
 def test_set_up_sends_commits_only(tmp_path):
     cloud = Cloud(tmp_path, hosts=1)
     cloud.copy_of_repository()
