@@ -153,6 +153,9 @@ def test_a_run_goes_on_without_the_terminal_and_is_stopped_with_its_save(pod):
 
     status = pod.run("tpu_status.sh", "judge", *WHERE)
     assert (status.status, facts(status)[0]) == (0, f"host host-0 running restarts=0 working in {pod.host(0)}/mtjudge/code")
+    other = pod.run("tpu_status.sh", "judge", *WHERE, "--run=export")
+    said = [f"host host-{w} ended status=2 restarts=0 seconds=0 no run export was started here" for w in range(3)]
+    assert (other.status, other.out.splitlines(), other.err) == (2, said, "")
     shown = pod.run("tpu_logs.sh", "judge", *WHERE, "--worker=all", "--lines=1").out
     assert [line.split(":")[0] for line in shown.splitlines()] == ["host-0", "host-1", "host-2"]
 
@@ -169,6 +172,23 @@ def test_a_run_goes_on_without_the_terminal_and_is_stopped_with_its_save(pod):
     status = pod.run("tpu_status.sh", "judge", *WHERE)
     assert status.status == 75
     assert re.fullmatch(r"host host-0 ended status=75 restarts=0 seconds=\d+ saved", facts(status)[0])
+
+
+def test_restarts_are_those_of_the_last_start(tmp_path):
+    """The log of a run of the same name goes on where the earlier one ended."""
+    cloud = Cloud(tmp_path, hosts=1)
+    cloud.copy_of_repository()
+    assert cloud.run("tpu_setup.sh", *SETUP).status == 0
+    log = cloud.host(0) / "mtjudge/runs/train/log"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(f"2026-01-01T00:00:00Z host-0: start {i}: mtjudge train\nold\n" for i in range(4)))
+    assert start(cloud, "bash", "-c", "echo fresh; sleep 100").status == 0
+    until(lambda: "\nfresh" in log.read_text())
+    assert facts(cloud.run("tpu_status.sh", "judge", *WHERE)) == ["host host-0 running restarts=0 fresh"]
+    with log.open("a") as file:  # as restart.sh writes it, after a bar of progress
+        file.write("50%\r2026-01-02T00:00:00Z host-0: start 1: mtjudge train\nagain\n")
+    assert facts(cloud.run("tpu_status.sh", "judge", *WHERE)) == ["host host-0 running restarts=1 again"]
+    assert cloud.run("tpu_stop.sh", "judge", *WHERE, "--grace=1").status == 0
 
 
 def test_a_run_that_does_not_save_in_time_is_killed_with_all_that_it_started(pod):
