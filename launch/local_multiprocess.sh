@@ -91,7 +91,7 @@ reap() { # takes what ended out of PIDS, and what it left behind out of the mach
 }
 
 wait_all() { # into STATUS what the processes say together. It looks 10 times a second: bash's wait -n forgets some
-  local end='' now never
+  local end='' now never news
   SAID=() BAD='' KILLED=''
   exec {never}<> <(:)
   while ((${#PIDS[@]})); do
@@ -99,8 +99,8 @@ wait_all() { # into STATUS what the processes say together. It looks 10 times a 
       read -r -t 0.1 -u "$never" || true # sleeps without a process of its own
       reap
     } 2>/dev/null
-    [[ ! $NEWS ]] || say "$NEWS"
-    NEWS=''
+    news=$NEWS NEWS='' # in one command: a trap may write the next between two
+    [[ ! $news ]] || say "$news"
     now=${EPOCHREALTIME/[.,]/} # microseconds
     if [[ ! $end && $STOP$BAD ]]; then end=$((now + grace * 1000000)); fi
     if [[ $end && ! $KILLED ]] && ((now >= end && ${#PIDS[@]})); then

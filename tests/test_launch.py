@@ -173,7 +173,8 @@ REFUSED = [  # script, flags, the line
     (
         "tpu_create.sh",
         ["judge", "--topology=v5p-64", *WHERE],
-        "--topology=v5p-64: 32 chips (v5p:2x4x4) in Google's count of cores, 64 chips in mtjudge plan: write the shape, chip:AxBxC",
+        "--topology=v5p-64: 32 chips (v5p:2x4x4) in Google's count of cores, 64 chips in mtjudge plan: "
+        "write the shape, chip:AxBxC",
     ),
     (
         "tpu_keep.sh",
@@ -316,6 +317,7 @@ def test_help_names_every_flag(script, tmp_path):
     flags = spec.replace("$TPU_FLAGS", "zone= project= internal-ip iap").replace("=", "").split()
     assert [flag for flag in flags if not re.search(rf"--{flag}(?![\w-])", ended.out)] == []
     assert script == "host.sh" or "--dry-run" in ended.out
+    assert ("\nto stop: Ctrl-C here first, then tpu_stop.sh\n" in ended.out) == (script == "tpu_keep.sh")
 
 
 def test_quoted_words_come_back(tmp_path):

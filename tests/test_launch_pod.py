@@ -268,6 +268,7 @@ def test_keep_takes_another_slice_when_the_first_is_gone(tmp_path):
     cloud.write("dead", "")
     out, err = keep.communicate(timeout=60)
     assert keep.returncode == 0, err
+    assert err.splitlines()[0] == "to stop: Ctrl-C here first, then tpu_stop.sh"
     assert "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh asks anew" in err
     assert "judge: SUSPENDED, asking anew" in err
     assert out.splitlines()[-1].startswith("host host-1 ended status=0 restarts=0")
