@@ -91,14 +91,17 @@ need_bucket() { # need_bucket flag: its value is gs://bucket/..
   [[ ${!1} =~ ^gs://[a-z0-9][-a-z0-9_.]+(/.*)?$ ]] || die "--$1=${!1}: a path in a bucket is needed, gs://bucket/path"
 }
 
-slice() { # slice v5p:4x4x4 (or v5p-128): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
+slice() { # slice v5p:4x4x4 (or v6e-64, where Google counts chips): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
   local kind prefix each shapes known=''
   while read -r kind prefix each RUNTIME GKE MACHINE shapes; do
     for SHAPE in $shapes; do
       CHIPS=$((${SHAPE//x/*})) SLICE=$kind:$SHAPE
       TYPE=$prefix-$((CHIPS * each)) HOSTS=$((CHIPS / 4))
       known+=" $SLICE"
-      [[ $1 != "$SLICE" && $1 != "$TYPE" ]] || return 0
+      [[ $1 != "$SLICE" ]] || return 0
+      [[ $1 == "$TYPE" ]] || continue
+      ((each > 1)) || return 0
+      die "--topology=$1: $CHIPS chips ($SLICE) in Google's count of cores, ${1#*-} chips in mtjudge plan: write the shape, chip:AxBxC"
     done
   done <<<"${KINDS:1:-1}"
   die "--topology=$1 is not known; known:$known"

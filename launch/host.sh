@@ -69,21 +69,22 @@ start() {
   cd "$base/code"
   PATH=$base/venv/bin:$PATH PYTHONUNBUFFERED=1 setsid nohup bash launch/restart.sh "--restarts=$restarts" \
     "--status=$dir/status" -- "${COMMAND[@]}" >>"$dir/log" 2>&1 </dev/null &
-  echo $! >"$base/pid"
   echo "$run" >"$base/run"
+  echo $! >"$base/pid"
   sleep 1
   alive || [[ -e $dir/status ]] || refuse "did not start: $(tail -n 1 "$dir/log")"
   fact "started run=$run pid=$(<"$base/pid") log=$dir/log"
 }
 
 status() {
-  local dir=$base/runs/$run ended used seconds last
+  local dir=$base/runs/$run ended used seconds last number='Z [^ ]+: start [0-9]+: '
   last=$(tail -n 9 "$dir/log" 2>/dev/null | tr '\r' '\n' | grep -avE '^ *$|Z .*: (start|status) [0-9]' | tail -n 1 | cut -c1-120) || true
   if [[ -s $dir/status ]]; then
     read -r ended used seconds <"$dir/status"
     fact "ended status=$ended restarts=$used seconds=$seconds $last"
-  elif alive; then
-    fact "running restarts=$(($(grep -ac 'Z .*: start [0-9]*: ' "$dir/log") - 1)) $last"
+  elif alive && [[ $run == "$(<"$base/run")" ]]; then
+    used=$(grep -aoE "$number" "$dir/log" | tail -n 1 | sed -E 's/.* ([0-9]+): $/\1/') || true # the log has earlier runs too
+    fact "running restarts=${used:-0} $last"
   elif [[ -e $dir/log ]]; then
     fact "ended status=137 restarts=? seconds=? killed without a word, or the host was rebooted: $last"
   else

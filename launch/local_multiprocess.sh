@@ -8,7 +8,7 @@
 # Exit status: what they say together: 2, else 130, else 75 (saved, restart), else that of the first to crash.
 #
 #   -n, --processes=2   how many
-#   --devices=4         fake CPU devices a process
+#   --devices=4         fake CPU devices a process, with JAX_PLATFORMS=cpu unless it is set
 #   --restarts=0        how often all start again after 75, a crash (1) or a signal; never after 2 or 130
 #   --heartbeat=10      seconds: --config.hosts.heartbeat_seconds=10 for the command
 #   --grace=            seconds that the others get; default: 20 more than the heartbeat, which is 100 unless said
@@ -39,18 +39,19 @@ free_port() { # below the ports that the kernel gives to connections; one that r
 }
 
 command_of() { # command_of process port: into WORDS
-  local flags="${XLA_FLAGS:-}${XLA_FLAGS:+ }--xla_force_host_platform_device_count=$devices"
+  local flags="${XLA_FLAGS:-}${XLA_FLAGS:+ }--xla_force_host_platform_device_count=$devices" platforms=${JAX_PLATFORMS-cpu}
   WORDS=(env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$2" "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1"
-    ${devices:+"XLA_FLAGS=$flags"} "${COMMAND[@]}")
+    ${devices:+"XLA_FLAGS=$flags" "JAX_PLATFORMS=$platforms"} "${COMMAND[@]}")
 }
 
-PIDS=() SAID=() STOP='' BAD='' KILLED='' TEE=''
+PIDS=() NUMBERS=() SAID=() STOP='' BAD='' KILLED='' TEE='' NEWS=''
 # shellcheck disable=SC2329  # the traps call it
 forward() {
   STOP=yes
   ((!${#PIDS[@]})) || kill "-$1" "${PIDS[@]}" 2>/dev/null || true
 }
-trap 'forward TERM' TERM HUP
+trap 'forward TERM; NEWS="SIGTERM: passed on; each process saves after its step"' TERM
+trap 'forward TERM' HUP # there may be no terminal left to write to
 trap 'forward INT' INT
 
 start_all() { # into PIDS
@@ -64,14 +65,14 @@ start_all() { # into PIDS
     else
       "${WORDS[@]}" >&"$terminal" 2>&1 {terminal}>&- &
     fi
-    PIDS+=($!)
+    PIDS+=($!) NUMBERS[$!]=$process
   done
   exec {terminal}>&-
   [[ ! $STOP ]] || kill -TERM "${PIDS[@]}" 2>/dev/null || true # it came before there was anything to pass it on to
 }
 
 reap() { # takes what ended out of PIDS, and what it left behind out of the machine; its status goes to SAID
-  local pid status left=()
+  local pid status left=() bad=''
   for pid in "${PIDS[@]}"; do
     if kill -0 "$pid" 2>/dev/null; then
       left+=("$pid")
@@ -79,20 +80,27 @@ reap() { # takes what ended out of PIDS, and what it left behind out of the mach
       status=0
       wait "$pid" || status=$?
       [[ $KILLED ]] || SAID+=("$status")
-      ((!status)) || BAD=yes
+      ((!status)) || bad=${bad:-process ${NUMBERS[pid]} ended with $status}
       kill -KILL "-$pid" 2>/dev/null || true
     fi
   done
   PIDS=("${left[@]}")
+  [[ $bad ]] || return 0
+  [[ $BAD$STOP$KILLED ]] || NEWS="$bad${left[*]:+; the others get up to $grace s to end by themselves}"
+  BAD=yes
 }
 
 wait_all() { # into STATUS what the processes say together. It looks 10 times a second: bash's wait -n forgets some
-  local end='' now never
+  local end='' now never news
   SAID=() BAD='' KILLED=''
   exec {never}<> <(:)
   while ((${#PIDS[@]})); do
-    read -r -t 0.1 -u "$never" || true # sleeps without a process of its own
-    reap
+    { # without bash's own lines about processes that a signal ended
+      read -r -t 0.1 -u "$never" || true # sleeps without a process of its own
+      reap
+    } 2>/dev/null
+    news=$NEWS NEWS='' # in one command: a trap may write the next between two
+    [[ ! $news ]] || say "$news"
     now=${EPOCHREALTIME/[.,]/} # microseconds
     if [[ ! $end && $STOP$BAD ]]; then end=$((now + grace * 1000000)); fi
     if [[ $end && ! $KILLED ]] && ((now >= end && ${#PIDS[@]})); then

@@ -6,7 +6,8 @@
 #
 # Leave it running in tmux on a machine that stays on. The same command again takes up a run that goes on. It ends with the
 # run's status: 0, or 2 for what you have to mend, or that of a run that crashed more than --restarts times.
-# It deletes nothing at the end: launch/tpu_delete.sh does.
+# It deletes nothing at the end: launch/tpu_delete.sh does. It starts again a run that something else has stopped, so
+# to stop: Ctrl-C here first, then tpu_stop.sh
 #
 #   --topology= --spot --reserved --service-account=        as in tpu_create.sh
 #   --jax= --lock= --committed                              as in tpu_setup.sh; a lock is needed: slices may be weeks apart
@@ -35,6 +36,7 @@ step() { # step script flag..: 2 is the user's to mend and ends all; anything el
   return "$status"
 }
 
+say "to stop: Ctrl-C here first, then tpu_stop.sh"
 status=75
 while true; do
   if step tpu_create.sh "--topology=$SLICE" "${WHERE[@]}" "--poll=$poll" ${spot:+--spot} ${reserved:+--reserved} \

@@ -29,6 +29,9 @@ changed=$(git -C "$ROOT" status --porcelain)
 [[ -z $changed || $committed ]] ||
   die "uncommitted changes ($(wc -l <<<"$changed"), first $(sed -n '1s/^...//p' <<<"$changed")): hosts get the last commit; commit" \
     "them, or leave them out with --committed"
+if [[ $lock && ! -e $lock && ! $dry_run ]]; then # now, not when the hosts are set up
+  { mkdir -p "$(dirname "$lock")" && touch "$lock.part" && rm "$lock.part"; } 2>/dev/null || die "--lock=$lock: cannot be written there"
+fi
 
 archive=${TMPDIR:-/tmp}/mtjudge-code-${commit:0:12}.tgz
 files=("$archive")
@@ -57,7 +60,11 @@ fi
 sum=$(sha256sum "$archive" | cut -c1-12)
 [[ " ${FACTS[0]} " == *" code=$sum "* ]] || { say "error: the hosts have other code than $archive (code=$sum)"; exit 1; }
 if [[ $lock && ! -e $lock ]]; then
-  remote 0 'cat mtjudge/freeze.txt' >"$lock.part" && mv "$lock.part" "$lock"
+  if ! { remote 0 'cat mtjudge/freeze.txt' >"$lock.part" && mv "$lock.part" "$lock"; }; then
+    rm -f "$lock.part"
+    say "error: $lock is not written, see above: run it again"
+    exit 1
+  fi
   say "$lock: written, the packages of all hosts"
 fi
 say "$NAME: $COUNT hosts have the same code and packages; next: launch/tpu_run.sh $NAME --zone=$zone -- mtjudge train .."

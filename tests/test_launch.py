@@ -170,6 +170,17 @@ REFUSED = [  # script, flags, the line
         ["Judge_1", "--topology=v5p:4x4x4", *WHERE],
         "name Judge_1: at most 40 of a-z, 0-9 and -, first a letter, last no -",
     ),
+    (
+        "tpu_create.sh",
+        ["judge", "--topology=v5p-64", *WHERE],
+        "--topology=v5p-64: 32 chips (v5p:2x4x4) in Google's count of cores, 64 chips in mtjudge plan: "
+        "write the shape, chip:AxBxC",
+    ),
+    (
+        "tpu_keep.sh",
+        ["judge", "--topology=v4-32", *WHERE, "--jax=0.10.2", "--lock=l", "--", "x"],
+        "--topology=v4-32: 16 chips (v4:2x2x4) in Google's count of cores, 32 chips in mtjudge plan: write the shape, chip:AxBxC",
+    ),
     ("tpu_setup.sh", ["judge", *WHERE], "--jax=.. is missing: see --help"),
     ("tpu_setup.sh", ["judge", *WHERE, "--jax=>=0.10"], "--jax=>=0.10: one version, such as 0.10.2"),
     ("tpu_setup.sh", ["judge", *WHERE, "--jax=0.10.2", "--python=python3"], "--python=python3: such as 3.12"),
@@ -259,8 +270,9 @@ def test_slices(tmp_path):
     cloud = Cloud(tmp_path)
     (tmp_path / "slices.sh").write_text(text.replace("common.sh", str(LAUNCH / "common.sh")))
     cloud.launch = tmp_path
-    both = [*known, *(line.split()[0] for line in known.values())]
-    assert cloud.run("slices.sh", *both).out.splitlines() == [f"{name} {line}" for name, line in known.items()] * 2
+    assert cloud.run("slices.sh", *known).out.splitlines() == [f"{name} {line}" for name, line in known.items()]
+    names = {line.split()[0]: f"{name} {line}" for name, line in known.items() if name[:3] in ("v5e", "v6e")}  # they count chips
+    assert cloud.run("slices.sh", *names).out.splitlines() == list(names.values())
 
 
 def test_waits_until_active_and_says_the_state(tmp_path):
@@ -305,6 +317,7 @@ def test_help_names_every_flag(script, tmp_path):
     flags = spec.replace("$TPU_FLAGS", "zone= project= internal-ip iap").replace("=", "").split()
     assert [flag for flag in flags if not re.search(rf"--{flag}(?![\w-])", ended.out)] == []
     assert script == "host.sh" or "--dry-run" in ended.out
+    assert ("\nto stop: Ctrl-C here first, then tpu_stop.sh\n" in ended.out) == (script == "tpu_keep.sh")
 
 
 def test_quoted_words_come_back(tmp_path):

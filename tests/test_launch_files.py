@@ -87,6 +87,16 @@ def test_what_the_jobset_says(tmp_path):
     assert "command" not in container  # it would replace the image's tini
 
 
+def test_the_filled_jobset_is_no_change_that_tpu_setup_would_refuse(tmp_path):
+    given = ["--topology=v5p:2x4x4", "--image=r/i:1", "--dry-run", "--", *TRAIN]
+    assert Cloud(tmp_path).run("jobset_run.sh", "judge", *given).status == 0
+    assert (tmp_path / "judge.jobset.yaml").exists()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    shutil.copy(LAUNCH.parent / ".gitignore", tmp_path)
+    ignored = subprocess.run(["git", "check-ignore", "judge.jobset.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    assert ignored.stdout == "judge.jobset.yaml\n"
+
+
 def test_spot_nodes(tmp_path):
     pod = manifest(tmp_path, "--spot")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"

@@ -20,8 +20,8 @@ start = len(starts.read_text().split()) if starts.exists() else 0
 address = os.environ.get("JAX_COORDINATOR_ADDRESS", "-")
 with starts.open("a") as file:
     print(os.getpid(), file=file)
-count, flags = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("XLA_FLAGS")
-print(f"process {me} start {start} at {address} of {count} {flags}", flush=True)
+count, flags, platforms = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "XLA_FLAGS", "JAX_PLATFORMS"))
+print(f"process {me} start {start} at {address} of {count} {flags} {platforms}", flush=True)
 plan = dict(part.split(":") for part in sys.argv[2 + min(start, len(sys.argv) - 3)].split())
 what = plan.get(me, "0")
 if what == "work":
@@ -63,13 +63,14 @@ def local(tmp_path, program, *plans: str, flags=(), processes: int = 2):
 
 
 def test_what_each_process_is_told_and_where_it_writes(tmp_path, program, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     ended = local(tmp_path, program, "0:0 1:0", flags=["--devices=4"])
     assert ended.status == 0
     logs = [(tmp_path / f"logs/{i}.log").read_text() for i in (0, 1)]
     line = re.fullmatch(
         r"process 0 start 0 at 127\.0\.0\.1:(\d+) of 2 "
-        r"--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=4\n",
+        r"--xla_cpu_multi_thread_eigen=false --xla_force_host_platform_device_count=4 cpu\n",
         ended.out,
     )
     assert 20000 <= int(line[1]) < 32000
@@ -77,7 +78,16 @@ def test_what_each_process_is_told_and_where_it_writes(tmp_path, program, monkey
     assert ended.err == f"2 processes, logs in {tmp_path / 'logs'}\n"
 
 
-def test_dry_run_prints_the_commands(tmp_path):
+@pytest.mark.parametrize("flags, given, told", [(["--devices=4"], "tpu", "tpu"), (["--devices=4"], "", ""), ([], None, "None")])
+def test_jax_platforms_is_left_as_it_is(flags, given, told, tmp_path, program, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("JAX_PLATFORMS", given)
+    assert local(tmp_path, program, "0:0", flags=flags, processes=1).out.endswith(f" {told}\n")
+
+
+def test_dry_run_prints_the_commands(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     flags = ["--port=4321", "--heartbeat=7", "--devices=2", "--dry-run", "--", "mtjudge", "train", "--x=a b"]
     ended = Cloud(tmp_path).run("local_multiprocess.sh", "--processes=2", *flags)
     told = ["env", "JAX_COORDINATOR_ADDRESS=127.0.0.1:4321", "JAX_NUM_PROCESSES=2"]
@@ -86,7 +96,7 @@ def test_dry_run_prints_the_commands(tmp_path):
     assert [line[:3] for line in lines] == [told, told]
     assert [line[3] for line in lines] == ["JAX_PROCESS_ID=0", "JAX_PROCESS_ID=1"]
     assert [line[4].endswith("--xla_force_host_platform_device_count=2") for line in lines] == [True, True]
-    assert [line[5:] for line in lines] == [command, command]
+    assert [line[5:] for line in lines] == [["JAX_PLATFORMS=cpu", *command]] * 2
 
 
 # What the processes end with, in which order, and what the script then ends with.
@@ -112,8 +122,21 @@ def test_the_others_get_a_time_to_end_and_are_then_killed(tmp_path, program):
     start = time.monotonic()
     ended = local(tmp_path, program, "0:work 1:1 2:deaf", flags=["--grace=1"], processes=3)
     assert (ended.status, 0.9 < time.monotonic() - start < 10) == (1, True)
-    assert ended.err.splitlines()[1:] == ["local_multiprocess.sh: 2 left after 1 s: SIGKILL"]
+    said = "process 1 ended with 1; the others get up to 1 s to end by themselves"
+    assert ended.err.splitlines()[1:] == [said, "local_multiprocess.sh: 2 left after 1 s: SIGKILL"]
     assert not alive(tmp_path, 3)
+
+
+def test_a_process_that_a_signal_ended_is_said_at_once_and_by_this_script_only(tmp_path, program):
+    flags = ["-n", 2, f"--logs={tmp_path / 'logs'}", "--", *program, "0:work 1:after-9"]
+    process = Cloud(tmp_path).start("local_multiprocess.sh", *flags)
+    said = "process 1 ended with 137; the others get up to 120 s to end by themselves\n"
+    assert [process.stderr.readline() for _ in range(2)][1] == said
+    assert process.poll() is None
+    ready(tmp_path, 1)
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (75, "SIGTERM: passed on; each process saves after its step\n")
 
 
 def alive(folder: Path, processes: int) -> list[str]:
@@ -147,8 +170,10 @@ def test_signals_reach_all_and_nothing_is_restarted(number, status, tmp_path, pr
     process = Cloud(tmp_path).start("local_multiprocess.sh", *flags, "--", *program, "0:work 1:work")
     ready(tmp_path, 2)
     process.send_signal(number)
-    out, _ = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=20)
     assert (process.returncode, starts(tmp_path, 1), alive(tmp_path, 2)) == (status, 1, [])
+    passed = ["SIGTERM: passed on; each process saves after its step"]
+    assert err.splitlines()[1:] == (passed if number == signal.SIGTERM else [])
     if number == signal.SIGTERM:
         assert "process 0 saves" in out and "process 1 saves" in (tmp_path / "logs/1.log").read_text()
 

@@ -114,6 +114,19 @@ def test_the_lock_gives_a_later_pod_the_same_packages(tmp_path):
     assert given == [["--constraint", str(cloud.host(w) / "pod.lock")] for w in (0, 1)]
 
 
+def test_the_folder_of_the_lock_is_made_and_one_that_cannot_be_is_said_first(tmp_path):
+    cloud = Cloud(tmp_path, hosts=1)
+    cloud.copy_of_repository()
+    (tmp_path / "file").touch()
+    wrong = cloud.run("tpu_setup.sh", *SETUP, "--lock=file/pod.lock")
+    assert (wrong.status, wrong.err) == (2, "error: --lock=file/pod.lock: cannot be written there\n")
+    assert (cloud.calls(), cloud.host(0).exists()) == ([], False)
+    ended = cloud.run("tpu_setup.sh", *SETUP, "--lock=runs/pod.lock")
+    assert (ended.status, ended.err.splitlines()[-2]) == (0, "runs/pod.lock: written, the packages of all hosts")
+    assert (tmp_path / "runs/pod.lock").read_text() == (tmp_path / "packages").read_text()
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["pod.lock"]
+
+
 def test_set_up_sends_commits_only(tmp_path):
     cloud = Cloud(tmp_path, hosts=1)
     cloud.copy_of_repository()
@@ -140,6 +153,9 @@ def test_a_run_goes_on_without_the_terminal_and_is_stopped_with_its_save(pod):
 
     status = pod.run("tpu_status.sh", "judge", *WHERE)
     assert (status.status, facts(status)[0]) == (0, f"host host-0 running restarts=0 working in {pod.host(0)}/mtjudge/code")
+    other = pod.run("tpu_status.sh", "judge", *WHERE, "--run=export")
+    said = [f"host host-{w} ended status=2 restarts=0 seconds=0 no run export was started here" for w in range(3)]
+    assert (other.status, other.out.splitlines(), other.err) == (2, said, "")
     shown = pod.run("tpu_logs.sh", "judge", *WHERE, "--worker=all", "--lines=1").out
     assert [line.split(":")[0] for line in shown.splitlines()] == ["host-0", "host-1", "host-2"]
 
@@ -156,6 +172,23 @@ def test_a_run_goes_on_without_the_terminal_and_is_stopped_with_its_save(pod):
     status = pod.run("tpu_status.sh", "judge", *WHERE)
     assert status.status == 75
     assert re.fullmatch(r"host host-0 ended status=75 restarts=0 seconds=\d+ saved", facts(status)[0])
+
+
+def test_restarts_are_those_of_the_last_start(tmp_path):
+    """The log of a run of the same name goes on where the earlier one ended."""
+    cloud = Cloud(tmp_path, hosts=1)
+    cloud.copy_of_repository()
+    assert cloud.run("tpu_setup.sh", *SETUP).status == 0
+    log = cloud.host(0) / "mtjudge/runs/train/log"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(f"2026-01-01T00:00:00Z host-0: start {i}: mtjudge train\nold\n" for i in range(4)))
+    assert start(cloud, "bash", "-c", "echo fresh; sleep 100").status == 0
+    until(lambda: "\nfresh" in log.read_text())
+    assert facts(cloud.run("tpu_status.sh", "judge", *WHERE)) == ["host host-0 running restarts=0 fresh"]
+    with log.open("a") as file:  # as restart.sh writes it, after a bar of progress
+        file.write("50%\r2026-01-02T00:00:00Z host-0: start 1: mtjudge train\nagain\n")
+    assert facts(cloud.run("tpu_status.sh", "judge", *WHERE)) == ["host host-0 running restarts=1 again"]
+    assert cloud.run("tpu_stop.sh", "judge", *WHERE, "--grace=1").status == 0
 
 
 def test_a_run_that_does_not_save_in_time_is_killed_with_all_that_it_started(pod):
@@ -235,6 +268,7 @@ def test_keep_takes_another_slice_when_the_first_is_gone(tmp_path):
     cloud.write("dead", "")
     out, err = keep.communicate(timeout=60)
     assert keep.returncode == 0, err
+    assert err.splitlines()[0] == "to stop: Ctrl-C here first, then tpu_stop.sh"
     assert "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh asks anew" in err
     assert "judge: SUSPENDED, asking anew" in err
     assert out.splitlines()[-1].startswith("host host-1 ended status=0 restarts=0")
