@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 import time
+from pathlib import Path
 
 import jax
 from jax.experimental import topologies
@@ -12,7 +13,6 @@ from jax.experimental import topologies
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
-from mtjudge_jax.paths import as_path
 from mtjudge_jax.plan import search, table
 from mtjudge_jax.plan.chips import Slice, chip_of, tpu_slice
 from mtjudge_jax.plan.compiled import memory_rows
@@ -27,7 +27,7 @@ def model_of(cfg: Config, name: str) -> tuple[Qwen3VLConfig, str]:
     """The model's sizes and how to call it: --model, else the folder of model.path, else the published size in its name."""
     if name:
         return preset(name), name
-    folder = DEMO_BASE if cfg.model.path == "demo" else as_path(cfg.model.path)
+    folder = DEMO_BASE if cfg.model.path == "demo" else Path(cfg.model.path)
     if (folder / "config.json").is_file():
         return load_config(folder), cfg.model.path
     words = folder.name.lower().removeprefix("qwen3-vl-")
