@@ -134,23 +134,28 @@ def killed_runs(folder: Path, runs: int, steps: int) -> dict:
         began = time.monotonic()
         assert started(command(folder, reference, processes=1, steps=steps, restarts=0)).wait() == 0, logs(reference)
         whole = time.monotonic() - began
-    want, equal, moments = ending(reference, steps), 0, []
-    for number in range(runs):
-        workdir = folder / f"killed-{number}"
+    want, equal, missed, moments = ending(reference, steps), 0, 0, []
+    while len(moments) < runs and missed < runs:
+        workdir = folder / f"killed-{len(moments)}-{missed}"
         run = started(command(folder, workdir, processes=1, steps=steps, restarts=3))
-        moments.append(moment := kill_once(run, workdir, whole, in_save=number % 4 == 3))
+        moment = kill_once(run, workdir, whole, in_save=len(moments) % 4 == 3)
         status = run.wait()
         same = status == 0 and ending(workdir, steps) == want
-        equal += same
-        print(f"run {number + 1} of {runs}: killed {moment}; status {status}, {'equal' if same else 'DIFFERENT'}", flush=True)
+        if moment:
+            moments.append(moment)
+            equal += same
+        missed += not moment
+        told = f"killed {moment}" if moment else "not counted: it had ended before the moment drawn"
+        print(f"{len(moments)} of {runs}: {told}; status {status}, {'equal' if same else 'DIFFERENT'}", flush=True)
         if same:
             shutil.rmtree(workdir)
     facts = {"what": "kills", "runs": runs, "equal": equal, "steps": steps, "undisturbed_seconds": round(whole, 1)}
-    return facts | {"moments": moments}
+    return facts | {"missed": missed, "moments": moments}
 
 
-def kill_once(run: subprocess.Popen, workdir: Path, whole: float, *, in_save: bool) -> str:
-    """SIGKILL after a random part of the time that a run takes, or as soon as a save of a random step is on its way."""
+def kill_once(run: subprocess.Popen, workdir: Path, whole: float, *, in_save: bool) -> str | None:
+    """SIGKILL after a random part of the time that a run takes, or as soon as a save of a random step is on its way.
+    Gives when; None if the run had ended before."""
     began, folder = time.monotonic(), workdir / "checkpoints"
     wanted = random.uniform(0.05, 0.95) * whole
     mark = f"{random.randint(1, 6)}.unfinished"
@@ -161,7 +166,7 @@ def kill_once(run: subprocess.Popen, workdir: Path, whole: float, *, in_save: bo
             os.kill(pids[0], signal.SIGKILL)
             return f"after {now:.1f} s{', in a save' if saving else ''}"
         time.sleep(0.001 if in_save else 0.02)
-    return "never: it had ended"
+    return None
 
 
 @contextlib.contextmanager
