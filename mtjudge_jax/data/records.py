@@ -2,39 +2,60 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgpack
 
-SCHEMA_VERSION = 1
-KINDS = ("pointwise_binary", "pairwise")
+SCHEMA_VERSION = 2
+KINDS = ("pointwise_binary", "pointwise_score", "pairwise", "listwise")
+TERMS = ("open", "research", "gated", "eval_only")
+TIE = -1  # as a winner
 
 
 class Label(NamedTuple):
-    """What is known to be true. Exactly one field is set, by the kind of the example."""
+    """What is known to be true. The field of the example's kind is set; a score may stand beside a binary label."""
 
     binary: int | None = None  # pointwise_binary: 1 = the class in the question, else 0
-    score: float | None = None  # pointwise_score
-    winner: int | None = None  # pairwise: index of the better candidate
+    score: float | None = None  # pointwise_score: the grade, between the example's score_min and score_max
+    winner: int | None = None  # pairwise: index of the better candidate, TIE where none is
+    tie: str = ""  # of a tie, where it is known: both_good | both_bad
+    ranks: tuple[int, ...] | None = None  # listwise: rank of each candidate, 1 = best, equal ones are tied
+
+
+class Candidate(NamedTuple):
+    """One of the things judged: so many of the example's images, in their order, and a text."""
+
+    images: int = 1
+    text: str = ""
+    name: str = ""  # who made it, e.g. a model; never shown
 
 
 class Question(NamedTuple):
-    """All that a prompt may be made of: the label and the rationale are not here, so they cannot leak."""
+    """All that a prompt may be made of: the label, the rationale and the makers' names are not here, so they cannot leak."""
 
     task: str
     criterion: str
     kind: str
     instruction: str
     images: tuple[bytes, ...]
+    context_images: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    allow_tie: bool = False
+    score_min: float | None = None
+    score_max: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeExample:
     """One judging question with its label.
 
-    `images` are encoded files (PNG, JPEG or WebP) in the candidates' native order. `group_id` is the unit of leakage
-    and of the bootstrap (a source photograph, a prompt): a group is never in two splits. `rationale` is a gold
-    reasoning for SFT, empty where there is none.
+    `images` are encoded files (PNG, JPEG or WebP): first `context_images` that belong to the question (the picture before
+    an edit, the picture that texts are about), then each candidate's, in native order. Without `candidates` every other
+    image is one. `group_id` is the unit of leakage and of the bootstrap (a source photograph, a prompt): a group is never
+    in two splits. `rationale` is a gold reasoning for SFT, empty where there is none. `raw` is JSON of native fields that
+    metrics need (category, source, a mean opinion score); it never reaches a prompt. `label_rule` says how a label was
+    derived, `raters` are single votes.
     """
 
     example_id: str
@@ -51,10 +72,21 @@ class JudgeExample:
     license: str = ""
     terms: str = "open"
     raw: str = ""
+    context_images: int = 0
+    candidates: tuple[Candidate, ...] = ()
+    allow_tie: bool = False
+    score_min: float | None = None
+    score_max: float | None = None
+    label_rule: str = ""
+    raters: tuple[float, ...] = ()
+    revision: str = ""
+    source_split: str = ""
 
     @property
     def question(self) -> Question:
-        return Question(self.task, self.criterion, self.kind, self.instruction, self.images)
+        shown = tuple(candidate._replace(name="") for candidate in self.candidates)
+        about = (self.task, self.criterion, self.kind, self.instruction, self.images, self.context_images, shown)
+        return Question(*about, self.allow_tie, self.score_min, self.score_max)
 
     @property
     def uid(self) -> int:
@@ -80,6 +112,7 @@ class BadRecord(ValueError):
 def pack(example: JudgeExample) -> bytes:
     fields = {f.name: getattr(example, f.name) for f in dataclasses.fields(example)}
     fields["label"] = example.label._asdict()
+    fields["candidates"] = [candidate._asdict() for candidate in example.candidates]
     fields["sha256"] = [hashlib.sha256(image).digest() for image in example.images]
     return msgpack.packb({"schema_version": SCHEMA_VERSION, **fields})
 
@@ -89,20 +122,85 @@ def unpack(data: bytes) -> JudgeExample:
     try:
         fields = msgpack.unpackb(data)
         version, hashes = fields.pop("schema_version"), fields.pop("sha256")
-        fields["label"] = Label(**fields["label"])
-        example = JudgeExample(**{**fields, "images": tuple(fields["images"])})
+        if version != SCHEMA_VERSION:
+            remedy = "prepare the data again"
+            raise BadRecord("schema_version", f"record has version {version}, this code reads {SCHEMA_VERSION}: {remedy}")
+        label = fields["label"]
+        fields["label"] = Label(**label | {"ranks": None if label["ranks"] is None else tuple(label["ranks"])})
+        fields["candidates"] = tuple(Candidate(**candidate) for candidate in fields["candidates"])
+        fields |= {name: tuple(fields[name]) for name in ("images", "raters")}
+        example = JudgeExample(**fields)
+    except BadRecord:
+        raise
     except Exception as e:  # msgpack raises a dozen types on damaged bytes
         raise BadRecord("unreadable_record", f"{type(e).__name__}: {e}") from e
-    if version != SCHEMA_VERSION:
-        raise BadRecord("schema_version", f"record has version {version}, this code reads {SCHEMA_VERSION}")
     if [hashlib.sha256(image).digest() for image in example.images] != hashes:
         raise BadRecord("image_hash", f"{example.example_id}: image bytes differ from the hash stored at preparation")
     return example
 
 
+def candidates_of(example: JudgeExample | Question) -> tuple[Candidate, ...]:
+    """The candidates, also where every image is one."""
+    return example.candidates or (Candidate(),) * (len(example.images) - example.context_images)
+
+
+def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
+    """The example with its candidates in another order, and its label with them; the id stays.
+
+    order: the old index of each new place. Two candidates with winner 0, order (1, 0) -> winner 1.
+    Raises ValueError where `order` is no permutation of the candidates.
+    """
+    candidates = candidates_of(example)
+    if sorted(order) != list(range(len(candidates))):
+        raise ValueError(f"{example.example_id}: order {tuple(order)} is no permutation of its {len(candidates)} candidates")
+    first = example.context_images
+    images, at = [], first
+    for candidate in candidates:
+        images.append(example.images[at : at + candidate.images])
+        at += candidate.images
+    label = example.label
+    if label.winner is not None and label.winner != TIE:
+        label = label._replace(winner=list(order).index(label.winner))
+    if label.ranks is not None:
+        label = label._replace(ranks=tuple(label.ranks[i] for i in order))
+    return dataclasses.replace(
+        example,
+        images=example.images[:first] + tuple(image for i in order for image in images[i]),
+        candidates=tuple(candidates[i] for i in order) if example.candidates else (),
+        label=label,
+    )
+
+
 def swapped(example: JudgeExample) -> JudgeExample:
     """The pairwise example with its two candidates, and so its winner, exchanged. The id stays."""
-    if example.kind != "pairwise" or len(example.images) != 2 or example.label.winner not in (0, 1):
-        raise ValueError(f"{example.example_id} is no pairwise example of two images with a winner; nothing to swap")
-    label = Label(winner=1 - example.label.winner)
-    return dataclasses.replace(example, images=example.images[::-1], label=label)
+    if example.kind != "pairwise" or len(candidates_of(example)) != 2 or example.label.winner not in (TIE, 0, 1):
+        raise ValueError(f"{example.example_id} is no pairwise example of two candidates with a winner or a tie: nothing to swap")
+    return reordered(example, (1, 0))
+
+
+def check_example(example: JudgeExample) -> None:
+    """Raises BadRecord `wrong_fields` for the first field that does not fit the kind."""
+    counts = {"pointwise_binary": (1, 1), "pointwise_score": (1, 1), "pairwise": (2, 2), "listwise": (2, 26)}
+    label, candidates = example.label, candidates_of(example)
+    low, high = example.score_min, example.score_max
+    least, most = counts.get(example.kind, (0, 0))
+    held = example.context_images + sum(candidate.images for candidate in candidates)
+    problems = {
+        f"kind {example.kind!r} is not one of {', '.join(KINDS)}": example.kind not in KINDS,
+        f"terms {example.terms!r} is not one of {', '.join(TERMS)}": example.terms not in TERMS,
+        "example_id, dataset, split, group_id and task must not be empty": not all(
+            (example.example_id, example.dataset, example.split, example.group_id, example.task)
+        ),
+        f"{len(candidates)} candidates, {example.kind} takes {least} to {most}": not least <= len(candidates) <= most,
+        f"{len(example.images)} images, question and candidates say {held}": len(example.images) != held,
+        f"label.binary is {label.binary}, must be 0 or 1": example.kind == "pointwise_binary" and label.binary not in (0, 1),
+        f"label.score is {label.score}, must be between score_min {low} and score_max {high}": example.kind == "pointwise_score"
+        and (label.score is None or low is None or high is None or not low <= label.score <= high),
+        f"label.winner is {label.winner}, must be 0 or 1, or {TIE} with allow_tie": example.kind == "pairwise"
+        and label.winner not in ((TIE, 0, 1) if example.allow_tie else (0, 1)),
+        f"label.ranks is {label.ranks}, must be {len(candidates)} ranks from 1": example.kind == "listwise"
+        and (label.ranks is None or len(label.ranks) != len(candidates) or min(label.ranks) != 1),
+    }
+    for text, wrong in problems.items():
+        if wrong:
+            raise BadRecord("wrong_fields", f"{example.example_id or 'a record without example_id'}: {text}", example.example_id)
