@@ -110,7 +110,7 @@ def test_metrics_and_judgements_are_those_of_one_process(processes):
     assert min(hosts[1]["memory_mb"]) > 100
 
 
-@pytest.mark.parametrize(("saved_by", "processes", "devices"), [(1, 1, 4), (1, 1, 1), (2, 1, 8), (1, 2, 1)])
+@pytest.mark.parametrize(("saved_by", "processes", "devices"), [(1, 1, 4), (1, 1, 2), (1, 1, 1), (2, 1, 8), (1, 2, 1)])
 def test_any_mesh_and_any_number_of_hosts_takes_over(saved_by, processes, devices):
     """After step 2 of 8 devices: the next step reads the same examples and has the same loss."""
     folder, runs = trained()
