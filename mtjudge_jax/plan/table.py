@@ -32,11 +32,16 @@ def heading(setup: Setup, place: Slice, name: str) -> str:
     active = analytic.layer_weights(text) + 2 * text.hidden_size * text.vocab_size
     mesh = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     lines = [
-        f"{name}: {total / 1e9:.2f} billion parameters, {active / 1e9:.2f} of them met by a token, {trained / 1e9:.3f} trained",
+        f"{name}: {number(total)} parameters, {number(active)} of them met by a token, {number(trained)} trained",
         f"{place.name}: {place.devices} devices, mesh {mesh}",
         step_text(cfg),
     ]
     return "\n".join(lines)
+
+
+def number(count: float) -> str:
+    """31_070_754_032 -> "31.07 billion", 940_000 -> "0.94 million"."""
+    return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
 
 
 def step_text(cfg: Config) -> str:
