@@ -1,11 +1,8 @@
-"""What the readers of training sets share: rows of a CSV, members of a zip, and labels that wait for the median of train."""
+"""What the readers of training sets share: rows of a CSV, and labels that wait for the median of train."""
 
-import contextlib
 import csv
 import io
 import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -106,26 +103,3 @@ def _cells(path: AnyPath, lines: Iterator[list[str]], names: list[str], columns:
         else:
             yield Row(place, index, {key: cells[at[key]] if key in at else None for key in columns})
         index += 1
-
-
-@contextlib.contextmanager
-def opened_zip(path: AnyPath, how: str) -> Iterator[zipfile.ZipFile]:
-    """Raises ValueError where the file is missing or is no zip."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file. {how}")
-    with path.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as e:
-            raise ValueError(f"{path}: not readable as zip ({e}); download it again") from e
-        yield archive
-
-
-def zip_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Raises BadRecord `missing_image` and `broken_zip`."""
-    try:
-        return archive.read(name)
-    except KeyError as e:
-        raise BadRecord("missing_image", f"{name} is not in the zip") from e
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as e:  # damaged or encrypted
-        raise BadRecord("broken_zip", f"{name}: {e}") from e

@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
-from mtjudge_jax.data.readers import common, files
+from mtjudge_jax.data.readers import common, files, pictures
 from mtjudge_jax.data.records import BadRecord, JudgeExample, Label
 from mtjudge_jax.paths import AnyPath
 
@@ -57,8 +57,8 @@ def _rows(paths: list[AnyPath]) -> Iterator[files.Row | BadRecord]:
     """The rows of each zip's JSON, with the image's bytes or why there are none."""
     index = 0
     for path in paths:
-        with common.opened_zip(path, HOW) as archive:
-            members = {PurePosixPath(name).name: name for name in archive.namelist()}
+        with pictures.opened_zip(path) as archive:
+            members = {PurePosixPath(info.filename).name: info for info in archive.infolist() if not info.is_dir()}
             for number, native in enumerate(table_of(archive, path, members)):
                 place = f"{path.name} row {number}"
                 if not isinstance(native, dict):
@@ -68,13 +68,13 @@ def _rows(paths: list[AnyPath]) -> Iterator[files.Row | BadRecord]:
                 index += 1
 
 
-def table_of(archive: zipfile.ZipFile, path: AnyPath, members: Mapping[str, str]) -> list:
+def table_of(archive: zipfile.ZipFile, path: AnyPath, members: Mapping[str, zipfile.ZipInfo]) -> list:
     """Raises ValueError where the zip holds no list of rows."""
     name = f"{path.stem}.json"
     if name not in members:
         raise ValueError(f"{path}: holds no {name}, it has {', '.join(list(members)[:5]) or 'nothing'}. {HOW}")
     try:
-        rows = json.loads(common.zip_member(archive, members[name]))
+        rows = json.loads(pictures.zip_member(archive, members[name]))
     except (BadRecord, ValueError, RecursionError) as e:
         raise ValueError(f"{path}: {name} cannot be read ({e}); download it again") from e
     if not isinstance(rows, list):
@@ -87,7 +87,7 @@ def _image(native: Mapping) -> bytes:
     name = PurePosixPath(files.text_of(native.get("image_path"), "image_path")).name
     if name not in members:
         raise BadRecord("missing_image", f"{files.shown(name)} is not in the zip")
-    return common.zip_member(archive, members[name])
+    return pictures.zip_member(archive, members[name])
 
 
 def _example(row: files.Row, split: str, taken: Mapping[str, str], *, threshold: common.Threshold) -> JudgeExample:

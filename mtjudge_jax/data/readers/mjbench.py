@@ -35,10 +35,8 @@ WANTED = files.fields(
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
-class TestImages(NamedTuple):
+class KnownImages(NamedTuple):
     """Of ImageRewardDB's test split, what its images can be known by."""
-
-    __test__ = False  # no class of tests
 
     uuids: frozenset[str]
     digests: frozenset[str]
@@ -55,7 +53,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
             if taken[part] not in TASKS:
                 raise ValueError(f"option {part}: {taken[part]!r} must be one of {', '.join(TASKS)}")
             tasks[part] = taken[part]
-    known = test_images(as_path(taken["imagereward"])) if taken["imagereward"] else TestImages(frozenset(), frozenset())
+    known = overlap_images(as_path(taken["imagereward"])) if taken["imagereward"] else KnownImages(frozenset(), frozenset())
     shards: dict[str, list[AnyPath]] = {}
     for path in files.find_files(source, ".parquet", HOW):
         shards.setdefault(part_of(path), []).append(path)
@@ -73,20 +71,19 @@ def part_of(path: AnyPath) -> str:
     return next((name for name in names if name in (*PARTS, *NEWER_PARTS)), "")
 
 
-def test_images(folder: AnyPath) -> TestImages:
-    """Reads the test zips of ImageRewardDB, image by image. Raises ValueError where they are missing."""
+def overlap_images(folder: AnyPath) -> KnownImages:
+    """Reads the test zips of ImageRewardDB, image by image. Raises ValueError where they are missing or damaged."""
     folder = folder / "images" if (folder / "images").is_dir() else folder
     uuids, digests = set(), set()
     for path in imagereward.zips(folder, "test", "1k"):
-        with common.opened_zip(path, imagereward.HOW) as archive:
-            for name in archive.namelist():
-                if not name.endswith((".json", "/")):
-                    uuids.add(PurePosixPath(name).stem)
-                    digests.add(files.digest_of(common.zip_member(archive, name)))
-    return TestImages(frozenset(uuids), frozenset(digests))
-
-
-test_images.__test__ = False
+        if not path.is_file():
+            raise ValueError(f"option imagereward: {path}: no such file. {imagereward.HOW}")
+        with pictures.opened_zip(path) as archive:
+            for info in archive.infolist():
+                if not info.filename.endswith((".json", "/")):
+                    uuids.add(PurePosixPath(info.filename).stem)
+                    digests.add(files.digest_of(pictures.zip_member(archive, info)))
+    return KnownImages(frozenset(uuids), frozenset(digests))
 
 
 def _of_task(rows: Iterator, part: str, tasks: Mapping[str, str], task: str) -> Iterator[files.Row | BadRecord]:
@@ -103,14 +100,14 @@ def _of_task(rows: Iterator, part: str, tasks: Mapping[str, str], task: str) -> 
             yield row._replace(fields=row.fields | {"part": mine, "task": tasks[mine]})
 
 
-def _from_imagereward(native: Mapping, images: tuple[bytes, ...], known: TestImages) -> bool:
+def _from_imagereward(native: Mapping, images: tuple[bytes, ...], known: KnownImages) -> bool:
     places = [image.get("path") or "" for image in (native["image0"], native["image1"]) if isinstance(image, dict)]
     words = " ".join(str(text).lower() for text in (*places, native["info"], native["subcategory"]) if text)
     found = set(UUID.findall(words)) & known.uuids
     return "imagereward" in words or bool(found) or any(files.digest_of(image) in known.digests for image in images)
 
 
-def _example(row: files.Row, images: pictures.ReadImage, known: TestImages, revision: str) -> JudgeExample:
+def _example(row: files.Row, images: pictures.ReadImage, known: KnownImages, revision: str) -> JudgeExample:
     native = row.fields
     part, task = native["part"], native["task"]
     caption = files.text_of(native["caption"], "caption", empty=task != "mj_alignment")

@@ -91,12 +91,11 @@ def example_of(row: files.Row, images: pictures.ReadImage, taken: Taken) -> Judg
     allow_tie = kind == "pairwise" and _flag(native.get("allow_tie"), taken.options["allow_tie"] == "yes")
     name = files.name_of(native.get("id")) or str(row.index)
     instruction = _text(said, "instruction")
-    about = context[0] if context else instruction or shown[0] if shown else instruction or candidates[0].text
     return JudgeExample(
         example_id=f"{taken.dataset}/{task}/{name}",
         dataset=taken.dataset,
         split=_choice(said["split"], "split", SPLITS),
-        group_id=files.name_of(native.get("group")) or f"{taken.dataset}/{files.digest_of(about)}",
+        group_id=files.name_of(native.get("group")) or f"{taken.dataset}/{files.digest_of(_about(native, context + shown))}",
         task=task,
         criterion=_text(said, "criterion") or task,
         kind=kind,
@@ -116,6 +115,11 @@ def example_of(row: files.Row, images: pictures.ReadImage, taken: Taken) -> Judg
         raters=tuple(common.finite(vote, "raters") for vote in _list(native, "raters")),
         revision=taken.options["revision"],
     )
+
+
+def _about(native: Mapping, images: tuple[bytes, ...]) -> str | bytes:
+    """What a row shares with others of its group: its instruction, if it has one of its own, else its first image or text."""
+    return native.get("instruction") or (images[0] if images else native.get("text") or repr(native.get("candidates")))
 
 
 def label_of(value: Any, kind: str, count: int, scale: tuple[float | None, float | None], allow_tie: bool, taken: Taken) -> Label:
@@ -173,7 +177,7 @@ def _candidates(native: Mapping, kind: str, images: pictures.ReadImage) -> tuple
 
 
 def _candidate(value: Any, images: pictures.ReadImage) -> tuple[Candidate, tuple[bytes, ...]]:
-    if not isinstance(value, dict) or value.keys() <= {"bytes", "path"} and value:
+    if not isinstance(value, dict) or (value.keys() <= {"bytes", "path"} and value):
         value = {"image": value}
     value = {name: part for name, part in value.items() if part is not None}
     for name in value:

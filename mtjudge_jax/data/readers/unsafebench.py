@@ -1,4 +1,4 @@
-"""UnsafeBench: is an image safe, by eleven kinds of unsafe content. Label 1 is Safe, as 1 is the good class in every task here."""
+"""UnsafeBench: is an image safe, by eleven kinds of unsafe content. Label 1 is Safe: 1 is the good class in every task."""
 
 from collections.abc import Iterator, Mapping
 
@@ -20,7 +20,7 @@ VAL_FROM_TRAIN = (
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
-    """One record an image. The category is what the image was searched for, also where it is safe: in raw, never in the question."""
+    """One record an image. The category is what was searched for, also of safe images: it is in raw, never in the question."""
     taken = files.take_options(options, OPTIONS, split=("all", "train", "test"))
     found = files.find_files(source, ".parquet", HOW)
     # Shards are called train-00000-of-00010.parquet, or 0000.parquet in a folder train.
