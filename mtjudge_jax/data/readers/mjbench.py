@@ -43,8 +43,8 @@ class KnownImages(NamedTuple):
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
-    """One record a pair. `raw` has the native info or category, and `imagereward_test` where an image is one of
-    ImageRewardDB's test images, which the paper's judges have trained beside: report with and without them.
+    """One record a pair. `raw` has the native info or category, and `imagereward_test` where an image is
+    one of ImageRewardDB's test images: such pairs are less out of distribution than the others, report without them too.
     """
     taken = files.take_options(options, OPTIONS, task=("all", *TASKS))
     tasks = {part: f"mj_{part}" for part in PARTS}

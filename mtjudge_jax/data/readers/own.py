@@ -3,7 +3,8 @@
     {"id": "7", "task": "logo", "kind": "binary", "image": "a.png", "instruction": "a red logo", "label": "yes"}
     {"task": "sharpness", "kind": "graded", "image": "a.png", "label": 4, "scale": [1, 5]}
     {"task": "nicer", "kind": "pairwise", "candidates": ["a.png", "b.png"], "label": "B"}
-    {"task": "caption", "kind": "listwise", "context": ["a.png"], "candidates": [{"text": "a dog"}, {"text": "a cat"}], "label": "B > A"}
+    {"task": "caption", "kind": "listwise", "context": ["a.png"], "label": "B > A",
+     "candidates": [{"text": "a dog"}, {"text": "a cat"}]}
 
 An image is a path from the JSONL file's folder on, or bytes. A candidate is an image, or {"image" or "images", "text", "name"};
 its name (who made it) is never shown. Fields that are the same in all rows may be given as options instead.
@@ -150,9 +151,9 @@ def ranks_of(value: Any, count: int) -> tuple[int, ...]:
         rank = {name: number for number, place in enumerate(places, 1) for name in place}
         if sorted(name for place in places for name in place) == letters:
             return tuple(rank[letter] for letter in letters)
-    elif isinstance(value, list) and len(value) == count and all(type(rank) is int for rank in value):
-        if min(value) == 1 and max(value) <= count:
-            return tuple(value)
+    whole = isinstance(value, list) and len(value) == count and all(type(rank) is int for rank in value)
+    if whole and min(value) == 1 and max(value) <= count:
+        return tuple(value)
     order = " > ".join(letters) if count < 5 else f"{letters[0]} > .. > {letters[-1]}"
     text = f"label is {files.shown(value)}, must be an order of all candidates as {order}, or their ranks from 1"
     raise BadRecord("label_outside", text)
