@@ -187,7 +187,8 @@ def newer_mjbench_row(number: int, **changes) -> dict:
 def own_row(number: int, kind: str = "binary", **changes) -> dict:
     meta = {"id": f"r{number}", "task": f"own_{kind}", "kind": kind, "meta": {"note": CANARY}, "rationale": f"{CANARY} good"}
     if kind == "binary":
-        return meta | {"image": f"{number}.png", "instruction": f"a red logo {number}", "label": ("yes", "no")[number % 2]} | changes
+        shown = {"image": f"{number}.png", "instruction": f"a red logo {number}"}
+        return meta | shown | {"label": ("yes", "no")[number % 2]} | changes
     if kind == "graded":
         return meta | {"image": f"{number}.png", "label": 1 + number % 5, "scale": [1, 5]} | changes
     images = [f"{number}.png", f"{number + 1}.png"]

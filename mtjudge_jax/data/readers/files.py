@@ -72,7 +72,8 @@ def find_files(source: AnyPath, ending: str, how: str) -> list[AnyPath]:
 
 
 def parquet_rows(paths: Sequence[AnyPath], wanted: Fields) -> Iterator[Row | BadRecord]:
-    """The wanted columns of parquet files, a few rows in memory at a time.
+    """The wanted columns of parquet files. In memory is one page of each column (1 MB, or of large
+    values up to 1,024 rows), at most a row group.
 
     A damaged row group gives a BadRecord `broken_row_group` for each row lost, and the next group follows. Raises ValueError
     for a file that is no parquet and for a missing column.
