@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import random
+import re
 import tracemalloc
 from collections import Counter
 
@@ -10,7 +12,7 @@ import pyarrow
 import pytest
 from native import CANARY
 
-from mtjudge_jax.data.readers import READERS, agin, common, imagereward, jsonl, mjbench, parquet, seetrue, unsafebench
+from mtjudge_jax.data.readers import READERS, agin, common, imagereward, jsonl, mjbench, own, parquet, seetrue, unsafebench
 from mtjudge_jax.data.records import TERMS, TIE, BadRecord, Candidate, Label, pack, unpack
 from mtjudge_jax.paths import as_path
 
@@ -147,6 +149,15 @@ def test_seetrue_without_its_files(tmp_path):
     native.write_zip(tmp_path / "images.zip", {"0.jpg": native.picture(0)})
     with pytest.raises(ValueError, match=r"SeeTRUE.csv: no UTF-8 text .*: save it as UTF-8"):
         read_all(seetrue, tmp_path)
+
+
+def test_a_csv_as_spreadsheets_write_it(tmp_path):
+    native.write_seetrue(tmp_path, [native.seetrue_row(i) for i in range(4)])
+    text = 'image,label,text\r\n0.jpg,1,"a dog,\r\n""brown"""\r\n\r\n1.jpg,0,a cat\r\n2.jpg,0,"never closed\r\n'
+    native.write_bytes(tmp_path / "SeeTRUE.csv", b"\xef\xbb\xbf" + (text + "x" * 200_000).encode())
+    examples, bad = read_all(seetrue, tmp_path)
+    assert [e.instruction for e in examples] == ['a dog,\r\n"brown"', "a cat"] and reasons(bad) == {"bad_csv": 1}
+    assert str(bad[0]) == "bad_csv: SeeTRUE.csv row 2: field larger than field limit (131072)"
 
 
 # ImageRewardDB
@@ -398,6 +409,17 @@ def test_own_labels_as_words_and_numbers(tmp_path, kind, field, cases):
     assert reasons(bad) == {"label_outside": sum(value is None for _, value in cases)}
 
 
+def test_the_rows_in_the_description_are_good(tmp_path):
+    """What a user copies from there works as it stands."""
+    rows = [json.loads(text) for text in re.findall(r'^    (\{"(?:id|task)".*?\})$', own.__doc__, re.M | re.S)]
+    native.write_own(tmp_path, [*rows], images=0)
+    for i, name in enumerate(("a.png", "b.png")):
+        native.write_bytes(tmp_path / name, native.picture(i))
+    examples, bad = read_all(jsonl, tmp_path)
+    assert bad == [] and [e.kind for e in examples] == ["pointwise_binary", "pointwise_score", "pairwise", "listwise"]
+    assert [e.label for e in examples] == [Label(binary=1), Label(score=4), Label(winner=1), Label(ranks=(2, 1))]
+
+
 def test_own_options_stand_in_for_fields(tmp_path):
     native.write_own(tmp_path, [{"image": "0.png", "label": "pass"}, {"image": "1.png", "label": "Fail"}], images=2)
     options = {"task": "logo", "kind": "binary", "positive": "pass", "negative": "fail,bad"}
@@ -555,6 +577,29 @@ def test_every_reader_says_what_it_is(tmp_path, name):
     before = sorted((path, path.stat().st_size) for path in tmp_path.rglob("*"))
     read_all(reader, source)
     assert sorted((path, path.stat().st_size) for path in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_is_bad_rows_or_one_clear_error(tmp_path, name):
+    """40 ways of damage: cut off, bytes changed, bytes lost."""
+    source = write_many(name, tmp_path, 12)
+    endings = (".csv", ".zip", ".parquet", ".jsonl")
+    paths = sorted(path for path in tmp_path.rglob("*") if path.suffix in endings)
+    draw = random.Random(f"damage {name}")
+    noticed = 0
+    for number in range(40):
+        path = paths[number % len(paths)]
+        whole = path.read_bytes()
+        at, data = draw.randrange(len(whole)), bytearray(whole)
+        data[at : at + draw.randrange(1, 40)] = draw.randbytes(draw.randrange(20))
+        path.write_bytes(data[:at] if number % 3 == 0 else data)
+        try:
+            noticed += any(isinstance(item, BadRecord) for item in READERS[name].read(as_path(source), {}))
+        except ValueError as e:
+            assert not isinstance(e, BadRecord | UnicodeError) and "\n" not in str(e) and path.name in str(e)
+            noticed += 1
+        path.write_bytes(whole)
+    assert noticed >= 20
 
 
 @pytest.mark.parametrize("name", ["seetrue", "unsafebench"])

@@ -230,7 +230,7 @@ def _readable(path: AnyPath) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as e:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: not readable as parquet ({' '.join(str(e).split())[:200]}); download it again") from e
 
 

@@ -1,6 +1,7 @@
 """Images by their native name, out of a data set's folder or the zips in it. No name leads out of the folder."""
 
 import contextlib
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,7 @@ def opened_zip(path: AnyPath) -> Iterator[zipfile.ZipFile]:
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as e:
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as e:  # by the place of the damage
             raise ValueError(f"{path}: not readable as zip ({e}); download it again") from e
         yield archive
 
