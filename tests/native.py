@@ -4,13 +4,35 @@ import csv
 import io
 import json
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from mtjudge_jax.data.readers.common import check_waiting
+from mtjudge_jax.data.records import BadRecord, pack, unpack
+from mtjudge_jax.paths import as_path
+
 CANARY = "CANARY"  # in every native field that a question must not show
+
+
+def read_all(reader, source, **options):
+    """(examples, bad rows); the same in a second reading."""
+    items = list(reader.read(as_path(source), options))
+    again = list(reader.read(as_path(source), options))
+    examples = [item for item in items if not isinstance(item, BadRecord)]
+    assert examples == [item for item in again if not isinstance(item, BadRecord)]
+    for example in examples:
+        check_waiting(example)
+        assert unpack(pack(example)) == example
+    assert len({example.example_id for example in examples}) == len(examples)
+    return examples, [item for item in items if isinstance(item, BadRecord)]
+
+
+def reasons(bad):
+    return dict(Counter(item.reason for item in bad))
 
 
 def picture(number: int, *, form: str = "PNG", mode: str = "RGB") -> bytes:
@@ -197,6 +219,13 @@ def own_row(number: int, kind: str = "binary", **changes) -> dict:
         return meta | {"candidates": makers, "label": ("A", "B", "tie")[number % 3], "allow_tie": True} | changes
     texts = [{"text": f"a dog {number}", "name": CANARY}, {"text": "a cat", "name": CANARY}, {"text": "a cow", "name": CANARY}]
     return meta | {"context": images[:1], "candidates": texts, "label": ("B > A > C", "A = C > B")[number % 2]} | changes
+
+
+KINDS = ("binary", "graded", "pairwise", "listwise")
+
+
+def own_rows(count):
+    return [own_row(i, kind) for kind in KINDS for i in range(count)]
 
 
 def write_own(folder: Path, rows: list, *, images: int = 0) -> Path:
