@@ -156,3 +156,16 @@ def test_own_parquet_of_wrong_columns(tmp_path):
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(ValueError, match=r"no file that ends in .parquet, there is nothing. Give a parquet file"):
         read_all(parquet, tmp_path)
+
+
+def test_rows_of_one_instruction_or_else_of_one_image_are_a_group(tmp_path):
+    asked = {"task": "t", "kind": "binary", "label": "yes"}
+    rows = [
+        asked | {"image": "0.png", "instruction": "a dog"}, asked | {"image": "1.png", "instruction": "a dog"},
+        asked | {"image": "0.png"}, asked | {"image": "0.png", "text": "a cat"}, asked | {"image": "1.png"},
+        asked | {"text": "a cow", "context": ["1.png"]}, asked | {"text": "a cow"}, asked | {"image": "0.png", "group": "mine"},
+    ]  # fmt: skip
+    native.write_own(tmp_path, rows, images=2)
+    examples, bad = read_all(jsonl, tmp_path, instruction="the same for all without one")
+    groups = [example.group_id for example in examples]
+    assert bad == [] and [groups.index(group) for group in groups] == [0, 0, 2, 2, 4, 4, 6, 7] and groups[7] == "mine"
