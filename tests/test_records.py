@@ -1,0 +1,183 @@
+"""The record of a judging question: its bytes, its checks, the order of its candidates, and what a prompt may see."""
+
+import dataclasses
+import itertools
+import pickle
+
+import msgpack
+import pytest
+
+from mtjudge_jax.data.records import (
+    KINDS,
+    TIE,
+    BadRecord,
+    Candidate,
+    JudgeExample,
+    Label,
+    Question,
+    candidates_of,
+    check_example,
+    pack,
+    reordered,
+    swapped,
+    unpack,
+)
+
+SECRET = "SECRET"
+
+
+def record(shaped_as: str = "pointwise_binary", **changes) -> JudgeExample:
+    """A good record of each kind: two images before the candidates of the list, which are texts and images mixed."""
+    shape = {
+        "pointwise_binary": {"images": (b"a",), "label": Label(binary=1, score=3.5)},
+        "pointwise_score": {"images": (b"a",), "label": Label(score=4.0), "score_min": 1.0, "score_max": 5.0},
+        "pairwise": {"images": (b"a", b"b"), "label": Label(winner=1)},
+        "listwise": {
+            "images": (b"x", b"y", b"a1", b"a2", b"c"),
+            "context_images": 2,
+            "candidates": (
+                Candidate(2, "one", f"{SECRET}-a"),
+                Candidate(0, "two", f"{SECRET}-b"),
+                Candidate(1, "", f"{SECRET}-c"),
+            ),
+            "label": Label(ranks=(2, 1, 3)),
+        },
+    }[shaped_as]
+    about = {"example_id": f"set/{SECRET}", "dataset": f"set-{SECRET}", "split": "train", "group_id": f"g-{SECRET}"}
+    about |= {"task": "nice", "criterion": "nature", "kind": shaped_as, "instruction": "a dog", "rationale": f"{SECRET} because"}
+    about |= {"license": SECRET, "raw": f'{{"mos": "{SECRET}"}}', "label_rule": f"{SECRET} > 3", "raters": (1.0, 2.5)}
+    return JudgeExample(**about | {"revision": SECRET, "source_split": SECRET} | shape | changes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_comes_back_from_its_bytes(kind):
+    example = record(kind)
+    check_example(example)
+    again = unpack(pack(example))
+    assert again == example and pack(again) == pack(example)
+    assert type(again.label) is Label and all(type(candidate) is Candidate for candidate in again.candidates)
+    assert hash(again.label) == hash(example.label)  # its ranks are a tuple, not a list
+
+
+@pytest.mark.parametrize(
+    ("label", "changes"),
+    [(Label(winner=TIE, tie="both_bad"), {"kind": "pairwise", "images": (b"a", b"b"), "allow_tie": True}), (Label(binary=0), {})],
+)
+def test_labels_come_back(label, changes):
+    example = record(**{"label": label} | changes)
+    check_example(example)
+    assert unpack(pack(example)).label == label
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_has_neither_label_nor_makers(kind):
+    question = record(kind).question
+    assert SECRET not in repr(question)
+    assert "label" not in Question._fields and "rationale" not in Question._fields and "raw" not in Question._fields
+    assert (question.task, question.criterion, question.instruction, question.kind) == ("nice", "nature", "a dog", kind)
+    assert [candidate.text for candidate in question.candidates] == (["one", "two", ""] if kind == "listwise" else [])
+
+
+def test_equal_questions_whatever_the_label():
+    pair = record("pairwise")
+    assert pair.question == dataclasses.replace(pair, label=Label(winner=0), rationale="other", raw="").question
+
+
+def test_the_hash_of_an_id_is_the_start_of_its_sha256():
+    assert pack(record()) == pack(record()) and record().uid == 0x87F817AF
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(lambda data: data[:-3], "unreadable_record"), (lambda data: b"", "unreadable_record"),
+     (lambda data: msgpack.packb([1, 2]), "unreadable_record"),
+     (lambda data: data.replace(b"\xc4\x01a", b"\xc4\x01b"), "image_hash"),
+     (lambda data: msgpack.packb(msgpack.unpackb(data) | {"schema_version": 1}), "schema_version"),
+     (lambda data: msgpack.packb({k: v for k, v in msgpack.unpackb(data).items() if k != "task"}), "unreadable_record"),
+     (lambda data: msgpack.packb(msgpack.unpackb(data) | {"more": 1}), "unreadable_record")],
+)  # fmt: skip
+def test_damaged_bytes_say_what_is_wrong(damage, reason):
+    with pytest.raises(BadRecord) as error:
+        unpack(damage(pack(record())))
+    assert error.value.reason == reason
+
+
+def test_a_bad_record_comes_through_another_process():
+    bad = pickle.loads(pickle.dumps(BadRecord("reason", "detail: more", "id")))
+    assert (str(bad), bad.reason, bad.example_id) == ("reason: detail: more", "reason", "id")
+
+
+# order
+
+
+def test_a_list_in_another_order_takes_images_names_and_ranks_along():
+    moved = reordered(record("listwise"), (2, 0, 1))
+    assert moved.images == (b"x", b"y", b"c", b"a1", b"a2")
+    assert [candidate.name[-1] for candidate in moved.candidates] == ["c", "a", "b"]
+    assert moved.label.ranks == (3, 2, 1) and moved.example_id == record().example_id
+    check_example(moved)
+
+
+@pytest.mark.parametrize("kind", ["pairwise", "listwise"])
+def test_an_order_and_its_inverse_change_nothing(kind):
+    example = record(kind)
+    for order in itertools.permutations(range(len(candidates_of(example)))):
+        inverse = [order.index(i) for i in range(len(order))]
+        assert reordered(reordered(example, order), inverse) == example
+
+
+@pytest.mark.parametrize("winner", [TIE, 0, 1])
+def test_swapping_moves_the_winner(winner):
+    pair = record("pairwise", label=Label(winner=winner, tie="both_good" if winner == TIE else ""), allow_tie=True)
+    other = swapped(pair)
+    assert other.images == (b"b", b"a") and other.label == pair.label._replace(winner={TIE: TIE, 0: 1, 1: 0}[winner])
+    assert swapped(other) == pair and other.candidates == ()
+
+
+@pytest.mark.parametrize("order", [(0,), (0, 0), (0, 1, 2), (1, 2), ()])
+def test_no_permutation_is_refused(order):
+    with pytest.raises(ValueError, match="is no permutation of its 2 candidates"):
+        reordered(record("pairwise"), order)
+
+
+@pytest.mark.parametrize(
+    "example", [record(), record("listwise"), record("pairwise", label=Label()), record("pairwise", label=Label(winner=2))]
+)
+def test_nothing_to_swap(example):
+    with pytest.raises(ValueError, match="nothing to swap"):
+        swapped(example)
+
+
+# checks
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "text"),
+    [
+        ("pairwise", {"kind": "pairs"}, "kind 'pairs' is not one of pointwise_binary"),
+        ("pairwise", {"terms": "free"}, "terms 'free' is not one of open, research, gated, eval_only"),
+        ("pairwise", {"group_id": ""}, "must not be empty"),
+        ("pairwise", {"example_id": ""}, "a record without example_id: "),
+        ("pairwise", {"images": (b"a",)}, "1 candidates, pairwise takes 2 to 2"),
+        ("pointwise_binary", {"images": (b"a", b"b")}, "2 candidates, pointwise_binary takes 1 to 1"),
+        (
+            "listwise",
+            {"candidates": (Candidate(0, "a"),) * 27, "label": Label(ranks=(1,) * 27)},
+            "27 candidates, listwise takes 2 to 26",
+        ),
+        ("listwise", {"context_images": 1}, "5 images, question and candidates say 4"),
+        ("pointwise_binary", {"label": Label(binary=2)}, "label.binary is 2, must be 0 or 1"),
+        ("pointwise_binary", {"label": Label(score=2.0)}, "label.binary is None"),
+        ("pointwise_score", {"label": Label(score=5.5)}, "label.score is 5.5, must be between score_min 1.0 and score_max 5.0"),
+        ("pointwise_score", {"label": Label(score=float("nan"))}, "label.score is nan"),
+        ("pointwise_score", {"score_max": None}, "label.score is 4.0"),
+        ("pairwise", {"label": Label(winner=TIE)}, "label.winner is -1, must be 0 or 1, or -1 with allow_tie"),
+        ("pairwise", {"label": Label(binary=1)}, "label.winner is None"),
+        ("listwise", {"label": Label(ranks=(1, 2))}, "label.ranks is (1, 2), must be 3 ranks from 1"),
+        ("listwise", {"label": Label(ranks=(2, 2, 3))}, "label.ranks is (2, 2, 3)"),
+    ],
+)
+def test_a_field_that_does_not_fit_the_kind(kind, changes, text):
+    with pytest.raises(BadRecord) as error:
+        check_example(record(kind, **changes))
+    assert error.value.reason == "wrong_fields" and text in str(error.value)
