@@ -1,0 +1,14 @@
+"""Readers of data sets in their native form: a module a data set, each with `read`, TASKS, LICENSE, TERMS, OPTIONS, HOW."""
+
+from types import ModuleType
+
+from mtjudge_jax.data.readers import genai_bench, hpdv2, mllm_judge, multimodal_rewardbench, pickapic, vl_rewardbench
+
+READERS: dict[str, ModuleType] = {
+    "vl_rewardbench": vl_rewardbench,
+    "multimodal_rewardbench": multimodal_rewardbench,
+    "genai_bench": genai_bench,
+    "mllm_judge": mllm_judge,
+    "pickapic": pickapic,
+    "hpdv2": hpdv2,
+}

@@ -1,0 +1,331 @@
+"""What the readers of evaluation sets share: rows of parquet and JSON files, images by name, and fields with their checks.
+
+A native file is taken as it was published. Its columns have had several names over the revisions, so a reader lists
+for each field the names it may have (`Fields`). What is wrong with one row is a BadRecord, what is wrong with a file a
+ValueError. Nothing is written, no address is fetched, and no name of an image leads out of the data set's folder.
+"""
+
+import contextlib
+import hashlib
+import json
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+from mtjudge_jax.config import unknown
+from mtjudge_jax.data.records import BadRecord, JudgeExample, check_example
+from mtjudge_jax.paths import ADDRESS, AnyPath, files_below, in_bucket, size_of
+
+REVISION = {"revision": "revision of the data set, kept in every record (default: none)"}
+MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; more is no photograph
+BATCH_ROWS = 16  # rows of a parquet file in memory at once
+IMAGE_FOLDERS = ("", "image", "images")
+
+
+class Field(NamedTuple):
+    """The names that a column has had, the newest first."""
+
+    names: tuple[str, ...]
+    needed: bool = True
+
+
+Fields = Mapping[str, Field]
+ReadImage = Callable[[str], bytes]
+
+
+class Row(NamedTuple):
+    place: str  # "test-00000-of-00002.parquet row 17", for messages
+    index: int  # from 0, over all files of one list, bad rows counted
+    fields: dict[str, Any]  # None where an optional column is missing
+
+
+def fields(**names: str) -> dict[str, Field]:
+    """fields(label="human human_answer", models="models?") -> label by either name; models, which may be missing."""
+    return {key: Field(tuple(text.rstrip("?").split()), not text.endswith("?")) for key, text in names.items()}
+
+
+def take_options(given: Mapping[str, str], known: Mapping[str, str], **choices: Sequence[str]) -> dict[str, str]:
+    """The options with their defaults, the first of `choices`; "" for what is free text.
+
+    Raises ValueError for an unknown option and for a value outside the choices.
+    """
+    for name in given:
+        if name not in known:
+            raise ValueError(unknown("option", name, known))
+    taken = {name: given.get(name, choices[name][0] if name in choices else "") for name in known}
+    for name, values in choices.items():
+        if taken[name] not in values:
+            raise ValueError(f"option {name}: {unknown('choice', taken[name], values)}")
+    return taken
+
+
+def find_files(source: AnyPath, ending: str, how: str) -> list[AnyPath]:
+    """The file itself, or all files below the folder that end so, sorted. Raises ValueError where there are none."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise ValueError(f"{source}: no such folder or file. {how}")
+    there = files_below(source)
+    found = [source / name for name in there if name.endswith(ending)]
+    if not found:
+        shown = ", ".join(list(there)[:5]) or "nothing"
+        raise ValueError(f"{source}: no file that ends in {ending}, there is {shown}. {how}")
+    return found
+
+
+def parquet_rows(paths: Sequence[AnyPath], wanted: Fields) -> Iterator[Row]:
+    """The wanted columns of parquet files, a few rows in memory at a time.
+
+    Raises ValueError for a file that is no parquet or is damaged, and for a missing column.
+    """
+    index = 0
+    for path in paths:
+        with path.open("rb") as file, _readable(path):
+            table = _parquet(file)
+            columns = _columns(path, table.schema_arrow.names, wanted)
+            batches = table.iter_batches(batch_size=BATCH_ROWS, columns=[name for name in columns.values() if name])
+            number = 0
+            for batch in batches:
+                for row in batch.to_pylist():
+                    values = {key: row[name] if name else None for key, name in columns.items()}
+                    yield Row(f"{path.name} row {number}", index, values)
+                    index, number = index + 1, number + 1
+
+
+def column_names(path: AnyPath) -> list[str]:
+    """Of a parquet file. Raises ValueError as `parquet_rows`."""
+    with path.open("rb") as file, _readable(path):
+        return _parquet(file).schema_arrow.names
+
+
+def json_rows(path: AnyPath, wanted: Fields) -> Iterator[Row | BadRecord]:
+    """The objects of a JSON list or of a file with one JSON object a line (which holds no image, so is read whole).
+
+    Raises ValueError where nothing can be read and where no object has a needed field.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: no UTF-8 text ({e}); download it again") from e
+    objects = list(_json_objects(path, text))
+    whole = [value for _, value in objects if isinstance(value, dict)]
+    if not whole:
+        raise ValueError(f"{path}: holds no JSON object; download it again")
+    _columns(path, sorted({name for value in whole for name in value}), wanted)
+    for index, (place, value) in enumerate(objects):
+        if isinstance(value, BadRecord):
+            yield value
+        elif not isinstance(value, dict):
+            yield BadRecord("bad_json", f"{place}: {str(value)[:40]!r} is no object")
+        else:
+            held = {key: next((name for name in field.names if name in value), None) for key, field in wanted.items()}
+            lacking = [" or ".join(wanted[key].names) for key, name in held.items() if name is None and wanted[key].needed]
+            if lacking:
+                yield BadRecord("missing_field", f"{place}: no {', no '.join(lacking)}")
+            else:
+                yield Row(place, index, {key: value[name] if name else None for key, name in held.items()})
+
+
+def records(rows: Iterable[Row | BadRecord], make: Callable[[Row], Iterable[JudgeExample]]) -> Iterator[JudgeExample | BadRecord]:
+    """The checked examples of each row, and the rows that have none with the reason.
+
+    An id that comes again gets "#2", "#3", so that no row is lost and ids stay unique and stable.
+    """
+    seen: Counter[str] = Counter()
+    for row in rows:
+        if isinstance(row, BadRecord):
+            yield row
+            continue
+        try:
+            examples = list(make(row))
+            for example in examples:
+                check_example(example)
+        except BadRecord as e:
+            yield BadRecord(e.reason, f"{row.place}: {str(e).removeprefix(f'{e.reason}: ')}", e.example_id)
+            continue
+        for example in examples:
+            seen[example.example_id] += 1
+            again = seen[example.example_id]
+            yield example if again == 1 else replace(example, example_id=f"{example.example_id}#{again}")
+
+
+@contextlib.contextmanager
+def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS) -> Iterator[ReadImage]:
+    """A function from an image's native name to its bytes, out of the source folder or the zips that lie in it.
+
+    A name is looked for below each of `folders`, and with or without one of them in front: "7.jpg", "image/7.jpg".
+    The function raises BadRecord: `image_path` for a name that leads out of the folder or is an address,
+    `missing_image`, `image_bytes` for more than MAX_IMAGE_BYTES, `broken_zip`.
+    """
+    folder = source.parent if source.is_file() else source
+    with contextlib.ExitStack() as stack:
+        members = {}
+        for path in sorted(p for p in folder.iterdir() if p.name.endswith(".zip")):
+            archive = stack.enter_context(_archive(path))
+            members |= {info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()}
+
+        def read(name: str) -> bytes:
+            for place in _places(name, folders):
+                if place in members:
+                    return _member(*members[place])
+                if (folder / place).is_file():
+                    return _file(folder, place)
+            raise BadRecord("missing_image", f"{name} is not in {folder}")
+
+        yield read
+
+
+def image_of(value: Any, read: ReadImage, name: str) -> bytes:
+    """Encoded bytes of an image column: bytes, the name of a file, or {"bytes": .., "path": ..} with either."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value
+    if isinstance(value, str) and value:
+        return read(value)
+    raise BadRecord("missing_image", f"{name} holds no image")
+
+
+def text_of(value: Any, name: str, *, empty: bool = False) -> str:
+    if isinstance(value, str) and (empty or value.strip()) and value.encode(errors="replace").decode() == value:
+        return value  # a lone surrogate, which JSON can hold, would be no text to a tokenizer
+    raise BadRecord("wrong_field", f"{name} is {_shown(value)}, must be a text")
+
+
+def name_of(value: Any) -> str:
+    """What a model, a category or an id is called: a text or a number, "" where it is not given."""
+    return str(value).encode(errors="replace").decode() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+
+
+def list_of(value: Any, name: str, count: int | None = None) -> list:
+    if not isinstance(value, list) or (count is not None and len(value) != count):
+        raise BadRecord("wrong_field", f"{name} is {_shown(value)}, must be a list{f' of {count}' if count else ''}")
+    return value
+
+
+def number_of(value: Any, name: str, allowed: Sequence[float]) -> float:
+    """One of the allowed numbers, given as a number or as its text."""
+    try:
+        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or number not in allowed:
+        raise BadRecord("label_outside", f"{name} is {_shown(value)}, must be {' or '.join(f'{a:g}' for a in allowed)}")
+    return number
+
+
+def choice_of(value: Any, name: str, choices: Mapping[str, Any]) -> Any:
+    """What a word stands for; case and spaces around it do not count."""
+    word = value.strip().lower() if isinstance(value, str) else None
+    for choice, meaning in choices.items():
+        if word == choice.lower():
+            return meaning
+    raise BadRecord("label_outside", f"{name} is {_shown(value)}, must be {' or '.join(choices)}")
+
+
+def digest_of(value: str | bytes) -> str:
+    """16 hex digits: names a group by its picture or its prompt."""
+    return hashlib.sha256(value if isinstance(value, bytes) else value.encode()).hexdigest()[:16]
+
+
+def raw_json(**values: Any) -> str:
+    """What metrics need of a row's native fields; without those that it does not have."""
+    held = {name: value for name, value in values.items() if value not in (None, "", [])}
+    return json.dumps(held, sort_keys=True)
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}.."
+
+
+@contextlib.contextmanager
+def _readable(path: AnyPath) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as e:
+        raise ValueError(f"{path}: not readable as parquet ({' '.join(str(e).split())[:200]}); download it again") from e
+
+
+def _parquet(file: Any) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=4 << 20)  # else a whole row group of images
+
+
+def _columns(path: AnyPath, there: Sequence[str], wanted: Fields) -> dict[str, str | None]:
+    """field -> its name in this file, None where it is optional and missing."""
+    found = {key: next((name for name in field.names if name in there), None) for key, field in wanted.items()}
+    lacking = [" or ".join(wanted[key].names) for key, name in found.items() if name is None and wanted[key].needed]
+    if lacking:
+        raise ValueError(
+            f"{path}: no column {', no column '.join(lacking)}; it has {', '.join(there) or 'none'}: "
+            "give the data set's own file, or rename the column"
+        )
+    return found
+
+
+def _json_objects(path: AnyPath, text: str) -> Iterator[tuple[str, Any]]:
+    """(place, value) of each row; the value is a BadRecord where its line is no JSON."""
+    if text.lstrip().startswith("["):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{path}: no JSON ({e}); download it again") from e
+        yield from ((f"{path.name} row {index}", value) for index, value in enumerate(values))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = f"{path.name} line {number}"
+        try:
+            yield place, json.loads(line)
+        except (ValueError, RecursionError) as e:
+            yield place, BadRecord("bad_json", f"{place}: {e}")
+
+
+@contextlib.contextmanager
+def _archive(path: AnyPath) -> Iterator[zipfile.ZipFile]:
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except zipfile.BadZipFile as e:
+            raise ValueError(f"{path}: not readable as zip ({e}); download it again") from e
+        yield archive
+
+
+def _places(name: str, folders: Sequence[str]) -> list[str]:
+    """Where an image may lie, from the folder on; each place once."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if ADDRESS.match(name) or path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:
+        raise BadRecord("image_path", f"{_shown(name)} leads out of the data set's folder: names are relative and inside it")
+    if max(len(part.encode(errors="replace")) for part in path.parts) > 255 or len(name) > 2000 or "\0" in name:
+        raise BadRecord("image_path", f"{_shown(name)} is no name of a file")
+    bare = PurePosixPath(*path.parts[1:]) if path.parts[0] in folders and len(path.parts) > 1 else path
+    return list(dict.fromkeys(str(PurePosixPath(folder) / form) for form in (path, bare) for folder in folders))
+
+
+def _file(folder: AnyPath, place: str) -> bytes:
+    path = folder / place
+    if not in_bucket(folder) and not path.resolve().is_relative_to(folder.resolve()):
+        raise BadRecord("image_path", f"{place} is a link that leads out of {folder}")
+    _check_size(place, size_of(path))
+    return path.read_bytes()
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    _check_size(info.filename, info.file_size)
+    try:
+        return archive.read(info)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:  # damaged or encrypted
+        raise BadRecord("broken_zip", f"{info.filename}: {e}") from e
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise BadRecord("image_bytes", f"{name} has {size:,} bytes, more than {MAX_IMAGE_BYTES:,}: no image is that large")
