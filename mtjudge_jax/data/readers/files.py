@@ -1,29 +1,24 @@
-"""What the readers of evaluation sets share: rows of parquet and JSON files, images by name, and fields with their checks.
+"""What the readers of evaluation sets share: rows of parquet and JSON files, and fields with their checks.
 
 A native file is taken as it was published. Its columns have had several names over the revisions, so a reader lists
 for each field the names it may have (`Fields`). What is wrong with one row is a BadRecord, what is wrong with a file a
-ValueError. Nothing is written, no address is fetched, and no name of an image leads out of the data set's folder.
+ValueError. Nothing is written and no address is fetched.
 """
 
 import contextlib
 import hashlib
 import json
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from mtjudge_jax.config import unknown
 from mtjudge_jax.data.records import BadRecord, JudgeExample, check_example
-from mtjudge_jax.paths import ADDRESS, AnyPath, files_below, in_bucket, size_of
+from mtjudge_jax.paths import AnyPath, files_below
 
 REVISION = {"revision": "revision of the data set, kept in every record (default: none)"}
-MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; more is no photograph
 BATCH_ROWS = 16  # rows of a parquet file in memory at once
-IMAGE_FOLDERS = ("", "image", "images")
 
 
 class Field(NamedTuple):
@@ -34,7 +29,6 @@ class Field(NamedTuple):
 
 
 Fields = Mapping[str, Field]
-ReadImage = Callable[[str], bytes]
 
 
 class Row(NamedTuple):
@@ -78,7 +72,7 @@ def find_files(source: AnyPath, ending: str, how: str) -> list[AnyPath]:
 
 
 def parquet_rows(paths: Sequence[AnyPath], wanted: Fields) -> Iterator[Row]:
-    """The wanted columns of parquet files, a few rows in memory at a time.
+    """The wanted columns of parquet files, in memory not more than a row group of each file's own making.
 
     Raises ValueError for a file that is no parquet or is damaged, and for a missing column.
     """
@@ -153,47 +147,10 @@ def records(rows: Iterable[Row | BadRecord], make: Callable[[Row], Iterable[Judg
             yield example if again == 1 else replace(example, example_id=f"{example.example_id}#{again}")
 
 
-@contextlib.contextmanager
-def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS) -> Iterator[ReadImage]:
-    """A function from an image's native name to its bytes, out of the source folder or the zips that lie in it.
-
-    A name is looked for below each of `folders`, and with or without one of them in front: "7.jpg", "image/7.jpg".
-    The function raises BadRecord: `image_path` for a name that leads out of the folder or is an address,
-    `missing_image`, `image_bytes` for more than MAX_IMAGE_BYTES, `broken_zip`.
-    """
-    folder = source.parent if source.is_file() else source
-    with contextlib.ExitStack() as stack:
-        members = {}
-        for path in sorted(p for p in folder.iterdir() if p.name.endswith(".zip")):
-            archive = stack.enter_context(_archive(path))
-            members |= {info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()}
-
-        def read(name: str) -> bytes:
-            for place in _places(name, folders):
-                if place in members:
-                    return _member(*members[place])
-                if (folder / place).is_file():
-                    return _file(folder, place)
-            raise BadRecord("missing_image", f"{name} is not in {folder}")
-
-        yield read
-
-
-def image_of(value: Any, read: ReadImage, name: str) -> bytes:
-    """Encoded bytes of an image column: bytes, the name of a file, or {"bytes": .., "path": ..} with either."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes) and value:
-        return value
-    if isinstance(value, str) and value:
-        return read(value)
-    raise BadRecord("missing_image", f"{name} holds no image")
-
-
 def text_of(value: Any, name: str, *, empty: bool = False) -> str:
     if isinstance(value, str) and (empty or value.strip()) and value.encode(errors="replace").decode() == value:
         return value  # a lone surrogate, which JSON can hold, would be no text to a tokenizer
-    raise BadRecord("wrong_field", f"{name} is {_shown(value)}, must be a text")
+    raise BadRecord("wrong_field", f"{name} is {shown(value)}, must be a text")
 
 
 def name_of(value: Any) -> str:
@@ -203,7 +160,7 @@ def name_of(value: Any) -> str:
 
 def list_of(value: Any, name: str, count: int | None = None) -> list:
     if not isinstance(value, list) or (count is not None and len(value) != count):
-        raise BadRecord("wrong_field", f"{name} is {_shown(value)}, must be a list{f' of {count}' if count else ''}")
+        raise BadRecord("wrong_field", f"{name} is {shown(value)}, must be a list{f' of {count}' if count else ''}")
     return value
 
 
@@ -214,7 +171,7 @@ def number_of(value: Any, name: str, allowed: Sequence[float]) -> float:
     except (ValueError, OverflowError):
         number = None
     if number is None or number not in allowed:
-        raise BadRecord("label_outside", f"{name} is {_shown(value)}, must be {' or '.join(f'{a:g}' for a in allowed)}")
+        raise BadRecord("label_outside", f"{name} is {shown(value)}, must be {' or '.join(f'{a:g}' for a in allowed)}")
     return number
 
 
@@ -224,7 +181,7 @@ def choice_of(value: Any, name: str, choices: Mapping[str, Any]) -> Any:
     for choice, meaning in choices.items():
         if word == choice.lower():
             return meaning
-    raise BadRecord("label_outside", f"{name} is {_shown(value)}, must be {' or '.join(choices)}")
+    raise BadRecord("label_outside", f"{name} is {shown(value)}, must be {' or '.join(choices)}")
 
 
 def digest_of(value: str | bytes) -> str:
@@ -238,7 +195,7 @@ def raw_json(**values: Any) -> str:
     return json.dumps(held, sort_keys=True)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}.."
 
 
@@ -287,45 +244,3 @@ def _json_objects(path: AnyPath, text: str) -> Iterator[tuple[str, Any]]:
             yield place, json.loads(line)
         except (ValueError, RecursionError) as e:
             yield place, BadRecord("bad_json", f"{place}: {e}")
-
-
-@contextlib.contextmanager
-def _archive(path: AnyPath) -> Iterator[zipfile.ZipFile]:
-    with path.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as e:
-            raise ValueError(f"{path}: not readable as zip ({e}); download it again") from e
-        yield archive
-
-
-def _places(name: str, folders: Sequence[str]) -> list[str]:
-    """Where an image may lie, from the folder on; each place once."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if ADDRESS.match(name) or path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:
-        raise BadRecord("image_path", f"{_shown(name)} leads out of the data set's folder: names are relative and inside it")
-    if max(len(part.encode(errors="replace")) for part in path.parts) > 255 or len(name) > 2000 or "\0" in name:
-        raise BadRecord("image_path", f"{_shown(name)} is no name of a file")
-    bare = PurePosixPath(*path.parts[1:]) if path.parts[0] in folders and len(path.parts) > 1 else path
-    return list(dict.fromkeys(str(PurePosixPath(folder) / form) for form in (path, bare) for folder in folders))
-
-
-def _file(folder: AnyPath, place: str) -> bytes:
-    path = folder / place
-    if not in_bucket(folder) and not path.resolve().is_relative_to(folder.resolve()):
-        raise BadRecord("image_path", f"{place} is a link that leads out of {folder}")
-    _check_size(place, size_of(path))
-    return path.read_bytes()
-
-
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    _check_size(info.filename, info.file_size)
-    try:
-        return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:  # damaged or encrypted
-        raise BadRecord("broken_zip", f"{info.filename}: {e}") from e
-
-
-def _check_size(name: str, size: int) -> None:
-    if size > MAX_IMAGE_BYTES:
-        raise BadRecord("image_bytes", f"{name} has {size:,} bytes, more than {MAX_IMAGE_BYTES:,}: no image is that large")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.data.readers import files
+from mtjudge_jax.data.readers import files, pictures
 from mtjudge_jax.data.records import TIE, BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.paths import AnyPath
 
@@ -38,7 +38,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     # Shards are called test_v1-00000-of-00002.parquet, or 0000.parquet in a folder test_v1.
     paths = found if source.is_file() else [p for p in found if taken["part"] in (p.name.split("-")[0], p.parent.name)]
     edits = ["source_image" in files.column_names(path) for path in paths]
-    with files.image_reader(source) as images:
+    with pictures.image_reader(source) as images:
         for task, wanted, is_edit in (("genai_image", IMAGE, False), ("genai_edit", EDIT, True)):
             mine = [path for path, edit in zip(paths, edits, strict=True) if edit == is_edit]
             if taken["task"] not in ("both", task):
@@ -50,12 +50,12 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
             yield from files.records(rows, lambda row, task=task: [_example(row, images, task, taken)])
 
 
-def _example(row: files.Row, images: files.ReadImage, task: str, taken: Mapping[str, str]) -> JudgeExample:
+def _example(row: files.Row, images: pictures.ReadImage, task: str, taken: Mapping[str, str]) -> JudgeExample:
     native = row.fields
     edit = task == "genai_edit"
     instruction = files.text_of(native["instruction"], "prompt")
-    context = (files.image_of(native["context"], images, "source_image"),) if edit else ()
-    pair = tuple(files.image_of(native[side], images, f"{side}_image") for side in ("left", "right"))
+    context = (pictures.image_of(native["context"], images, "source_image"),) if edit else ()
+    pair = tuple(pictures.image_of(native[side], images, f"{side}_image") for side in ("left", "right"))
     models = [files.name_of(native[name]) for name in ("left_model", "right_model")]
     return JudgeExample(
         example_id=f"{task}/{taken['part']}/{row.index}",  # it has no ids of its own

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.data.readers import files
+from mtjudge_jax.data.readers import files, pictures
 from mtjudge_jax.data.records import BadRecord, JudgeExample, Label
 from mtjudge_jax.paths import AnyPath
 
@@ -23,11 +23,11 @@ FOLDERS = ("", "test", "image", "images")
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = files.take_options(options, OPTIONS, form=("pairs", "list", "both"))
     path = files.find_files(source, "test.json", HOW)[0]
-    with files.image_reader(source, folders=FOLDERS) as images:
+    with pictures.image_reader(source, folders=FOLDERS) as images:
         yield from files.records(files.json_rows(path, FIELDS), lambda row: _examples(row, images, taken))
 
 
-def _examples(row: files.Row, images: files.ReadImage, taken: Mapping[str, str]) -> Iterator[JudgeExample]:
+def _examples(row: files.Row, images: pictures.ReadImage, taken: Mapping[str, str]) -> Iterator[JudgeExample]:
     """A pair is named by its pictures' places in the row: hpdv2/12/0-3. Two pictures of equal rank are no pair."""
     native = row.fields
     prompt = files.text_of(native["prompt"], "prompt")

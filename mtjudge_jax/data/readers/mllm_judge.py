@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
-from mtjudge_jax.data.readers import files
+from mtjudge_jax.data.readers import files, pictures
 from mtjudge_jax.data.records import TIE, BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.paths import AnyPath
 
@@ -46,7 +46,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
         what, shown = f"no file of part {taken['part']}, edition {taken['edition']}", ", ".join(path.name for path in found[:5])
         raise ValueError(f"{source}: {what}; there is {shown}. {HOW}")
     made: dict[str, Callable[[dict], dict]] = {"score": _score, "pair": _pair, "batch": _batch}
-    with files.image_reader(source, folders=("", "image", "images", "Dataset/image")) as images:
+    with pictures.image_reader(source, folders=("", "image", "images", "Dataset/image")) as images:
         for part, path in paths.items():
             rows = files.json_rows(path, FIELDS[part])
             common = {"task": f"mllm_{part}", "revision": taken["revision"]}
@@ -54,7 +54,9 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
             yield from files.records(rows, lambda row, make=make: [make(row)])
 
 
-def _example(row: files.Row, *, images: files.ReadImage, judged: Callable[[dict], dict], common: dict[str, str]) -> JudgeExample:
+def _example(
+    row: files.Row, *, images: pictures.ReadImage, judged: Callable[[dict], dict], common: dict[str, str]
+) -> JudgeExample:
     native = row.fields
     # Not `id`, which is a picture's; where there is none of its own (batch) a picture comes once.
     name = files.name_of(native["own_id"]) or files.name_of(native["id"]) or str(row.index)

@@ -6,7 +6,7 @@ reported as missing images unless they are put in place by hand.
 
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.data.readers import files
+from mtjudge_jax.data.readers import files, pictures
 from mtjudge_jax.data.records import BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.paths import AnyPath
 
@@ -26,15 +26,15 @@ FOLDERS = ("", "data", "images", "data/images")
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = files.take_options(options, OPTIONS)
     path = files.find_files(source, "all_data.json", HOW)[0]
-    with files.image_reader(source, folders=FOLDERS) as images:
+    with pictures.image_reader(source, folders=FOLDERS) as images:
         yield from files.records(files.json_rows(path, FIELDS), lambda row: [_example(row, images, taken["revision"])])
 
 
-def _example(row: files.Row, images: files.ReadImage, revision: str) -> JudgeExample:
+def _example(row: files.Row, images: pictures.ReadImage, revision: str) -> JudgeExample:
     native = row.fields
     name = files.name_of(native["id"]) or str(row.index)
     category = files.name_of(native["category"])
-    image = files.image_of(native["image"], images, "Image")
+    image = pictures.image_of(native["image"], images, "Image")
     return JudgeExample(
         example_id=f"multimodal_rewardbench/{name}",
         dataset="multimodal_rewardbench",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.data.readers import files
+from mtjudge_jax.data.readers import files, pictures
 from mtjudge_jax.data.records import TIE, BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.paths import AnyPath
 
@@ -30,11 +30,11 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     if not paths:
         shown = ", ".join(path.name for path in found[:5])
         raise ValueError(f"{source}: no parquet file of the part {taken['part']}; there is {shown}. {HOW}")
-    with files.image_reader(source) as images:
+    with pictures.image_reader(source) as images:
         yield from files.records(files.parquet_rows(paths, FIELDS), lambda row: [_example(row, images, taken)])
 
 
-def _example(row: files.Row, images: files.ReadImage, taken: Mapping[str, str]) -> JudgeExample:
+def _example(row: files.Row, images: pictures.ReadImage, taken: Mapping[str, str]) -> JudgeExample:
     native = row.fields
     name = files.name_of(native["ranking_id"]) or str(row.index)
     if native["has_label"] is False:
@@ -53,7 +53,7 @@ def _example(row: files.Row, images: files.ReadImage, taken: Mapping[str, str]) 
         criterion="overall",
         kind="pairwise",
         instruction=caption,
-        images=tuple(files.image_of(native[key], images, key) for key in ("jpg_0", "jpg_1")),
+        images=tuple(pictures.image_of(native[key], images, key) for key in ("jpg_0", "jpg_1")),
         candidates=tuple(Candidate(1, "", files.name_of(native[key])) for key in ("model_0", "model_1")),
         label=Label(winner=LABELS[labels]),
         allow_tie=True,

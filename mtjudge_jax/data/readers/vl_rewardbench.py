@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.data.readers import files
+from mtjudge_jax.data.readers import files, pictures
 from mtjudge_jax.data.records import BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.paths import AnyPath
 
@@ -31,7 +31,7 @@ RANKINGS = {(0, 1): 0, (1, 0): 1}  # rank of each answer, 0 = best
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = files.take_options(options, OPTIONS)
     paths = files.find_files(source, ".parquet", HOW)
-    with files.image_reader(source) as images:
+    with pictures.image_reader(source) as images:
         yield from files.records(files.parquet_rows(paths, FIELDS), lambda row: [_example(row, images, taken["revision"])])
 
 
@@ -40,7 +40,7 @@ def group_of(native_id: str) -> str:
     return GROUPS.get(native_id.replace("-", "_").split("_")[0], "general")
 
 
-def _example(row: files.Row, images: files.ReadImage, revision: str) -> JudgeExample:
+def _example(row: files.Row, images: pictures.ReadImage, revision: str) -> JudgeExample:
     native = row.fields
     name = files.name_of(native["id"]) or str(row.index)
     example_id = f"vl_rewardbench/{name}"
@@ -48,7 +48,7 @@ def _example(row: files.Row, images: files.ReadImage, revision: str) -> JudgeExa
     ranks = tuple(files.number_of(rank, "human_ranking", (0, 1)) for rank in files.list_of(native["ranking"], "human_ranking", 2))
     if ranks not in RANKINGS:
         raise BadRecord("label_outside", f"human_ranking is {native['ranking']}, must be [0, 1] or [1, 0]", example_id)
-    image = files.image_of(native["image"], images, "image")
+    image = pictures.image_of(native["image"], images, "image")
     models = native["models"] if isinstance(native["models"], list) and len(native["models"]) == 2 else ["", ""]
     return JudgeExample(
         example_id=example_id,
