@@ -32,6 +32,7 @@ from mtjudge_jax.verdicts import (
     Predictions,
     by_field,
     defined,
+    field_of,
     groups_of,
     index_of,
     order_of,
@@ -40,6 +41,7 @@ from mtjudge_jax.verdicts import (
     vote,
 )
 
+MOST_PARTS = 20  # of MJ-Bench's `info`, which in some revisions is free text, another one in each row
 KEYS = ("example_id", "task", "group_id", "order", "label", "verdict", "score_expected", "score_true", "raw")
 
 
@@ -64,8 +66,9 @@ def mj_bench(predictions: Predictions) -> dict[str, float]:
     in both.
     """
     found = _with_and_without_tie(predictions)
-    for name, rows in by_field(predictions, "subcategory", "category", "info").items():
-        if name:
+    parts = by_field(predictions, "subcategory", "category", "info")
+    for name, rows in parts.items():
+        if name and len(parts) <= MOST_PARTS:
             found |= {f"{key}/{name}": value for key, value in _with_and_without_tie(rows).items()}
     return defined(found)
 
@@ -82,7 +85,7 @@ def vl_rewardbench(predictions: Predictions) -> dict[str, float]:
         if any(p["verdict"] is None for p in rows):
             continue
         agree = sum(vote(index_of(p["verdict"], WINNER) == index_of(p["label"], WINNER), p) for p in rows)
-        group = rows[0]["raw"].get("group", "general")
+        group = field_of(rows[0], "group") or "general"
         right[group] += agree > 0
         counted[group] += agree != 0
     by_group = {f"accuracy/{group}": right[group] / count for group, count in sorted(counted.items()) if count}
@@ -121,9 +124,10 @@ def mllm_pair(predictions: Predictions) -> dict[str, float]:
         signs = [{0: -1, 1: 1, TIE: 0}[index_of(p["verdict"], WINNER)] for p in rows if p["verdict"] is not None]
         answer = {-1: 0, 1: 1, 0: TIE}[int(np.sign(sum(signs)))] if signs else None
         label = index_of(rows[0]["label"], WINNER)
-        right["with_tie", rows[0]["raw"].get("original_dataset", "")].append(answer == label)
+        source = field_of(rows[0], "original_dataset")
+        right["with_tie", source].append(answer == label)
         if label != TIE:
-            right["without_tie", rows[0]["raw"].get("original_dataset", "")].append(answer == label)
+            right["without_tie", source].append(answer == label)
     found = {f"accuracy_{kind}/{source}": float(np.mean(values)) for (kind, source), values in sorted(right.items())}
     means = {
         kind: [found[f"accuracy_{kind}/{source}"] for k, source in right if k == kind] for kind in ("with_tie", "without_tie")

@@ -10,7 +10,7 @@ TIE = -1
 BINARY = {"no": 0, "yes": 1, "safe": 0, "unsafe": 1, "bad": 0, "good": 1, "false": 0, "true": 1}
 WINNER = {
     "a": 0, "left": 0, "first": 0, "no": 0, "b": 1, "right": 1, "second": 1, "yes": 1,
-    "tie": TIE, "c": TIE, "both": TIE, "both_good": TIE, "both_bad": TIE,
+    "tie": TIE, "c": TIE, "both": TIE, "equal": TIE, "draw": TIE, "both_good": TIE, "both_bad": TIE,
 }  # fmt: skip
 TIE_OF_VOTE = {"tievote": "both_good", "bothbad_vote": "both_bad"}
 
@@ -34,7 +34,7 @@ def order_of(value: Any) -> list[int]:
 
 
 def ranks_of(value: Any) -> list[float]:
-    """ "B > A = C" and the ranks (2, 1, 2) -> [2, 1, 2]; a letter string without ">" has no ties."""
+    """The ranks of A, B, C, ..: "B > A = C" and the ranks (2, 1, 2) -> [2, 1, 2]; a letter string without ">" has no ties."""
     if not isinstance(value, str):
         return list(value)
     tiers = value.split(">") if ">" in value else [value] if "=" in value else list(value.replace(" ", "").replace(",", ""))
@@ -55,7 +55,12 @@ def groups_of(predictions: Predictions, key: Callable[[dict], Any]) -> dict[Any,
 
 def by_field(predictions: Predictions, *names: str) -> dict[str, list[dict]]:
     """By the first of these native fields that a row has, "" where it has none."""
-    return groups_of(predictions, lambda p: next((p["raw"][name] for name in names if p["raw"].get(name)), ""))
+    return groups_of(predictions, lambda p: field_of(p, *names))
+
+
+def field_of(prediction: dict, *names: str) -> str:
+    """The first of these native fields that it has, as a text, else ""."""
+    return next((str(prediction["raw"][name]) for name in names if prediction["raw"].get(name) not in (None, "")), "")
 
 
 def samples_of(predictions: Predictions) -> Iterable[list[dict]]:

@@ -179,6 +179,17 @@ def test_mj_bench_by_hand():
     exactly(official("mj_bias", rows([("A", "TIE")])), accuracy_with_tie=0.0)
 
 
+def test_mj_bench_by_a_text_of_its_own_in_each_row_is_not_split():
+    given = [row(n, "A", "A", info=f"made from prompt {n}") for n in range(21)]
+    exactly(official("mj_quality", given), accuracy_with_tie=1.0, accuracy_without_tie=1.0)
+    assert len(official("mj_quality", given[:20])) == 42
+
+
+def test_native_fields_that_are_null_or_numbers():
+    given = [row(0, 1, 1, category=None, source=3), row(1, 1, 1, source="Lexica")]
+    assert set(official("unsafebench", given)) == {"f1_unsafe", "f1_unsafe//3", "f1_unsafe//Lexica"}
+
+
 # VL-RewardBench
 
 
@@ -320,13 +331,12 @@ def test_every_task_has_its_metric():
 def test_all_invalid_is_as_wrong_as_can_be_and_no_error(task):
     label = {"mllm_batch": "AB", "hpdv2_list": (1, 2), "mllm_score": 3}.get(task, 1)
     found = official(task, [row(n, label, None, group="p", true=float(n), rank=n) for n in range(3)])
-    best = {"levenshtein": 0.0}
     for name, value in found.items():
         assert isinstance(value, float) and np.isfinite(value)
         if name.startswith("levenshtein"):
             assert value == 1.0
         elif name != "pairs":
-            assert value == 0.0, (name, best)
+            assert value == 0.0, name
 
 
 @pytest.mark.parametrize("task", TASKS)

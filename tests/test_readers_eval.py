@@ -276,12 +276,12 @@ def test_mllm_judge_parts(tmp_path):
     assert {e.task for e in read_all(mllm_judge, tmp_path, part="pair")[0]} == {"mllm_pair"}
     (tmp_path / "Benchmark" / "batch.jsonl").unlink()
     assert {e.task for e in read_all(mllm_judge, tmp_path)[0]} == {"mllm_score", "mllm_pair"}
-    with pytest.raises(ValueError, match="no file of part batch, edition full; there is pair.jsonl, score.jsonl"):
+    with pytest.raises(ValueError, match=r"no file of part batch, edition full; there is pair.jsonl, score.jsonl"):
         list(mllm_judge.read(tmp_path, {"part": "batch"}))
     write_jsonl(tmp_path / "Benchmark_Lite" / "score_lite.jsonl", [mllm_score_row(3)])
     assert [e.example_id for e in read_all(mllm_judge, tmp_path, edition="lite")[0]] == ["mllm_score/3"]
     write_jsonl(tmp_path / "old" / "score.jsonl", [mllm_score_row(3)])
-    with pytest.raises(ValueError, match="score.jsonl is there more than once"):
+    with pytest.raises(ValueError, match=r"score.jsonl is there more than once"):
         list(mllm_judge.read(tmp_path, {}))
 
 
@@ -293,9 +293,9 @@ def test_mllm_judge_bad_rows(tmp_path):
              mllm_batch_row(1, human_answer=None), mllm_batch_row(1)]  # fmt: skip
     examples, bad = read_all(mllm_judge, mllm(tmp_path, score=score, pair=pair, batch=batch))
     assert [e.example_id for e in examples] == ["mllm_score/3", "mllm_pair/2", "mllm_batch/1"]
-    assert reasons(bad) == ["label_outside"] * 4 + ["missing_image", "bad_json", "wrong_field"] + ["label_outside", "wrong_field"] + [
-        "label_outside", "label_outside", "wrong_field", "label_outside",
-    ]  # fmt: skip
+    of_score = ["label_outside"] * 4 + ["missing_image", "bad_json", "wrong_field"]
+    of_batch = ["label_outside", "label_outside", "wrong_field", "label_outside"]
+    assert reasons(bad) == [*of_score, "label_outside", "wrong_field", *of_batch]
     assert bad[0][1] == "label_outside: score.jsonl line 1: human is 0, must be 1 or 2 or 3 or 4 or 5"
     assert bad[4][1].startswith("missing_image: score.jsonl line 6: 4.jpg is not in ")
     assert bad[9][1].endswith("human_answer is 'CDA', must be the letters ABCD, best first")
@@ -467,7 +467,8 @@ def test_an_empty_folder_is_one_line(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("reader", "file", "row", "column"),
-    [(vl_rewardbench, "test-0.parquet", vl_row(0), "human_ranking"), (genai_bench, "test_v1-0.parquet", genai_row(0), "vote_type"),
+    [(vl_rewardbench, "test-0.parquet", vl_row(0), "human_ranking"),
+     (genai_bench, "test_v1-0.parquet", genai_row(0), "vote_type"),
      (genai_bench, "test_v1-0.parquet", genai_edit_row(0), "left_output_image"),
      (pickapic, "test_unique-0.parquet", pickapic_row(0), "caption"), (mllm_judge, "score.jsonl", mllm_score_row(0), "answer"),
      (multimodal_rewardbench, "all_data.json", mmrb_row(0), "Better"), (hpdv2, "test.json", hpdv2_row(0), "rank")],
@@ -500,7 +501,7 @@ def test_a_broken_parquet_is_one_line(tmp_path, damage):
 @pytest.mark.parametrize("text", [b"\xff\xfe{}", b"[1, 2", b"", b"[1, 2]", b"nothing\nnone", b"[" * 100_000])
 def test_broken_json_is_one_line(tmp_path, text):
     (tmp_path / "test.json").write_bytes(text)
-    with pytest.raises(ValueError, match="test.json: ") as e:
+    with pytest.raises(ValueError, match=r"test.json: ") as e:
         list(hpdv2.read(tmp_path, {}))
     assert "\n" not in str(e.value) and not isinstance(e.value, BadRecord) and "download it again" in str(e.value)
 
@@ -545,10 +546,10 @@ def test_a_damaged_zip(tmp_path):
     path.write_bytes(data)
     with pictures.image_reader(tmp_path) as read:
         assert read("2.png") == png(2)
-        with pytest.raises(BadRecord, match="broken_zip: images/1.png: "):
+        with pytest.raises(BadRecord, match=r"broken_zip: images/1.png: "):
             read("1.png")
     path.write_bytes(bytes(data[:500]))
-    with pytest.raises(ValueError, match="images.zip: not readable as zip"), pictures.image_reader(tmp_path):
+    with pytest.raises(ValueError, match=r"images.zip: not readable as zip"), pictures.image_reader(tmp_path):
         pass
 
 
