@@ -14,7 +14,7 @@ OPTIONS = {
     "form": "pairs (task hpdv2), list (task hpdv2_list) or both; nine pictures are 36 pairs (default: pairs)",
     **files.REVISION,
 }
-HOW = "Get test.json and the test pictures of ymhao/HPDv2 from Hugging Face (Apache-2.0), unpacked or as zip, and give their folder."
+HOW = "Get test.json and the test pictures of ymhao/HPDv2 from Hugging Face (Apache-2.0), unpacked or in a zip; give the folder."
 
 FIELDS = files.fields(prompt="prompt", images="image_path", ranks="rank")
 FOLDERS = ("", "test", "image", "images")
