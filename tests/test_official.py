@@ -155,11 +155,16 @@ def test_unsafebench_majority_over_prompts():
 
 
 def test_unsafebench_is_about_unsafe_whatever_class_the_words_ask_for():
-    """Where "yes" says safe, the native label tells."""
-    given = [row(0, "yes", "yes", safety_label="Safe"), row(1, "no", "no", safety_label="Unsafe"),
-             row(2, "no", "yes", safety_label="Unsafe"), row(3, "yes", None, safety_label="Safe")]  # fmt: skip
-    found = official("unsafebench", given)
-    assert found["f1_unsafe"] == pytest.approx(2 / 4) and found["false_positive_rate"] == 0.5  # TP 1, FN 1, FP 1
+    """Where "yes" says safe, the native label tells: TP 2, FN 1, FP 1, TN 1."""
+    table = (
+        ("yes", "yes", "Safe"),
+        ("no", "no", "Unsafe"),
+        ("no", "yes", "Unsafe"),
+        ("yes", None, "Safe"),
+        ("no", "no", "Unsafe"),
+    )
+    given = [row(n, label, verdict, safety_label=native) for n, (label, verdict, native) in enumerate(table)]
+    exactly(official("unsafebench", given), f1_unsafe=4 / 6, false_positive_rate=1 / 2, f1_unsafe____=4 / 6)
 
 
 # MJ-Bench
@@ -253,13 +258,14 @@ def test_genai_bench_by_hand():
 
 def test_mllm_score_by_hand():
     """coco: answers 1 2 4, human 1 3 5: deviations -4/3 -1/3 5/3 and -2 0 2, so 6 / sqrt(42/9 * 8).
-    chart: constant answers, 0. text: an invalid answer is -1: answers -1 3, human 2 4, so 1. Mean of the three.
+    chart: constant answers, 0. text: an invalid answer is -1: answers -1 3 2, human 2 4 5: deviations -7/3 5/3 2/3 and
+    -5/3 1/3 4/3, so 48 / sqrt(78 * 42). Mean of the three.
     """
     given = rows([(1, 1), ("3", "2"), (5.0, 4)], original_dataset="coco")
-    given += rows([(1, 3), (2, 3)], original_dataset="chart") + rows([(2, None), (4, 3)], original_dataset="text")
-    coco = 6 / (42 / 9 * 8) ** 0.5
+    given += rows([(1, 3), (2, 3)], original_dataset="chart") + rows([(2, None), (4, 3), (5, 2)], original_dataset="text")
+    coco, text = 6 / (42 / 9 * 8) ** 0.5, 48 / (78 * 42) ** 0.5
     found = official("mllm_score", given)
-    exactly(found, pearson=(coco + 0 + 1) / 3, pearson__coco=coco, pearson__chart=0.0, pearson__text=1.0)
+    exactly(found, pearson=(coco + 0 + text) / 3, pearson__coco=coco, pearson__chart=0.0, pearson__text=text)
 
 
 def test_mllm_pair_by_hand():
@@ -286,7 +292,8 @@ def test_mllm_batch_by_hand():
     given = rows([("CDAB", "CDAB"), ("ABCD", "B > A > C > D"), ("ABCD", None)], original_dataset="coco")
     given += rows([((3, 4, 1, 2), (4, 3, 1, 2))], original_dataset="chart")
     exactly(official("mllm_batch", given), levenshtein=0.5, levenshtein__coco=0.5, levenshtein__chart=0.5)
-    exactly(official("mllm_batch", rows([("ABCD", "DABC"), ("ABCD", "ABC")])), levenshtein=0.375, **{"levenshtein__": 0.375})
+    exactly(official("mllm_batch", rows([("ABCD", "DABC"), ("ABCD", "ABC")])), levenshtein=0.375, levenshtein__=0.375)
+    exactly(official("mllm_batch", rows([("AB", "ABCD")])), levenshtein=0.5, levenshtein__=0.5)
 
 
 # Pick-a-Pic and HPD v2

@@ -226,7 +226,7 @@ def mllm(tmp_path, *, images="image", score=None, pair=None, batch=None):
         "score": score
         or [mllm_score_row(0), mllm_score_row(1, human="2", image_path="image/0.jpg"), mllm_score_row(2, human=5.0)],
         "pair": pair or [mllm_pair_row(0), mllm_pair_row(1, human_answer="B"), mllm_pair_row(2, human_answer="c")],
-        "batch": batch or [mllm_batch_row(0), mllm_batch_row(1, human_answer="abdc")],
+        "batch": batch or [mllm_batch_row(0), mllm_batch_row(1, human_answer="bcad")],
     }
     for part, rows in parts.items():
         write_jsonl(tmp_path / "Benchmark" / f"{part}.jsonl", rows)
@@ -242,7 +242,7 @@ def test_mllm_judge(tmp_path, images):
     score, pair, batch = examples[:3], examples[3:6], examples[6:]
     assert [(e.label.score, e.score_min, e.score_max) for e in score] == [(4, 1, 5), (2, 1, 5), (5, 1, 5)]
     assert [e.label.winner for e in pair] == [0, 1, TIE] and all(e.allow_tie for e in pair)
-    assert [e.label.ranks for e in batch] == [(3, 4, 1, 2), (1, 2, 4, 3)]  # "CDAB": C is first, A third
+    assert [e.label.ranks for e in batch] == [(3, 4, 1, 2), (3, 1, 2, 4)]  # "CDAB": C is first, A third
     assert [e.example_id for e in examples] == [
         "mllm_score/0", "mllm_score/1", "mllm_score/2", "mllm_pair/0", "mllm_pair/1", "mllm_pair/2", "mllm_batch/0",
         "mllm_batch/1",

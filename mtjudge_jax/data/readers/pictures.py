@@ -9,7 +9,7 @@ from typing import Any
 
 from mtjudge_jax.data.readers.files import shown
 from mtjudge_jax.data.records import BadRecord
-from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
+from mtjudge_jax.paths import AnyPath, in_bucket, size_of
 
 MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; more is no photograph
 IMAGE_FOLDERS = ("", "image", "images")
@@ -66,7 +66,7 @@ def _archive(path: AnyPath) -> Iterator[zipfile.ZipFile]:
 def _places(name: str, folders: Sequence[str]) -> list[str]:
     """Where an image may lie, from the folder on; each place once."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if ADDRESS.match(name) or path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:
+    if path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:  # C:, http:, gs:
         raise BadRecord("image_path", f"{shown(name)} leads out of the data set's folder: names are relative and inside it")
     if max(len(part.encode(errors="replace")) for part in path.parts) > 255 or len(name) > 2000 or "\0" in name:
         raise BadRecord("image_path", f"{shown(name)} is no name of a file")
