@@ -393,6 +393,7 @@ MAKERS = {
     "mllm_pair": lambda n, k: mllm_pair_row(n, human_answer="ABCA"[k], image_path=f"{n}.jpg"),
     "mllm_batch": lambda n, k: mllm_batch_row(n, human_answer=("ABCD", "DCBA", "BADC", "CDAB")[k]),
     "multimodal_rewardbench": lambda n, k: mmrb_row(n, Better=("Output1", "Output2")[k % 2]),
+    "hpdv2": lambda n, k: hpdv2_row(n, count=2, rank=[[1, 2], [2, 1]][k % 2]),
     "hpdv2_list": lambda n, k: hpdv2_row(n, rank=([1, 2, 3], [3, 2, 1], [2, 1, 3], [1, 1, 2])[k]),
 }
 
@@ -406,8 +407,8 @@ def native_folder(folder: Path, task: str, rows: list[dict]) -> tuple[object, Pa
         return mllm_judge, folder, {}
     if task == "multimodal_rewardbench":
         return multimodal_rewardbench, mmrb(folder, rows), {}
-    if task == "hpdv2_list":
-        return hpdv2, hpd(folder, rows), {"form": "list"}
+    if task.startswith("hpdv2"):
+        return hpdv2, hpd(folder, rows), {"form": "list" if task == "hpdv2_list" else "pairs"}
     reader = genai_bench if task.startswith("genai") else READERS[task]
     name = {"vl_rewardbench": "test", "pickapic": "test_unique"}.get(task, "test_v1")
     return reader, write_parquet(folder / f"{name}-0.parquet", rows, row_group_size=10).parent, {}
