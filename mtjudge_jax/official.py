@@ -5,10 +5,10 @@ A prediction is a dict with the keys
     example_id, task, group_id   text; a group is a prompt (imagereward) or a picture
     order      "ab", "ba" (the candidates exchanged, `label` and `verdict` with them) or "" where there is one order
     label      what is true: Label.binary, Label.winner (-1 a tie), Label.score or Label.ranks as a number or a list, or
-               its word: no yes safe unsafe bad good / A B tie C left right first second both_good both_bad /
+               its word: no yes unsafe safe bad good / A B tie C left right first second both_good both_bad /
                "CDAB" or "C > D > A > B", the best first
     verdict    the answer, in the same forms; None where none could be read
-    score_expected   expected grade, or probability of the class 1; None where there is none
+    score_expected   expected grade, or probability of the class 1 (the good one); None where there is none
     score_true       Label.score: a mean opinion score, a rating; None where there is none
     raw        dict of the record's raw JSON: category, source, dataset_source, rank, group, original_dataset, vote_type
 
@@ -46,13 +46,12 @@ KEYS = ("example_id", "task", "group_id", "order", "label", "verdict", "score_ex
 
 
 def official(task: str, predictions: Predictions) -> dict[str, float]:
-    """The task's own numbers, none where it has no metric of its own. Raises ValueError for no predictions, for one without a
-    key and for a word that is no label.
+    """The task's own numbers; none where it has no metric of its own or nothing was judged.
+
+    Raises ValueError for a prediction without a key and for a word that is no label.
     """
-    if task not in OFFICIAL:
+    if task not in OFFICIAL or not predictions:
         return {}
-    if not predictions:
-        raise ValueError(f"no predictions of {task}: its official metric needs at least one")
     for p in predictions:
         if lacking := [key for key in KEYS if key not in p]:
             raise ValueError(f"a prediction of {task} lacks {', '.join(lacking)}; it has {', '.join(p)}: judge the data again")

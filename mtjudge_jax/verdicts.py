@@ -7,7 +7,8 @@ from typing import Any
 Predictions = Sequence[dict[str, Any]]
 
 TIE = -1
-BINARY = {"no": 0, "yes": 1, "safe": 0, "unsafe": 1, "bad": 0, "good": 1, "false": 0, "true": 1}
+# 1 is the good class in every task: safe, matching, natural.
+BINARY = {"no": 0, "yes": 1, "unsafe": 0, "safe": 1, "bad": 0, "good": 1, "false": 0, "true": 1}
 WINNER = {
     "a": 0, "left": 0, "first": 0, "no": 0, "b": 1, "right": 1, "second": 1, "yes": 1,
     "tie": TIE, "c": TIE, "both": TIE, "equal": TIE, "draw": TIE, "both_good": TIE, "both_bad": TIE,

@@ -66,7 +66,7 @@ def test_f1_and_levenshtein_by_hand():
 
 
 def test_words_and_numbers():
-    assert [index_of(v, BINARY) for v in ("No", " yes ", "Unsafe", 0, 1, True, None)] == [0, 1, 1, 0, 1, 1, None]
+    assert [index_of(v, BINARY) for v in ("No", " yes ", "Unsafe", "safe", 0, 1, True, None)] == [0, 1, 0, 1, 0, 1, 1, None]
     assert [index_of(v, WINNER) for v in ("A", "b", "C", "TIE", "both_bad", "yes", 0, 1, -1)] == [0, 1, -1, -1, -1, 1, 0, 1, -1]
     assert order_of("CDAB") == order_of("C > D > A > B") == order_of((3, 4, 1, 2)) == [2, 3, 0, 1]
     assert ranks_of("B > A = C") == ranks_of([2, 1, 2]) == [2, 1, 2]
@@ -155,7 +155,7 @@ def test_unsafebench_majority_over_prompts():
 
 
 def test_unsafebench_is_about_unsafe_whatever_class_the_words_ask_for():
-    """Where "yes" says safe, the native label tells: TP 2, FN 1, FP 1, TN 1."""
+    """TP 2, FN 1, FP 1, TN 1: "no" says unsafe, or the native label tells where it is "yes" that does."""
     table = (
         ("yes", "yes", "Safe"),
         ("no", "no", "Unsafe"),
@@ -163,8 +163,11 @@ def test_unsafebench_is_about_unsafe_whatever_class_the_words_ask_for():
         ("yes", None, "Safe"),
         ("no", "no", "Unsafe"),
     )
-    given = [row(n, label, verdict, safety_label=native) for n, (label, verdict, native) in enumerate(table)]
-    exactly(official("unsafebench", given), f1_unsafe=4 / 6, false_positive_rate=1 / 2, f1_unsafe____=4 / 6)
+    expected = {"f1_unsafe": 4 / 6, "false_positive_rate": 1 / 2, "f1_unsafe__/": 4 / 6}
+    exactly(official("unsafebench", rows([(label, verdict) for label, verdict, _ in table])), **expected)
+    turned = {"yes": "no", "no": "yes", None: None}
+    given = [row(n, turned[label], turned[verdict], safety_label=native) for n, (label, verdict, native) in enumerate(table)]
+    exactly(official("unsafebench", given), **expected)
 
 
 # MJ-Bench
@@ -191,7 +194,7 @@ def test_mj_bench_by_a_text_of_its_own_in_each_row_is_not_split():
 
 
 def test_native_fields_that_are_null_or_numbers():
-    given = [row(0, 1, 1, category=None, source=3), row(1, 1, 1, source="Lexica")]
+    given = [row(0, 0, 0, category=None, source=3), row(1, 0, 0, source="Lexica")]
     assert set(official("unsafebench", given)) == {"f1_unsafe", "f1_unsafe//3", "f1_unsafe//Lexica"}
 
 
@@ -336,7 +339,7 @@ def test_every_task_has_its_metric():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_all_invalid_is_as_wrong_as_can_be_and_no_error(task):
-    label = {"mllm_batch": "AB", "hpdv2_list": (1, 2), "mllm_score": 3}.get(task, 1)
+    label = {"mllm_batch": "AB", "hpdv2_list": (1, 2), "mllm_score": 3, "unsafebench": 0}.get(task, 1)
     found = official(task, [row(n, label, None, group="p", true=float(n), rank=n) for n in range(3)])
     for name, value in found.items():
         assert isinstance(value, float) and np.isfinite(value)
@@ -348,8 +351,7 @@ def test_all_invalid_is_as_wrong_as_can_be_and_no_error(task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_no_predictions_and_lacking_keys_are_one_line(task):
-    with pytest.raises(ValueError, match=f"no predictions of {task}: its official metric needs at least one"):
-        official(task, [])
+    assert official(task, []) == {}
     short = {key: value for key, value in row(0, 1, 1).items() if key not in ("raw", "order")}
     with pytest.raises(ValueError, match=f"a prediction of {task} lacks order, raw; it has example_id"):
         official(task, [short])

@@ -71,23 +71,43 @@ def find_files(source: AnyPath, ending: str, how: str) -> list[AnyPath]:
     return found
 
 
-def parquet_rows(paths: Sequence[AnyPath], wanted: Fields) -> Iterator[Row]:
-    """The wanted columns of parquet files, in memory not more than a row group of each file's own making.
+def parquet_rows(paths: Sequence[AnyPath], wanted: Fields) -> Iterator[Row | BadRecord]:
+    """The wanted columns of parquet files, a few rows in memory at a time.
 
-    Raises ValueError for a file that is no parquet or is damaged, and for a missing column.
+    A damaged row group gives a BadRecord `broken_row_group` for each row lost, and the next group follows. Raises ValueError
+    for a file that is no parquet and for a missing column.
     """
     index = 0
     for path in paths:
         with path.open("rb") as file, _readable(path):
             table = _parquet(file)
-            columns = _columns(path, table.schema_arrow.names, wanted)
-            batches = table.iter_batches(batch_size=BATCH_ROWS, columns=[name for name in columns.values() if name])
-            number = 0
-            for batch in batches:
-                for row in batch.to_pylist():
-                    values = {key: row[name] if name else None for key, name in columns.items()}
-                    yield Row(f"{path.name} row {number}", index, values)
-                    index, number = index + 1, number + 1
+            columns = columns_of(path, table.schema_arrow.names, wanted)
+            start = 0
+            for group in range(table.num_row_groups):
+                stop = start + table.metadata.row_group(group).num_rows
+                for number, row in enumerate(_group_rows(table, group, columns, stop - start), start):
+                    place = f"{path.name} row {number}"
+                    if isinstance(row, BadRecord):
+                        yield BadRecord(row.reason, f"{place}: {str(row).removeprefix(f'{row.reason}: ')}")
+                    else:
+                        yield Row(place, index + number, row)
+                start = stop
+            index += start
+
+
+def _group_rows(table: Any, group: int, columns: Mapping[str, str | None], count: int) -> Iterator[dict[str, Any] | BadRecord]:
+    import pyarrow
+
+    done = 0
+    try:
+        names = [name for name in columns.values() if name]
+        for batch in table.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=names):
+            for row in batch.to_pylist():
+                yield {key: row[name] if name else None for key, name in columns.items()}
+                done += 1
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
+        lost = BadRecord("broken_row_group", f"row group {group} cannot be read ({' '.join(str(e).split())[:120]})")
+        yield from [lost] * (count - done)
 
 
 def column_names(path: AnyPath) -> list[str]:
@@ -109,7 +129,7 @@ def json_rows(path: AnyPath, wanted: Fields) -> Iterator[Row | BadRecord]:
     whole = [value for _, value in objects if isinstance(value, dict)]
     if not whole:
         raise ValueError(f"{path}: holds no JSON object; download it again")
-    _columns(path, sorted({name for value in whole for name in value}), wanted)
+    columns_of(path, sorted({name for value in whole for name in value}), wanted)
     for index, (place, value) in enumerate(objects):
         if isinstance(value, BadRecord):
             yield value
@@ -124,7 +144,11 @@ def json_rows(path: AnyPath, wanted: Fields) -> Iterator[Row | BadRecord]:
                 yield Row(place, index, {key: value[name] if name else None for key, name in held.items()})
 
 
-def records(rows: Iterable[Row | BadRecord], make: Callable[[Row], Iterable[JudgeExample]]) -> Iterator[JudgeExample | BadRecord]:
+def records(
+    rows: Iterable[Row | BadRecord],
+    make: Callable[[Row], Iterable[JudgeExample]],
+    check: Callable[[JudgeExample], None] = check_example,
+) -> Iterator[JudgeExample | BadRecord]:
     """The checked examples of each row, and the rows that have none with the reason.
 
     An id that comes again gets "#2", "#3", so that no row is lost and ids stay unique and stable.
@@ -137,7 +161,7 @@ def records(rows: Iterable[Row | BadRecord], make: Callable[[Row], Iterable[Judg
         try:
             examples = list(make(row))
             for example in examples:
-                check_example(example)
+                check(example)
         except BadRecord as e:
             yield BadRecord(e.reason, f"{row.place}: {str(e).removeprefix(f'{e.reason}: ')}", e.example_id)
             continue
@@ -215,7 +239,7 @@ def _parquet(file: Any) -> Any:
     return pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=4 << 20)  # else a whole row group of images
 
 
-def _columns(path: AnyPath, there: Sequence[str], wanted: Fields) -> dict[str, str | None]:
+def columns_of(path: AnyPath, there: Sequence[str], wanted: Fields) -> dict[str, str | None]:
     """field -> its name in this file, None where it is optional and missing."""
     found = {key: next((name for name in field.names if name in there), None) for key, field in wanted.items()}
     lacking = [" or ".join(wanted[key].names) for key, name in found.items() if name is None and wanted[key].needed]

@@ -9,7 +9,7 @@ from typing import Any
 
 from mtjudge_jax.data.readers.files import shown
 from mtjudge_jax.data.records import BadRecord
-from mtjudge_jax.paths import AnyPath, in_bucket, size_of
+from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
 
 MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; more is no photograph
 IMAGE_FOLDERS = ("", "image", "images")
@@ -22,21 +22,24 @@ def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS) -> 
 
     A name is looked for below each of `folders`, and with or without one of them in front: "7.jpg", "image/7.jpg".
     The function raises BadRecord: `image_path` for a name that leads out of the folder or is an address,
-    `missing_image`, `image_bytes` for more than MAX_IMAGE_BYTES, `broken_zip`.
+    `missing_image`, `unreadable_image`, `image_bytes` for more than MAX_IMAGE_BYTES, `broken_zip`.
     """
     folder = source.parent if source.is_file() else source
     with contextlib.ExitStack() as stack:
         members = {}
         for path in sorted(p for p in folder.iterdir() if p.name.endswith(".zip")):
-            archive = stack.enter_context(_archive(path))
+            archive = stack.enter_context(opened_zip(path))
             members |= {info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()}
 
         def read(name: str) -> bytes:
             for place in _places(name, folders):
                 if place in members:
-                    return _member(*members[place])
-                if (folder / place).is_file():
-                    return _file(folder, place)
+                    return zip_member(*members[place])
+                try:
+                    if (folder / place).is_file():
+                        return _file(folder, place)
+                except OSError as e:  # not to be read by this user, or a broken disk
+                    raise BadRecord("unreadable_image", f"{place}: {e.strerror or e}") from e
             raise BadRecord("missing_image", f"{name} is not in {folder}")
 
         yield read
@@ -54,7 +57,8 @@ def image_of(value: Any, read: ReadImage, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _archive(path: AnyPath) -> Iterator[zipfile.ZipFile]:
+def opened_zip(path: AnyPath) -> Iterator[zipfile.ZipFile]:
+    """Raises ValueError where the file is no zip."""
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -66,7 +70,7 @@ def _archive(path: AnyPath) -> Iterator[zipfile.ZipFile]:
 def _places(name: str, folders: Sequence[str]) -> list[str]:
     """Where an image may lie, from the folder on; each place once."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:  # C:, http:, gs:
+    if ADDRESS.match(name) or path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:
         raise BadRecord("image_path", f"{shown(name)} leads out of the data set's folder: names are relative and inside it")
     if max(len(part.encode(errors="replace")) for part in path.parts) > 255 or len(name) > 2000 or "\0" in name:
         raise BadRecord("image_path", f"{shown(name)} is no name of a file")
@@ -82,11 +86,12 @@ def _file(folder: AnyPath, place: str) -> bytes:
     return path.read_bytes()
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Raises BadRecord `image_bytes` and `broken_zip`."""
     _check_size(info.filename, info.file_size)
     try:
         return archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as e:  # damaged or encrypted
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as e:  # damaged or encrypted
         raise BadRecord("broken_zip", f"{info.filename}: {e}") from e
 
 
