@@ -9,6 +9,7 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import native_eval
 import numpy as np
 import pytest
 from bucket import Bucket
@@ -17,6 +18,7 @@ from commands import commands
 from mtjudge_jax import checkpoint as ck
 from mtjudge_jax import metrics_log, paths
 from mtjudge_jax.config import CheckpointConfig
+from mtjudge_jax.data.readers import READERS
 from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.models.qwen3_vl import files, folder, place
@@ -399,3 +401,15 @@ def test_prepare_train_kill_resume_evaluate_report_export_and_judge_in_a_bucket(
         ended = commands().run(*argv, env=env)
         assert ended.status != 0 and "gs://other: there is no such bucket: check the name" in ended.err, (argv, ended)
         assert len(ended.err.strip().splitlines()) == 1, (argv, ended.err)
+
+
+def test_native_files_of_a_data_set_are_read_from_a_bucket(bucket, tmp_path):
+    rows = [native_eval.vl_row(n, image=native_eval.struct(n) if n else {"bytes": None, "path": "0.png"}) for n in range(3)]
+    bucket.put("set/data/test-0.parquet", native_eval.write_parquet(tmp_path / "test-0.parquet", rows).read_bytes())
+    bucket.put("set/image/0.png", native_eval.png(0))
+    source = paths.as_path("gs://bucket/set")
+    examples = list(READERS["vl_rewardbench"].read(source, {}))
+    assert [example.images for example in examples] == [(native_eval.png(n),) for n in range(3)]
+    assert examples[1:] == list(READERS["vl_rewardbench"].read(source / "data" / "test-0.parquet", {}))[1:]
+    with pytest.raises(ValueError, match="gs://bucket/none: no such folder or file"):
+        list(READERS["pickapic"].read(paths.as_path("gs://bucket/none"), {}))

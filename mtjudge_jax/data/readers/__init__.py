@@ -2,7 +2,21 @@
 
 from types import ModuleType
 
-from mtjudge_jax.data.readers import agin, imagereward, jsonl, mjbench, parquet, seetrue, unsafebench
+from mtjudge_jax.data.readers import (
+    agin,
+    genai_bench,
+    hpdv2,
+    imagereward,
+    jsonl,
+    mjbench,
+    mllm_judge,
+    multimodal_rewardbench,
+    parquet,
+    pickapic,
+    seetrue,
+    unsafebench,
+    vl_rewardbench,
+)
 
 READERS: dict[str, ModuleType] = {
     "agin": agin,
@@ -10,6 +24,12 @@ READERS: dict[str, ModuleType] = {
     "imagereward": imagereward,
     "unsafebench": unsafebench,
     "mjbench": mjbench,
+    "vl_rewardbench": vl_rewardbench,
+    "multimodal_rewardbench": multimodal_rewardbench,
+    "genai_bench": genai_bench,
+    "mllm_judge": mllm_judge,
+    "pickapic": pickapic,
+    "hpdv2": hpdv2,
     "jsonl": jsonl,
     "parquet": parquet,
 }
