@@ -1,0 +1,3 @@
+"""The data sets that `mtjudge prepare` can read, by name."""
+
+READERS = {}
