@@ -295,10 +295,12 @@ def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
 
 
 FAKE = """
-import runpy, sys, types
+import runpy, sys
+from mtjudge_jax.data.readers import READERS
 sys.path.insert(0, {tests!r})
 import test_prepare as t
-READERS["fake"] = t.reader_of([t.made(i) for i in range(40)] + [t.BadRecord("missing_image", "rows.csv line 9: no 9.png", "fake/9")])
+bad = t.BadRecord("missing_image", "rows.csv line 9: no 9.png", "fake/9")
+READERS["fake"] = t.reader_of([t.made(i) for i in range(40)] + [bad])
 sys.argv = ["mtjudge prepare", *sys.argv[1:]]
 runpy.run_module("mtjudge_jax.prepare", run_name="__main__", alter_sys=True)
 """
@@ -314,7 +316,8 @@ def test_the_command_tells_what_it_did(tmp_path, source):
     argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")
     ended = called(*argv)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "# fake: 40 of 41 records" in ended.stdout and "- missing_image: 1\n  - fake/9: rows.csv line 9: no 9.png" in ended.stdout
+    assert "# fake: 40 of 41 records" in ended.stdout
+    assert "- missing_image: 1\n  - fake/9: rows.csv line 9: no 9.png" in ended.stdout
     assert ended.stdout.splitlines()[-1] == f"40 records in {tmp_path / 'out'}"
     assert "train/sharp                          32 records" in ended.stdout
     again = called(*argv)
