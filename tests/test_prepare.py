@@ -301,6 +301,7 @@ sys.path.insert(0, {tests!r})
 import test_prepare as t
 bad = t.BadRecord("missing_image", "rows.csv line 9: no 9.png", "fake/9")
 READERS["fake"] = t.reader_of([t.made(i) for i in range(40)] + [bad])
+del sys.modules["mtjudge_jax.prepare"]
 sys.argv = ["mtjudge prepare", *sys.argv[1:]]
 runpy.run_module("mtjudge_jax.prepare", run_name="__main__", alter_sys=True)
 """
