@@ -1,7 +1,7 @@
 """`mtjudge prepare`: reads a data set in its native form and writes checked records, split by group.
 
     mtjudge prepare --dataset=demo --out=runs/data
-    mtjudge prepare --dataset=seetrue --source=~/SeeTRUE --out=data/seetrue --allow_terms=eval_only
+    mtjudge prepare --dataset=seetrue --source=/data/SeeTRUE --out=data/seetrue --allow_terms=eval_only
 
 First every record is read and checked, which is journaled beside --out and goes on after a stop; then records are split and
 written. --out appears when all is there; in a bucket its manifest.json comes last.
@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from mtjudge_jax.config import ConfigError, unknown
 from mtjudge_jax.data.checking import Checked, check_source, spooled
 from mtjudge_jax.data.prepare_report import write_report
 from mtjudge_jax.data.readers import READERS
-from mtjudge_jax.data.records import SCHEMA_VERSION, JudgeExample, check_example, pack, unpack
+from mtjudge_jax.data.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
 from mtjudge_jax.data.sources import MANIFEST_VERSION, MIN_ROWS_TO_JUDGE, SHOWN_IDS, TooManyBadRecords, read_manifest
 from mtjudge_jax.data.splits import MODES, NOT_FOR_TRAINING, Decision, Row, decide, final_answer
 from mtjudge_jax.demo.dataset import write_demo_data
@@ -82,8 +81,7 @@ def prepare(reader: ModuleType, arguments: Arguments, out: AnyPath, *, max_bad: 
             allow_terms=arguments.allow_terms,
             margin=margin_of(arguments.options),
         )
-        finished = write_files(work, checked, decision, given, reader)
-        hand_over(finished, out)
+        hand_over(write_files(work, checked, decision, given, reader), out)
         shutil.rmtree(work, ignore_errors=True)
     return True
 
@@ -196,7 +194,10 @@ def write_files(work: Path, checked: Checked, decision: Decision, given: dict, r
     with (work / "spool.bin").open("rb") as spool:
 
         def example(row: Row, split: str) -> JudgeExample:
-            return finished(unpack(spooled(spool, row)), split, decision)
+            try:
+                return finished(unpack(spooled(spool, row)), split, decision)
+            except BadRecord as e:
+                raise ValueError(f"{work} is damaged ({e}): remove it and start again") from e
 
         def record(members: Sequence[tuple[Row, str]], index: int) -> bytes:
             bar.update()
@@ -284,12 +285,12 @@ def prepare_source() -> None:
         seed=SEED.value,
         allow_terms=tuple(ALLOW_TERMS.value),
     )
-    warnings.filterwarnings("ignore", message="Image size")  # Pillow's, of what is then refused by a lower limit
-    out = as_path(OUT.value)
+    out = absolute(as_path(OUT.value))
     if not prepare(reader, arguments, out, max_bad=MAX_BAD_SHARE.value):
         print(f"{out} holds these data already: nothing to do")
         return
     print((out / "report.md").read_text())
+    print(f"The same is in {out}, in report.md and report.json; contact_sheet.png shows some of it\n")
 
 
 if __name__ == "__main__":

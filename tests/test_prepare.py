@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, check_example
+from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
 from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, open_split, read_manifest, read_split
+from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare import Arguments, prepare
 
 
@@ -95,7 +97,17 @@ def test_tensorflow_datasets_opens_it(tmp_path, source):
     out, _ = run(tmp_path, source, [made(i) for i in range(10)], val=0, test=0)
     opened = tfds.builder_from_directory(out / "judge_examples" / "1.0.0").as_data_source("train_sharp")
     assert len(opened) == 10 and opened[3]["example_id"] == b"fake/3" and opened[3]["label"] == b"1"
-    assert opened[3]["record"] and "tensorflow" not in sys.modules
+    assert unpack(opened[3]["record"]) == made(3, split="train") and "tensorflow" not in sys.modules
+
+
+def test_a_record_in_a_tf_example_is_found_and_damage_is_told():
+    record = pack(made(1, split="train"))
+    held = tf_example({"task": b"sharp", "record": record, "label": b"1"})
+    assert record_in(held) == record_in(record) == record
+    text = tf_example({"recalc": record})
+    for damaged in (text, held[: len(held) // 2], held[:9], b"\n", b"\n\x08\x01"):
+        with pytest.raises(ValueError, match=r"tf\.Example|ends at byte"):
+            record_in(damaged)
 
 
 def test_doubles_planted_in_native_splits_are_found(tmp_path, source):
@@ -117,7 +129,9 @@ def test_doubles_within_a_source_without_splits_are_found_too(tmp_path, source):
         examples[k * 50] = replace(twin, example_id=f"fake/twin{k}")
     _, report = run(tmp_path, source, examples)
     assert report["left_out"]["duplicate"]["count"] == 10 and report["records_written"] == 990
-    assert "whose label is" in report["left_out"]["duplicate"]["first"][0]
+    first = report["left_out"]["duplicate"]["first"]
+    assert "fake/901: in val, the same question as fake/twin1 in val, whose label is 0, not 1" in first
+    assert report["notes"] == ["10 of the duplicates left out have another label than the one that stays: the labels disagree."]
 
 
 @pytest.mark.parametrize("mode", ["native", "grouped"])
@@ -294,22 +308,49 @@ def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
     assert report["records_written"] == 108 and report["unusable"]["image_format"]["count"] == 12
 
 
+@pytest.mark.parametrize("side", [24, 96])  # records below and above the size of a file's buffer
+def test_killed_while_it_checks_it_goes_on(tmp_path, source, side):
+    argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")
+    journal = tmp_path / ".out.partial" / "journal.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", FAKE.format(tests=TESTS, count=300, side=side, hang=True), *argv])
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and not (journal.exists() and journal.read_bytes().count(b"\n") >= 64):
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    assert journal.read_bytes().count(b"\n") >= 64 and not (tmp_path / "out").exists()
+    ended = called(*argv, count=300, side=side)
+    assert ended.returncode == 0 and ended.stdout.startswith("going on with what is checked already, in ")
+    called(*argv[:2], f"--out={tmp_path / 'twin'}", count=300, side=side)
+    for split in ("train", "val", "test"):
+        name = f"judge_examples/1.0.0/judge_examples-{split}_sharp.array_record-00000-of-00001"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
+    assert not (tmp_path / ".out.partial").exists()
+
+
+TESTS = str(Path(__file__).parent)
 FAKE = """
-import runpy, sys
+import runpy, sys, time
 from mtjudge_jax.data.readers import READERS
 sys.path.insert(0, {tests!r})
 import test_prepare as t
 bad = t.BadRecord("missing_image", "rows.csv line 9: no 9.png", "fake/9")
-READERS["fake"] = t.reader_of([t.made(i) for i in range(40)] + [bad])
+examples = [t.made(i, images=(t.picture(i, side={side}),)) for i in range({count})]
+READERS["fake"] = t.reader_of([*examples, bad])
+if {hang}:
+    def read(source, options):
+        yield from examples[:150]
+        time.sleep(600)
+    READERS["fake"].read = read
 del sys.modules["mtjudge_jax.prepare"]
 sys.argv = ["mtjudge prepare", *sys.argv[1:]]
 runpy.run_module("mtjudge_jax.prepare", run_name="__main__", alter_sys=True)
 """
 
 
-def called(*argv) -> subprocess.CompletedProcess:
+def called(*argv, count: int = 40, side: int = 24) -> subprocess.CompletedProcess:
     """The command in an interpreter of its own, with a reader named `fake`."""
-    code = FAKE.format(tests=str(Path(__file__).parent))
+    code = FAKE.format(tests=TESTS, count=count, side=side, hang=False)
     return subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, check=False)
 
 

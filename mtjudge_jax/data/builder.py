@@ -15,26 +15,27 @@ from typing import Any
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from mtjudge_jax.data.tf_example import FEATURE, with_record
+from mtjudge_jax.data.tf_example import FEATURE, tf_example
 
 Job = Mapping[str, str]  # the small features of one example
 
 
 class _RecordWriter(tfds.core.writer.ExampleWriter):
-    """Adds the packed records as the files are written.
+    """Makes the examples as the files are written; of what tensorflow-datasets has made of them it takes the order.
 
-    What passes through tensorflow-datasets' own shuffler is kept in memory, and above 1 GB it needs TensorFlow.
+    Its own shuffler would keep the images in memory, and above 1 GB it needs TensorFlow. Its bytes differ from run to run.
     """
 
-    def __init__(self, records: Mapping[str, Callable[[int], bytes]]):
+    def __init__(self, jobs: Mapping[str, Sequence[Job]], records: Mapping[str, Callable[[int], bytes]]):
         super().__init__(tfds.core.file_adapters.FileFormat.ARRAY_RECORD)
-        self.records = records
+        self.jobs, self.records = jobs, records
 
     def write(self, path: Any, examples: Iterable[tuple[int, bytes]]) -> None:
-        record_of = self.records[Path(path).name.split("-")[1].removesuffix(".array_record")]
+        split = Path(path).name.split("-")[1].removesuffix(".array_record")
         writer = ArrayRecordWriter(str(path), "group_size:1")
-        for index, example in examples:
-            writer.write(with_record(example, record_of(index)))
+        for index, _ in examples:
+            texts = {name: text.encode() for name, text in self.jobs[split][index].items()}
+            writer.write(tf_example({**texts, FEATURE: self.records[split](index)}))
         writer.close()
 
 
@@ -74,7 +75,7 @@ class JudgeExamples(tfds.core.GeneratorBasedBuilder):
             yield index, {**job, FEATURE: b""}
 
     def _example_writer(self) -> _RecordWriter:
-        return _RecordWriter(self.records)
+        return _RecordWriter(self.jobs, self.records)
 
 
 def write_splits(

@@ -1,16 +1,16 @@
 """Reads a source once: each record checked, its images decoded, what is good kept in a spool. Stopped, it goes on where it was.
 
 A folder holds `spool.bin` (packed records one after the other) and `journal.jsonl` (a line a record read: its Row, or why it
-is bad). A line is written after its record's bytes, so all that the journal names is there.
+is bad). Lines whose record's bytes did not reach the disk are read anew.
 """
 
 import collections
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import msgpack
+from PIL import Image
 from tqdm import tqdm
 
 from mtjudge_jax.data.images import MAX_ASPECT, decode
@@ -105,20 +106,20 @@ class _Spool:
         self.seen: set[str] = set()
         self.looks: dict[str, Look | BadRecord] = {}
         self._bytes, self._lines = (folder / "spool.bin").open("ab"), (folder / "journal.jsonl").open("ab")
-        self._go_on(folder / "journal.jsonl")
+        self._go_on(folder / "journal.jsonl", (folder / "spool.bin").stat().st_size)
 
-    def _go_on(self, journal: Path) -> None:
+    def _go_on(self, journal: Path, spooled_bytes: int) -> None:
         """Takes over what a stopped check has written; a half-written end is cut off."""
         whole = 0
         with journal.open("rb") as file:
             for line in file:
-                with contextlib.suppress(ValueError):
-                    entry = json.loads(line)
-                    if line.endswith(b"\n"):
-                        self._take(entry)
-                        whole += len(line)
-                        continue
-                break
+                if not line.endswith(b"\n"):
+                    break
+                entry = json.loads(line)
+                if entry.get("row", {"stop": 0})["stop"] > spooled_bytes:
+                    break
+                self._take(entry)
+                whole += len(line)
         self._lines.truncate(whole)
         self._bytes.truncate(self.rows[-1].stop if self.rows else 0)
 
@@ -130,7 +131,7 @@ class _Spool:
             self._known(row)
         else:
             self.bad.append(Drop(*entry["bad"]))
-        self.ids.append(entry.get("id", ""))
+        self.ids.append(entry["id"])
 
     def _known(self, row: Row) -> None:
         self.rows.append(row)
@@ -194,7 +195,9 @@ def check_source(examples: Iterator[Item], folder: Path, *, limit: int = 0) -> C
     waiting: collections.deque = collections.deque()
     looking: dict[str, Future] = {}
     try:
-        with ThreadPoolExecutor(threads) as pool, tqdm(desc="check", unit="record", disable=None, smoothing=0) as bar:
+        bar = tqdm(desc="check", unit="record", disable=None, smoothing=0)
+        with ThreadPoolExecutor(threads) as pool, bar, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a one is refused, by a lower limit
             for place, item in enumerate(itertools.islice(readable(examples), limit or None)):
                 bar.update()
                 if place < done:

@@ -54,6 +54,7 @@ def facts_of(
         groups[f"{split}/{row.task}"].add(row.group)
     sizes = collections.Counter(f"{width}x{height}" for row, _ in kept for width, height in row.sizes)
     pixels = sorted(width * height for row, _ in kept for width, height in row.sizes)
+    partly = [f"Only the first {arguments['limit']} records were read (--limit)."] if arguments["limit"] else []
     return {
         "arguments": arguments,
         "records_read": checked.read,
@@ -73,7 +74,7 @@ def facts_of(
             "largest_pixels": pixels[-1] if pixels else 0,
             "commonest_sizes": dict(sizes.most_common(5)),
         },
-        "notes": [*decision.notes, *imbalances(balance)],
+        "notes": [*partly, *decision.notes, *imbalances(balance)],
     }
 
 

@@ -66,7 +66,7 @@ def decide(
     split, notes = assign(rows, natives, components, closed, mode=mode, val=val, test=test, seed=seed)
     drops: list[Drop] = []
     _keep_terms(rows, natives, closed, split, drops, notes)
-    _drop_doubles(rows, split, drops)
+    _drop_doubles(rows, split, drops, notes)
     _part_leaks(rows, split, drops, notes, count_only=mode == "paper_random")
     medians = _medians(rows, split, drops, margin)
     largest = max(collections.Counter(components).values(), default=0)
@@ -181,19 +181,23 @@ def _in_order(rows: Sequence[Row], split: Sequence[str]) -> Iterable[int]:
     return sorted((i for i, name in enumerate(split) if name), key=lambda i: (STRICTEST.index(split[i]), rows[i].place))
 
 
-def _drop_doubles(rows: Sequence[Row], split: list[str], drops: list[Drop]) -> None:
+def _drop_doubles(rows: Sequence[Row], split: list[str], drops: list[Drop], notes: list[str]) -> None:
     """Of equal questions about equal pixels the one in the strictest split stays, or the first."""
+    differing = 0
     first: dict[tuple, int] = {}
     for i in _in_order(rows, split):
         row = rows[i]
         kept = first.setdefault((row.task, row.question, row.pixels), i)
         if kept == i:
             continue
+        differing += rows[kept].answer != row.answer
         other = "" if rows[kept].answer == row.answer else f", whose label is {rows[kept].answer}, not {row.answer}"
         reason = "duplicate" if split[kept] == split[i] else "duplicate_across_splits"
         text = f"in {split[i]}, the same question as {rows[kept].example_id} in {split[kept]}{other}"
         drops.append(Drop(reason, text, row.example_id))
         split[i] = ""
+    if differing:
+        notes.append(f"{differing} of the duplicates left out have another label than the one that stays: the labels disagree.")
 
 
 def _part_leaks(rows: Sequence[Row], split: list[str], drops: list[Drop], notes: list[str], *, count_only: bool) -> None:

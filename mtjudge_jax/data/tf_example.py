@@ -1,10 +1,10 @@
 """Our packed record inside a tf.Example, the form in which tensorflow-datasets stores an example. No TensorFlow is needed.
 
-A tf.Example is the protocol buffer Example{1: Features{1: entry{1: name, 2: Feature{1: BytesList{1: value}}}}}. Buffers that
-follow one another are merged, and of equal names the last one counts, so a feature is added by appending bytes.
+A tf.Example is the protocol buffer Example{1: Features{1: entry{1: name, 2: Feature{1: BytesList{1: value}}}}}. It is a map:
+the protobuf library writes its entries in an order that differs from process to process, and the sha256 of a file with them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 FEATURE = "record"
 
@@ -22,10 +22,12 @@ def _field(number: int, *parts: bytes) -> list[bytes]:
     return [_varint(number << 3 | 2), _varint(sum(map(len, parts))), *parts]
 
 
-def with_record(example: bytes, record: bytes) -> bytes:
-    """The serialised tf.Example with one more feature, `record`, in place of one of that name."""
-    feature = _field(2, *_field(1, *_field(1, record)))
-    return b"".join((example, *_field(1, *_field(1, *_field(1, FEATURE.encode()), *feature))))
+def tf_example(features: Mapping[str, bytes]) -> bytes:
+    """The serialised tf.Example of these features, in their order."""
+    entries = []
+    for name, value in features.items():
+        entries += _field(1, *_field(1, name.encode()), *_field(2, *_field(1, *_field(1, value))))
+    return b"".join(_field(1, *entries))
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
