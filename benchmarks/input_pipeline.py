@@ -22,6 +22,7 @@ import tempfile
 import time
 import types
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,8 @@ def main() -> None:
     try:
         source = make_pictures(folder / f"pictures-{args.images}-{args.side}", args.images, args.side)
         shutil.rmtree(folder / "out", ignore_errors=True)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            result = pool.apply(timed_prepare, (source, folder / "out"))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            result = pool.submit(timed_prepare, source, folder / "out").result()
         result |= timed_rows(folder / "out", args.batches, args.side)
     finally:
         if not args.folder:
@@ -63,8 +64,8 @@ def make_pictures(folder: Path, count: int, side: int) -> Path:
     """JPEGs of quality 90 with smooth shapes and grain, no two alike; those of an earlier call stay."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(count) if not (folder / f"{number:06d}.jpg").exists()]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        pool.starmap(make_picture, [(folder, number, side) for number in missing], chunksize=50)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(make_picture, [folder] * len(missing), missing, [side] * len(missing), chunksize=50))
     return folder
 
 

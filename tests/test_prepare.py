@@ -161,12 +161,27 @@ def test_no_prompt_and_no_image_is_in_two_splits(tmp_path, source, mode):
 def test_the_papers_random_split_has_the_papers_sizes_and_says_what_leaks(tmp_path, source):
     from mtjudge_jax.data.splits import deal
 
-    split = deal(range(6049), {"test": 0.1, "val": 0.1}, 0)
-    assert [split.count(name) for name in ("train", "val", "test")] == [4839, 605, 605]
-    examples = [made(i, group_id=f"g{i // 10}") for i in range(200)]
+    split = deal([i // 3 for i in range(3 * 6049)], ["nat", "tech", "rat"] * 6049, {"test": 0.1, "val": 0.1}, 0)
+    assert [split.count(name) for name in ("train", "val", "test")] == [3 * 4839, 3 * 605, 3 * 605]
+    tasks = ("sharp", "sound")
+    examples = [replace(made(i, group_id=f"g{i // 10}"), task=t, example_id=f"{t}/{i}") for i in range(200) for t in tasks]
     out, report = run(tmp_path, source, examples, split="paper_random")
-    assert {s: len(m) for s, m in by_split(out).items()} == {"train": 160, "val": 20, "test": 20}
+    found = by_split(out)
+    assert {s: len(m) for s, m in found.items()} == {"train": 320, "val": 40, "test": 40}
+    for members in found.values():  # the questions about one image stay together
+        assert len({e.images for e in members}) == len(members) // 2
     assert any("share a prompt or an image with a record of another split" in note for note in report["notes"])
+
+
+def test_each_task_gets_its_shares(tmp_path, source):
+    """240 records of one task, 60 of another, and images that both judge, which stay together."""
+    examples = [made(i) for i in range(240)] + [made(i, task="safe") for i in range(300, 340)]
+    both = [replace(made(i), task=task, example_id=f"{task}/{i}") for i in range(400, 420) for task in ("sharp", "safe")]
+    out, _ = run(tmp_path, source, [*examples, *both])
+    counts = {name: entry["count"] for name, entry in read_manifest(out)["files"].items()}
+    assert counts == {
+        "train/sharp": 208, "val/sharp": 26, "test/sharp": 26, "train/safe": 48, "val/safe": 6, "test/safe": 6,
+    }  # fmt: skip
 
 
 def test_a_source_without_validation_gets_one_from_train_by_group(tmp_path, source):

@@ -32,7 +32,7 @@ class _RecordWriter(tfds.core.writer.ExampleWriter):
 
     def write(self, path: Any, examples: Iterable[tuple[int, bytes]]) -> None:
         split = Path(path).name.split("-")[1].removesuffix(".array_record")
-        writer = ArrayRecordWriter(str(path), "group_size:1")
+        writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")  # images are compressed already
         for index, _ in examples:
             texts = {name: text.encode() for name, text in self.jobs[split][index].items()}
             writer.write(tf_example({**texts, FEATURE: self.records[split](index)}))

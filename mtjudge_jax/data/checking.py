@@ -60,7 +60,9 @@ def look(image: bytes) -> Look | BadRecord:
     height, width, _ = pixels.shape
     if max(height, width) > MAX_ASPECT * min(height, width):
         return BadRecord("image_aspect", f"{width}x{height} is over {MAX_ASPECT} to 1; crop or pad it first")
-    return Look(hashlib.sha256(b"%d %d " % (width, height) + pixels.tobytes()).hexdigest()[:HEX], (width, height))
+    digest = hashlib.sha256(b"%d %d " % (width, height))
+    digest.update(pixels)
+    return Look(digest.hexdigest()[:HEX], (width, height))
 
 
 def needs_median(example: JudgeExample) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 MODES = ("native", "grouped", "paper_random")
 EVALUATION = ("test", "ood")
 STRICTEST = ("test", "ood", "val", "train")  # what is in one of these is not in a later one
+FEW_UNITS = 20  # of one kind; fewer are dealt with those of other kinds
 NOT_FOR_TRAINING = ("eval_only", "gated")
 
 
@@ -114,11 +115,11 @@ def assign(
     test) these are cut from train, by group, but not from rows whose terms are closed to training. grouped: all by group.
     paper_random: each (prompt, images) for itself, as the paper's sizes suggest: 6049 -> 4839, 605, 605.
     """
-    shares = {"test": test, "val": val}
+    shares, tasks = {"test": test, "val": val}, [row.task for row in rows]
     if mode == "paper_random":
-        units = [f"{row.question} {' '.join(row.pixels)}" for row in rows]
+        units = [f"{row.group} {' '.join(row.pixels)}" for row in rows]
         note = "Split at random, as the paper's sizes suggest: prompts and images may be in two splits."
-        return deal(units, shares, seed), [note]
+        return deal(units, tasks, shares, seed), [note]
     split, notes = list(natives), []
     free = [i for i, name in enumerate(split) if not name]
     if not free and "train" in split:
@@ -129,21 +130,33 @@ def assign(
         free = [i for i, component in enumerate(components) if component not in fixed] if shares else []
         if free:
             notes.append(f"The source has no {' and no '.join(shares)} split: cut from train, by group.")
-    for i, name in zip(free, deal([components[i] for i in free], shares, seed), strict=True):
+    dealt = deal([components[i] for i in free], [tasks[i] for i in free], shares, seed)
+    for i, name in zip(free, dealt, strict=True):
         split[i] = name
     return split, notes
 
 
-def deal(units: Sequence[int | str], shares: dict[str, float], seed: int) -> list[str]:
-    """The rows of a unit go to one split; units in an order drawn by `seed` fill each share as long as they fit, else train."""
-    size = collections.Counter(units)
-    draw = {unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest() for unit in size}
-    room = {name: round(len(units) * share) for name, share in shares.items()}
+def deal(units: Sequence[int | str], tasks: Sequence[str], shares: dict[str, float], seed: int) -> list[str]:
+    """A split for each row: the rows of a unit go together, and each kind of unit (the tasks that it has) is dealt by itself.
+
+    So every task gets its shares. Units in an order drawn by `seed` fill each share as long as they fit, the rest is train.
+    """
+    size, tasks_of = collections.Counter(units), collections.defaultdict(set)
+    for unit, task in zip(units, tasks, strict=True):
+        tasks_of[unit].add(task)
+    kinds = {unit: " ".join(sorted(found)) for unit, found in tasks_of.items()}
+    often = collections.Counter(kinds.values())
+    kinds = {unit: kind if often[kind] >= FEW_UNITS else "" for unit, kind in kinds.items()}
+    total: collections.Counter[str] = collections.Counter()
+    for unit, count in size.items():
+        total[kinds[unit]] += count
+    room = {(kind, name): round(count * share) for kind, count in total.items() for name, share in shares.items()}
     chosen = {}
-    for unit in sorted(size, key=draw.__getitem__):
-        chosen[unit] = next((name for name in room if size[unit] <= room[name]), "train")
+    for unit in sorted(size, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest()):
+        kind = kinds[unit]
+        chosen[unit] = next((name for name in shares if size[unit] <= room[kind, name]), "train")
         if chosen[unit] != "train":
-            room[chosen[unit]] -= size[unit]
+            room[kind, chosen[unit]] -= size[unit]
     return [chosen[unit] for unit in units]
 
 
