@@ -7,13 +7,10 @@ First every record is read and checked, which is journaled beside --out and goes
 written. --out appears when all is there; in a bucket its manifest.json comes last.
 """
 
-import contextlib
-import fcntl
 import functools
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,13 +21,14 @@ from tqdm import tqdm
 from mtjudge_jax.command import run_command
 from mtjudge_jax.config import ConfigError, unknown
 from mtjudge_jax.data.checking import Checked, check_source, spooled
+from mtjudge_jax.data.out_folder import hand_over, is_done, listing, start_or_go_on, work_folder, work_path
 from mtjudge_jax.data.prepare_report import write_report
 from mtjudge_jax.data.readers import READERS
 from mtjudge_jax.data.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
 from mtjudge_jax.data.sources import MANIFEST_VERSION, MIN_ROWS_TO_JUDGE, SHOWN_IDS, TooManyBadRecords, read_manifest
 from mtjudge_jax.data.splits import MODES, NOT_FOR_TRAINING, Decision, Row, decide, final_answer
 from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.paths import AnyPath, absolute, as_path, cache_folder, copy_file, files_below, in_bucket
+from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
 
 RECIPE = 1  # changes whenever the same arguments would give other data
 MAX_BAD = 0.05
@@ -65,6 +63,7 @@ def prepare(reader: ModuleType, arguments: Arguments, out: AnyPath, *, max_bad: 
     given = {**arguments.reading(), **asdict(arguments), "allow_terms": sorted(arguments.allow_terms)}
     given["files"] = listing(source)
     if is_done(out, given):
+        shutil.rmtree(work_path(out), ignore_errors=True)  # left by a command stopped at its very end
         return False
     if not in_bucket(source) and not in_bucket(out) and out.absolute().is_relative_to(source.absolute()):
         raise ValueError(f"--out={out} is inside --source={source}: choose a folder beside it")
@@ -82,7 +81,6 @@ def prepare(reader: ModuleType, arguments: Arguments, out: AnyPath, *, max_bad: 
             margin=margin_of(arguments.options),
         )
         hand_over(write_files(work, checked, decision, given, reader), out)
-        shutil.rmtree(work, ignore_errors=True)
     return True
 
 
@@ -110,58 +108,6 @@ def margin_of(options: Mapping[str, str]) -> float:
     raise ValueError(f"--option=margin={text} must be a number from 0 on")
 
 
-def listing(source: AnyPath) -> str:
-    """A hash of the names and sizes of the source's files, to see that it is the same one."""
-    files = files_below(source) if source.is_dir() else {source.name: 0}
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
-
-
-def is_done(out: AnyPath, given: dict) -> bool:
-    """Whether `out` is complete and of these arguments. Raises ValueError where it holds anything else."""
-    remedy = "choose another folder or remove this one"
-    if not out.exists() or not any(out.iterdir()):
-        return False
-    if not (out / "manifest.json").exists():
-        if in_bucket(out) and all(name.startswith(("judge_examples/", "report.", "contact_")) for name in files_below(out)):
-            return False  # stopped while it was copied
-        raise ValueError(f"{out} is not empty and has no manifest.json: {remedy}")
-    found = read_manifest(out).get("arguments") or {}
-    changed = [name for name in given if found.get(name) != given[name]]
-    if changed:
-        text = "; ".join(f"{name} {found.get(name)!r}, asked for {given[name]!r}" for name in changed)
-        raise ValueError(f"{out} holds data made with {text}: {remedy}")
-    return True
-
-
-@contextlib.contextmanager
-def work_folder(out: AnyPath) -> Iterator[Path]:
-    """Beside `out`, or in the cache where that is in a bucket. One command at a time may use it."""
-    if in_bucket(out):
-        work = cache_folder() / f"prepare-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
-    else:
-        work = out.with_name(f".{out.name}.partial")
-    work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise ValueError(f"{out} is being written by another `mtjudge prepare`: wait for it or stop it") from e
-        yield work
-
-
-def start_or_go_on(work: Path, reading: dict) -> None:
-    """Keeps what an earlier command has checked, if it read the same in the same way."""
-    path = work / "reading.json"
-    text = json.dumps(reading, indent=1)
-    if path.exists() and path.read_text() == text:
-        print(f"going on with what is checked already, in {work}")
-    else:
-        for name in ("spool.bin", "journal.jsonl"):
-            (work / name).unlink(missing_ok=True)
-        path.write_text(text)
-    shutil.rmtree(work / "files", ignore_errors=True)
-
-
 def check_bad(checked: Checked, max_bad: float) -> None:
     """Raises TooManyBadRecords above the share, ValueError where nothing is left."""
     bad, read = len(checked.bad), checked.read
@@ -176,7 +122,7 @@ def check_bad(checked: Checked, max_bad: float) -> None:
     shown = "; ".join(f"{drop.reason}: {drop.detail}" for drop in checked.bad[:SHOWN_IDS])
     raise TooManyBadRecords(
         f"{bad} of {read} records cannot be used, the limit is {max_bad:.1%}. Reasons: {counts}. First: {shown}. "
-        f"Mend the source, or raise --max_bad"
+        f"Mend the source, or raise --max_bad: what is checked need not be checked again"
     )
 
 
@@ -231,15 +177,6 @@ def finished(example: JudgeExample, split: str, decision: Decision) -> JudgeExam
 def label_of(row: Row, decision: Decision) -> dict[str, str]:
     """The features of an example that a person can read."""
     return {"example_id": row.example_id, "task": row.task, "label": final_answer(row, decision)}
-
-
-def hand_over(folder: Path, out: AnyPath) -> None:
-    if not in_bucket(out):
-        folder.replace(out)
-        return
-    names = [name for name in files_below(folder) if name != "manifest.json"]
-    for name in (*names, "manifest.json"):
-        copy_file(folder / name, out / name)
 
 
 def parse_options(given: Sequence[str]) -> dict[str, str]:

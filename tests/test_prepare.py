@@ -41,6 +41,8 @@ def reader_of(examples, *, terms: str = "open"):
 
     def read(source, options):
         calls.append(options)
+        if "nonsense" in options:
+            raise ValueError("unknown option 'nonsense'")
         for example in examples:
             if isinstance(example, Exception) and not isinstance(example, BadRecord):
                 raise example
@@ -264,10 +266,11 @@ def test_bad_records_are_counted_and_told(tmp_path, source):
 def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, source):
     examples = [made(i) for i in range(30)]
     out, _ = run(tmp_path, source, examples)
+    (tmp_path / ".out.partial").mkdir()
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     reader = reader_of(examples)
     assert prepare(reader, arguments(source), out) is False and reader.calls == []
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before and set(tmp_path.iterdir()) == {out, source}
     with pytest.raises(ValueError, match="holds data made with seed 0, asked for 1: choose another folder or remove this one"):
         prepare(reader, arguments(source, seed=1), out)
     (source / "rows.csv").write_text("two lines\nnow\n")
@@ -309,6 +312,13 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
         prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "new")
     with pytest.raises(ValueError, match="record 1 is 'fake/2', before it was 'fake/1': the source has changed"):
         prepare(reader_of([examples[0], *examples[2:]]), arguments(source), tmp_path / "new")
+
+
+def test_two_commands_do_not_write_one_folder(tmp_path, source):
+    from mtjudge_jax.data.out_folder import work_folder
+
+    with work_folder(tmp_path / "out"), pytest.raises(ValueError, match="is being written by another `mtjudge prepare`"):
+        run(tmp_path, source, [made(1)])
 
 
 def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
@@ -387,10 +397,11 @@ def test_the_command_tells_what_it_did(tmp_path, source):
         (("--dataset=fake",), "--dataset=fake needs --source=FOLDER. Draw them.; --option=margin=.. default 0"),
         (("--dataset=fake", "--source=@source", "--option=margin"), "--option=margin: write --option=name=value"),
         (("--dataset=demo", "--source=@source"), "--source: the demo's data are drawn"),
+        (("--dataset=fake", "--source=@source", "--option=nonsense=1"), "unknown option 'nonsense'"),
         (("--dataset=fake", "--source=@source", "--val=0.6", "--test=0.5"), "together below 1"),
     ],
 )
 def test_what_the_command_refuses(tmp_path, source, argv, said):
     ended = called(f"--out={tmp_path / 'out'}", *[a.replace("@source", str(source)) for a in argv])
-    assert ended.returncode == 2 and said in ended.stderr and not (tmp_path / "out").exists()
+    assert ended.returncode == 2 and said in ended.stderr and list(tmp_path.iterdir()) == [source]
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
