@@ -209,8 +209,8 @@ def main() -> None:
 def prepare_source() -> None:
     reader = READERS[DATASET.value]
     if not SOURCE.value:
-        options = "".join(f"; --option={name}=.. {meaning}" for name, meaning in reader.OPTIONS.items())
-        raise ConfigError(f"--dataset={DATASET.value} needs --source=FOLDER. {reader.HOW}{options}")
+        options = "; ".join(f"--option={name}=.. {meaning}" for name, meaning in reader.OPTIONS.items())
+        raise ConfigError(f"--dataset={DATASET.value} needs --source=FOLDER. {reader.HOW} Options: {options or 'none'}")
     arguments = Arguments(
         dataset=DATASET.value,
         source=str(absolute(as_path(SOURCE.value))),

@@ -394,7 +394,7 @@ def test_the_command_tells_what_it_did(tmp_path, source):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("--dataset=fake",), "--dataset=fake needs --source=FOLDER. Draw them.; --option=margin=.. default 0"),
+        (("--dataset=fake",), "--dataset=fake needs --source=FOLDER. Draw them. Options: --option=margin=.. default 0"),
         (("--dataset=fake", "--source=@source", "--option=margin"), "--option=margin: write --option=name=value"),
         (("--dataset=demo", "--source=@source"), "--source: the demo's data are drawn"),
         (("--dataset=fake", "--source=@source", "--option=nonsense=1"), "unknown option 'nonsense'"),

@@ -15,6 +15,7 @@ from mtjudge_jax.data.splits import Decision, Drop, Row, final_answer
 
 SHOWN = 5  # ids a reason
 LOW, HIGH = 0.3, 0.7  # share of positive labels outside which it is said
+ENOUGH = 20  # labels to say it of
 PICTURES, COLUMNS, CELL, CAPTION = 24, 6, 180, 40
 
 
@@ -88,10 +89,10 @@ def reasons_of(drops: Sequence[Drop]) -> dict[str, dict]:
 
 
 def imbalances(balance: dict[str, collections.Counter]) -> list[str]:
-    """A line for each binary task and split whose positive share is outside 30 to 70 %."""
+    """A line for each binary task and split with enough labels whose positive share is outside 30 to 70 %."""
     notes = []
     for name, counts in sorted(balance.items()):
-        if not counts.keys() <= {"0", "1"}:
+        if not counts.keys() <= {"0", "1"} or counts.total() < ENOUGH:
             continue
         share = counts["1"] / counts.total()
         if not LOW <= share <= HIGH:
@@ -119,7 +120,7 @@ def markdown(facts: dict) -> str:
         lines += ["", f"{task}: label 1 is score > {median['value']:.6g}, the median of {median['train_records']} train records."]
     for title, name in (("Unusable", "unusable"), ("Left out", "left_out")):
         total = sum(entry["count"] for entry in facts[name].values())
-        lines += ["", f"## {title}: {total}", ""]
+        lines += ["", f"## {title}: {total}", ""] if total else []
         for reason, entry in facts[name].items():
             lines.append(f"- {reason}: {entry['count']}")
             lines += [f"  - {one_line(text)}" for text in entry["first"]]

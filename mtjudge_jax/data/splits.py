@@ -70,6 +70,9 @@ def decide(
     _drop_doubles(rows, split, drops, notes)
     _part_leaks(rows, split, drops, notes, count_only=mode == "paper_random")
     medians = _medians(rows, split, drops, margin)
+    for terms in allow_terms:
+        count = sum(row.terms == terms and name in ("train", "val") for row, name in zip(rows, split, strict=True))
+        notes.append(f"{count} records of terms {terms} are in train or val, because --allow_terms={terms} said so.")
     largest = max(collections.Counter(components).values(), default=0)
     if len(rows) >= 100 and largest > len(rows) / 10:
         notes.append(f"One group has {largest} of {len(rows)} records, joined by prompts or images: a split by group is coarse.")
@@ -170,11 +173,8 @@ def _keep_terms(
 ) -> None:
     """What may only be evaluated on is put into test where the source gave no split, and is else left out of train and val."""
     moved: collections.Counter[str] = collections.Counter()
-    trained: collections.Counter[str] = collections.Counter()
     for i, row in enumerate(rows):
-        if row.terms in NOT_FOR_TRAINING and not closed[i]:
-            trained[row.terms] += split[i] not in EVALUATION
-        elif closed[i] and not natives[i]:
+        if closed[i] and not natives[i]:
             split[i] = "test"
             moved[row.terms] += 1
         elif closed[i] and split[i] not in EVALUATION:
@@ -184,9 +184,6 @@ def _keep_terms(
             split[i] = ""
     for terms, count in moved.items():
         notes.append(f"{count} records of terms {terms} are in test only; --allow_terms={terms} would split them.")
-    for terms, count in trained.items():
-        if count:
-            notes.append(f"{count} records of terms {terms} are in train or val, because --allow_terms={terms} said so.")
 
 
 def _in_order(rows: Sequence[Row], split: Sequence[str]) -> Iterable[int]:
