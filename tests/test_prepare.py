@@ -17,6 +17,8 @@ from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, check_examp
 from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, open_split, read_manifest, read_split
 from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare import Arguments, prepare
+from mtjudge_jax.report.examples import read_examples
+from mtjudge_jax.report.read import Run
 
 
 def picture(seed: int, kind: str = "PNG", side: int = 24) -> bytes:
@@ -354,6 +356,41 @@ def test_killed_while_it_checks_it_goes_on(tmp_path, source, side):
 
 
 TESTS = str(Path(__file__).parent)
+MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_prepare as t
+class Reader:
+    LICENSE, TERMS, HOW = "CC0", "open", ""
+    @staticmethod
+    def read(source, options):
+        for i in range(int(sys.argv[3])):
+            yield t.made(i, images=(t.picture(i, "BMP", 256),))
+t.prepare(Reader, t.arguments(Path(sys.argv[1])), Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)
+"""
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path, source):
+    """900 images of 197 kB are 157 MB more than 100 are."""
+    code = MEMORY.format(tests=TESTS)
+    ended = [
+        subprocess.run([sys.executable, "-c", code, source, tmp_path / count, count], capture_output=True, text=True, check=True)
+        for count in ("100", "900")
+    ]
+    few, many = (int(e.stdout) for e in ended)
+    assert many - few < 40
+
+
+def test_the_report_of_a_run_finds_the_records(tmp_path, source):
+    out, _ = run(tmp_path, source, [made(i) for i in range(20)])
+    of_run = Run(tmp_path, {}, [], [], {}, out, read_manifest(out), [])
+    ids = {example.example_id for example in by_split(out)["test"]}
+    found = read_examples(of_run, split="test", task="sharp", ids=ids)
+    assert found.keys() == ids and len(ids) == 2 and of_run.problems == []
+
+
 FAKE = """
 import runpy, sys, time
 from mtjudge_jax.data.readers import READERS
