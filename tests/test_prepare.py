@@ -249,16 +249,19 @@ def test_bad_records_are_counted_and_told(tmp_path, source):
         made(204, label=Label(binary=2)),
         made(205, task="../up"),
         made(3),
+        made(206, instruction="half a \ud83d sign"),
+        made(207, label=Label(score=float("nan")), label_rule="train_median"),
         BadRecord("missing_image", "rows.csv line 9: images/9.png is not there", "fake/9"),
     ]
     out, report = run(tmp_path, source, [*good, *bad], val=0, test=0)
     assert {reason: entry["count"] for reason, entry in report["unusable"].items()} == {
-        "truncated_image": 1, "image_format": 1, "image_too_large": 1, "wrong_fields": 3, "duplicate_id": 1, "missing_image": 1,
+        "truncated_image": 1, "image_format": 1, "image_too_large": 1, "wrong_fields": 4, "duplicate_id": 1, "missing_image": 1,
+        "broken_text": 1,
     }  # fmt: skip
     assert report["unusable"]["missing_image"]["first"] == ["fake/9: rows.csv line 9: images/9.png is not there"]
     assert "10000x10000 is over 50000000 pixels" in report["unusable"]["image_too_large"]["first"][0]
     assert len(by_split(out)["train"]) == 190
-    with pytest.raises(TooManyBadRecords, match=r"8 of 198 records cannot be used, the limit is 2.0%. Reasons: wrong_fields 3"):
+    with pytest.raises(TooManyBadRecords, match=r"10 of 200 records cannot be used, the limit is 2.0%. Reasons: wrong_fields 4"):
         run(tmp_path, source, [*good, *bad], name="strict", max_bad=0.02)
     assert not (tmp_path / "strict").exists()
     with pytest.raises(TooManyBadRecords, match="2 of 2 records cannot be used"):
@@ -298,11 +301,11 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
         prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     work = tmp_path / ".out.partial"
+    journaled = (work / "journal.jsonl").read_bytes().count(b"\n")
     with (work / "journal.jsonl").open("ab") as file:
-        file.write(b'{"row": {"place"')
+        file.write(b'{"row": {"place"\n')
     with (work / "spool.bin").open("ab") as file:
         file.write(b"half a record")
-    journaled = (work / "journal.jsonl").read_bytes().count(b"\n")
     looked = []
     monkeypatch.setattr(checking, "look", lambda image, whole=checking.look: looked.append(image) or whole(image))
     prepare(reader_of(examples), arguments(source), tmp_path / "out")

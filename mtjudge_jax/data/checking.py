@@ -8,6 +8,7 @@ import collections
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import warnings
@@ -29,7 +30,7 @@ from mtjudge_jax.data.splits import STRICTEST, Drop, Row
 
 Item = JudgeExample | BadRecord
 MEDIAN_RULE = "train_median"
-AHEAD = 16  # records being checked, a thread
+THREADS, AHEAD = 16, 8  # at most; records being checked, a thread
 FLUSH_EVERY = 64
 HEX = 32
 TASK_NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -71,7 +72,7 @@ def needs_median(example: JudgeExample) -> bool:
 
 def check_fields(example: JudgeExample) -> None:
     """check_example, of a record whose split or binary label may still be open."""
-    waits = needs_median(example) and example.label.score is not None
+    waits = needs_median(example) and example.label.score is not None and math.isfinite(example.label.score)
     label = example.label._replace(binary=0) if waits else example.label
     check_example(replace(example, split=example.split or "train", label=label))
     if not TASK_NAME.fullmatch(example.task):
@@ -117,7 +118,10 @@ class _Spool:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # a machine that lost power left zeros
+                    break
                 if entry.get("row", {"stop": 0})["stop"] > spooled_bytes:
                     break
                 self._take(entry)
@@ -146,9 +150,8 @@ class _Spool:
         self.bad.append(drop)
         self._line({"bad": drop, "id": example_id})
 
-    def add(self, example: JudgeExample, files: tuple[str, ...], looks: list[Look]) -> None:
+    def add(self, example: JudgeExample, packed: bytes, files: tuple[str, ...], looks: list[Look]) -> None:
         start = self.rows[-1].stop if self.rows else 0
-        packed = pack(replace(example, source_split=example.source_split or example.split))
         self._bytes.write(packed)
         row = Row(
             place=len(self.ids),
@@ -193,7 +196,7 @@ def check_source(examples: Iterator[Item], folder: Path, *, limit: int = 0) -> C
     Raises ValueError where the source is not the one whose check was stopped, or cannot be read on.
     """
     spool = _Spool(folder)
-    done, threads = len(spool.ids), os.cpu_count() or 1
+    done, threads = len(spool.ids), min(os.cpu_count() or 1, THREADS)
     waiting: collections.deque = collections.deque()
     looking: dict[str, Future] = {}
     try:
@@ -257,9 +260,12 @@ def _finish(item: Item, files: tuple[str, ...], spool: _Spool, looking: dict[str
             if isinstance(seen, BadRecord):
                 detail = str(seen).removeprefix(f"{seen.reason}: ")
                 raise BadRecord(seen.reason, f"{item.example_id}: image {number}: {detail}", item.example_id)
+        packed = pack(replace(item, source_split=item.source_split or item.split))
     except BadRecord as e:
         return spool.add_bad(e, item.example_id)
-    spool.add(item, files, looks)
+    except UnicodeEncodeError as e:
+        return spool.add_bad(BadRecord("broken_text", f"{item.example_id!a}: {e}"), item.example_id)
+    spool.add(item, packed, files, looks)
 
 
 def spooled(file: BinaryIO, row: Row) -> bytes:

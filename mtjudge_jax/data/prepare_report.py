@@ -33,8 +33,8 @@ def write_report(
     kept = [(row, split) for row, split in zip(checked.rows, decision.split, strict=True) if split]
     facts = facts_of(checked, decision, kept, arguments, license=license, terms=terms)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    (folder / "report.md").write_text(markdown(facts))
+    (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (folder / "report.md").write_text(markdown(facts), encoding="utf-8", errors="replace")
     contact_sheet(kept, decision, example).save(folder / "contact_sheet.png")
     return facts
 
