@@ -205,6 +205,9 @@ def test_terms_keep_records_out_of_train(tmp_path, source, terms):
     out, report = run(tmp_path, source, native, name="allowed", val=0, test=0, allow_terms=(terms,))
     assert {s: len(m) for s, m in by_split(out).items()} == {"train": 25, "ood": 25}
     assert report["notes"][0] == f"25 records of terms {terms} are in train or val, because --allow_terms={terms} said so."
+    mixed = [made(i, terms=(terms, "open")[i % 2], split="train") for i in range(100)]
+    out, report = run(tmp_path, source, mixed, name="mixed")
+    assert report["left_out"]["terms"]["count"] == 50 and report["terms_of_records"] == {"open": 50}
     with pytest.raises(ValueError, match="did you mean 'gated'"):
         run(tmp_path, source, native, allow_terms=("gatd",))
 
@@ -233,10 +236,23 @@ def test_the_median_is_learned_from_train_alone(tmp_path, source):
         run(tmp_path, source, examples, name="other", options={"margin": "-1"})
 
 
-def bomb() -> bytes:
+def test_the_median_itself_is_not_above_it(tmp_path, source):
+    examples = [made(i, split="train", label=Label(score=float(i)), label_rule="train_median") for i in (1, 2, 3)]
+    out, report = run(tmp_path, source, examples, val=0, test=0)
+    assert [example.label.binary for example in by_split(out)["train"]] == [0, 0, 1]
+    assert report["labels"] == {"train/sharp": {"0": 2, "1": 1}}
+
+
+def flat(width: int, height: int, mode: str = "RGB") -> bytes:
     out = io.BytesIO()
-    Image.new("1", (10_000, 10_000)).save(out, "PNG")
+    Image.new(mode, (width, height)).save(out, "PNG")
     return out.getvalue()
+
+
+def test_black_images_of_other_shapes_are_not_doubles(tmp_path, source):
+    examples = [made(i, images=(flat(*size),), instruction="") for i, size in enumerate([(20, 30), (30, 20), (20, 30)])]
+    _, report = run(tmp_path, source, examples, val=0, test=0)
+    assert report["left_out"]["duplicate"]["count"] == 1 and report["records_written"] == 2
 
 
 def test_bad_records_are_counted_and_told(tmp_path, source):
@@ -244,24 +260,25 @@ def test_bad_records_are_counted_and_told(tmp_path, source):
     bad = [
         made(200, images=(picture(200)[:-60],)),
         made(201, images=(b"no picture",)),
-        made(202, images=(bomb(),)),
+        made(202, images=(flat(10_000, 10_000, "1"),)),
         made(203, images=(picture(203, side=24), picture(204))),
         made(204, label=Label(binary=2)),
         made(205, task="../up"),
         made(3),
+        made(208, images=(flat(402, 2),)),
         made(206, instruction="half a \ud83d sign"),
         made(207, label=Label(score=float("nan")), label_rule="train_median"),
         BadRecord("missing_image", "rows.csv line 9: images/9.png is not there", "fake/9"),
     ]
-    out, report = run(tmp_path, source, [*good, *bad], val=0, test=0)
+    out, report = run(tmp_path, source, [*good, *bad], val=0, test=0, max_bad=0.06)
     assert {reason: entry["count"] for reason, entry in report["unusable"].items()} == {
         "truncated_image": 1, "image_format": 1, "image_too_large": 1, "wrong_fields": 4, "duplicate_id": 1, "missing_image": 1,
-        "broken_text": 1,
+        "broken_text": 1, "image_aspect": 1,
     }  # fmt: skip
     assert report["unusable"]["missing_image"]["first"] == ["fake/9: rows.csv line 9: images/9.png is not there"]
     assert "10000x10000 is over 50000000 pixels" in report["unusable"]["image_too_large"]["first"][0]
     assert len(by_split(out)["train"]) == 190
-    with pytest.raises(TooManyBadRecords, match=r"10 of 200 records cannot be used, the limit is 2.0%. Reasons: wrong_fields 4"):
+    with pytest.raises(TooManyBadRecords, match=r"11 of 201 records cannot be used, the limit is 2.0%. Reasons: wrong_fields 4"):
         run(tmp_path, source, [*good, *bad], name="strict", max_bad=0.02)
     assert not (tmp_path / "strict").exists()
     with pytest.raises(TooManyBadRecords, match="2 of 2 records cannot be used"):
@@ -315,8 +332,16 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
         assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
     with pytest.raises(KeyError):
         prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "new")
+    with (tmp_path / ".new.partial" / "spool.bin").open("r+b") as file:  # the last record's end did not reach the disk
+        file.truncate(file.seek(0, 2) - 10)
+    again = len(looked)
+    prepare(reader_of(examples), arguments(source), tmp_path / "new")
+    assert len(looked) - again == 64
+    assert (tmp_path / "new" / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+    with pytest.raises(KeyError):
+        prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "other")
     with pytest.raises(ValueError, match="record 1 is 'fake/2', before it was 'fake/1': the source has changed"):
-        prepare(reader_of([examples[0], *examples[2:]]), arguments(source), tmp_path / "new")
+        prepare(reader_of([examples[0], *examples[2:]]), arguments(source), tmp_path / "other")
 
 
 def test_two_commands_do_not_write_one_folder(tmp_path, source):
