@@ -63,6 +63,7 @@ def facts_of(
         "license": license,
         "terms": terms,
         "terms_of_records": dict(collections.Counter(row.terms for row, _ in kept)),
+        "licenses_of_records": dict(collections.Counter(row.license or "none" for row, _ in kept)),
         "unusable": reasons_of(checked.bad),
         "left_out": reasons_of(decision.drops),
         "labels": {name: dict(sorted(balance[name].items())) for name in sorted(balance)},
@@ -105,10 +106,11 @@ def imbalances(balance: dict[str, collections.Counter]) -> list[str]:
 
 def markdown(facts: dict) -> str:
     arguments = facts["arguments"]
+    licenses, terms = ("; ".join(list(facts[f"{name}_of_records"])[:SHOWN]) for name in ("licenses", "terms"))
     lines = [
         f"# {arguments['dataset']}: {facts['records_written']} of {facts['records_read']} records",
         "",
-        f"Licence: {facts['license']}. Terms: {facts['terms']}. Split: {arguments['split']}, seed {arguments['seed']}. "
+        f"Licence: {licenses}. Terms: {terms}. Split: {arguments['split']}, seed {arguments['seed']}. "
         f"From {arguments['source']}.",
         "",
         "| split/task | records | groups | labels |",
