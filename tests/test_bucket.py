@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import native_eval
 import numpy as np
 import pytest
+import test_prepare
 from bucket import Bucket
 from commands import commands
 
@@ -25,6 +26,7 @@ from mtjudge_jax.models.qwen3_vl import files, folder, place
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.models.qwen3_vl.convert import flatten, load_params, save_hf
 from mtjudge_jax.policy import DEMO_BASE
+from mtjudge_jax.prepare import prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
 
@@ -346,6 +348,23 @@ def test_copies_of_a_bucket_are_bounded(bucket, tmp_path):
     assert paths.local_copy(tmp_path / "own", "") == tmp_path / "own"
     with pytest.raises(ValueError, match=r"3.bin: the manifest says '../../x' where its sha256 belongs"):
         paths.local_copy(paths.as_path("gs://bucket/x/3.bin"), "../../x")
+
+
+def test_a_source_is_prepared_into_a_bucket(bucket, tmp_path, capsys):
+    """The same bytes as on a disk, the manifest last; a command stopped in between goes on."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "rows.csv").write_text("rows")
+    reader, arguments = test_prepare.reader_of([test_prepare.made(i) for i in range(20)]), test_prepare.arguments(source)
+    out = paths.as_path("gs://bucket/own")
+    assert prepare(reader, arguments, tmp_path / "own") and prepare(reader, arguments, out)
+    for path in (p for p in (tmp_path / "own").rglob("*") if p.is_file() and p.suffix != ".png"):
+        assert bucket.objects[f"own/{path.relative_to(tmp_path / 'own').as_posix()}"].data == path.read_bytes()
+    assert list(bucket.objects)[-1] == "own/manifest.json" and not prepare(reader, arguments, out)
+    manifest = bucket.objects.pop("own/manifest.json")
+    assert prepare(reader, arguments, out) and bucket.objects["own/manifest.json"].data == manifest.data
+    assert [open_split("gs://bucket/own", "test", "sharp")[i].split for i in (0, 1)] == ["test", "test"]
+    assert list((tmp_path / "cache").glob("prepare-*")) == []
 
 
 def test_prepare_train_kill_resume_evaluate_report_export_and_judge_in_a_bucket(bucket, tmp_path):

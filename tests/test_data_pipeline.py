@@ -275,8 +275,8 @@ def test_damaged_files_are_named(tmp_path, fmt):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(ValueError, match="is damaged"):
             read_manifest(folder)
-    (folder / "manifest.json").write_text('{"version": 2, "files": {}}')
-    with pytest.raises(ValueError, match="has version 2, this code reads 1"):
+    (folder / "manifest.json").write_text('{"version": 3, "files": {}}')
+    with pytest.raises(ValueError, match="has version 3, this code reads 1 and 2"):
         read_manifest(folder)
 
 

@@ -12,9 +12,11 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from mtjudge_jax.data.records import BadRecord, JudgeExample, unpack
+from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.paths import as_path, in_bucket, local_copy
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2  # 2: an entry may say where its file is; the demo writes 1
+MANIFEST_VERSIONS = (1, 2)
 MAX_BAD_SHARE = 0.01
 SHOWN_IDS = 10
 MIN_ROWS_TO_JUDGE = 100  # below, one bad row would already be over the limit
@@ -46,7 +48,7 @@ class RecordSource:
     def __getitem__(self, index: int) -> JudgeExample | BadRecord:
         place = f"{as_path(self.files[0]).stem}[{index}]"
         try:
-            return unpack(self._records[index])
+            return unpack(record_in(self._records[index]))
         except BadRecord as e:
             return BadRecord(e.reason, f"{place}: {e}", place)
         except Exception as e:  # a failed checksum is a RuntimeError, a ValueError or an IndexError by the damage
@@ -67,8 +69,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         assert all(isinstance(entry["count"], int) and isinstance(entry["sha256"], str) for entry in files.values())
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
         raise ValueError(f"{path} is damaged ({type(e).__name__}: {e}); prepare the data again") from e
-    if version != MANIFEST_VERSION:
-        raise ValueError(f"{path} has version {version}, this code reads {MANIFEST_VERSION}; prepare the data again")
+    if version not in MANIFEST_VERSIONS:
+        reads = " and ".join(map(str, MANIFEST_VERSIONS))
+        raise ValueError(f"{path} has version {version}, this code reads {reads}; prepare the data again")
     return manifest
 
 
@@ -80,13 +83,18 @@ def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[st
     return files[name]
 
 
+def record_path(entry: Mapping[str, Any], split: str, task: str) -> str:
+    """Where the file of a manifest's entry is, from the data folder on."""
+    return entry.get("path", f"{split}/{task}.array_record")
+
+
 def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource:
     """The records of one task in one split. Raises ValueError where manifest and file disagree on their number.
 
     ArrayRecord is read from disks only: of a bucket the file is copied once to this machine, see `paths.local_copy`.
     """
     entry = _manifest_entry(folder, split, task)
-    expected, path = entry["count"], as_path(folder) / split / f"{task}.array_record"
+    expected, path = entry["count"], as_path(folder) / record_path(entry, split, task)
     if in_bucket(path) and not path.exists():
         raise ValueError(f"{path} missing; prepare the data first")
     source = RecordSource([local_copy(path, entry["sha256"])])

@@ -12,7 +12,9 @@ from typing import NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from mtjudge_jax.data.records import BadRecord, JudgeExample, unpack
+from mtjudge_jax.data.records import JudgeExample, unpack
+from mtjudge_jax.data.sources import record_path
+from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.paths import local_copy
 from mtjudge_jax.report.read import BASE, TRAINED, Evaluation, Run
 from mtjudge_jax.tasks import get_task
@@ -120,23 +122,23 @@ def read_examples(run: Run, *, split: str, task: str, ids: set[str]) -> dict[str
     """example_id -> record, from the one file of this split and task; stops as soon as all are found."""
     if run.data is None:
         return {}
-    path = run.data / split / f"{task}.array_record"
+    entry = (run.manifest.get("files") or {}).get(f"{split}/{task}") or {}
+    path = run.data / record_path(entry, split, task)
     if not re.fullmatch(r"[\w.-]+", task) or not path.is_file():
         run.problems.append(
             f"{split}/{task}.array_record is not in the data folder: its examples are shown without pictures."
         )
         return {}
-    sha256 = ((run.manifest.get("files") or {}).get(f"{split}/{task}") or {}).get("sha256", "")
     try:
-        path = local_copy(path, sha256)
+        path = local_copy(path, entry.get("sha256", ""))
     except ValueError as e:
         run.problems.append(f"{split}/{task}.array_record could not be read ({e}): its examples are shown without pictures.")
         return {}
     found, bad = {}, 0
     for data in iterate_records(path):
         try:
-            example = unpack(data)
-        except BadRecord:
+            example = unpack(record_in(data))
+        except ValueError:
             bad += 1
             continue
         if example.example_id in ids:

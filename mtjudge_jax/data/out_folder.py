@@ -1,0 +1,83 @@
+"""The folder that `mtjudge prepare` writes: whether it is there already, where it grows, how it appears."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mtjudge_jax.data.sources import read_manifest
+from mtjudge_jax.paths import AnyPath, cache_folder, copy_file, files_below, in_bucket, size_of
+
+
+def listing(source: AnyPath) -> str:
+    """A hash of the names and sizes of the source's files, to see that it is the same one."""
+    files = files_below(source) if source.is_dir() else {source.name: size_of(source)}
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+
+
+def is_done(out: AnyPath, given: dict) -> bool:
+    """Whether `out` is complete and of these arguments. Raises ValueError where it holds anything else."""
+    remedy = "choose another folder or remove this one"
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    if not (out / "manifest.json").exists():
+        if in_bucket(out) and all(name.startswith(("judge_examples/", "report.", "contact_")) for name in files_below(out)):
+            return False  # stopped while it was copied
+        raise ValueError(f"{out} is not empty and has no manifest.json: {remedy}")
+    found = read_manifest(out).get("arguments") or {}
+    changed = [name for name in given if found.get(name) != given[name]]
+    if changed:
+        text = "; ".join(f"{name} {found.get(name)!r}, asked for {given[name]!r}" for name in changed)
+        raise ValueError(f"{out} holds data made with {text}: {remedy}")
+    return True
+
+
+def work_path(out: AnyPath) -> Path:
+    """Beside `out`, or in the cache where that is in a bucket."""
+    if in_bucket(out):
+        return cache_folder() / f"prepare-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
+    return out.with_name(f".{out.name}.partial")
+
+
+@contextlib.contextmanager
+def work_folder(out: AnyPath) -> Iterator[Path]:
+    """Where `out` grows; one command at a time may use it. It stays where something was checked and the command failed."""
+    work = work_path(out)
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ValueError(f"{out} is being written by another `mtjudge prepare`: wait for it or stop it") from e
+        try:
+            yield work
+            shutil.rmtree(work, ignore_errors=True)
+        finally:
+            journal = work / "journal.jsonl"
+            if not (journal.exists() and journal.stat().st_size):
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def start_or_go_on(work: Path, reading: dict) -> None:
+    """Keeps what an earlier command has checked, if it read the same in the same way."""
+    path = work / "reading.json"
+    text = json.dumps(reading, indent=1)
+    if path.exists() and path.read_text() == text:
+        print(f"going on with what is checked already, in {work}")
+    else:
+        for name in ("spool.bin", "journal.jsonl"):
+            (work / name).unlink(missing_ok=True)
+        path.write_text(text)
+    shutil.rmtree(work / "files", ignore_errors=True)
+
+
+def hand_over(folder: Path, out: AnyPath) -> None:
+    if not in_bucket(out):
+        folder.replace(out)
+        return
+    names = [name for name in files_below(folder) if name != "manifest.json"]
+    for name in (*names, "manifest.json"):
+        copy_file(folder / name, out / name)

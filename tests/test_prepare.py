@@ -1,0 +1,472 @@
+"""`mtjudge prepare`: what is refused and counted, how records are split, what a stopped command leaves, what is written."""
+
+import io
+import json
+import subprocess
+import sys
+import time
+import types
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
+from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, open_split, read_manifest, read_split
+from mtjudge_jax.data.tf_example import record_in, tf_example
+from mtjudge_jax.prepare import Arguments, prepare
+from mtjudge_jax.report.examples import read_examples
+from mtjudge_jax.report.read import Run
+
+
+def picture(seed: int, kind: str = "PNG", side: int = 24) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def made(number: int, **changes) -> JudgeExample:
+    fields = {
+        "example_id": f"fake/{number}", "dataset": "fake", "split": "", "group_id": f"g{number}", "task": "sharp",
+        "criterion": "sharp", "kind": "pointwise_binary", "instruction": f"a dog {number}", "images": (picture(number),),
+        "label": Label(binary=number % 2), "license": "CC0", "terms": "open",
+    }  # fmt: skip
+    return JudgeExample(**{**fields, **changes})
+
+
+def reader_of(examples, *, terms: str = "open"):
+    """A reader module of these records; counts how often it was asked, and breaks off where an exception stands."""
+    calls = []
+
+    def read(source, options):
+        calls.append(options)
+        if "nonsense" in options:
+            raise ValueError("unknown option 'nonsense'")
+        for example in examples:
+            if isinstance(example, Exception) and not isinstance(example, BadRecord):
+                raise example
+            yield example
+
+    return types.SimpleNamespace(
+        read=read, calls=calls, TASKS=("sharp",), LICENSE="CC0", TERMS=terms, OPTIONS={"margin": "default 0"}, HOW="Draw them."
+    )
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "rows.csv").write_text("one\n")
+    return folder
+
+
+def arguments(source, **changes) -> Arguments:
+    return Arguments(**{"dataset": "fake", "source": str(source), "options": {}, **changes})
+
+
+def run(tmp_path, source, examples, *, max_bad=0.05, name="out", **changes):
+    prepare(reader_of(examples), arguments(source, **changes), tmp_path / name, max_bad=max_bad)
+    return tmp_path / name, json.loads((tmp_path / name / "report.json").read_text())
+
+
+def by_split(out) -> dict[str, list[JudgeExample]]:
+    names = [name.split("/") for name in read_manifest(out)["files"]]
+    found: dict[str, list[JudgeExample]] = {}
+    for split, task in names:
+        found.setdefault(split, []).extend(read_split(out, split, task))
+    return found
+
+
+def test_records_come_back_as_they_were(tmp_path, source):
+    examples = [made(i) for i in range(100)]
+    out, report = run(tmp_path, source, examples)
+    found = by_split(out)
+    assert {split: len(members) for split, members in found.items()} == {"train": 80, "val": 10, "test": 10}
+    written = sorted((e for members in found.values() for e in members), key=lambda e: int(e.example_id[5:]))
+    assert written == [replace(e, split=w.split) for e, w in zip(examples, written, strict=True)]
+    assert report["records_read"] == report["records_written"] == 100 and report["unusable"] == report["left_out"] == {}
+    for members in found.values():
+        for example in members:
+            check_example(example)
+    assert len(fingerprint(out, tasks=["sharp"], split="train")) == 16
+    assert (out / "contact_sheet.png").is_file() and "100 of 100 records" in (out / "report.md").read_text()
+
+
+def test_tensorflow_datasets_opens_it(tmp_path, source):
+    import tensorflow_datasets as tfds
+
+    out, _ = run(tmp_path, source, [made(i) for i in range(10)], val=0, test=0)
+    opened = tfds.builder_from_directory(out / "judge_examples" / "1.0.0").as_data_source("train_sharp")
+    assert len(opened) == 10 and opened[3]["example_id"] == b"fake/3" and opened[3]["label"] == b"1"
+    assert unpack(opened[3]["record"]) == made(3, split="train") and "tensorflow" not in sys.modules
+
+
+def test_a_record_in_a_tf_example_is_found_and_damage_is_told():
+    record = pack(made(1, split="train"))
+    held = tf_example({"task": b"sharp", "record": record, "label": b"1"})
+    assert record_in(held) == record_in(record) == record
+    text = tf_example({"recalc": record})
+    for damaged in (text, held[: len(held) // 2], held[:9], b"\n", b"\n\x08\x01"):
+        with pytest.raises(ValueError, match=r"tf\.Example|ends at byte"):
+            record_in(damaged)
+
+
+def test_doubles_planted_in_native_splits_are_found(tmp_path, source):
+    """Ten of 1,000, half as the same bytes, half as the same pixels in another file."""
+    examples = [made(i, split="train" if i < 900 else "test") for i in range(1000)]
+    for k in range(10):
+        kind = "PNG" if k < 5 else "BMP"
+        twin = made(900 + k, images=(picture(900 + k, kind),), split="train", group_id=f"other {k}")
+        examples[k * 50] = replace(twin, example_id=f"fake/twin{k}")
+    out, report = run(tmp_path, source, examples, val=0)
+    assert report["left_out"]["duplicate_across_splits"]["count"] == 10 and report["records_written"] == 990
+    assert len(open_split(out, "test", "sharp")) == 100
+
+
+def test_doubles_within_a_source_without_splits_are_found_too(tmp_path, source):
+    examples = [made(i) for i in range(1000)]
+    for k in range(10):
+        twin = made(900 + k, group_id=f"other {k}", label=Label(binary=1 - k % 2))
+        examples[k * 50] = replace(twin, example_id=f"fake/twin{k}")
+    _, report = run(tmp_path, source, examples)
+    assert report["left_out"]["duplicate"]["count"] == 10 and report["records_written"] == 990
+    first = report["left_out"]["duplicate"]["first"]
+    assert "fake/901: in val, the same question as fake/twin1 in val, whose label is 0, not 1" in first
+    assert report["notes"] == ["10 of the duplicates left out have another label than the one that stays: the labels disagree."]
+
+
+@pytest.mark.parametrize("mode", ["native", "grouped"])
+def test_no_prompt_and_no_image_is_in_two_splits(tmp_path, source, mode):
+    """Chains: i and i+1 share a prompt, i+1 and i+2 an image, in clusters of four."""
+    examples = []
+    for i in range(200):
+        cluster, part = divmod(i, 4)
+        image = picture(1000 + cluster * 2 + (part in (1, 2)), "PNG" if i % 2 else "BMP")
+        examples.append(made(i, images=(image,), group_id=f"p{cluster}-{part // 2}", instruction=f"{i}"))
+    if mode == "native":
+        rng = np.random.default_rng(0)
+        examples = [replace(e, split=str(rng.choice(["train", "val", "test"]))) for e in examples]
+    out, report = run(tmp_path, source, examples, split=mode, val=0.2, test=0.2)
+    found = by_split(out)
+    groups = {split: {e.group_id for e in members} for split, members in found.items()}
+    pixels = {split: {np.asarray(Image.open(io.BytesIO(e.images[0]))).tobytes() for e in m} for split, m in found.items()}
+    for sets in (groups, pixels):
+        assert not (sets["train"] & sets["val"] or sets["train"] & sets["test"] or sets["val"] & sets["test"])
+    if mode == "grouped":
+        assert {s: len(m) for s, m in found.items()} == {"train": 120, "val": 40, "test": 40} and report["left_out"] == {}
+    else:
+        natively_test = sum(e.split == "test" for e in examples)
+        assert len(found["test"]) == natively_test and report["left_out"]["leak"]["count"] == 200 - report["records_written"]
+
+
+def test_the_papers_random_split_has_the_papers_sizes_and_says_what_leaks(tmp_path, source):
+    from mtjudge_jax.data.splits import deal
+
+    split = deal([i // 3 for i in range(3 * 6049)], ["nat", "tech", "rat"] * 6049, {"test": 0.1, "val": 0.1}, 0)
+    assert [split.count(name) for name in ("train", "val", "test")] == [3 * 4839, 3 * 605, 3 * 605]
+    tasks = ("sharp", "sound")
+    examples = [replace(made(i, group_id=f"g{i // 10}"), task=t, example_id=f"{t}/{i}") for i in range(200) for t in tasks]
+    out, report = run(tmp_path, source, examples, split="paper_random")
+    found = by_split(out)
+    assert {s: len(m) for s, m in found.items()} == {"train": 320, "val": 40, "test": 40}
+    for members in found.values():  # the questions about one image stay together
+        assert len({e.images for e in members}) == len(members) // 2
+    assert any("share a prompt or an image with a record of another split" in note for note in report["notes"])
+
+
+def test_each_task_gets_its_shares(tmp_path, source):
+    """240 records of one task, 60 of another, and images that both judge, which stay together."""
+    examples = [made(i) for i in range(240)] + [made(i, task="safe") for i in range(300, 340)]
+    both = [replace(made(i), task=task, example_id=f"{task}/{i}") for i in range(400, 420) for task in ("sharp", "safe")]
+    out, _ = run(tmp_path, source, [*examples, *both])
+    counts = {name: entry["count"] for name, entry in read_manifest(out)["files"].items()}
+    assert counts == {
+        "train/sharp": 208, "val/sharp": 26, "test/sharp": 26, "train/safe": 48, "val/safe": 6, "test/safe": 6,
+    }  # fmt: skip
+
+
+def test_a_source_without_validation_gets_one_from_train_by_group(tmp_path, source):
+    examples = [made(i, split="train" if i < 80 else "test", group_id=f"g{i // 2}") for i in range(100)]
+    out, report = run(tmp_path, source, examples)
+    assert {s: len(m) for s, m in by_split(out).items()} == {"train": 72, "val": 8, "test": 20}
+    assert report["notes"] == ["The source has no val split: cut from train, by group."]
+
+
+@pytest.mark.parametrize("terms", ["eval_only", "gated"])
+def test_terms_keep_records_out_of_train(tmp_path, source, terms):
+    out, report = run(tmp_path, source, [made(i, terms=terms) for i in range(50)], name="free")
+    assert {s: len(m) for s, m in by_split(out).items()} == {"test": 50} and f"--allow_terms={terms}" in report["notes"][0]
+    native = [made(i, terms=terms, split=("train", "ood")[i % 2]) for i in range(50)]
+    out, report = run(tmp_path, source, native, name="native", val=0)
+    assert {s: len(m) for s, m in by_split(out).items()} == {"ood": 25} and report["left_out"]["terms"]["count"] == 25
+    out, report = run(tmp_path, source, native, name="allowed", val=0, test=0, allow_terms=(terms,))
+    assert {s: len(m) for s, m in by_split(out).items()} == {"train": 25, "ood": 25}
+    assert report["notes"][0] == f"25 records of terms {terms} are in train or val, because --allow_terms={terms} said so."
+    mixed = [made(i, terms=(terms, "open")[i % 2], split="train") for i in range(100)]
+    out, report = run(tmp_path, source, mixed, name="mixed")
+    assert report["left_out"]["terms"]["count"] == 50 and report["terms_of_records"] == {"open": 50}
+    with pytest.raises(ValueError, match="did you mean 'gated'"):
+        run(tmp_path, source, native, allow_terms=("gatd",))
+
+
+def test_the_median_is_learned_from_train_alone(tmp_path, source):
+    """Train has the scores 0 to 79, so 39.5; test has 1000 and more, which must not move it. The margin thins train only."""
+
+    def graded(i):
+        score = float(i) if i < 80 else 1000.0 + i if i < 90 else 40.0 + 0.01 * i
+        split = "train" if i < 80 else "test"
+        return made(i, split=split, label=Label(score=score), score_min=0.0, score_max=2000.0, label_rule="train_median")
+
+    examples = [graded(i) for i in range(100)]
+    out, report = run(tmp_path, source, examples, val=0, options={"margin": "1.5"})
+    found = by_split(out)
+    assert report["medians"] == {"sharp": {"value": 39.5, "train_records": 80}}
+    assert report["left_out"]["margin"]["count"] == 4 and len(found["train"]) == 76 and len(found["test"]) == 20
+    for example in (*found["train"], *found["test"]):
+        assert example.label.binary == int(example.label.score > 39.5)
+        assert example.label_rule == "score > 39.5 (train_median of 80 records)"
+    assert report["labels"] == {"test/sharp": {"1": 20}, "train/sharp": {"0": 38, "1": 38}}
+    assert report["notes"][0].startswith("test/sharp: 100% of the labels are positive, outside 30% to 70%")
+    with pytest.raises(ValueError, match="train has no record of it: give a fixed threshold"):
+        run(tmp_path, source, [replace(e, split="test") for e in examples], name="other")
+    with pytest.raises(ValueError, match="--option=margin=-1 must be a number from 0 on"):
+        run(tmp_path, source, examples, name="other", options={"margin": "-1"})
+
+
+def test_the_median_itself_is_not_above_it(tmp_path, source):
+    examples = [made(i, split="train", label=Label(score=float(i)), label_rule="train_median") for i in (1, 2, 3)]
+    out, report = run(tmp_path, source, examples, val=0, test=0)
+    assert [example.label.binary for example in by_split(out)["train"]] == [0, 0, 1]
+    assert report["labels"] == {"train/sharp": {"0": 2, "1": 1}}
+
+
+def flat(width: int, height: int, mode: str = "RGB") -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_black_images_of_other_shapes_are_not_doubles(tmp_path, source):
+    examples = [made(i, images=(flat(*size),), instruction="") for i, size in enumerate([(20, 30), (30, 20), (20, 30)])]
+    _, report = run(tmp_path, source, examples, val=0, test=0)
+    assert report["left_out"]["duplicate"]["count"] == 1 and report["records_written"] == 2
+
+
+def test_bad_records_are_counted_and_told(tmp_path, source):
+    good = [made(i) for i in range(190)]
+    bad = [
+        made(200, images=(picture(200)[:-60],)),
+        made(201, images=(b"no picture",)),
+        made(202, images=(flat(10_000, 10_000, "1"),)),
+        made(203, images=(picture(203, side=24), picture(204))),
+        made(204, label=Label(binary=2)),
+        made(205, task="../up"),
+        made(3),
+        made(208, images=(flat(402, 2),)),
+        made(206, instruction="half a \ud83d sign"),
+        made(207, label=Label(score=float("nan")), label_rule="train_median"),
+        BadRecord("missing_image", "rows.csv line 9: images/9.png is not there", "fake/9"),
+    ]
+    out, report = run(tmp_path, source, [*good, *bad], val=0, test=0, max_bad=0.06)
+    assert {reason: entry["count"] for reason, entry in report["unusable"].items()} == {
+        "truncated_image": 1, "image_format": 1, "image_too_large": 1, "wrong_fields": 4, "duplicate_id": 1, "missing_image": 1,
+        "broken_text": 1, "image_aspect": 1,
+    }  # fmt: skip
+    assert report["unusable"]["missing_image"]["first"] == ["fake/9: rows.csv line 9: images/9.png is not there"]
+    assert "10000x10000 is over 50000000 pixels" in report["unusable"]["image_too_large"]["first"][0]
+    assert len(by_split(out)["train"]) == 190
+    with pytest.raises(TooManyBadRecords, match=r"11 of 201 records cannot be used, the limit is 2.0%. Reasons: wrong_fields 4"):
+        run(tmp_path, source, [*good, *bad], name="strict", max_bad=0.02)
+    assert not (tmp_path / "strict").exists()
+    with pytest.raises(TooManyBadRecords, match="2 of 2 records cannot be used"):
+        run(tmp_path, source, bad[:2], name="none")
+
+
+def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, source):
+    examples = [made(i) for i in range(30)]
+    out, _ = run(tmp_path, source, examples)
+    (tmp_path / ".out.partial").mkdir()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    reader = reader_of(examples)
+    assert prepare(reader, arguments(source), out) is False and reader.calls == []
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before and set(tmp_path.iterdir()) == {out, source}
+    with pytest.raises(ValueError, match="holds data made with seed 0, asked for 1: choose another folder or remove this one"):
+        prepare(reader, arguments(source, seed=1), out)
+    (source / "rows.csv").write_text("two lines\nnow\n")
+    with pytest.raises(ValueError, match="holds data made with files "):
+        prepare(reader, arguments(source), out)
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "thesis.txt").write_text("")
+    with pytest.raises(ValueError, match=r"is not empty and has no manifest\.json"):
+        prepare(reader, arguments(source), other)
+    with pytest.raises(ValueError, match="is inside --source"):
+        prepare(reader, arguments(source), source / "out")
+    with pytest.raises(ValueError, match=r"there is no such folder or file\. Draw them\."):
+        prepare(reader, arguments(tmp_path / "nowhere"), tmp_path / "new")
+
+
+def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, monkeypatch):
+    from mtjudge_jax.data import checking
+
+    examples = [made(i) if i % 20 else BadRecord("missing_image", f"row {i}", f"fake/{i}") for i in range(200)]
+    whole, _ = run(tmp_path, source, examples, name="whole")
+    with pytest.raises(KeyError):
+        prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    work = tmp_path / ".out.partial"
+    journaled = (work / "journal.jsonl").read_bytes().count(b"\n")
+    with (work / "journal.jsonl").open("ab") as file:
+        file.write(b'{"row": {"place"\n')
+    with (work / "spool.bin").open("ab") as file:
+        file.write(b"half a record")
+    looked = []
+    monkeypatch.setattr(checking, "look", lambda image, whole=checking.look: looked.append(image) or whole(image))
+    prepare(reader_of(examples), arguments(source), tmp_path / "out")
+    assert journaled >= 100 and len(looked) == 190 - (journaled - len(range(0, journaled, 20)))
+    assert not work.exists()
+    for name in ("judge_examples/1.0.0/judge_examples-train_sharp.array_record-00000-of-00001", "report.md", "manifest.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes()
+    with pytest.raises(KeyError):
+        prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "new")
+    with (tmp_path / ".new.partial" / "spool.bin").open("r+b") as file:  # the last record's end did not reach the disk
+        file.truncate(file.seek(0, 2) - 10)
+    again = len(looked)
+    prepare(reader_of(examples), arguments(source), tmp_path / "new")
+    assert len(looked) - again == 64
+    assert (tmp_path / "new" / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
+    with pytest.raises(KeyError):
+        prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "other")
+    with pytest.raises(ValueError, match="record 1 is 'fake/2', before it was 'fake/1': the source has changed"):
+        prepare(reader_of([examples[0], *examples[2:]]), arguments(source), tmp_path / "other")
+
+
+def test_two_commands_do_not_write_one_folder(tmp_path, source):
+    from mtjudge_jax.data.out_folder import work_folder
+
+    with work_folder(tmp_path / "out"), pytest.raises(ValueError, match="is being written by another `mtjudge prepare`"):
+        run(tmp_path, source, [made(1)])
+
+
+def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
+    from mtjudge_jax.data import checking
+
+    examples = [made(i) for i in range(120)]
+    broken = [replace(e, images=(b"",)) if i < 12 else e for i, e in enumerate(examples)]
+    with pytest.raises(TooManyBadRecords):
+        run(tmp_path, source, broken)
+    monkeypatch.setattr(checking, "look", lambda image: pytest.fail("looked again"))
+    _, report = run(tmp_path, source, broken, max_bad=0.2, seed=7)
+    assert report["records_written"] == 108 and report["unusable"]["image_format"]["count"] == 12
+
+
+@pytest.mark.parametrize("side", [24, 96])  # records below and above the size of a file's buffer
+def test_killed_while_it_checks_it_goes_on(tmp_path, source, side):
+    argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")
+    journal = tmp_path / ".out.partial" / "journal.jsonl"
+    child = subprocess.Popen([sys.executable, "-c", FAKE.format(tests=TESTS, count=300, side=side, hang=True), *argv])
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and not (journal.exists() and journal.read_bytes().count(b"\n") >= 64):
+        time.sleep(0.05)
+    child.kill()
+    child.wait()
+    assert journal.read_bytes().count(b"\n") >= 64 and not (tmp_path / "out").exists()
+    ended = called(*argv, count=300, side=side)
+    assert ended.returncode == 0 and ended.stdout.startswith("going on with what is checked already, in ")
+    called(*argv[:2], f"--out={tmp_path / 'twin'}", count=300, side=side)
+    for split in ("train", "val", "test"):
+        name = f"judge_examples/1.0.0/judge_examples-{split}_sharp.array_record-00000-of-00001"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
+    assert not (tmp_path / ".out.partial").exists()
+
+
+TESTS = str(Path(__file__).parent)
+MEMORY = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_prepare as t
+class Reader:
+    LICENSE, TERMS, HOW = "CC0", "open", ""
+    @staticmethod
+    def read(source, options):
+        for i in range(int(sys.argv[3])):
+            yield t.made(i, images=(t.picture(i, "BMP", 256),))
+t.prepare(Reader, t.arguments(Path(sys.argv[1])), Path(sys.argv[2]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)
+"""
+
+
+def test_memory_does_not_grow_with_the_images(tmp_path, source):
+    """900 images of 197 kB are 157 MB more than 100 are."""
+    code = MEMORY.format(tests=TESTS)
+    ended = [
+        subprocess.run([sys.executable, "-c", code, source, tmp_path / count, count], capture_output=True, text=True, check=True)
+        for count in ("100", "900")
+    ]
+    few, many = (int(e.stdout) for e in ended)
+    assert many - few < 40
+
+
+def test_the_report_of_a_run_finds_the_records(tmp_path, source):
+    out, _ = run(tmp_path, source, [made(i) for i in range(20)])
+    of_run = Run(tmp_path, {}, [], [], {}, out, read_manifest(out), [])
+    ids = {example.example_id for example in by_split(out)["test"]}
+    found = read_examples(of_run, split="test", task="sharp", ids=ids)
+    assert found.keys() == ids and len(ids) == 2 and of_run.problems == []
+
+
+FAKE = """
+import runpy, sys, time
+from mtjudge_jax.data.readers import READERS
+sys.path.insert(0, {tests!r})
+import test_prepare as t
+bad = t.BadRecord("missing_image", "rows.csv line 9: no 9.png", "fake/9")
+examples = [t.made(i, images=(t.picture(i, side={side}),)) for i in range({count})]
+READERS["fake"] = t.reader_of([*examples, bad])
+if {hang}:
+    def read(source, options):
+        yield from examples[:150]
+        time.sleep(600)
+    READERS["fake"].read = read
+del sys.modules["mtjudge_jax.prepare"]
+sys.argv = ["mtjudge prepare", *sys.argv[1:]]
+runpy.run_module("mtjudge_jax.prepare", run_name="__main__", alter_sys=True)
+"""
+
+
+def called(*argv, count: int = 40, side: int = 24) -> subprocess.CompletedProcess:
+    """The command in an interpreter of its own, with a reader named `fake`."""
+    code = FAKE.format(tests=TESTS, count=count, side=side, hang=False)
+    return subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, check=False)
+
+
+def test_the_command_tells_what_it_did(tmp_path, source):
+    argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")
+    ended = called(*argv)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "# fake: 40 of 41 records\n\nLicence: CC0. Terms: open. Split: native, seed 0." in ended.stdout
+    assert "- missing_image: 1\n  - fake/9: rows.csv line 9: no 9.png" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == f"40 records in {tmp_path / 'out'}"
+    assert "train/sharp                          32 records" in ended.stdout
+    again = called(*argv)
+    assert again.stdout.splitlines()[0] == f"{tmp_path / 'out'} holds these data already: nothing to do"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("--dataset=fake",), "--dataset=fake needs --source=FOLDER. Draw them. Options: --option=margin=.. default 0"),
+        (("--dataset=fake", "--source=@source", "--option=margin"), "--option=margin: write --option=name=value"),
+        (("--dataset=demo", "--source=@source"), "--source: the demo's data are drawn"),
+        (("--dataset=fake", "--source=@source", "--option=nonsense=1"), "unknown option 'nonsense'"),
+        (("--dataset=fake", "--source=@source", "--val=0.6", "--test=0.5"), "together below 1"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path, source, argv, said):
+    ended = called(f"--out={tmp_path / 'out'}", *[a.replace("@source", str(source)) for a in argv])
+    assert ended.returncode == 2 and said in ended.stderr and list(tmp_path.iterdir()) == [source]
+    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
