@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ def write_splits(
         builder = JudgeExamples(data_dir=folder, jobs=jobs, records=records, about=about, license=license)
         one_file = tfds.download.DownloadConfig(num_shards=1)
         builder.download_and_prepare(file_format="array_record", download_config=one_file)
+    shutil.rmtree(Path(folder) / "downloads", ignore_errors=True)  # it is made, and stays empty
     entries = {}
     for name, split in builder.info.splits.items():
         (path,) = (Path(p) for p in split.filepaths)
