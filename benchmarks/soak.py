@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER = ROOT / "launch" / "local_multiprocess.sh"
-CONFIG = '''
+CONFIG = """
 from mtjudge_jax.demo.config import get_config as demo
 
 
@@ -39,7 +39,7 @@ def get_config():
     cfg.data.max_bad_share = 0.1
     cfg.hosts.heartbeat_seconds = 10
     return cfg
-'''
+"""
 EVENTS = ("kill", "kill", "term", "full", "freeze")
 DISK_MB = 400
 
@@ -126,6 +126,19 @@ def ending(workdir: Path, steps: int) -> dict:
     return {"leaves": saved.leaves, "meta": saved.meta, "metrics": lines, "best": files}
 
 
+def differences(got: dict, want: dict) -> list[str]:
+    """What differs between two endings, in words."""
+    out = [f"leaf {name}" for name in want["leaves"] if got["leaves"].get(name) != want["leaves"][name]]
+    out += [
+        f"meta {name}: {got['meta'].get(name)} for {value}"
+        for name, value in want["meta"].items()
+        if got["meta"].get(name) != value
+    ]
+    lines = [{(line["kind"], line["step"]): line for line in one["metrics"]} for one in (got, want)]
+    out += [f"{key} of metrics.jsonl" for key in lines[1] if lines[0].get(key) != lines[1][key]]
+    return out + [f"best/{name}" for name in want["best"] if got["best"].get(name) != want["best"][name]]
+
+
 def killed_runs(folder: Path, runs: int, steps: int) -> dict:
     """So many runs, each killed once; the launcher starts them again."""
     reference = folder / "undisturbed"
@@ -203,8 +216,11 @@ def soak(folder: Path, minutes: float, steps: int) -> dict:
         status = run.wait()
         lines = (workdir / "metrics.jsonl").read_text().splitlines()
         trained = [line["step"] for line in map(json.loads, lines) if line["kind"] == "train"]
-        same = status == 0 and trained == list(range(1, steps + 1)) and ending(workdir, steps) == ending(reference, steps)
-        text = logs(workdir)
+        missing = sorted(set(range(1, steps + 1)) - set(trained)) + [step for step in set(trained) if trained.count(step) > 1]
+        differ = [f"exit status {status}"] if status else differences(ending(workdir, steps), ending(reference, steps))
+        differ += [f"steps {missing} are not in metrics.jsonl once"] if missing else []
+        same, text = not differ, logs(workdir)
+        print("\n".join(differ), flush=True)
     facts = {"what": "soak", "runs": 1, "equal": int(same), "status": status, "steps": steps, "events": dict(counts)}
     facts |= {"undisturbed_seconds": round(whole), "seconds": round(time.monotonic() - began - whole)}
     return facts | {name: text.count(mark) for name, mark in TOLD.items()}
