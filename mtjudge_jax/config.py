@@ -206,15 +206,12 @@ AT_LEAST = {
     "hosts.heartbeat_seconds": 2,
     "hosts.stuck_seconds": 0,
     "checkpoint.max_failed_saves": 1,
-    "loss.clip_low": 0,
-    "loss.clip_high": 0,
     "loss.dual_clip": 1,
-    "loss.kl_coef": 0,
-    "loss.advantage_eps": 0,
-}
+} | dict.fromkeys(("loss.clip_low", "loss.clip_high", "loss.kl_coef", "loss.advantage_eps"), 0)
 WITHIN = dict.fromkeys(("reward.alpha", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low"), (0, 1))
 BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
-POSITIVE = ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta", "lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
+POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
+POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 
 
 def flatten(cfg: Config) -> dict[str, object]:
@@ -376,11 +373,10 @@ def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
     """Axis sizes with -1 filled in."""
     shape = dataclasses.asdict(mesh)
     free = [name for name, n in shape.items() if n == -1]
-    fixed = 1
+    fixed = math.prod(n for n in shape.values() if n > 0)
     for name, n in shape.items():
         if n == 0 or n < -1:
             raise ConfigError(f"mesh.{name} = {n} must be at least 1, or -1 for all devices that are left")
-        fixed *= n if n > 0 else 1
     if len(free) > 1:
         raise ConfigError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one axis can take what is left")
     if devices % fixed or (not free and fixed != devices):
