@@ -69,6 +69,9 @@ def train(run: Run) -> Progress:
         clock.lap("rollout")
         scores = score(texts, truncated, tasks=rows["task"].tolist(), labels=rows["label"], alpha=cfg.reward.alpha)
         clock.lap("score")
+        numbers = step_metrics(run, rows, scores, out)
+        if adaptive and not objective:  # the next batch is read while this one is learned from
+            numbers["mixture"] = progress.data.learn(numbers["tasks"])
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), stages.mesh)
         advantages = grpo.advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
         old_logp = stages.logp(progress.params, prompts, out.tokens) if updates > 1 or objective else out.logp
@@ -84,12 +87,11 @@ def train(run: Run) -> Progress:
         clock.lap("update")
         line = summarise(metrics, kl=bool(cfg.loss.kl_coef))
         progress = note_skipped(run, progress._replace(state=state), line["skipped"], rows, Drawn(texts, scores, batch))
-        line = step_metrics(run, rows, scores, out) | line
-        if adaptive:
-            gains = gain(batch, stages.logp(progress.params, prompts, out.tokens)) if objective else None
-            line["mixture"] = progress.data.learn(line["tasks"], gains if gains is None else by_task(run, rows, gains))
+        if objective:
+            gains = by_task(run, rows, gain(batch, stages.logp(progress.params, prompts, out.tokens)))
+            numbers["mixture"] = progress.data.learn(numbers["tasks"], gains)
             clock.lap("mixture")
-        return progress, line | rates(prompts, out, clock) | of_hosts(run, rows, clock)
+        return progress, numbers | line | rates(prompts, out, clock) | of_hosts(run, rows, clock)
 
     return loop(run, progress, step_fn)
 
