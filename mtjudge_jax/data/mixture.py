@@ -148,9 +148,10 @@ class AdaptiveMixture:
         return _copy(self._state)
 
     def set_state(self, state: dict) -> None:
-        if list(state["tasks"]) != list(self._pools):
+        if set(state["tasks"]) != set(self._pools):
             raise ValueError(f"the saved mixture is of {', '.join(state['tasks'])}, this one of {', '.join(self._pools)}")
-        self._state, self._waiting, self._pending = _copy(state), False, None
+        ordered = {name: state["tasks"][name] for name in self._pools}  # a checkpoint sorts names, the draws follow the pools
+        self._state, self._waiting, self._pending = _copy({**state, "tasks": ordered}), False, None
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
