@@ -54,7 +54,14 @@ class LoraConfig:
 class DataConfig:
     path: str = ""  # folder of `mtjudge prepare`; "" = <workdir>/data
     tasks: tuple[str, ...] = ()
-    mixture: str = "proportional"  # proportional (the paper's plain union) | uniform
+    mixture: str = "proportional"  # (the paper's plain union) | uniform | temperature | weights | mt_grpo (arXiv 2602.05547)
+    mixture_temperature: float = 2.0  # T of temperature, n^(1/T); 1 is proportional, large uniform, 2 halfway in exponent
+    mixture_weights: tuple[float, ...] = ()  # of weights: one above 0 for each of data.tasks
+    mt_grpo_lambda: float = 0.6  # large favours the worst task; it tries 0.1 to 1.2
+    mt_grpo_beta: float = 1.0  # step of the logits: of six tasks one 0.3 of reward behind doubles its weight in some 25 steps
+    mt_grpo_max_oversample: float = 4.0  # M: more would give a hopeless task the whole batch
+    mt_grpo_rho_decay: float = 0.9  # of the running no-gradient rates: the last 10 steps or so
+    mt_grpo_improvement: str = "objective"  # change by the update, a forward pass or two | reward: since the task's last step
     balance_labels: bool = False  # every batch holds as many of each label, a task
     prompt_tokens: int = 2048
     patches: int = 4096  # of all images of a prompt together
@@ -159,7 +166,8 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "model.attention": ("auto", "xla", "chunked", "splash", "tokamax"),
     "model.experts": ("auto", "dense", "ragged", "tokamax"),
-    "data.mixture": ("proportional", "uniform"),
+    "data.mixture": ("proportional", "uniform", "temperature", "weights", "mt_grpo"),
+    "data.mt_grpo_improvement": ("objective", "reward"),
     "loss.advantage_std": ("unbiased", "population", "none"),
     "loss.kl_estimator": ("k1", "k2", "k3"),
     "loss.aggregation": ("token_mean", "sequence_mean"),
@@ -182,6 +190,7 @@ AT_LEAST = {
     "update.micro_prompts": 1,
     "data.prompt_tokens": 1,
     "data.patches": 0,
+    "data.mt_grpo_max_oversample": 1,
     "model.head_chunk": 1,
     "optim.warmup_steps": 0,
     "optim.lr": 0,
@@ -197,15 +206,12 @@ AT_LEAST = {
     "hosts.heartbeat_seconds": 2,
     "hosts.stuck_seconds": 0,
     "checkpoint.max_failed_saves": 1,
-    "loss.clip_low": 0,
-    "loss.clip_high": 0,
     "loss.dual_clip": 1,
-    "loss.kl_coef": 0,
-    "loss.advantage_eps": 0,
-}
+} | dict.fromkeys(("loss.clip_low", "loss.clip_high", "loss.kl_coef", "loss.advantage_eps"), 0)
 WITHIN = dict.fromkeys(("reward.alpha", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low"), (0, 1))
-BELOW_ONE = ("optim.b1", "optim.b2")
+BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
 POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
+POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 
 
 def flatten(cfg: Config) -> dict[str, object]:
@@ -298,10 +304,20 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
             raise ConfigError(f"data.tasks: {name!r} is there to be judged and never trained on; it may stand in eval.tasks")
     if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
         raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
+    _check_mixture(cfg)
     _check_model(cfg, values)
     _check_batches(cfg, devices)
     if devices is not None:
         _check_processes(cfg, devices, processes)
+
+
+def _check_mixture(cfg: Config) -> None:
+    mode, weights, tasks = cfg.data.mixture, cfg.data.mixture_weights, len(cfg.data.tasks)
+    if len(weights) != tasks * (mode == "weights") or any(type(w) not in (int, float) or not 0 < w < math.inf for w in weights):
+        need = f"one number above 0 for each of the {tasks} data.tasks" if mode == "weights" else "nothing"
+        raise ConfigError(f"data.mixture_weights = {weights} with data.mixture = {mode!r} must hold {need}")
+    if mode == "mt_grpo" and cfg.stage != "grpo":
+        raise ConfigError(f"data.mixture = 'mt_grpo' follows rewards, stage = {cfg.stage!r} has none: take another mixture")
 
 
 def _check_model(cfg: Config, values: dict[str, object]) -> None:
@@ -325,7 +341,7 @@ def _check_batches(cfg: Config, devices: int | None) -> None:
     _divides("update.micro_prompts", micro, "update.prompts", update)
     sampled = cfg.rollout.micro_prompts or rollout
     _divides("rollout.micro_prompts", sampled, "rollout.prompts", rollout)
-    if cfg.data.balance_labels:
+    if cfg.data.balance_labels and cfg.data.mixture != "mt_grpo":  # whose batches hold tasks in other shares each
         labels = sum(len(TASKS[name].labels) for name in cfg.data.tasks)
         _divides("labels of all data.tasks with data.balance_labels", labels, "update.prompts", update)
     if devices is not None:
@@ -357,11 +373,10 @@ def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
     """Axis sizes with -1 filled in."""
     shape = dataclasses.asdict(mesh)
     free = [name for name, n in shape.items() if n == -1]
-    fixed = 1
+    fixed = math.prod(n for n in shape.values() if n > 0)
     for name, n in shape.items():
         if n == 0 or n < -1:
             raise ConfigError(f"mesh.{name} = {n} must be at least 1, or -1 for all devices that are left")
-        fixed *= n if n > 0 else 1
     if len(free) > 1:
         raise ConfigError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one axis can take what is left")
     if devices % fixed or (not free and fixed != devices):

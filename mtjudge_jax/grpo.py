@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from mtjudge_jax.config import LossConfig
 from mtjudge_jax.types import Array
 
 LOG_RATIO_LIMIT = 20.0  # EasyR1's: beyond it exp() carries no information and overflows float32 at 88
@@ -60,6 +61,22 @@ def kl(logp: Array, ref_logp: Array, estimator: str) -> Array:
     if estimator == "k2":
         return d * d / 2
     return jnp.minimum(jnp.expm1(d) - d, K3_LIMIT)  # exp(d) - d - 1 is below zero by rounding for small d
+
+
+def row_objective(
+    logp: Array, old_logp: Array, ref_logp: Array, advantages: Array, mask: Array, *, cfg: LossConfig
+) -> tuple[Array, Array]:
+    """What the update maximises, as (sums, weights), both [Q]: of some prompts it is sum(sums) / sum(weights).
+
+    logp, old_logp, ref_logp, mask [Q, G, C]; advantages [Q, G]. A prompt weighs its tokens, or its answers with
+    `sequence_mean`.
+    """
+    clips = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
+    gain = -policy_loss(logp, old_logp, advantages, **clips).loss - cfg.kl_coef * kl(logp, ref_logp, cfg.kl_estimator)
+    weights = mask.astype(jnp.float32)
+    if cfg.aggregation == "sequence_mean":
+        weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
+    return (gain * weights).sum((1, 2)), weights.sum((1, 2))
 
 
 def token_weights(mask: Array, aggregation: str) -> Array:

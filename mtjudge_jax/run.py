@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, check, to_dict
-from mtjudge_jax.data.pipeline import BadRowCounter, read_split, train_iterator
+from mtjudge_jax.data.pipeline import Adapting, BadRowCounter, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.health import Health
 from mtjudge_jax.metrics_log import (
@@ -67,7 +67,7 @@ class Progress(NamedTuple):
 
     state: TrainState
     frozen: Params  # what is not trained; never changes and is not in the checkpoint
-    data: Any  # Grain iterator
+    data: Any  # Grain iterator, or AdaptiveMixture
     step: int
     best: float  # mean validation macro-F1 so far, -1 before the first
     since_best: int  # evaluations since
@@ -143,6 +143,11 @@ def open_data(run: Run) -> Any:
         shard_count=jax.process_count(),
         balance_labels=cfg.data.balance_labels,
         mode=cfg.data.mixture,
+        temperature=cfg.data.mixture_temperature,
+        weights=cfg.data.mixture_weights,
+        adapting=Adapting(
+            cfg.data.mt_grpo_lambda, cfg.data.mt_grpo_beta, cfg.data.mt_grpo_max_oversample, cfg.data.mt_grpo_rho_decay
+        ),
     )
 
 

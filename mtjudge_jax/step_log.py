@@ -12,6 +12,10 @@ def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) ->
     """`step  12/300 reward 0.55 accuracy 0.50 format 1.00 kl 0.0012 .. 5120 tokens/s 3:20 left`."""
     shown = ("reward", "accuracy", "format", "loss", "kl", "entropy", "grad_norm", "zero_variance")
     numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
+    zeros = {name: means["zero_variance"] for name, means in line.get("tasks", {}).items()}
+    if len(zeros) > 1:  # the task whose prompts most often teach nothing
+        worst = max(zeros, key=zeros.get)
+        numbers += f" ({worst} {zeros[worst]:.2f})"
     minutes, seconds = divmod(int(seconds_left or 0), 60)
     left = "" if seconds_left is None else f" {minutes}:{seconds:02d} left"
     width = len(str(cfg.steps))

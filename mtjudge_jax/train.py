@@ -13,7 +13,7 @@ import numpy as np
 
 from mtjudge_jax import grpo, hosts, sft
 from mtjudge_jax.command import run_command, train_flags, typed
-from mtjudge_jax.config import Config, ConfigError, check, to_dict
+from mtjudge_jax.config import Config, ConfigError, LossConfig, check, to_dict
 from mtjudge_jax.loop import Drawn, loop, note_skipped, of_hosts
 from mtjudge_jax.metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.policy import Model
@@ -22,6 +22,7 @@ from mtjudge_jax.score import Scores, score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
+from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.together import gather_rows, together
 from mtjudge_jax.types import PromptBatch, Rollout, TrainBatch
 from mtjudge_jax.update import grpo_loss, make_update
@@ -52,6 +53,9 @@ def train(run: Run) -> Progress:
     loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=updates == 1)
     update = make_update(progress.state, loss, run.optimizer, stages.mesh, cfg)
     take = jax.jit(partial(take_part, parts=updates), out_shardings=batch_sharding(stages.mesh))
+    adaptive = cfg.data.mixture == "mt_grpo"
+    objective = adaptive and cfg.data.mt_grpo_improvement == "objective"
+    gain = jax.jit(partial(objective_gain, cfg=cfg.loss), out_shardings=batch_sharding(stages.mesh))
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
@@ -65,9 +69,12 @@ def train(run: Run) -> Progress:
         clock.lap("rollout")
         scores = score(texts, truncated, tasks=rows["task"].tolist(), labels=rows["label"], alpha=cfg.reward.alpha)
         clock.lap("score")
+        numbers = step_metrics(run, rows, scores, out)
+        if adaptive and not objective:  # the next batch is read while this one is learned from
+            numbers["mixture"] = progress.data.learn(numbers["tasks"])
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), stages.mesh)
         advantages = grpo.advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
-        old_logp = stages.logp(progress.params, prompts, out.tokens) if updates > 1 else out.logp
+        old_logp = stages.logp(progress.params, prompts, out.tokens) if updates > 1 or objective else out.logp
         ref_logp = stages.reference_logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
         batch = TrainBatch(prompts, out.tokens, out.mask & learn[:, None, None], advantages, old_logp, ref_logp)
         jax.block_until_ready(ref_logp)
@@ -80,7 +87,11 @@ def train(run: Run) -> Progress:
         clock.lap("update")
         line = summarise(metrics, kl=bool(cfg.loss.kl_coef))
         progress = note_skipped(run, progress._replace(state=state), line["skipped"], rows, Drawn(texts, scores, batch))
-        return progress, step_metrics(run, rows, scores, out) | line | rates(prompts, out, clock) | of_hosts(run, rows, clock)
+        if objective:
+            gains = by_task(run, rows, gain(batch, stages.logp(progress.params, prompts, out.tokens)))
+            numbers["mixture"] = progress.data.learn(numbers["tasks"], gains)
+            clock.lap("mixture")
+        return progress, numbers | line | rates(prompts, out, clock) | of_hosts(run, rows, clock)
 
     return loop(run, progress, step_fn)
 
@@ -88,6 +99,25 @@ def train(run: Run) -> Progress:
 def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
     """Rows of the i-th of `parts` updates: a block, so that a batch balanced in every block stays balanced."""
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
+
+
+def objective_gain(batch: TrainBatch, logp, *, cfg: LossConfig):
+    """(sums, weights), both [Q], of the change of the batch's objective from the parameters that gave old_logp to those that
+    gave logp: the I_k of MT-GRPO, exact, on the step's own prompts."""
+    rest = (batch.old_logp, batch.ref_logp, batch.advantages, batch.mask)
+    after, weights = grpo.row_objective(logp, *rest, cfg=cfg)
+    return after - grpo.row_objective(batch.old_logp, *rest, cfg=cfg)[0], weights
+
+
+def by_task(run: Run, rows: dict, gains: tuple) -> dict[str, float]:
+    """`objective_gain` by task, over the rows of all processes."""
+    mine = tuple(local_rows(x, run.model.stages.mesh) for x in gains)
+    sums, weights, numbers = gather_rows((*mine, task_numbers(rows["task"].tolist())))
+    names, out = list(TASKS), {}
+    for number in np.unique(numbers).tolist():
+        of = numbers == number
+        out[names[number]] = float(sums[of].sum(dtype=np.float64) / max(weights[of].sum(dtype=np.float64), 1.0))
+    return out
 
 
 def step_metrics(run: Run, rows: dict, scores: Scores, out: Rollout) -> dict:

@@ -211,6 +211,46 @@ def sft(*, folder: str, data: str) -> dict:
     return facts | {"again": ending(folder / "again")}
 
 
+def adaptive(*, folder: str, data: str) -> dict:
+    """MT-GRPO whole, by Ctrl-C stopped in its third step's update and gone on; and with the change of the mean reward, stopped
+    by a SIGTERM before its third step's update."""
+    from mtjudge_jax import hosts, train
+    from mtjudge_jax.policy import open_model
+
+    folder, facts = Path(folder), {}
+    cfg = config(steps=5, data__path=data, eval__every_steps=5, data__mixture="mt_grpo", data__mt_grpo_beta=20.0)
+    model = open_model(cfg)
+    with Spy(train) as spy:
+        train.fit(cfg, folder / "whole", model)
+    facts |= {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
+    facts["update"] = [update._cache_size() for update in spy.jitted]
+    left, add = iter(range(2)), BadRowCounter.add
+
+    def stop_at_third(counter, rows):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        add(counter, rows)
+
+    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+        facts["stopped"] = message(train.fit, cfg, folder / "again", model)
+    train.fit(cfg, folder / "again", model)
+    facts["again"] = ending(folder / "again")
+
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
+    train.fit(cfg, folder / "reward", model)
+    facts["reward"] = ending(folder / "reward")
+    points = iter(range(7 + 2 + 2 + 1))  # of the first validation, of two steps, before the third
+
+    def asked(what):
+        if next(points, None) is None:
+            raise hosts.Preempted(what)
+
+    with mock.patch.object(hosts, "stop_if_asked", asked):
+        facts["asked"] = message(train.fit, cfg, folder / "asked", model)
+    train.fit(cfg, folder / "asked", model)
+    return facts | {"on": ending(folder / "asked")}
+
+
 def experts_folder(folder: Path) -> Path:
     """A random mixture of experts with the demo base's tokenizer."""
     from mtjudge_jax.models.qwen3_vl import vlm

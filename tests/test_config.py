@@ -110,8 +110,36 @@ BAD = [
     ("loss.clip_low", 2.0, "between 0 and 1"),
     ("loss.dual_clip", 1.1, "loss.clip_high"),
     ("data.tasks", (3,), "str"),
+    ("data.mixture", "mt-grpo", "'mt_grpo'"),
+    ("data.mixture", "weights", "one number above 0 for each of the 2 data.tasks"),
+    ("data.mixture_weights", (1.0, 2.0), "nothing"),
+    ("data.mixture_temperature", 0.0, "above 0"),
+    ("data.mt_grpo_lambda", 0.0, "above 0"),
+    ("data.mt_grpo_beta", -1.0, "above 0"),
+    ("data.mt_grpo_max_oversample", 0.5, "at least 1"),
+    ("data.mt_grpo_rho_decay", 1.0, "below 1"),
+    ("data.mt_grpo_improvement", "rewards", "'reward'"),
     ("data.tasks", ("pairwise_safety",), "eval.tasks"),
 ]
+
+
+def test_mixtures_that_do_not_fit():
+    cfg = valid()
+    cfg.data.mixture, cfg.data.mixture_weights = "weights", (2.0, 1)
+    check(cfg)
+    for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, NAN), (1.0, float("inf")), (1.0, "2"), (1.0, True)):
+        cfg.data.mixture_weights = weights
+        with pytest.raises(ConfigError, match="must hold one number above 0 for each of the 2 data"):
+            check(cfg)
+    cfg = valid()
+    cfg.data.mixture, cfg.data.balance_labels = "mt_grpo", True
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 18  # not divisible by the four labels, and need not be
+    check(cfg)
+    cfg.stage = "sft"
+    with pytest.raises(ConfigError, match="'mt_grpo' follows rewards, stage = 'sft' has none"):
+        check(cfg)
+
+
 UNKNOWN = [
     ({"optim": {"learning_rate": 1e-6}}, "optim.learning_rate", ""),
     ({"optim": {"weigth_decay": 0.1}}, "optim.weigth_decay", "'optim.weight_decay'"),

@@ -191,3 +191,23 @@ def test_the_loss_does_not_depend_on_the_split(aggregation, on_policy):
     each = [by_hand[q, g][mask[q, g]] for q in range(8) for g in range(4)]
     want = np.concatenate(each).mean() if aggregation == "token_mean" else np.mean([x.mean() for x in each])
     assert float(whole["loss"]) == pytest.approx(float(want), abs=2e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_row_objective_is_what_the_loss_minimises(aggregation):
+    rng = np.random.default_rng(0)
+    logp, old, ref = (-rng.uniform(0.1, 3, (3, 4, 5)).astype(np.float32) for _ in range(3))
+    advantages, mask = rng.normal(size=(3, 4)).astype(np.float32), np.arange(5) < rng.integers(1, 6, (3, 4))[..., None]
+    cfg = LossConfig(aggregation=aggregation)
+    sums, weights = grpo.row_objective(logp, old, ref, advantages, mask, cfg=cfg)
+    terms = grpo.policy_loss(logp, old, advantages, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip)
+    loss = terms.loss + cfg.kl_coef * grpo.kl(logp, ref, cfg.kl_estimator)
+    whole = float((loss * grpo.token_weights(mask, aggregation)).sum())
+    assert float(sums.sum() / weights.sum()) == pytest.approx(-whole, rel=1e-5)
+    one = float((loss[1] * grpo.token_weights(mask[1], aggregation)).sum())
+    assert float(sums[1] / weights[1]) == pytest.approx(-one, rel=1e-5)
+    # one answer of two tokens, advantage 1, ratios 1 and 1.1, no divergence: mean 1.05
+    new = np.log(np.array([[[1.0, 1.1]]], np.float32))
+    zero, full = np.zeros((1, 1, 2), np.float32), np.ones((1, 1, 2), bool)
+    sums, weights = grpo.row_objective(new, zero, new, np.ones((1, 1), np.float32), full, cfg=cfg)
+    assert float(sums[0] / weights[0]) == pytest.approx(1.05, rel=1e-5)

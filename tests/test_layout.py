@@ -12,6 +12,7 @@ ORDER = [
     "data.records",
     "tasks",
     "config",
+    "mt_grpo",
     "command",
     "types",
     "sharding",
@@ -61,7 +62,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITHOUT_JAX = ("paths", "data.records", "tasks", "config", "data")
+WITHOUT_JAX = ("paths", "data.records", "tasks", "config", "mt_grpo", "data")
 FILE_LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -156,6 +156,35 @@ def test_an_sft_run_resumes():
     assert facts["update"] == [1] and list(facts["traces"].values()) == [1]
 
 
+def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
+    folder = commands().folder / "adaptive"
+    facts = commands().call("drills.adaptive", folder=str(folder), data=str(commands().folder / "data"))
+    assert facts["stopped"] == "KeyboardInterrupt: "
+    assert facts["asked"] == "Preempted: asked to stop: step 2 is saved, the same command goes on from it"
+    assert facts["again"] == facts["whole"] and facts["on"] == facts["reward"] and facts["whole"]["step"] == 5
+    assert facts["update"] == [1] and set(facts["traces"].values()) == {1}
+    assert sorted(name.split(" ")[0] for name in facts["traces"]) == ["logp", "sample"]
+    for run, zeros in ((facts["whole"], 0), (facts["reward"], 1)):
+        lines = [line for line in run["metrics"] if line["kind"] == "train"]
+        assert len(lines) == 5
+        logits = np.zeros(6)
+        for step, line in enumerate(lines):
+            seen = line["mixture"]
+            improvement = np.array([seen[name]["improvement"] for name in TASKS])
+            assert (not improvement.any()) == (zeros == 1 and step == 0)  # nothing to compare the first reward with
+            assert all(0 <= seen[name]["no_gradient"] <= 1 for name in TASKS)
+            if step == 0:  # the paper's formula, on what the line says
+                reward = np.array([line["tasks"].get(name, {"reward": 0.0})["reward"] for name in TASKS])
+                s = improvement + 0.6 * reward
+                logits = -20.0 * (s - s.mean()) / 6
+                weights = np.exp(logits) / np.exp(logits).sum()
+                assert np.allclose([seen[name]["weight"] for name in TASKS], weights, atol=1e-6)
+                rates = [line["tasks"].get(name, {"zero_variance": 0.0})["zero_variance"] for name in TASKS]
+                assert np.allclose([seen[name]["no_gradient"] for name in TASKS], 0.1 * np.array(rates), atol=1e-9)
+        assert run["data"]["step"] == 5
+        assert sum(task["position"] for task in run["data"]["tasks"].values()) == 5 * 12
+
+
 def test_adapters_on_a_mixture_of_experts_train_and_resume():
     """The checkpoint holds adapters and their moments alone; what comes out is the base but for what was adapted."""
     folder = commands().folder / "adapters"

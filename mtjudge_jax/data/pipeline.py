@@ -1,6 +1,5 @@
 """Records to batches: the mixture of tasks, the elastic training iterator and the fixed order of an evaluation."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import grain
 import numpy as np
 
 from mtjudge_jax.data.images import ImageConfig
+from mtjudge_jax.data.mixture import FIXED, Adapting, AdaptiveMixture, Drawn, mixture, open_pools, stack_rows
 from mtjudge_jax.data.records import BadRecord, JudgeExample
 from mtjudge_jax.data.rows import Row, bad_row, make_row, make_target
 from mtjudge_jax.data.sources import BadRowCounter, RecordSource, fingerprint, open_split, read_manifest, read_split
@@ -17,6 +17,7 @@ from mtjudge_jax.tasks.base import Task
 
 __all__ = [
     "MIXTURES",
+    "Adapting",
     "BadRowCounter",
     "RecordSource",
     "RowFormat",
@@ -26,11 +27,12 @@ __all__ = [
     "open_split",
     "read_manifest",
     "read_split",
+    "stack_rows",
     "to_row",
     "train_iterator",
 ]
 
-MIXTURES = ("uniform", "proportional")
+MIXTURES = (*FIXED, "mt_grpo")
 MAX_ERROR = 300  # characters of an error kept in a row
 
 
@@ -48,26 +50,6 @@ class RowFormat(NamedTuple):
     patch_count: int
     completion_tokens: int = 0
     target: Callable[[JudgeExample], str] | None = None
-
-
-class Drawn(NamedTuple):
-    """One draw from the mixture."""
-
-    task: str
-    record: JudgeExample | BadRecord
-
-
-class _Pool:
-    """Some records of one source, as a data source of its own."""
-
-    def __init__(self, task: str, source: RecordSource, indices: np.ndarray):
-        self._task, self._source, self._indices = task, source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Drawn:
-        return Drawn(self._task, self._source[int(self._indices[index])])
 
 
 def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
@@ -89,57 +71,6 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
     return {**row, "target": target, "target_mask": target_mask}
 
 
-def mixture(
-    sources: Mapping[str, RecordSource],
-    *,
-    tasks: Mapping[str, Task],
-    seed: int,
-    balance_labels: bool = True,
-    mode: str = "uniform",
-) -> grain.MapDataset:
-    """An endless, shuffled, deterministic sequence of `Drawn` records of several tasks.
-
-    A pool is a task, or a (task, label) with `balance_labels`; each is shuffled anew every time it has been seen whole.
-    "uniform" draws from the pools in turn, so k * pools consecutive draws hold exactly k of each pool: batches of such a
-    size are exactly balanced. "proportional" weighs each task by its number of records (its labels still equally).
-    """
-    if mode not in MIXTURES:
-        raise ValueError(f"mixture {mode!r} is not one of {', '.join(MIXTURES)}")
-    pools, weights = [], []
-    for task, source in sources.items():
-        groups = _label_groups(source, tasks[task]) if balance_labels else {"all": np.arange(len(source))}
-        for label, indices in groups.items():
-            if len(indices) == 0:
-                raise ValueError(
-                    f"task {task} has no record with label {label!r}: set balance_labels=False or leave the task out"
-                )
-            pool = grain.MapDataset.source(_Pool(task, source, indices))
-            pools.append(pool.seed(_pool_seed(seed, task, label)).shuffle().repeat())
-            weights.append(1.0 if mode == "uniform" else len(source) / len(groups))
-    return grain.MapDataset.mix(pools, weights)
-
-
-def _pool_seed(seed: int, task: str, label: str) -> int:
-    """Different for pools of equal size, which else would be shuffled alike and show the same photographs together."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{task}/{label}".encode()).digest()[:4], "little")
-
-
-def _label_groups(source: RecordSource, task: Task) -> dict[str, np.ndarray]:
-    """Indices of the records by label word. One pass over the records; no image is decoded.
-
-    A record without a readable label is dealt to the labels in turn: drawn later, it is counted as bad.
-    """
-    groups: dict[str, list[int]] = {word: [] for word in task.labels}
-    for index in range(len(source)):
-        record = source[index]
-        try:
-            label = index % len(task.labels) if isinstance(record, BadRecord) else task.label_index(record.label)
-        except ValueError:
-            label = index % len(task.labels)
-        groups[task.labels[label]].append(index)
-    return {word: np.array(indices, np.int64) for word, indices in groups.items()}
-
-
 def train_iterator(
     *,
     data: str | os.PathLike,
@@ -152,13 +83,17 @@ def train_iterator(
     shard_count: int = 1,
     balance_labels: bool = True,
     mode: str = "uniform",
+    temperature: float = 1.0,
+    weights: Sequence[float] = (),
+    adapting: Adapting | None = None,
     threads: int = 2,
-) -> grain.DatasetIterator:
+) -> grain.DatasetIterator | AdaptiveMixture:
     """An endless iterator over this process's part of each global batch: dicts of arrays led by global_batch/shard_count.
 
     `get_state()` is a dict that fits in JSON and is the same on every shard; `set_state()` takes it on any number of
     shards: shard i has the i-th block of the global batch, so that its rows one after the other are the same batch on any
-    number of shards. `close()` ends the reader threads.
+    number of shards. `close()` ends the reader threads. mode: one of MIXTURES, see `mixture` for the fixed ones; "mt_grpo" takes
+    `adapting`, and every batch must be learned from before the next is asked for, see `AdaptiveMixture`.
 
     The position says nothing of the data: compare `fingerprint`, seed and mixture before restoring it.
     """
@@ -169,7 +104,19 @@ def train_iterator(
     if not task_names:
         raise ValueError("no task to train on: task_names is empty")
     sources = {name: open_split(data, split, name) for name in task_names}
-    drawn = mixture(sources, tasks=fmt.tasks, seed=seed, balance_labels=balance_labels, mode=mode)
+    if mode == "mt_grpo":
+        each = global_batch // shard_count
+        return AdaptiveMixture(
+            {k: open_pools(k, v, fmt.tasks[k], seed=seed, balance_labels=balance_labels) for k, v in sources.items()},
+            lambda draw: to_row(draw.record, draw.task, fmt),
+            global_batch=global_batch,
+            part=slice(shard_index * each, (shard_index + 1) * each),
+            seed=seed,
+            how=adapting or Adapting(),
+            threads=threads,
+        )
+    fixed = {"balance_labels": balance_labels, "mode": mode, "temperature": temperature, "weights": weights}
+    drawn = mixture(sources, tasks=fmt.tasks, seed=seed, **fixed)
     rows = _InBlocks(drawn, global_batch, shard_count).map(lambda draw: to_row(draw.record, draw.task, fmt))
     elastic = grain.experimental.ElasticIterator(
         rows,
@@ -194,11 +141,6 @@ class _InBlocks(grain.MapDataset):
     def __getitem__(self, index: int) -> Drawn:
         start, row = index - index % self._batch, index % self._batch
         return self._drawn[start + row % self._shards * (self._batch // self._shards) + row // self._shards]
-
-
-def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Rows of equal keys and shapes to one batch."""
-    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def eval_batches(

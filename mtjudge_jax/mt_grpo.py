@@ -1,0 +1,56 @@
+"""The arithmetic of MT-GRPO ("Multi-Task GRPO", arXiv 2602.05547): which task the next prompts come from. numpy, no state.
+
+K tasks with logits xi and weights z = softmax(xi). A step moves the logits by what it measured, and the next batch is drawn by
+the weights, with more prompts of a task whose prompts often give no gradient because their G rewards are all equal.
+
+    xi = (0, 0), rewards J = (0.2, 0.8), improvements I = (0, 0), lam = 1, beta = 1
+    s = I + lam J = (0.2, 0.8);  g = z (s - sum z s) = (-0.15, 0.15);  xi - beta g = (0.15, -0.15): the worse task gains
+"""
+
+import numpy as np
+
+__all__ = ["allocate", "next_logits", "oversampling", "running_rate", "task_weights", "wanted_counts"]
+
+
+def task_weights(logits: np.ndarray) -> np.ndarray:
+    """softmax, float64 [K]."""
+    e = np.exp(logits - np.max(logits))
+    return e / e.sum()
+
+
+def next_logits(
+    logits: np.ndarray, *, improvement: np.ndarray, reward: np.ndarray, lam: float, beta: float
+) -> np.ndarray:
+    """Logits [K] after a step: s = I + lam J, g = z (s - sum_j z_j s_j), xi - beta g. All [K]."""
+    z, s = task_weights(logits), improvement + lam * reward
+    return logits - beta * z * (s - z @ s)
+
+
+def wanted_counts(weights: np.ndarray, batch: int, *, seed: int, step: int) -> np.ndarray:
+    """Multinomial(batch, weights), int64 [K], by a generator of (seed, step) alone."""
+    return np.random.default_rng((seed, step)).multinomial(batch, weights)
+
+
+def running_rate(rate: float, measured: float, decay: float) -> float:
+    """decay * rate + (1 - decay) * measured."""
+    return decay * rate + (1 - decay) * measured
+
+
+def oversampling(rates: np.ndarray, limit: float) -> np.ndarray:
+    """m = min(1 / (1 - rho), M) of no-gradient rates rho in [0, 1]; a rate of 1 gives M."""
+    return 1 / np.maximum(1 - rates, 1 / limit)
+
+
+def allocate(wanted: np.ndarray, factors: np.ndarray, batch: int) -> np.ndarray:
+    """Prompts a task, int64 [K], that fill a batch in the ratio wanted * factors; the largest remainders round up.
+
+    The batch has a fixed size, so it is the ratio of prompts with a gradient that is kept, not their number.
+
+        wanted (6, 6), factors (1, 2), batch 12 -> (4, 8)
+    """
+    share = wanted * factors
+    exact = batch * share / share.sum()
+    counts = np.floor(exact).astype(np.int64)
+    rest = np.argsort(counts - exact, kind="stable")[: batch - counts.sum()]
+    counts[rest] += 1
+    return counts
