@@ -49,9 +49,9 @@ def plan_flags():
 
 
 def eval_flags():
-    """(model, data, out, name, split, tasks, limit, batch, samples, seed)."""
+    """(model, data, out, name, split, tasks, limit, batch, samples, seed, mesh)."""
     return (
-        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True),
+        flags.DEFINE_string("model", None, "Hugging Face folder, or the workdir of a run, whose best/ it is.", required=True),
         flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
         flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
         flags.DEFINE_string("name", "", "Name of the files; default: the split."),
@@ -61,6 +61,7 @@ def eval_flags():
         flags.DEFINE_integer("batch", 24, "Prompts judged at a time.", lower_bound=1),
         flags.DEFINE_integer("samples", 8, "Answers a prompt: one greedy, the rest sampled.", lower_bound=1),
         flags.DEFINE_integer("seed", 0, "Of the sampled answers.", lower_bound=0),
+        flags.DEFINE_list("mesh", [], "Devices along the axes, e.g. fsdp=2,tensor=2; default: all along data."),
     )
 
 

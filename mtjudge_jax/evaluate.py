@@ -28,6 +28,7 @@ from mtjudge_jax.together import gather, my_rows
 from mtjudge_jax.types import Params, PromptBatch
 
 ANSWER_TAG = "<answer>"
+RAW_CHARS = 200  # a longer native field is a text, which no metric reads
 Official = Callable[[str, list[dict]], Mapping[str, float]]  # a task's predictions -> its data set's own numbers, if any
 
 
@@ -167,6 +168,7 @@ def _line(example: JudgeExample, order: str, label: int | None) -> dict:
         "score_expected": None,
         "score_true": example.label.score,
         "tokens": 0,
+        "sampled_tokens": 0,
         "raw": raw_fields(example),
         "order": order,
         "unusable": False,
@@ -174,22 +176,23 @@ def _line(example: JudgeExample, order: str, label: int | None) -> dict:
 
 
 def raw_fields(example: JudgeExample) -> dict:
-    """The record's native fields, which official metrics read; none where they are no JSON object."""
+    """The record's native fields, which official metrics read, without long texts; none where they are no JSON object."""
     try:
         found = json.loads(example.raw or "{}")
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if not isinstance(value, str) or len(value) <= RAW_CHARS}
 
 
 def _add_numbers(rows: list[dict], lengths: np.ndarray) -> None:
-    """Fills `tokens` of the greedy answer, `probability` of its verdict, and `score_expected`: the mean grade by the
-    probabilities, or the second label's probability. lengths: int `[Q, G]`.
+    """Fills `tokens` of the greedy answer and of the sampled ones together, `probability` of its verdict, and
+    `score_expected`: the mean grade by the probabilities, or the second label's probability. lengths: int `[Q, G]`.
     """
-    for row, length in zip(rows, lengths[:, 0].tolist(), strict=False):
+    for row, (length, *others) in zip(rows, lengths.tolist(), strict=False):
         if row["unusable"]:
             continue
-        row["tokens"], shares = length, row["probabilities"]
+        row["tokens"], row["sampled_tokens"], shares = length, sum(others), row["probabilities"]
         if not shares:
             continue
         row["probability"] = shares.get(row["verdict"])

@@ -17,6 +17,7 @@ class Kept:
 
     def __init__(self, folder: AnyPath, batches: list[list[dict]]):
         self._folder, self._batches, self._written = folder, batches, len(batches)
+        self.prompts = self.tokens = 0  # judged by this command, not found
 
     def take(self, most: int) -> list[list[dict]]:
         """The next batches that are there, at most so many; they are not given again."""
@@ -30,6 +31,8 @@ class Kept:
                 write_whole(self._folder / f"{self._written:06d}.jsonl", "".join(json.dumps(r) + "\n" for r in rows).encode())
         self._written += 1
         self._batches.append(rows)
+        self.prompts += len(rows)
+        self.tokens += sum(row["tokens"] + row["sampled_tokens"] for row in rows)
 
     def __len__(self) -> int:
         return self._written

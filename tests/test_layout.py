@@ -35,6 +35,7 @@ ORDER = [
     "workdir",
     "metrics",
     "metrics_log",
+    "kept",
     "evaluate",
     "report",
     "step_log",
