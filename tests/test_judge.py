@@ -191,7 +191,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(batches):
     left = sum(1 for _ in (out / "test.partial").glob("*.jsonl"))
     ended = commands().run(*eval_flags(out))
     assert ended.status == 0 and f"going on after {left} batches" in ended.err
-    assert f"11 predictions, {20 - 2 * left} prompts judged" in ended.out.replace("12 predictions", "11 predictions")
+    assert f"12 predictions, {20 - 2 * left} prompts judged" in ended.out
     for name in ("test.json", "test.predictions.jsonl"):
         assert (out / name).read_bytes() == (whole() / name).read_bytes()
     assert sorted(path.name for path in out.iterdir()) == ["test.json", "test.predictions.jsonl"]
