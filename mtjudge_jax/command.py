@@ -90,17 +90,20 @@ def export_flags():
     )
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Runs `main` after parsing the flags. What is the user's to mend ends in one line and exit status 2, not a traceback."""
+def run_command(main: Callable[..., None], *, positional: bool = False) -> None:
+    """Runs `main` after parsing the flags. What is the user's to mend ends in one line and exit status 2, not a traceback.
+
+    positional: the arguments that are no flags are allowed, and are main's argument.
+    """
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not positional:
             fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         logging.set_verbosity(logging.WARNING)  # Orbax and jax tell every file they write
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, stop)
         try:
-            main()
+            main(argv[1:]) if positional else main()
         except Exception as error:
             if os.environ.get("MTJUDGE_TRACEBACK") or not is_ours(error):
                 traceback.print_exc()

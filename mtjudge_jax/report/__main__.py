@@ -1,9 +1,8 @@
 """`mtjudge report --workdir=DIR`: the page of one run. `mtjudge report A B C.. [--out=DIR]`: runs side by side."""
 
-import sys
+from absl import flags
 
-from absl import app, flags
-
+from mtjudge_jax.command import run_command
 from mtjudge_jax.paths import address, as_path
 from mtjudge_jax.report import write_report
 from mtjudge_jax.report.compare import compare
@@ -17,26 +16,18 @@ flags.DEFINE_string("base", "", "Of several: the run that the others are compare
 flags.DEFINE_list("tasks", [], "Of several: the columns; default: all tasks that were judged.")
 
 
-def write(runs: list[str]) -> str:
-    """Writes what the flags and `runs` (PATH or ARM=PATH) ask for; returns what to print."""
+def main(runs: list[str]) -> None:
+    """runs: PATH or ARM=PATH each."""
     if bool(FLAGS.workdir) == bool(runs):
-        raise ValueError("give --workdir=DIR for the page of one run, or runs to put side by side: report A B NAME=C")
-    if flag := next((run for run in runs if run.startswith("-")), ""):
-        raise ValueError(f"unknown flag {flag}: the flags are --workdir, --out, --base, --tasks")
+        raise ValueError("give --workdir=DIR for the page of one run, or runs to put side by side: mtjudge report A B NAME=C")
     if FLAGS.workdir:
-        return f"report: {address(write_report(FLAGS.workdir, out=FLAGS.out))}"
+        print(f"report: {address(write_report(FLAGS.workdir, out=FLAGS.out))}")
+        return
     comparison = compare(read_runs(runs), base=FLAGS.base, tasks=FLAGS.tasks)
     written = write_comparison(comparison, as_path(FLAGS.out or "."))
-    return f"{markdown(comparison)}\n{' '.join(address(path) for path in written)}"
-
-
-def main(argv: list[str]) -> None:
-    try:
-        print(write(argv[1:]))
-    except (OSError, ValueError) as e:
-        print(f"error: no report was written: {e}", file=sys.stderr)
-        sys.exit(2)
+    print(markdown(comparison))
+    print(" ".join(address(path) for path in written))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_command(main, positional=True)

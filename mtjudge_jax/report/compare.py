@@ -90,10 +90,8 @@ def score_row(results: list[dict], trained: list[str], unseen: list[str], metric
 
 
 def over_tasks(name: str, statistic: Callable, results: list[dict], tasks: list[str], metrics: Mapping[str, str]) -> Row:
-    """One number over the tasks; none where an arm lacks a task, so that means are over the same tasks."""
-    whole = [[value_of(result, task, metrics) for task in tasks] for result in results]
-    values = [float(statistic(row)) for row in whole if row and None not in row]
-    kinds, interval = {metrics[task] for task in tasks}, None
+    """The cell of the mean or the worst of the tasks."""
+    values, kinds, interval = over(results, tasks, metrics, statistic), {metrics[task] for task in tasks}, None
     if len(values) == 1 and name != "worst" and len(kinds) == 1:
         interval = mean_interval(results[0].get("predictions", []), tasks, score=kinds.pop())
     return cell_of(name, values, interval)
@@ -104,22 +102,24 @@ def transfer_row(base: list[dict], results: list[dict], unseen: list[str], metri
 
     Of several seeds each is compared with the mean of the base's.
     """
-    row, shifts = {}, []
-    for task in unseen:
-        before = [v for v in (value_of(result, task, metrics) for result in base) if v is not None]
-        after = [v for v in (value_of(result, task, metrics) for result in results) if v is not None]
+    columns = {task: [task] for task in unseen} | {"mean": unseen}
+    row = {}
+    for column, tasks in columns.items():
+        before, after = (over(results, tasks, metrics) for results in (base, results))
         if not before or not after:
             continue
-        differences = [v - float(np.mean(before)) for v in after]
-        interval = None
-        if len(before) == len(after) == 1:
+        interval, kinds = None, {metrics[task] for task in tasks}
+        if len(before) == len(after) == len(kinds) == 1:
             pair = (base[0].get("predictions", []), results[0].get("predictions", []))
-            interval = difference_interval(*pair, task, score=metrics[task])
-        row |= cell_of(task, differences, interval)
-        shifts.append(differences)
-    if len(shifts) == len(unseen) and len({len(s) for s in shifts}) == 1:
-        row |= cell_of("mean", [float(v) for v in np.mean(shifts, axis=0)], None)
+            interval = difference_interval(*pair, tasks, score=kinds.pop())
+        row |= cell_of(column, [value - float(np.mean(before)) for value in after], interval)
     return row
+
+
+def over(results: list[dict], tasks: list[str], metrics: Mapping[str, str], statistic: Callable = np.mean) -> list[float]:
+    """One number over the tasks of each seed that has them all, so that means are over the same tasks."""
+    rows = [[value_of(result, task, metrics) for task in tasks] for result in results]
+    return [float(statistic(row)) for row in rows if row and None not in row]
 
 
 def cell_of(column: str, values: list[float], interval: Sequence[float] | None) -> Row:

@@ -23,9 +23,9 @@ DETAILS = {
     "quadratic_kappa": "quadratic kappa", "mae": "MAE", "auroc": "AUROC", "spearman": "Spearman", "pearson": "Pearson",
     "kendall": "Kendall tau-b", "tau_b": "tau-b of lists", "levenshtein": "Levenshtein", "accuracy_with_ties": "with ties",
     "accuracy_without_ties": "without ties", "consistency": "consistency", "consistent_accuracy": "both orders right",
-    "flip_rate": "flips", "position_bias": "position bias", "ece": "ECE", "brier": "Brier", "confidence_auroc": "confidence AUROC",
-    "risk_coverage": "risk-coverage", "majority_accuracy": "majority", "self_agreement": "self-agreement",
-    "invalid_rate": "invalid", "mean_tokens": "tokens",
+    "flip_rate": "flips", "position_bias": "position bias", "ece": "ECE", "brier": "Brier",
+    "confidence_auroc": "confidence AUROC", "risk_coverage": "risk-coverage",
+    "majority_accuracy": "majority", "self_agreement": "self-agreement", "invalid_rate": "invalid", "mean_tokens": "tokens",
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def add_result(results: list[dict], result: dict) -> None:
 
 
 def read_result(path: AnyPath) -> dict:
-    """{"tasks": .., "predictions": ..} of a workdir (its trained model on the test split), a folder of an evaluation or a file."""
+    """{"tasks": .., "predictions": ..} of a workdir (its trained model on the test split), an evaluation's folder or a file."""
     file = path
     if (path / "eval").is_dir():
         file = path / "eval" / f"{TRAINED}.json"

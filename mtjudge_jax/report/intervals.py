@@ -70,19 +70,22 @@ SCORES = {
 }
 
 
-def difference_interval(before: list[dict], after: list[dict], task: str, *, score: str) -> list[float] | None:
-    """[low, high] of a task's macro-F1 or accuracy after minus before, both models' answers of a group being drawn together.
+def difference_interval(before: list[dict], after: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
+    """[low, high] of the mean macro-F1 or accuracy over `tasks`, after minus before; both models' answers of a group are drawn
+    together.
 
-    None where one of the two has no predictions, or for another score.
+    None where one of the two lacks the predictions of a task, or for another score.
     """
-    sides = [[p for p in rows if p["task"] == task and can_be_counted(p)] for rows in (before, after)]
-    if not all(sides) or score not in ("macro_f1", "accuracy"):
+    kept = [[p for p in rows if p["task"] in tasks and can_be_counted(p)] for rows in (before, after)]
+    if score not in ("macro_f1", "accuracy") or any({p["task"] for p in side} != set(tasks) for side in kept):
         return None
-    groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for side in sides for p in side))}
-    parts = [_f1_parts(side, task, groups) for side in sides]
-    n, statistic = len(get_task(task).labels), macro_f1 if score == "macro_f1" else accuracy
-    first, second = (slice(i * parts[0].shape[1], (i + 1) * parts[0].shape[1]) for i in (0, 1))
-    return bootstrap_interval(
-        np.concatenate(parts, axis=1),
-        lambda s: statistic(s[:, second].reshape(-1, n, n + 1)) - statistic(s[:, first].reshape(-1, n, n + 1)),
-    )
+    groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for side in kept for p in side))}
+    parts, mean = SCORES[score]
+    sums = [parts([p for p in side if p["task"] == task], task, groups) for side in kept for task in tasks]
+    widths = np.cumsum([part.shape[1] for part in sums])[:-1]
+
+    def difference(drawn: np.ndarray) -> np.ndarray:
+        pieces = np.split(drawn, widths, axis=1)
+        return mean(pieces[len(tasks) :]) - mean(pieces[: len(tasks)])
+
+    return bootstrap_interval(np.concatenate(sums, axis=1), difference)
