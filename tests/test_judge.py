@@ -12,6 +12,7 @@ import pytest
 from commands import commands
 from PIL import Image, ImageOps
 
+from mtjudge_jax import evaluate as evaluation
 from mtjudge_jax.demo.dataset import DEMO_TASKS
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
@@ -164,6 +165,40 @@ def test_eval_prints_a_table():
     assert lines[-1].startswith("11 predictions, 19 prompts judged in ") and lines[-1].endswith("test.json")
     assert "prompts/s, " in lines[-1] and "tokens/s)" in lines[-1]
     assert "kappa" in lines[2] and "ECE" in lines[2]
+
+
+# What the data sets' own metrics read of a prediction.
+OFFICIAL_KEYS = {"example_id", "task", "group_id", "order", "label", "verdict", "score_expected", "score_true", "raw"}
+
+
+def test_predictions_carry_what_official_metrics_read():
+    _, result, lines = evaluated()
+    for line in lines:
+        assert line.keys() >= OFFICIAL_KEYS and line["raw"] == {} and line["score_true"] is None
+        if line["probabilities"]:
+            assert line["score_expected"] == line["probabilities"]["yes"]
+            assert line["probability"] == line["probabilities"][line["verdict"]]
+        if not line["unusable"]:
+            assert len(line["sampled_verdicts"]) == 1 and line["tokens"] > 4 and line["sampled_tokens"] > 4
+            right = line["sampled_verdicts"] == [line["label"]]
+            assert right or line["sampled_accuracy"] == 0
+    used = [line["tokens"] for line in lines if line["task"] == "technical" and not line["unusable"]]
+    assert result["tasks"]["technical"]["mean_tokens"] == np.mean(used)
+
+
+def test_the_official_metric_stands_beside_its_task(monkeypatch):
+    rows = [{"task": "technical", "example_id": str(i), "error": "", "unusable": i == 2} for i in range(3)]
+    score = {"macro_f1": 0.5, "sampled_accuracy": None}
+    monkeypatch.setattr(evaluation, "judge_task", lambda *_, **__: (rows, dict(score)))
+
+    def official(task, predictions):
+        return {"asked": len(predictions)} if task == "technical" else {}
+
+    _, result = evaluation.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
+    assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
+
+
+JUDGING = evaluation.Judging(None, None, 1, np.zeros(1, np.float32), 0.1, 0)
 
 
 def eval_flags(out: Path, *changed: str) -> list[str]:
