@@ -13,7 +13,7 @@ COMMANDS = {
     "eval": "judge a prepared split with a model and score it",
     "judge": "judge your own images",
     "export": "write a model folder, with a model card, from a checkpoint of a run",
-    "report": "write the HTML report of a workdir",
+    "report": "write the HTML report of a workdir, or put several runs side by side",
 }
 
 

@@ -49,9 +49,9 @@ def plan_flags():
 
 
 def eval_flags():
-    """(model, data, out, name, split, tasks, limit, batch, samples, seed)."""
+    """(model, data, out, name, split, tasks, limit, batch, samples, seed, mesh)."""
     return (
-        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True),
+        flags.DEFINE_string("model", None, "Hugging Face folder, or the workdir of a run, whose best/ it is.", required=True),
         flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
         flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
         flags.DEFINE_string("name", "", "Name of the files; default: the split."),
@@ -61,6 +61,7 @@ def eval_flags():
         flags.DEFINE_integer("batch", 24, "Prompts judged at a time.", lower_bound=1),
         flags.DEFINE_integer("samples", 8, "Answers a prompt: one greedy, the rest sampled.", lower_bound=1),
         flags.DEFINE_integer("seed", 0, "Of the sampled answers.", lower_bound=0),
+        flags.DEFINE_list("mesh", [], "Devices along the axes, e.g. fsdp=2,tensor=2; default: all along data."),
     )
 
 
@@ -89,17 +90,20 @@ def export_flags():
     )
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Runs `main` after parsing the flags. What is the user's to mend ends in one line and exit status 2, not a traceback."""
+def run_command(main: Callable[..., None], *, positional: bool = False) -> None:
+    """Runs `main` after parsing the flags. What is the user's to mend ends in one line and exit status 2, not a traceback.
+
+    positional: the arguments that are no flags are allowed, and are main's argument.
+    """
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
+        if len(argv) > 1 and not positional:
             fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         logging.set_verbosity(logging.WARNING)  # Orbax and jax tell every file they write
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, stop)
         try:
-            main()
+            main(argv[1:]) if positional else main()
         except Exception as error:
             if os.environ.get("MTJUDGE_TRACEBACK") or not is_ours(error):
                 traceback.print_exc()

@@ -1,9 +1,15 @@
-"""`mtjudge eval`: judges a split of prepared data with a model and writes scores and predictions."""
+"""`mtjudge eval`: judges a split of prepared data with a model and writes scores and predictions.
+
+Each batch is kept as it is done, so a killed evaluation goes on, to the same bytes.
+"""
 
 import collections
+import dataclasses
+import json
 import sys
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -12,36 +18,57 @@ from tqdm import tqdm
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.command import eval_flags, run_command
-from mtjudge_jax.config import HostsConfig, unknown
+from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, unknown
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
-from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
+from mtjudge_jax.digest import digests
+from mtjudge_jax.evaluate import Judging, count_rows, evaluate, no_official, write_evaluation
 from mtjudge_jax.judge import judge_config
-from mtjudge_jax.paths import as_path
+from mtjudge_jax.kept import Kept, open_kept, refuse_other
+from mtjudge_jax.paths import AnyPath, as_path, remove_tree
 from mtjudge_jax.policy import open_model, read_params
 from mtjudge_jax.tasks import get_task
+from mtjudge_jax.together import gather, together
+from mtjudge_jax.types import Params
+
+official = no_official  # a data set's own metrics, mtjudge_jax.official.official
+
+
+# What stands below a task's line, where it has it.
+BESIDE = {
+    "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE", "auroc": "AUROC", "spearman": "Spearman",
+    "tau_b": "tau-b", "levenshtein": "Levenshtein", "ece": "ECE", "brier": "Brier", "majority_accuracy": "majority",
+    "self_agreement": "self-agreement", "flip_rate": "flips", "position_bias": "position bias", "mean_tokens": "tokens",
+}  # fmt: skip
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def table(result: dict) -> str:
     """The scores as text, a task a line."""
     lines = [f"{'task':20s} count  macro-F1   95 % interval  constant  sampled  invalid"]
     for name, score in result["tasks"].items():
-        low, high = score["macro_f1_ci"]
-        sampled = "" if score["sampled_accuracy"] is None else f"{score['sampled_accuracy']:.3f}"
+        low, high = score["macro_f1_ci"] or ("", "")
+        interval = "" if low == "" else f"{low:.3f}-{high:.3f}"
         lines.append(
-            f"{name:20s} {score['count']:5d} {score['macro_f1']:9.3f}     {low:.3f}-{high:.3f} {score['constant_macro_f1']:9.3f}"
-            f" {sampled:>8s} {score['invalid_rate']:8.3f}"
+            f"{name:20s} {score['count']:5d} {shown(score['macro_f1']):>9s}     {interval:11s}"
+            f" {shown(score['constant_macro_f1']):>9s} {shown(score['sampled_accuracy']):>8s} {score['invalid_rate']:8.3f}"
         )
+        if beside := [f"{label} {shown(score[key])}" for key, label in BESIDE.items() if score.get(key) is not None]:
+            lines.append(f"{'':20s} {', '.join(beside)}")
+        if score.get("official"):
+            lines.append(f"{'':20s} official: {', '.join(f'{key} {shown(v)}' for key, v in score['official'].items())}")
         if "consistency" in score:
             lines.append(
                 f"{'':20s} both orders: accuracy {score['accuracy']:.3f}, same winner {score['consistency']:.3f}, both right "
-                f"{score['consistent_accuracy']:.3f}; by probability {score['probability_accuracy']:.3f}, each picture alone "
-                f"{score['single_accuracy']:.3f}"
+                f"{score['consistent_accuracy']:.3f}; by probability {shown(score['probability_accuracy'])}, each picture alone "
+                f"{shown(score['single_accuracy'])}"
             )
     if result["mean"]:
-        sampled = result["mean"]["sampled_accuracy"]
-        shown = "" if sampled is None else f"{sampled:.3f}"
-        lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {shown:>8s}")
+        sampled = shown(result["mean"]["sampled_accuracy"])
+        lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")
     if result["unusable"]:
         lines.append(f"left out, they cannot be used: {', '.join(f'{reason} {n}' for reason, n in result['unusable'].items())}")
     return "\n".join(lines)
@@ -65,7 +92,7 @@ def stoppable(bar: tqdm) -> Callable[[int], None]:
 
     def progress(rows: int) -> None:
         bar.update(rows)
-        hosts.stop_if_asked("asked to stop: nothing is written, the same command starts again")
+        hosts.stop_if_asked("asked to stop: the same command goes on")
 
     return progress
 
@@ -75,8 +102,49 @@ def main() -> None:
         evaluate_split()
 
 
+def mesh_config(axes: list[str]) -> MeshConfig:
+    """["fsdp=2", "tensor=2"] -> two devices along each of these and the rest along data."""
+    mesh, names = MeshConfig(), [field.name for field in dataclasses.fields(MeshConfig)]
+    for axis in axes:
+        name, _, devices = axis.partition("=")
+        if name not in names or not devices.lstrip("-").isdigit():
+            raise ConfigError(f"--mesh={axis}: give AXIS=DEVICES with an axis of {', '.join(names)}, e.g. --mesh=fsdp=2,tensor=2")
+        mesh = dataclasses.replace(mesh, **{name: int(devices)})
+    return mesh
+
+
+def settings_of(cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
+    """All that the predictions depend on. Two evaluations with the same settings are one."""
+    files = read_manifest(DATA.value)["files"]
+    return {
+        "model": f"{zlib.crc32(json.dumps(digests(params)).encode()):08x}",
+        "data": {name: files[f"{SPLIT.value}/{name}"]["sha256"] for name in tasks},
+        "split": SPLIT.value,
+        "tasks": list(tasks),
+        "limit": LIMIT.value,
+        "batch": how.batch,
+        "samples": SAMPLES.value,
+        "temperature": cfg.rollout.temperature,
+        "seed": SEED.value,
+        "sizes": [how.fmt.prompt_tokens, how.fmt.patch_count, how.fmt.completion_tokens],
+        "templates": {name: get_task(name).template_hash for name in tasks},
+    }
+
+
+def already_judged(path: AnyPath, settings: dict) -> dict | None:
+    """The scores where this evaluation was finished before. Raises ConfigError where another one was."""
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    if "settings" not in result:
+        raise ConfigError(f"{path} was not written by mtjudge eval: give another --out or --name")
+    refuse_other(result["settings"], settings, f"{path} holds another evaluation")
+    return result
+
+
 def evaluate_split() -> None:
     cfg = judge_config(MODEL.value, batch=BATCH.value)
+    cfg.mesh = mesh_config(MESH.value)
     unreadable = BadRowCounter()
     examples = read_examples(unreadable)
     check_workdir(OUT.value)
@@ -84,22 +152,39 @@ def evaluate_split() -> None:
     temperature = np.full(SAMPLES.value, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
     how = Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
+    params, name = read_params(model, cfg), NAME.value or SPLIT.value
+    settings = settings_of(cfg, how, params, list(examples))
+    written, part = as_path(OUT.value) / f"{name}.json", as_path(OUT.value) / f"{name}.partial"
+    with together():
+        found = already_judged(written, settings) if jax.process_index() == 0 else None
+    speed, found = "judged before", gather(found)[0]
+    if found is None:
+        kept = open_kept(part, settings)
+        predictions, found, speed = judge_all(params, examples, how, kept)
+        found["unusable"] = dict(unreadable.reasons + collections.Counter(found["unusable"]))
+        found |= {"split": SPLIT.value, "predictions": len(predictions), "settings": settings}
+        write_evaluation(OUT.value, name, predictions, found)
+    if jax.process_index() > 0:
+        return
+    remove_tree(part)
+    print(table(found))
+    print(f"{found['predictions']} predictions, {speed}, written to {written}")
+
+
+def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judging, kept: Kept) -> tuple[list[dict], dict, str]:
+    """Predictions, scores, and how fast it went in words."""
+    if len(kept) and jax.process_index() == 0:
+        print(f"going on after {len(kept)} batches that were judged before", file=sys.stderr)
     began = time.perf_counter()
     quiet = not sys.stderr.isatty() or jax.process_index() > 0
     with tqdm(total=count_rows(examples), unit="prompt", disable=quiet) as bar:
-        settings = {"step": 0, "probabilities": True, "progress": stoppable(bar)}
-        predictions, result = evaluate(read_params(model, cfg), examples, how, **settings)
+        settings = {"step": 0, "probabilities": True, "progress": stoppable(bar), "kept": kept, "official": official}
+        predictions, result = evaluate(params, examples, how, **settings)
     seconds = time.perf_counter() - began
-    result["unusable"] = dict(unreadable.reasons + collections.Counter(result["unusable"]))
-    result |= {"split": SPLIT.value, "model": str(MODEL.value), "seconds": seconds}
-    write_evaluation(OUT.value, NAME.value or SPLIT.value, predictions, result)
-    if jax.process_index() > 0:
-        return
-    print(table(result))
-    written = as_path(OUT.value) / f"{NAME.value or SPLIT.value}.json"
-    print(f"{len(predictions)} predictions in {seconds:.1f} s, written to {written}")
+    rate = f"{kept.prompts / seconds:.1f} prompts/s, {kept.tokens / seconds:.0f} tokens/s"
+    return predictions, result, f"{kept.prompts} prompts judged in {seconds:.1f} s ({rate})"
 
 
 if __name__ == "__main__":
-    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED = eval_flags()
+    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, MESH = eval_flags()
     run_command(main)

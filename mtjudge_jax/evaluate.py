@@ -7,7 +7,7 @@ of its word after the greedy answer's own reasoning, normalised over the label s
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ import numpy as np
 from mtjudge_jax.data.pipeline import BadRowCounter, RowFormat, eval_batches
 from mtjudge_jax.data.records import JudgeExample, Label, swapped
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
+from mtjudge_jax.kept import Kept
 from mtjudge_jax.metrics import mean_score, pairwise_score, task_score
 from mtjudge_jax.paths import as_path, write_whole
 from mtjudge_jax.score import score
@@ -27,6 +28,12 @@ from mtjudge_jax.together import gather, my_rows
 from mtjudge_jax.types import Params, PromptBatch
 
 ANSWER_TAG = "<answer>"
+RAW_CHARS = 200  # a longer native field is a text, which no metric reads
+Official = Callable[[str, list[dict]], Mapping[str, float]]  # a task's predictions -> its data set's own numbers, if any
+
+
+def no_official(task: str, predictions: list[dict]) -> Mapping[str, float]:
+    return {}
 
 
 class Judging(NamedTuple):
@@ -63,11 +70,19 @@ def judge(
     probabilities: bool,
     order: str = "",
     progress: Callable[[int], None] = lambda rows: None,
+    kept: Kept | None = None,
 ) -> list[dict]:
     """Predictions of the examples, one dict each in their order (README, Files of a run).
 
-    Each process judges its rows of every batch; all of them return all predictions.
+    Each process judges its rows of every batch; all of them return all predictions. Batches that `kept` has are not judged
+    again, and new ones are kept in it.
     """
+    done = [] if kept is None else kept.take(-(-len(examples) // how.batch))
+    old = [row for rows in done for row in rows]
+    progress(len(old))
+    examples = examples[len(old) :]
+    if not examples:
+        return old
     mine, at, part = [], 0, my_rows(how.batch)
     fmt = roomy(how.fmt, len(examples[0].images))
     key = stage_key(how.seed, step, "evaluate")
@@ -84,9 +99,14 @@ def judge(
         ]
         if probabilities:
             _add_probabilities(rows, params, prompts, how.stages, TASKS[examples[0].task].labels, fmt.completion_tokens)
+        _add_numbers(rows, local_rows(out.mask, how.stages.mesh).sum(-1))
         mine.append(rows)
+        if kept is not None:
+            kept.add([row for rows in gather(mine.pop()) for row in rows])
         progress(len(examples[at : at + how.batch]))
         at += how.batch
+    if kept is not None:
+        return old + [row for rows in kept.take(at // how.batch) for row in rows]
     return [row for batch in zip(*gather(mine), strict=True) for rows in batch for row in rows]
 
 
@@ -97,14 +117,23 @@ def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, 
     scores = score([texts], truncated[None], tasks=[task.name], labels=np.array([label]), alpha=how.alpha)
     sampled = scores.accuracy[0, how.temperature > 0]
     return _line(example, order, label) | {
-        "verdict": None if parsed.verdict is None else task.labels[parsed.verdict],
+        "verdict": word_of(parsed.verdict, task.labels),
         "correct": parsed.verdict == label,
         "text": texts[0],
         "reasoning": parsed.reasoning,
         "error": parsed.error,
         "reward": float(scores.total[0, 0]),
         "sampled_accuracy": float(sampled.mean()) if sampled.size else None,
+        "sampled_verdicts": [
+            word_of(parse_lenient(text, task.labels).verdict, task.labels)
+            for text, temperature in zip(texts, how.temperature, strict=True)
+            if temperature > 0
+        ],
     }
+
+
+def word_of(verdict: int | None, labels: tuple[str, ...]) -> str | None:
+    return None if verdict is None else labels[verdict]
 
 
 def _unusable(example: JudgeExample, error: str, order: str) -> dict:
@@ -133,10 +162,42 @@ def _line(example: JudgeExample, order: str, label: int | None) -> dict:
         "error": "",
         "reward": 0.0,
         "sampled_accuracy": None,
+        "sampled_verdicts": [],
         "probabilities": None,
+        "probability": None,
+        "score_expected": None,
+        "score_true": example.label.score,
+        "tokens": 0,
+        "sampled_tokens": 0,
+        "raw": raw_fields(example),
         "order": order,
         "unusable": False,
     }
+
+
+def raw_fields(example: JudgeExample) -> dict:
+    """The record's native fields, which official metrics read, without long texts; none where they are no JSON object."""
+    try:
+        found = json.loads(example.raw or "{}")
+    except ValueError:
+        return {}
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if not isinstance(value, str) or len(value) <= RAW_CHARS}
+
+
+def _add_numbers(rows: list[dict], lengths: np.ndarray) -> None:
+    """Fills `tokens` of the greedy answer and of the sampled ones together, `probability` of its verdict, and
+    `score_expected`: the mean grade by the probabilities, or the second label's probability. lengths: int `[Q, G]`.
+    """
+    for row, (length, *others) in zip(rows, lengths.tolist(), strict=False):
+        if row["unusable"]:
+            continue
+        row["tokens"], row["sampled_tokens"], shares = length, sum(others), row["probabilities"]
+        if not shares:
+            continue
+        row["probability"] = shares.get(row["verdict"])
+        graded = TASKS[row["task"]].kind == "pointwise_score"
+        row["score_expected"] = sum(float(word) * p for word, p in shares.items()) if graded else list(shares.values())[1]
 
 
 def _add_probabilities(
@@ -178,13 +239,20 @@ def alone(example: JudgeExample, index: int) -> JudgeExample:
 
 
 def judge_task(
-    params: Params, examples: Sequence[JudgeExample], how: Judging, *, step: int, probabilities: bool, progress=lambda rows: None
+    params: Params,
+    examples: Sequence[JudgeExample],
+    how: Judging,
+    *,
+    step: int,
+    probabilities: bool,
+    progress=lambda rows: None,
+    kept: Kept | None = None,
 ) -> tuple[list[dict], dict]:
     """Predictions and score of one task. A pair is judged in both orders, and each of its pictures alone.
 
     Records that cannot be used have a prediction that says why and no part in the score.
     """
-    settings = {"step": step, "progress": progress}
+    settings = {"step": step, "progress": progress, "kept": kept}
     if TASKS[examples[0].task].kind != "pairwise":
         predictions = judge(params, examples, how, probabilities=probabilities, **settings)
         return predictions, task_score(usable(predictions))
@@ -216,15 +284,20 @@ def evaluate(
     step: int,
     probabilities: bool = False,
     progress=lambda rows: None,
+    kept: Kept | None = None,
+    official: Official = no_official,
 ) -> tuple[list[dict], dict]:
-    """Judges every task's examples; returns all predictions and their scores.
+    """Judges every task's examples; returns all predictions and their scores, with the data set's `official` ones beside.
 
     Scores: {"step": .., "tasks": {name: score}, "mean": score or None, "unusable": {reason: count}}. Raises TooManyBadRecords
     where more than max_bad_share of at least 100 records cannot be used.
     """
     predictions, tasks = [], {}
     for name, group in examples.items():
-        rows, tasks[name] = judge_task(params, group, how, step=step, probabilities=probabilities, progress=progress)
+        settings = {"step": step, "probabilities": probabilities, "progress": progress, "kept": kept}
+        rows, tasks[name] = judge_task(params, group, how, **settings)
+        if numbers := official(name, usable(rows)):
+            tasks[name]["official"] = numbers
         predictions += rows
     bad = BadRowCounter(how.max_bad_share)
     for p in predictions:

@@ -19,6 +19,7 @@ from mtjudge_jax.evaluate import Judging, judge
 from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy import JUDGE_FILE, Model, open_model, read_params
 from mtjudge_jax.tasks import get_task
+from mtjudge_jax.tasks.parse import parse_strict
 from mtjudge_jax.types import Params
 
 EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
@@ -32,6 +33,8 @@ class Verdict(NamedTuple):
     probabilities: dict[str, float] | None  # of each label word after this reasoning
     text: str  # the whole answer
     error: str  # why there is no verdict, or ""
+    probability: float | None  # of the verdict
+    parse: str  # "strict": the whole form; "lenient": a verdict in another form; "invalid": no verdict
 
 
 class Judge:
@@ -68,7 +71,16 @@ class Judge:
         for row in rows:
             if row["unusable"]:
                 raise ValueError(f"{row['example_id']}: {row['error']}")
-        return [Verdict(r["verdict"], r["reasoning"], r["probabilities"], r["text"], r["error"]) for r in rows]
+        return [verdict_of(row, task) for row in rows]
+
+
+def verdict_of(row: dict, task: str) -> Verdict:
+    """The verdict of a prediction line."""
+    parse = "invalid" if row["verdict"] is None else "lenient"
+    if parse_strict(row["text"], get_task(task).labels).verdict is not None:
+        parse = "strict"
+    kept = ("verdict", "reasoning", "probabilities", "text", "error", "probability")
+    return Verdict(*(row[key] for key in kept), parse)
 
 
 def question_example(images: Sequence[Picture], instruction: str, *, task: str, number: int) -> JudgeExample:
@@ -81,9 +93,20 @@ def question_example(images: Sequence[Picture], instruction: str, *, task: str, 
     return example
 
 
+def best_of(folder: str | os.PathLike) -> str | os.PathLike:
+    """The best/ of a workdir, any other folder as it is. Raises ConfigError for a workdir that has none yet."""
+    path = as_path(folder)
+    if (path / "best" / "config.json").is_file():
+        return path / "best"
+    if (path / "metrics.jsonl").is_file():
+        raise ConfigError(f"{path} is the workdir of a run that has no best/ yet: give a model folder, or train on")
+    return folder
+
+
 def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
     """The settings that judging with a folder needs; its judge.json tells the sizes it was trained with."""
     cfg = Config()
+    folder = best_of(folder)
     cfg.model.path = os.fspath(folder)
     devices = jax.device_count()
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each

@@ -1,6 +1,9 @@
 """Judging: `mtjudge judge`, `mtjudge eval` and `Judge`, with the base that ships with the package."""
 
 import json
+import os
+import shutil
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from commands import commands
 from PIL import Image, ImageOps
 
+from mtjudge_jax import evaluate as evaluation
 from mtjudge_jax.demo.dataset import DEMO_TASKS
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
@@ -75,7 +79,9 @@ def test_many_questions_keep_their_order():
         is_verdict(found, "alignment")
     assert len(judged()["together"]) == 3
     for found, alone in zip(judged()["together"], judged()["alone"], strict=True):
-        assert {**found, "probabilities": None} == {**alone, "probabilities": None}
+        numbers = {"probabilities": None, "probability": None}
+        assert {**found, **numbers} == {**alone, **numbers}
+        assert found["probability"] == found["probabilities"][found["verdict"]] and found["parse"] == "strict"
         assert found["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
     assert len({json.dumps(found["probabilities"]) for found in judged()["alone"]}) == 3
     assert judged()["none"] == []
@@ -155,7 +161,129 @@ def test_eval_prints_a_table():
     assert (name, count) == ("technical", "2") and "-" in interval
     assert float(score) == pytest.approx(result["tasks"]["technical"]["macro_f1"], abs=1e-3)
     assert any("both orders" in line for line in lines) and any(line.startswith("mean of tasks") for line in lines)
-    assert "11 predictions" in lines[-1] and lines[-1].endswith("test.json")
+    # 4 single questions, one of them without an image; 4 pairs in two orders and 8 of their pictures alone, but one unreadable
+    assert lines[-1].startswith("11 predictions, 19 prompts judged in ") and lines[-1].endswith("test.json")
+    assert "prompts/s, " in lines[-1] and "tokens/s)" in lines[-1]
+    assert "kappa" in lines[2] and "ECE" in lines[2]
+
+
+# What the data sets' own metrics read of a prediction.
+OFFICIAL_KEYS = {"example_id", "task", "group_id", "order", "label", "verdict", "score_expected", "score_true", "raw"}
+
+
+def test_predictions_carry_what_official_metrics_read():
+    _, result, lines = evaluated()
+    for line in lines:
+        assert line.keys() >= OFFICIAL_KEYS and line["raw"] == {} and line["score_true"] is None
+        if line["probabilities"]:
+            assert line["score_expected"] == line["probabilities"]["yes"]
+            assert line["probability"] == line["probabilities"][line["verdict"]]
+        if not line["unusable"]:
+            assert len(line["sampled_verdicts"]) == 1 and line["tokens"] > 4 and line["sampled_tokens"] > 4
+            right = line["sampled_verdicts"] == [line["label"]]
+            assert right or line["sampled_accuracy"] == 0
+    used = [line["tokens"] for line in lines if line["task"] == "technical" and not line["unusable"]]
+    assert result["tasks"]["technical"]["mean_tokens"] == np.mean(used)
+
+
+def test_the_official_metric_stands_beside_its_task(monkeypatch):
+    rows = [{"task": "technical", "example_id": str(i), "error": "", "unusable": i == 2} for i in range(3)]
+    score = {"macro_f1": 0.5, "sampled_accuracy": None}
+    monkeypatch.setattr(evaluation, "judge_task", lambda *_, **__: (rows, dict(score)))
+
+    def official(task, predictions):
+        return {"asked": len(predictions)} if task == "technical" else {}
+
+    _, result = evaluation.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
+    assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
+
+
+JUDGING = evaluation.Judging(None, None, 1, np.zeros(1, np.float32), 0.1, 0)
+
+
+def eval_flags(out: Path, *changed: str) -> list[str]:
+    data = f"--data={commands().folder / 'data'}"
+    tasks = "--tasks=technical,pairwise_technical"
+    return ["eval", f"--model={DEMO_BASE}", data, f"--out={out}", tasks, "--samples=2", "--batch=2", *changed]
+
+
+@cache
+def whole() -> Path:
+    """An evaluation that nothing stopped: 2 batches of single questions, 2 of each order, 4 of the pairs' pictures alone."""
+    out = commands().folder / "whole"
+    assert commands().run(*eval_flags(out)).status == 0
+    return out
+
+
+@pytest.mark.parametrize("batches", [1, 3, 9])
+def test_a_killed_evaluation_goes_on_to_the_same_bytes(batches):
+    out = commands().folder / f"killed_{batches}"
+    run = commands().start(*eval_flags(out))
+    assert commands().until(lambda: (out / "test.partial" / f"{batches - 1:06d}.jsonl").is_file(), run)
+    os.kill(run.pid, signal.SIGKILL)
+    commands().wait(run)
+    assert not (out / "test.json").exists()
+    left = sum(1 for _ in (out / "test.partial").glob("*.jsonl"))
+    ended = commands().run(*eval_flags(out))
+    assert ended.status == 0 and f"going on after {left} batches" in ended.err
+    assert f"12 predictions, {20 - 2 * left} prompts judged" in ended.out
+    for name in ("test.json", "test.predictions.jsonl"):
+        assert (out / name).read_bytes() == (whole() / name).read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["test.json", "test.predictions.jsonl"]
+
+
+def test_a_finished_evaluation_is_not_done_again():
+    before = {path: path.stat().st_mtime_ns for path in whole().iterdir()}
+    ended = commands().run(*eval_flags(whole()))
+    assert ended.status == 0 and "12 predictions, judged before, written to" in ended.out
+    assert before == {path: path.stat().st_mtime_ns for path in whole().iterdir()}
+
+
+def test_another_evaluation_in_the_same_place_is_refused():
+    before = {path: path.stat().st_mtime_ns for path in whole().iterdir()}
+    for flag, said in {
+        "--limit=1": "limit is 0 there and 1 now",
+        "--samples=3": "samples is 2 there and 3 now",
+        "--tasks=technical": "tasks is ['technical', 'pairwise_technical'] there and ['technical'] now",
+        "--seed=7": "seed is 0 there and 7 now",
+        f"--model={other_model()}": "model is '",
+    }.items():
+        ended = commands().run(*eval_flags(whole(), flag))
+        assert ended.status == 2 and said in ended.err and "another --out or --name" in ended.err, flag
+        assert ended.err.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in whole().iterdir()}
+
+
+@cache
+def other_model() -> Path:
+    """A workdir whose best/ is the base with one number changed."""
+    workdir = commands().folder / "a_workdir"
+    shutil.copytree(DEMO_BASE, workdir / "best")
+    (path,) = (workdir / "best").glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    return workdir
+
+
+def test_a_part_of_another_evaluation_is_refused():
+    out = commands().folder / "part"
+    folder = out / "test.partial"
+    folder.mkdir(parents=True)
+    settings = json.loads((whole() / "test.json").read_text())["settings"]
+    (folder / "settings.json").write_text(json.dumps(settings | {"seed": 5}))
+    ended = commands().run(*eval_flags(out))
+    assert ended.status == 2 and "test.partial holds a part of another evaluation: seed is 5 there and 0 now" in ended.err
+
+
+def test_a_workdir_without_best_is_said():
+    workdir = commands().folder / "no_best"
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").touch()
+    ended = commands().run(*eval_flags(commands().folder / "never", f"--model={workdir}"))
+    assert ended.status == 2 and "is the workdir of a run that has no best/ yet" in ended.err
+    ended = commands().run(*eval_flags(commands().folder / "never", "--mesh=fdsp=2"))
+    assert ended.status == 2 and "--mesh=fdsp=2: give AXIS=DEVICES" in ended.err
 
 
 def test_the_base_knows_every_demo_task():

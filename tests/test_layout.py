@@ -40,6 +40,7 @@ ORDER = [
     "official",
     "metrics",
     "metrics_log",
+    "kept",
     "evaluate",
     "report",
     "step_log",

@@ -25,10 +25,16 @@ from mtjudge_jax.tasks import TASKS
 TASK_SCORE_KEYS = {
     "count", "macro_f1", "macro_f1_ci", "accuracy", "accuracy_ci", "sampled_accuracy", "sampled_accuracy_ci",
     "invalid_rate", "constant_macro_f1", "label_share", "verdict_share",
+    "kappa", "kappa_ci", "auroc", "auroc_ci", "calibrated_share", "ece", "ece_ci", "brier", "brier_ci", "confidence_auroc",
+    "confidence_auroc_ci", "risk_coverage", "majority_k", "majority_accuracy", "majority_accuracy_ci", "self_agreement",
+    "self_agreement_ci", "mean_tokens",
 }  # fmt: skip
 PAIRWISE_KEYS = {
     "accuracy_ab", "accuracy_ba", "consistency", "consistent_accuracy", "first_share", "probability_accuracy",
-    "single_accuracy",
+    "single_accuracy", "consistency_ci", "consistent_accuracy_ci",
+} | {
+    f"{name}{end}" for end in ("", "_ci")
+    for name in ("flip_rate", "accuracy_with_ties", "accuracy_without_ties", "tie_rate", "position_bias", "both_orders_accuracy")
 }  # fmt: skip
 
 

@@ -1,27 +1,33 @@
-"""`python -m mtjudge_jax.report --workdir=DIR [--out=FILE]`: writes the page and prints where it is."""
+"""`mtjudge report --workdir=DIR`: the page of one run. `mtjudge report A B C.. [--out=DIR]`: runs side by side."""
 
-import sys
+from absl import flags
 
-from absl import app, flags
-
-from mtjudge_jax.paths import address
+from mtjudge_jax.command import run_command
+from mtjudge_jax.paths import address, as_path
 from mtjudge_jax.report import write_report
+from mtjudge_jax.report.compare import compare
+from mtjudge_jax.report.compare_pages import markdown, write_comparison
+from mtjudge_jax.report.compare_read import read_runs
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of the run (config.json, metrics.jsonl, eval/).", required=True)
-flags.DEFINE_string("out", None, "File to write; default: report.html in the workdir.")
+flags.DEFINE_string("workdir", None, "Folder of one run (config.json, metrics.jsonl, eval/).")
+flags.DEFINE_string("out", None, "Of one run: file to write, default report.html in the workdir. Of several: folder, default .")
+flags.DEFINE_string("base", "", "Of several: the run that the others are compared with; default: off_the_shelf, else the first.")
+flags.DEFINE_list("tasks", [], "Of several: the columns; default: all tasks that were judged.")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
-    try:
-        path = write_report(FLAGS.workdir, out=FLAGS.out)
-    except (OSError, ValueError) as e:
-        print(f"error: no report was written: {e}", file=sys.stderr)
-        sys.exit(2)
-    print(f"report: {address(path)}")
+def main(runs: list[str]) -> None:
+    """runs: PATH or ARM=PATH each."""
+    if bool(FLAGS.workdir) == bool(runs):
+        raise ValueError("give --workdir=DIR for the page of one run, or runs to put side by side: mtjudge report A B NAME=C")
+    if FLAGS.workdir:
+        print(f"report: {address(write_report(FLAGS.workdir, out=FLAGS.out))}")
+        return
+    comparison = compare(read_runs(runs), base=FLAGS.base, tasks=FLAGS.tasks)
+    written = write_comparison(comparison, as_path(FLAGS.out or "."))
+    print(markdown(comparison))
+    print(" ".join(address(path) for path in written))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_command(main, positional=True)

@@ -1,26 +1,38 @@
 """95 % interval of a mean over tasks. Tasks share source pictures, so their own intervals cannot simply be averaged."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 
-from mtjudge_jax.metrics import bootstrap_interval, macro_f1
-from mtjudge_jax.tasks import get_task
+from mtjudge_jax.metrics import accuracy, bootstrap_interval, macro_f1
+from mtjudge_jax.tasks import TASKS, get_task
 
 
 def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
     """[low, high] of the mean over `tasks`, all answers of one `group_id`, whatever the task, being drawn together.
 
-    `score` is "macro_f1" or "sampled_accuracy". None when a task has no predictions (or none was sampled).
+    `score` is "macro_f1", "accuracy" or "sampled_accuracy". None when a task has no predictions (or none was sampled), or for
+    another score.
     """
-    rows = [p for p in predictions if p["task"] in tasks]
+    rows = [p for p in predictions if p["task"] in tasks and can_be_counted(p)]
     if score == "sampled_accuracy":
         rows = [p for p in rows if p.get("sampled_accuracy") is not None]
     if not rows or {p["task"] for p in rows} != set(tasks):
         return None
     groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for p in rows))}
-    parts, statistic = (_f1_parts, _mean_f1) if score == "macro_f1" else (_accuracy_parts, _mean_accuracy)
+    if score not in SCORES:
+        return None
+    parts, statistic = SCORES[score]
     sums = [parts([p for p in rows if p["task"] == task], task, groups) for task in tasks]
     widths = np.cumsum([part.shape[1] for part in sums])[:-1]
     return bootstrap_interval(np.concatenate(sums, axis=1), lambda s: statistic(np.split(s, widths, axis=1)))
+
+
+def can_be_counted(prediction: dict) -> bool:
+    """Whether it is an answer to a task with a closed set of labels."""
+    task = TASKS.get(prediction["task"])
+    return task is not None and task.kind != "listwise" and not prediction.get("unusable")
 
 
 def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray:
@@ -32,10 +44,10 @@ def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray
     return counts.reshape(len(groups), -1)
 
 
-def _mean_f1(parts: list[np.ndarray]) -> np.ndarray:
+def _mean_of(metric: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]) -> np.ndarray:
     """[resamples] from one `[resamples, T * (T + 1)]` a task."""
     labels = [int((np.sqrt(1 + 4 * part.shape[1]) - 1) / 2) for part in parts]  # T (T + 1) -> T
-    return np.mean([macro_f1(part.reshape(-1, n, n + 1)) for part, n in zip(parts, labels, strict=True)], axis=0)
+    return np.mean([metric(part.reshape(-1, n, n + 1)) for part, n in zip(parts, labels, strict=True)], axis=0)
 
 
 def _accuracy_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray:
@@ -48,3 +60,32 @@ def _accuracy_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.n
 
 def _mean_accuracy(parts: list[np.ndarray]) -> np.ndarray:
     return np.mean([part[:, 0] / np.maximum(part[:, 1], 1) for part in parts], axis=0)
+
+
+# By score: the parts of the sums that a group adds, and the number of the sums.
+SCORES = {
+    "macro_f1": (_f1_parts, partial(_mean_of, macro_f1)),
+    "accuracy": (_f1_parts, partial(_mean_of, accuracy)),
+    "sampled_accuracy": (_accuracy_parts, _mean_accuracy),
+}
+
+
+def difference_interval(before: list[dict], after: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
+    """[low, high] of the mean macro-F1 or accuracy over `tasks`, after minus before; both models' answers of a group are drawn
+    together.
+
+    None where one of the two lacks the predictions of a task, or for another score.
+    """
+    kept = [[p for p in rows if p["task"] in tasks and can_be_counted(p)] for rows in (before, after)]
+    if score not in ("macro_f1", "accuracy") or any({p["task"] for p in side} != set(tasks) for side in kept):
+        return None
+    groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for side in kept for p in side))}
+    parts, mean = SCORES[score]
+    sums = [parts([p for p in side if p["task"] == task], task, groups) for side in kept for task in tasks]
+    widths = np.cumsum([part.shape[1] for part in sums])[:-1]
+
+    def difference(drawn: np.ndarray) -> np.ndarray:
+        pieces = np.split(drawn, widths, axis=1)
+        return mean(pieces[len(tasks) :]) - mean(pieces[: len(tasks)])
+
+    return bootstrap_interval(np.concatenate(sums, axis=1), difference)

@@ -4,18 +4,16 @@ Everything is built on the confusion counts `[.., T, T + 1]` of T labels: row = 
 last column = no valid answer.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numbers
+from mtjudge_jax.metrics.details import answer_details, list_score
+from mtjudge_jax.metrics.pairs import pair_details
 from mtjudge_jax.score import Scores
 from mtjudge_jax.tasks import TASKS, Task, get_task
-
-RESAMPLES = 1000
-SEED = 0
-# Weights of so many (resample, group) pairs are held at once: 8 MB an array.
-_BLOCK = 1_000_000
 
 
 def confusion(label_index: np.ndarray, verdict: np.ndarray, *, num_labels: int) -> np.ndarray:
@@ -23,9 +21,7 @@ def confusion(label_index: np.ndarray, verdict: np.ndarray, *, num_labels: int) 
     return _group_confusion(label_index, verdict, np.zeros(len(label_index), np.int64), num_labels=num_labels)[0]
 
 
-def _group_confusion(
-    label_index: np.ndarray, verdict: np.ndarray, group: np.ndarray, *, num_labels: int
-) -> np.ndarray:
+def _group_confusion(label_index: np.ndarray, verdict: np.ndarray, group: np.ndarray, *, num_labels: int) -> np.ndarray:
     """Counts `[groups, T, T + 1]`; `group` is an index 0 .. groups - 1 a row."""
     shape = (int(group.max(initial=0)) + 1, num_labels, num_labels + 1)
     column = np.where(verdict < 0, num_labels, verdict)
@@ -60,44 +56,22 @@ def constant_macro_f1(counts: np.ndarray) -> float:
     return float(np.max(2.0 * true / (true + true.sum()))) / len(true)
 
 
-def bootstrap_interval(
-    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = RESAMPLES, seed: int = SEED
-) -> list[float]:
-    """95 % percentile interval [lo, hi] of a statistic of sums over groups.
-
-    sums `[groups, ..]`: each group's part of the sums (its confusion counts, say). As many groups as there are are
-    drawn with replacement, their parts added up, and `statistic` maps `[resamples, ..]` to `[resamples]`. Rows of one
-    group stay together: they share a photograph or a prompt, so they are not independent. The seed is fixed: same rows,
-    same interval.
-    """
-    groups = len(sums)
-    if groups == 0:
-        raise ValueError("no groups to resample: an interval needs at least one prediction")
-    rng = np.random.default_rng(seed)
-    flat = sums.reshape(groups, -1).astype(np.float64)
-    drawn = []
-    for block in np.array_split(np.arange(resamples), -(-resamples * groups // _BLOCK)):
-        # Multinomial weights by counting uniform draws: ten times faster than numpy's multinomial at 2,000 groups.
-        draws = rng.integers(0, groups, (len(block), groups)) + groups * np.arange(len(block))[:, None]
-        weights = np.bincount(draws.ravel(), minlength=len(block) * groups).reshape(len(block), groups)
-        drawn.append(weights.astype(np.float64) @ flat)
-    values = statistic(np.concatenate(drawn).reshape(resamples, *sums.shape[1:]))
-    return [float(v) for v in np.percentile(values, [2.5, 97.5])]
-
-
 def task_score(predictions: list[dict]) -> dict:
     """The score of one task's predictions (lines of a predictions file), ready for JSON.
 
     Keys: count, macro_f1, macro_f1_ci, accuracy, accuracy_ci, sampled_accuracy, sampled_accuracy_ci (None where nothing
     was sampled), invalid_rate, constant_macro_f1, label_share and verdict_share ({label: share of all rows}; the
-    verdict shares and invalid_rate sum to 1). Intervals are 95 % bootstrap over `group_id`.
+    verdict shares and invalid_rate sum to 1); and those of `details.answer_details`. Of a listwise task they are those of
+    `details.list_score`. Intervals are 95 % bootstrap over `group_id`.
 
     Raises ValueError for no predictions, for more than one task, for an unknown label and for a sampled accuracy that
     is outside [0, 1] or given in some rows only.
     """
     task = _only_task(predictions)
+    if task.kind == "listwise":
+        return list_score(predictions)
     label_index, verdict = _indices(predictions, task)
-    _, group = np.unique([p["group_id"] for p in predictions], return_inverse=True)
+    group = group_numbers(predictions)
     by_group = _group_confusion(label_index, verdict, group, num_labels=len(task.labels))
     counts = by_group.sum(axis=0)
     sampled, sampled_ci = _sampled_accuracy(predictions, group)
@@ -114,7 +88,7 @@ def task_score(predictions: list[dict]) -> dict:
         "constant_macro_f1": constant_macro_f1(counts),
         "label_share": dict(zip(task.labels, share.sum(axis=1).tolist(), strict=True)),
         "verdict_share": dict(zip(task.labels, share[:, :-1].sum(axis=0).tolist(), strict=True)),
-    }
+    } | answer_details(predictions, task, label_index, verdict, by_group)
 
 
 def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[float, float]] | None = None) -> dict:
@@ -127,7 +101,8 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     consistent_accuracy (both orders right); first_share (share of the valid answers that prefer the picture shown
     first, 1/2 without position bias, None without a valid answer); probability_accuracy (the probabilities of a
     picture's victory added over both orders, the true winner's the larger; a tie counts half); single_accuracy (the
-    true winner's yes-probability the larger; a tie counts half; None without `single_yes`).
+    true winner's yes-probability the larger; a tie counts half; None without `single_yes`); and those of `pairs.pair_details`.
+    A third label is a tie, the same in both orders; the two shares by probabilities are of the decided pairs.
 
     A judge that always answers the same scores an accuracy of exactly 1/2, a consistency of 0 and a
     probability_accuracy of 1/2. Raises ValueError as `task_score`, and for a pair without both orders or with labels
@@ -137,26 +112,31 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     ids, ab, ba = _both_orders(predictions, task)
     winner, verdict_ab = _indices(ab, task)
     label_ba, verdict_ba = _indices(ba, task)
-    if clash := [name for name, same in zip(ids, winner == label_ba, strict=True) if same]:
+    if clash := [name for name, same in zip(ids, winner == _turned(label_ba), strict=True) if not same]:
         raise ValueError(f"pair {clash[0]!r} has the same label in both orders: swapping the pictures swaps the label")
     right_ab, right_ba = verdict_ab == winner, verdict_ba == label_ba
     valid = np.concatenate([verdict_ab, verdict_ba])
     valid = valid[valid >= 0]
     # Victory of the stored second picture minus that of the stored first, from both orders.
     margin = _yes_minus_no(ab, task) - _yes_minus_no(ba, task)
-    single = None
+    single, decided = None, winner < 2
     if single_yes is not None:
-        alone = _finite([single_yes[name] for name in ids], "single_yes")
-        single = _winner_share(alone[:, 1] - alone[:, 0], winner)
-    return task_score(predictions) | {
-        "accuracy_ab": float(right_ab.mean()),
-        "accuracy_ba": float(right_ba.mean()),
-        "consistency": float(np.mean((verdict_ab >= 0) & (verdict_ba >= 0) & (verdict_ab != verdict_ba))),
-        "consistent_accuracy": float(np.mean(right_ab & right_ba)),
-        "first_share": float(np.mean(valid == 0)) if len(valid) else None,
-        "probability_accuracy": _winner_share(margin, winner),
-        "single_accuracy": single,
-    }
+        alone = finite([single_yes[name] for name in ids], "single_yes")
+        single = _winner_share((alone[:, 1] - alone[:, 0])[decided], winner[decided])
+    pairs = pair_details(winner, verdict_ab, _turned(verdict_ba), group_numbers(ab))
+    return (
+        task_score(predictions)
+        | pairs
+        | {
+            "accuracy_ab": float(right_ab.mean()),
+            "accuracy_ba": float(right_ba.mean()),
+            "consistency": float(np.mean((verdict_ab >= 0) & (verdict_ab == _turned(verdict_ba)))),
+            "consistent_accuracy": float(np.mean(right_ab & right_ba)),
+            "first_share": float(np.mean(valid == 0)) if len(valid) else None,
+            "probability_accuracy": _winner_share(margin[decided], winner[decided]),
+            "single_accuracy": single,
+        }
+    )
 
 
 class Answers(NamedTuple):
@@ -190,13 +170,16 @@ def train_metrics(answers: Answers) -> dict:
 
 
 def mean_score(tasks: dict[str, dict]) -> dict:
-    """Mean macro_f1 and sampled_accuracy (None unless all have it) over the tasks that are not out of distribution."""
+    """Mean macro_f1 and sampled_accuracy (None unless all have it) over the tasks that are not out of distribution.
+
+    A task without macro-F1, a listwise one, counts with its accuracy.
+    """
     scored = [score for name, score in tasks.items() if not get_task(name).ood]
     if not scored:
         raise ValueError(f"no task to average over: {list(tasks)} are all out of distribution")
     sampled = [score["sampled_accuracy"] for score in scored]
     return {
-        "macro_f1": float(np.mean([score["macro_f1"] for score in scored])),
+        "macro_f1": float(np.mean([score["accuracy"] if score["macro_f1"] is None else score["macro_f1"] for score in scored])),
         "sampled_accuracy": None if None in sampled else float(np.mean(sampled)),
     }
 
@@ -244,16 +227,9 @@ def _sampled_accuracy(predictions: list[dict], group: np.ndarray) -> tuple[float
         return None, None
     if len(given) < len(predictions):
         raise ValueError(f"sampled_accuracy is given for {len(given)} of {len(predictions)} rows: sample all or none")
-    values = _finite(given, "sampled_accuracy")
+    values = finite(given, "sampled_accuracy")
     sums = np.stack([np.bincount(group, weights=values), np.bincount(group)], axis=1)
     return float(values.mean()), bootstrap_interval(sums, lambda s: s[:, 0] / s[:, 1])
-
-
-def _finite(values: list, name: str) -> np.ndarray:
-    array = np.asarray(values, np.float64)
-    if not np.all((array >= 0) & (array <= 1)):
-        raise ValueError(f"{name} must lie between 0 and 1, got values from {array.min()} to {array.max()}")
-    return array
 
 
 def _both_orders(predictions: list[dict], task: Task) -> tuple[list[str], list[dict], list[dict]]:
@@ -277,12 +253,19 @@ def _yes_minus_no(predictions: list[dict], task: Task) -> np.ndarray:
     There is none where the answer broke off before its verdict.
     """
     second, first = task.labels[1], task.labels[0]
-    shares = [p["probabilities"] or {first: 0.5, second: 0.5} for p in predictions]
-    given = _finite([[share[first], share[second]] for share in shares], "probabilities")
+    shares = [p["probabilities"] or {first: 0.5, second: 0.5} for p in predictions]  # a tie has the rest
+    given = finite([[share[first], share[second]] for share in shares], "probabilities")
     return given[:, 1] - given[:, 0]
 
 
-def _winner_share(margin: np.ndarray, winner: np.ndarray) -> float:
-    """Share of pairs whose margin (second minus first) has the winner's sign; a tie counts half."""
+def _turned(verdict: np.ndarray) -> np.ndarray:
+    """Verdicts about exchanged pictures, of the pictures as stored: 0 and 1 change places, a tie (2) and invalid (-1) stay."""
+    return np.where((verdict == 0) | (verdict == 1), 1 - verdict, verdict)
+
+
+def _winner_share(margin: np.ndarray, winner: np.ndarray) -> float | None:
+    """Share of pairs whose margin (second minus first) has the winner's sign; a tie counts half; None without pairs."""
+    if not len(winner):
+        return None
     toward_winner = np.where(winner == 1, margin, -margin)
     return float(np.mean(np.where(toward_winner == 0, 0.5, toward_winner > 0)))

@@ -1,0 +1,75 @@
+"""Finds the results that `mtjudge report A B C..` names: a workdir, the folder of an evaluation, or its file."""
+
+import json
+from collections.abc import Sequence
+
+from mtjudge_jax.paths import AnyPath, as_path
+from mtjudge_jax.report.read import TRAINED, read_lines
+
+Runs = dict[str, list[dict]]
+
+
+def read_runs(names: Sequence[str]) -> Runs:
+    """Arm -> results, a list over seeds. Each of `names` is PATH or ARM=PATH.
+
+    One arm may be given several times: results of other tasks are put together (one model a task), results of the same tasks
+    are seeds. Without ARM= the arm is called after its folder. Raises ValueError that names the path.
+    """
+    runs: Runs = {}
+    plain = [name for name in names if "=" not in name]
+    for name in names:
+        arm, given, path = name.rpartition("=")
+        if given and (not arm or not path):
+            raise ValueError(f"{name!r}: give PATH or ARM=PATH")
+        result = read_result(as_path(path))
+        arm = arm or arm_of(path, plain)
+        if not given and arm in runs:
+            raise ValueError(f"two runs are called {arm!r}: name them, e.g. {arm}_a={path}")
+        add_result(runs.setdefault(arm, []), result)
+    return runs
+
+
+def arm_of(path: str, others: Sequence[str]) -> str:
+    """The folder's name; of a file with its stem, as far as that tells it from the others of its folder."""
+    place = as_path(path)
+    if place.suffix != ".json":
+        return place.name or str(place)
+    folder = place.parent.parent if place.parent.name == "eval" else place.parent
+    beside = [other for other in others if other != path and as_path(other).parent == place.parent]
+    return f"{folder.name}/{place.stem}" if beside or place.parent.name == "eval" else folder.name
+
+
+def add_result(results: list[dict], result: dict) -> None:
+    """Joins it to the first seed that has none of its tasks, or begins a new one."""
+    for seed in results:
+        if not seed["tasks"].keys() & result["tasks"].keys():
+            seed["tasks"] |= result["tasks"]
+            seed["predictions"] += result["predictions"]
+            return
+    results.append({"tasks": dict(result["tasks"]), "predictions": list(result["predictions"])})
+
+
+def read_result(path: AnyPath) -> dict:
+    """{"tasks": .., "predictions": ..} of a workdir (its trained model on the test split), an evaluation's folder or a file."""
+    file = path
+    if (path / "eval").is_dir():
+        file = path / "eval" / f"{TRAINED}.json"
+        if not file.is_file():
+            raise ValueError(f"{path} is a workdir without eval/{TRAINED}.json: evaluate it, or give a file of {path}/eval")
+    elif path.is_dir():
+        found = sorted(other for other in path.glob("*.json"))
+        named = [other for other in found if other.name == "test.json"] or found
+        if len(named) != 1:
+            shown = ", ".join(other.name for other in found) or "none"
+            raise ValueError(f"{path} has not one result but {shown}: give the file, or a workdir, or an --out of mtjudge eval")
+        file = named[0]
+    elif not path.is_file():
+        raise ValueError(f"{path}: there is no such folder or file")
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): evaluate again") from error
+    if not isinstance(result, dict) or not isinstance(result.get("tasks"), dict) or not result["tasks"]:
+        raise ValueError(f"{file} holds no scores of tasks: give a result of mtjudge eval, NAME.json")
+    predictions = file.with_name(f"{file.stem}.predictions.jsonl")
+    return {"tasks": result["tasks"], "predictions": read_lines(predictions, []) if predictions.is_file() else []}

@@ -1,0 +1,202 @@
+"""Runs side by side: the numbers of the tables, the paper's beside them, what is read and what is refused."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from commands import commands
+from PIL import Image
+
+from mtjudge_jax.report.compare import Cell, compare
+from mtjudge_jax.report.compare_pages import markdown, shown, write_comparison
+from mtjudge_jax.report.compare_read import read_runs
+from mtjudge_jax.report.intervals import difference_interval
+from mtjudge_jax.report.paper import PAPER, paper_arm
+
+
+def result(**scores):
+    """technical=0.5 or technical=(0.5, 0.4, 0.6), of every metric."""
+    tasks = {}
+    for name, given in scores.items():
+        value, low, high = given if isinstance(given, tuple) else (given, None, None)
+        ci = None if low is None else [low, high]
+        tasks[name] = dict.fromkeys(("macro_f1", "accuracy"), value) | {f"{key}_ci": ci for key in ("macro_f1", "accuracy")}
+    return {"tasks": tasks}
+
+
+def line(task, name, label, verdict):
+    return {"task": task, "example_id": name, "group_id": name, "label": label, "verdict": verdict, "sampled_accuracy": None}
+
+
+def test_the_papers_numbers_are_those_of_its_table():
+    assert PAPER["mt_rl_judge"]["mj_safety"] == 82.23 and PAPER["sft_unified"]["mj_safety"] == 49.40
+    assert PAPER["rl_single"]["agin_rat"] == 82.71 and "mj_safety" not in PAPER["rl_single"]
+    assert [len(row) for row in PAPER.values()] == [8, 6, 8, 6, 8]
+    assert paper_arm("MT-RL-Judge") == "mt_rl_judge" and paper_arm("off the shelf") == "off_the_shelf" and paper_arm("mine") == ""
+
+
+def test_arms_in_rows_and_tasks_in_columns():
+    runs = {
+        "off_the_shelf": result(technical=(0.5, 0.4, 0.6), safety=0.3, pairwise_safety=0.5),
+        "mine": result(technical=0.9, safety=0.7, pairwise_safety=(0.625, 0.6, 0.65)),
+        "one": result(technical=0.95),
+    }
+    found = compare(runs)
+    assert found.tasks == ["technical", "safety"] and found.unseen == ["pairwise_safety"] and found.base == "off_the_shelf"
+    assert found.scores["off_the_shelf"]["technical"] == Cell(0.5, 0.4, 0.6)
+    assert found.scores["mine"]["mean"].value == pytest.approx(0.8) and found.scores["mine"]["worst"].value == 0.7
+    assert "mean" not in found.scores["one"]  # it has not all tasks
+    assert found.transfer == {"mine": {"pairwise_safety": Cell(0.125), "mean": Cell(0.125)}}
+    text = markdown(found)
+    assert "| arm | technical | safety | mean | worst |" in text
+    assert "| off_the_shelf | 50.0 [40.0, 60.0] | 30.0 | 40.0 | 30.0 |" in text
+    assert "| one | 95.0 | – | – | – |" in text
+    assert "| arm | pairwise_safety (accuracy) | mean |" in text and "| mine | 62.5 [60.0, 65.0] | 62.5 |" in text
+    assert "## Format transfer: pairwise minus off_the_shelf" in text and "| mine | +12.5 | +12.5 |" in text
+    assert "paper" not in text
+
+
+def test_seeds_are_their_mean_and_lowest_to_highest():
+    seeds = [result(technical=x, pairwise_safety=y) for x, y in ((0.8, 0.5), (0.9, 0.75), (0.7, 0.625))]
+    found = compare({"off_the_shelf": [result(technical=0.5, pairwise_safety=0.5)], "mine": seeds})
+    assert found.scores["mine"]["technical"] == Cell(pytest.approx(0.8), 0.7, 0.9, 3)
+    assert found.transfer["mine"]["pairwise_safety"] == Cell(0.125, 0.0, 0.25, 3)
+    text = markdown(found)
+    assert "lowest to highest seed" in text and "| mine | 80.0 [70.0, 90.0] | 80.0 [70.0, 90.0] | 80.0 [70.0, 90.0] |" in text
+    assert "| mine | +12.5 [+0.0, +25.0] | +12.5 [+0.0, +25.0] |" in text
+
+
+def test_the_papers_numbers_stand_beside():
+    runs = {
+        "off_the_shelf": result(agin_nat=0.6812, mj_safety=0.7),
+        "MT-RL-Judge": result(agin_nat=0.8, mj_safety=0.8),
+        "mine": result(agin_nat=0.7, mj_safety=0.9),
+    }
+    text = markdown(compare(runs, metric="macro_f1"))
+    assert "| off_the_shelf | 68.1 paper 67.99 | 68.1 | 68.1 |" in text
+    assert "| MT-RL-Judge | 80.0 paper 81.63 | 80.0 | 80.0 |" in text and "| mine | 70.0 | 70.0 | 70.0 |" in text
+    assert "| paper: sft_unified | 81.75 |  |  |" in text and "| paper: sft_unified | 49.40 |  |" in text
+    assert "paper: mt_rl_judge" not in text  # it stands beside the run of that name
+    assert "| MT-RL-Judge | +10.0 paper +9.16 | +10.0 |" in text  # 82.23 - 73.07
+
+
+def test_means_and_differences_have_intervals_from_predictions():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(["no", "yes"], 200)
+    guess = rng.choice(["no", "yes"], 200)
+    before = [line("technical", f"g{i}", labels[i], guess[i]) for i in range(200)]
+    after = [line("technical", f"g{i}", labels[i], labels[i] if i % 10 else guess[i]) for i in range(200)]
+    wide = difference_interval(before, [{**p, "group_id": f"{p['group_id']}b"} for p in after], ["technical"], score="accuracy")
+    low, high = difference_interval(before, after, ["technical"], score="accuracy")
+    gain = np.mean([p["label"] == p["verdict"] for p in after]) - np.mean(labels == guess)
+    assert low < gain < high and 0.08 < high - low < 0.2
+    assert high - low < wide[1] - wide[0]  # the same questions: what is hard for both cancels
+    same = difference_interval(before, before, ["technical"], score="macro_f1")
+    assert same == [0.0, 0.0]
+    assert difference_interval([], after, ["technical"], score="accuracy") is None
+    assert difference_interval(before, after, ["technical"], score="tau_b") is None
+    pairs = {name: result(technical=0.5) | {"predictions": rows} for name, rows in (("a", before), ("b", after))}
+    assert compare(pairs).scores["b"]["mean"].low is not None
+
+
+def test_a_cell_in_words():
+    assert shown(None) == "–" and shown(Cell(0.8163, 0.79, 0.84)) == "81.6 [79.0, 84.0]" and shown(Cell(1.0)) == "100.0"
+    assert shown(Cell(-0.012, -0.03, 0.0), sign=True) == "-1.2 [-3.0, +0.0]"
+
+
+def test_what_cannot_be_compared_is_said():
+    with pytest.raises(ValueError, match="nothing to compare: no run without a result"):
+        compare({})
+    with pytest.raises(ValueError, match="base 'x' is none of the runs a"):
+        compare({"a": result(technical=0.5)}, base="x")
+    with pytest.raises(ValueError, match="none of the tasks safety is in the runs, they have technical"):
+        compare({"a": result(technical=0.5)}, tasks=["safety"])
+
+
+def save(path, scores, predictions=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(scores))
+    path.with_name(f"{path.stem}.predictions.jsonl").write_text("".join(json.dumps(p) + "\n" for p in predictions))
+
+
+def test_runs_are_found(tmp_path):
+    save(tmp_path / "run" / "eval" / "base_test.json", result(technical=0.5))
+    save(tmp_path / "run" / "eval" / "trained_test.json", result(technical=0.9))
+    save(tmp_path / "again" / "test.json", result(technical=0.8), [line("technical", "a", "no", "no")])
+    save(tmp_path / "again" / "val.json", result(technical=0.1))
+    save(tmp_path / "s" / "one.json", result(safety=0.7))
+    found = read_runs([str(tmp_path / name) for name in ("run", "again", "run/eval/base_test.json", "s")])
+    assert list(found) == ["run", "again", "run/base_test", "s"]
+    assert [runs[0]["tasks"]["technical"]["macro_f1"] for runs in list(found.values())[:3]] == [0.9, 0.8, 0.5]
+    assert len(found["again"][0]["predictions"]) == 1
+    # One model a task, two seeds of it.
+    named = [f"single={tmp_path / name}" for name in ("run", "s", "again", "s/one.json")]
+    (seeds,) = read_runs(named).values()
+    assert [{task: score["macro_f1"] for task, score in seed["tasks"].items()} for seed in seeds] == [
+        {"technical": 0.9, "safety": 0.7},
+        {"technical": 0.8, "safety": 0.7},
+    ]
+
+
+BAD = {
+    "nowhere": "there is no such folder or file",
+    "empty": "has not one result but none",
+    "two": "has not one result but a.json, b.json",
+    "workdir": "is a workdir without eval/trained_test.json",
+    "cut.json": "is damaged",
+    "other.json": "holds no scores of tasks",
+    "=x": "give PATH or ARM=PATH",
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_run_is_said(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "workdir" / "eval").mkdir(parents=True)
+    for other in ("a", "b"):
+        save(tmp_path / "two" / f"{other}.json", result(technical=0.5))
+    (tmp_path / "cut.json").write_text('{"tasks": {')
+    (tmp_path / "other.json").write_text("[1]")
+    with pytest.raises(ValueError, match=BAD[name]) as refused:
+        read_runs([name if name.startswith("=") else str(tmp_path / name)])
+    assert "\n" not in str(refused.value)
+
+
+def test_pages_and_plots(tmp_path):
+    hostile = "<script>alert(1)</script>|"
+    runs = {"off_the_shelf": result(technical=0.5, pairwise_safety=0.5), hostile: result(technical=0.9, pairwise_safety=0.75)}
+    runs[hostile]["tasks"]["technical"]["official"] = {"SRCC": 0.25}
+    written = write_comparison(compare(runs), tmp_path / "out")
+    assert [path.name for path in written] == ["comparison.html", "comparison.md", "comparison.png", "transfer.png"]
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page and not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "SRCC 0.250" in page and "+25.0" in page and page.count("data:image/png;base64,") == 2
+    assert "&lt;" not in (text := (tmp_path / "out" / "comparison.md").read_text()) and "</script>\\| | 90.0" in text
+    for name in ("comparison.png", "transfer.png"):
+        data = (tmp_path / "out" / name).read_bytes()
+        assert Image.open(io.BytesIO(data)).size[0] >= 1000
+    before = {path: path.read_bytes() for path in written}
+    write_comparison(compare(runs), tmp_path / "out")
+    assert before == {path: path.read_bytes() for path in written}
+
+
+def test_the_command(tmp_path):
+    save(tmp_path / "a" / "test.json", result(technical=0.5))
+    save(tmp_path / "b" / "test.json", result(technical=0.75))
+    ended = commands().run("report", tmp_path / "a", f"rl={tmp_path / 'b'}", f"--out={tmp_path / 'out'}")
+    assert ended.status == 0, ended.err
+    assert "| a | 50.0 | 50.0 | 50.0 |" in ended.out and "| rl | 75.0 | 75.0 | 75.0 |" in ended.out
+    assert ended.out.strip().endswith(f"{tmp_path / 'out' / 'comparison.png'}")
+    for argv, said in (
+        ((), "give --workdir=DIR for the page of one run, or runs to put side by side"),
+        ((tmp_path / "a", "--workdir=x"), "give --workdir=DIR for the page of one run, or runs to put side by side"),
+        ((tmp_path / "c",), "there is no such folder or file"),
+        ((tmp_path / "a", "--bse=x"), "Unknown command line flag 'bse'"),
+        (("--workdir=nowhere",), "is not a folder"),
+    ):
+        ended = commands().run("report", *argv)
+        assert ended.status == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err
+    ended = commands().run("judge", "a.png", "--model=x", "--image=x", "--task=safety")  # the others refuse it
+    assert ended.status == 2 and "unexpected argument 'a.png'" in ended.err
