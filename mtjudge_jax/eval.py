@@ -22,17 +22,15 @@ from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, unk
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.digest import digests
-from mtjudge_jax.evaluate import Judging, count_rows, evaluate, no_official, write_evaluation
+from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
 from mtjudge_jax.judge import judge_config
 from mtjudge_jax.kept import Kept, open_kept, refuse_other
+from mtjudge_jax.official import official
 from mtjudge_jax.paths import AnyPath, as_path, remove_tree
 from mtjudge_jax.policy import open_model, read_params
 from mtjudge_jax.tasks import get_task
 from mtjudge_jax.together import gather, together
 from mtjudge_jax.types import Params
-
-official = no_official  # a data set's own metrics, mtjudge_jax.official.official
-
 
 # What stands below a task's line, where it has it.
 BESIDE = {
