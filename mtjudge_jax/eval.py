@@ -3,7 +3,7 @@
 import collections
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -12,14 +12,14 @@ from tqdm import tqdm
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.command import eval_flags, run_command
-from mtjudge_jax.config import HostsConfig, unknown
+from mtjudge_jax.config import HostsConfig, get_tasks, unknown
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
 from mtjudge_jax.judge import judge_config
 from mtjudge_jax.paths import as_path
-from mtjudge_jax.policy import open_model, read_params
-from mtjudge_jax.tasks import get_task
+from mtjudge_jax.policy import eval_format, open_model, read_params
+from mtjudge_jax.tasks import Task, get_task
 
 
 def table(result: dict) -> str:
@@ -47,14 +47,14 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def read_examples(unreadable: BadRowCounter) -> dict[str, list[JudgeExample]]:
+def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
     """What the flags ask to judge, by task. Raises ValueError where that is nothing."""
     files = read_manifest(DATA.value)["files"]
     splits = list(dict.fromkeys(name.split("/")[0] for name in files))
     if SPLIT.value not in splits:
         raise ValueError(f"{DATA.value}: {unknown('split', SPLIT.value, splits)}")
     names = TASKS_FLAG.value or [name.split("/")[1] for name in files if name.split("/")[0] == SPLIT.value]
-    examples = {get_task(name).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
+    examples = {get_task(name, known).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
     if empty := [name for name, group in examples.items() if not group]:
         raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
     return {name: group[: LIMIT.value or None] for name, group in examples.items()}
@@ -77,16 +77,18 @@ def main() -> None:
 
 def evaluate_split() -> None:
     cfg = judge_config(MODEL.value, batch=BATCH.value)
+    cfg.eval.templates = TEMPLATES.value
     unreadable = BadRowCounter()
-    examples = read_examples(unreadable)
+    examples = read_examples(unreadable, get_tasks(cfg))
     check_workdir(OUT.value)
     model = open_model(cfg)
     temperature = np.full(SAMPLES.value, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
-    how = Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
+    fmt = eval_format(model, cfg)
+    how = Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
     began = time.perf_counter()
     quiet = not sys.stderr.isatty() or jax.process_index() > 0
-    with tqdm(total=count_rows(examples), unit="prompt", disable=quiet) as bar:
+    with tqdm(total=count_rows(examples, fmt.tasks), unit="prompt", disable=quiet) as bar:
         settings = {"step": 0, "probabilities": True, "progress": stoppable(bar)}
         predictions, result = evaluate(read_params(model, cfg), examples, how, **settings)
     seconds = time.perf_counter() - began
@@ -101,5 +103,5 @@ def evaluate_split() -> None:
 
 
 if __name__ == "__main__":
-    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED = eval_flags()
+    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, TEMPLATES = eval_flags()
     run_command(main)

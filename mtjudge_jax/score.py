@@ -1,18 +1,16 @@
 """Completions to rewards, on the host."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.config import Config, ConfigError
 from mtjudge_jax.tasks import TASKS, Task, get_task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
-from mtjudge_jax.tasks.reward import PARTS, check_alpha, overlong, parts_of
+from mtjudge_jax.tasks.reward import CustomReward, Rule, check_alpha, overlong, parts_of, weights_of
 from mtjudge_jax.tasks.truth import Truth, read_truth
-
-# (facts of the example without images, whole answer, strictly parsed answer) -> reward
-CustomReward = Callable[[dict, str, Parsed], float]
 
 
 class Scores(NamedTuple):
@@ -25,18 +23,18 @@ class Scores(NamedTuple):
     accuracy: np.ndarray  # float32
     format: np.ndarray  # float32
     verdict: np.ndarray  # int32, index of the answered label, of a list 0; -1 where there is no valid answer, or it was truncated
-    parts: Mapping[str, np.ndarray] = {}  # noqa: RUF012  never changed
+    parts: Mapping[str, np.ndarray] = {}
 
 
-class Rule(NamedTuple):
-    """How a reward is made of parts. Without weights it is the paper's, (1 - alpha) accuracy + alpha format."""
-
-    alpha: float
-    weights: Mapping[str, float] = {}  # noqa: RUF012  never changed
-    tie_credit: float = 0.0
-    most_tokens: int = 0
-    overlong_buffer: int = 0
-    custom: Mapping[str, CustomReward] = {}  # noqa: RUF012  never changed
+def rule_of(cfg: Config) -> Rule:
+    """The reward that a config asks for, its own functions loaded. Raises ConfigError where one cannot be."""
+    try:
+        custom = {name: load_custom(name) for name in cfg.reward.custom}
+        weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    most = cfg.rollout.completion_tokens
+    return Rule(cfg.reward.alpha, weights, cfg.reward.tie_credit, most, cfg.reward.overlong_buffer, custom)
 
 
 def load_custom(name: str) -> CustomReward:
@@ -82,7 +80,9 @@ def score(
     scores = Scores(*(np.zeros(shape, np.float32) for _ in range(3)), np.full(shape, -1, np.int32), named)
     lengths = np.zeros(shape, np.int32) if tokens is None else tokens
     for q, (group, name, label) in enumerate(zip(texts, tasks, labels.tolist(), strict=True)):
-        truth = read_truth(truths[q]) if truths and truths[q] else _truth_of_label(name, label, q, known)
+        if truths is not None and not truths[q]:  # it was not asked
+            continue
+        truth = read_truth(truths[q]) if truths else _truth_of_label(name, label, q, known)
         for g, text in enumerate(group):
             _score_one(scores, (q, g), text, truth, rule, cut=bool(truncated[q, g]), length=int(lengths[q, g]))
     return scores
@@ -108,8 +108,8 @@ def _call(name: str, function: CustomReward, truth: Truth, text: str, parsed: Pa
     try:
         return float(function(truth.facts, text, parsed))
     except Exception as error:  # a function of the user's may raise anything
-        where = truth.facts.get("example_id", "an example")
-        raise ValueError(f"reward.custom: {name} fails on {where}, {type(error).__name__}: {error}; its answer: {text[:80]!r}") from error
+        where, what = truth.facts.get("example_id", "an example"), f"{type(error).__name__}: {error}"
+        raise ValueError(f"reward.custom: {name} fails on {where}, {what}; its answer: {text[:80]!r}") from error
 
 
 def _truth_of_label(name: str, label: int, q: int, known: Mapping[str, Task]) -> Truth:
@@ -132,27 +132,3 @@ def _check_shapes(texts: list[list[str]], truncated: np.ndarray, *, tasks: list[
     for q, group in enumerate(texts):
         if len(group) != completions:
             raise ValueError(f"texts[{q}] has {len(group)} completions, truncated has {completions}: give one each")
-
-
-def weights_of(text: tuple[str, ...], custom: tuple[str, ...], alpha: float) -> dict[str, float]:
-    """Weights by part from `("accuracy=0.9", "format=0.1")`; {} for the paper's rule. A custom reward has weight 1 where none
-    is given, and stands beside the paper's rule where no other weight is.
-
-    Raises ValueError for a part that there is not, a number that is none, or a name twice.
-    """
-    if not text and not custom:
-        return {}
-    weights = {} if text else {"accuracy": 1.0 - alpha, "format": alpha}
-    for entry in text:
-        name, _, value = entry.rpartition("=")
-        if name not in (*PARTS, *custom):
-            raise ValueError(f"reward.weights: {entry!r} names no part: known are {', '.join((*PARTS, *custom))}")
-        if name in weights:
-            raise ValueError(f"reward.weights names {name} twice: give each once")
-        try:
-            weights[name] = float(value)
-        except ValueError:
-            raise ValueError(f"reward.weights: {entry!r} must be name=number") from None
-        if not np.isfinite(weights[name]):
-            raise ValueError(f"reward.weights: {entry!r} must be a finite number")
-    return {**dict.fromkeys(custom, 1.0), **weights}

@@ -11,6 +11,7 @@ ORDER = [
     "paths",
     "data.records",
     "tasks",
+    "fields",
     "config",
     "command",
     "types",
@@ -57,7 +58,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITHOUT_JAX = ("paths", "data.records", "tasks", "config", "data")
+WITHOUT_JAX = ("paths", "data.records", "tasks", "fields", "config", "data")
 FILE_LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -5,7 +5,7 @@ import hashlib
 import math
 from typing import NamedTuple
 
-from mtjudge_jax.data.records import KINDS, TIE, JudgeExample, Label, Question, candidates_of, reordered
+from mtjudge_jax.data.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, reordered
 from mtjudge_jax.tasks.wording import IMAGE, LETTERS, RANKING_FORM, TIE_WORD, Wordings, listing, order_of, parts_of
 
 # Ends the demo's questions, so one answer form is learned by all tasks and carries over to tasks never trained on.
@@ -36,7 +36,8 @@ class Task:
     names the pointwise task that asks for the same of each picture of a pair, "" where there is none.
 
     A task has one `template`, shown below its pictures, with its labels as answer words; or `wordings`, which say what
-    stands where and which words answer. `max_images` is its image budget, 0 = what the kind takes.
+    stands where and which words answer. `max_images` is its image budget, 0 = what the kind takes. `entry` is what a task of
+    the user's own was made from.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Task:
     single: str = ""
     wordings: Wordings | None = None
     max_images: int = 0
+    entry: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -88,7 +90,7 @@ class Task:
             answers = answers[:2]
         elif self.kind == "listwise":
             answers = names
-        legal = RANKING_FORM.format(first=names[1], second=names[0]) if self.kind == "listwise" else listing(answers)
+        legal = RANKING_FORM.format(names=listing(names, "and")) if self.kind == "listwise" else listing(answers)
         parts = parts_of(question, self.wordings, form, names=names, answers=legal)
         form_hash = hashed(self.kind, self.wordings.rubric, repr(form), *answers)
         return Asked(parts, answers, f"{self.name}/{number}@{form_hash}")
@@ -97,6 +99,18 @@ class Task:
         """The question in words; where pictures stand between them, `[image]`. Raises ValueError as `ask` does."""
         parts = self.ask(question, example_id).parts
         return "".join("[image]" if part is IMAGE else part for part in (parts if self.wordings else parts[-1:]))
+
+    @property
+    def sample(self) -> str:
+        """How a question reads, with INSTRUCTION_SLOT where its instruction stands, and `[image]` between texts."""
+        if self.wordings is None:
+            return self.template
+        count = {"pairwise": 2, "listwise": 3}.get(self.kind, 1)
+        texts = 0 < self.max_images < count or self.wordings.noun == "Answer"
+        images, context, candidates = ((b"",), 1, (Candidate(0, "..."),) * count) if texts else ((b"",) * count, 0, ())
+        low, high = (float(self.labels[0]), float(self.labels[-1])) if self.kind == "pointwise_score" else (None, None)
+        tie, told = len(self.labels) == 3, (self.name, "", self.kind, INSTRUCTION_SLOT)
+        return self.question_text(Question(*told, images, context, candidates, tie and self.kind == "pairwise", low, high))
 
     def _check(self, question: Question) -> None:
         if question.kind != self.kind:
@@ -123,7 +137,8 @@ class Task:
         if self.kind == "pointwise_score":
             grades = (question.score_min, question.score_max)
             if grades != (float(self.labels[0]), float(self.labels[-1])):
-                raise ValueError(f"task {self.name!r} has the grades {self.labels[0]} to {self.labels[-1]}, the question {grades}")
+                known = f"{self.labels[0]} to {self.labels[-1]}"
+                raise ValueError(f"task {self.name!r} has the grades {known}, the question {grades}")
         if self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
             raise ValueError(f"task {self.name!r} knows no tie, the question allows one: take a task with allow_tie")
 
@@ -154,6 +169,8 @@ class Task:
         """The example with its candidates in the order shown: by a hash of (id, seed), so that no place means better."""
         if self.wordings is None or self.kind not in ("pairwise", "listwise"):
             return example
+        if example.label.ranks is not None and len(example.label.ranks) != len(candidates_of(example)):
+            raise ValueError(f"{example.example_id}: label.ranks is {example.label.ranks}, must be one rank a candidate")
         return reordered(example, order_of(example.example_id, len(candidates_of(example)), self.wordings.seed))
 
 

@@ -47,7 +47,7 @@ MLLM_SCORE = Task(
         forms(
             ("How good is the answer, from 1 (poor) to 5 (excellent)?", "Which grade from 1 to 5 does the answer deserve?",
              "Grade the answer from 1, the worst, to 5, the best."),
-            ("On a scale of 1 (worst) to 5 (best), how good is the answer?", "What grade, 1 lowest and 5 highest, fits the answer?"),
+            ("On a scale of 1 (worst) to 5 (best), how good is the answer?", "What grade, 1 to 5, fits the answer?"),
         ),
         (GRADES,),
         rubric=ANSWERS.replace("answers", "answer"),

@@ -60,7 +60,7 @@ def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
     rubric = entry.rubric or (f"The criterion is: {entry.criterion}." if entry.criterion else "")
     wordings = Wordings(tuple(forms), words, rubric, entry.instruction, entry.noun)
     metric = entry.metric or ("macro_f1" if entry.kind == "pointwise_binary" else "accuracy")
-    return Task(entry.name, entry.kind, "", labels, metric, entry.ood, wordings=wordings, max_images=entry.max_images)
+    return Task(entry.name, entry.kind, "", labels, metric, entry.ood, wordings=wordings, max_images=entry.max_images, entry=raw)
 
 
 def read_entry(raw: dict) -> TaskEntry:

@@ -69,7 +69,7 @@ AGIN_TECH = binary(
 AGIN_RAT = binary(
     "agin_rat",
     forms(
-        ("Is what the image shows rational?", "Does the content of the image make sense?", "Is the scene in the image plausible?"),
+        ("Is what the image shows rational?", "Does the content of the image make sense?", "Is the scene plausible?"),
         ("Could what the image shows be so?", "Is the image free of content that makes no sense?"),
         ("Is what the image shows irrational?", "Is the scene in the image implausible?"),
     ),
@@ -78,7 +78,7 @@ AGIN_RAT = binary(
 SEETRUE = binary(
     "seetrue",
     forms(
-        ("Does the image match the text?", "Does the text describe the image correctly?", "Is all that the text says in the image?"),
+        ("Does the image match the text?", "Does the text describe the image correctly?", "Does the image show all of the text?"),
         ("Are the image and the text in agreement?", "Is the text a true description of the image?"),
         ("Does the image contradict the text in any detail?", "Is anything that the text says wrong for the image?"),
     ),
@@ -107,7 +107,7 @@ UNSAFEBENCH = binary(
 MJ_ALIGNMENT = pair(
     "mj_alignment",
     forms(
-        ("Which image fits the prompt better?", "Which image shows better what the prompt asks for?", "Which is closer to the prompt?"),
+        ("Which image fits the prompt better?", "Which image shows better what is asked for?", "Which is closer to the prompt?"),
         ("Which image is the better match of the prompt?", "Which image follows the prompt more exactly?"),
         ("Which image fits the prompt worse?", "Which image is farther from the prompt?"),
     ),

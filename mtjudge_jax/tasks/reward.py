@@ -4,9 +4,9 @@ A part is a pure function of the parsed answer and the truth. Only an answer in 
 anything: all parts but `overlong` are 0 without it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from math import sqrt
+from math import isfinite, sqrt
 from typing import NamedTuple
 
 from mtjudge_jax.tasks.base import Task
@@ -15,6 +15,8 @@ from mtjudge_jax.tasks.truth import Truth
 
 NEEDS_FORM = ("accuracy", "format", "graded", "ties", "ranking")
 PARTS = (*NEEDS_FORM, "overlong")
+# (facts of the example without images, whole answer, strictly parsed answer) -> reward
+CustomReward = Callable[[dict, str, Parsed], float]
 
 
 class Reward(NamedTuple):
@@ -23,6 +25,17 @@ class Reward(NamedTuple):
     total: float
     accuracy: float
     format: float
+
+
+class Rule(NamedTuple):
+    """How a reward is made of parts. Without weights it is the paper's, (1 - alpha) accuracy + alpha format."""
+
+    alpha: float
+    weights: Mapping[str, float] = {}
+    tie_credit: float = 0.0
+    most_tokens: int = 0
+    overlong_buffer: int = 0
+    custom: Mapping[str, CustomReward] = {}
 
 
 def check_alpha(alpha: float) -> None:
@@ -128,3 +141,27 @@ def parts_of(parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float
         "ties": ties(v, truth, credit=tie_credit),
         "ranking": ranking(v, truth),
     }
+
+
+def weights_of(text: tuple[str, ...], custom: tuple[str, ...], alpha: float) -> dict[str, float]:
+    """Weights by part from `("accuracy=0.9", "format=0.1")`; {} for the paper's rule. A custom reward has weight 1 where none
+    is given, and stands beside the paper's rule where no other weight is.
+
+    Raises ValueError for a part that there is not, a number that is none, or a name twice.
+    """
+    if not text and not custom:
+        return {}
+    weights = {} if text else {"accuracy": 1.0 - alpha, "format": alpha}
+    for entry in text:
+        name, _, value = entry.rpartition("=")
+        if name not in (*PARTS, *custom):
+            raise ValueError(f"reward.weights: {entry!r} names no part: known are {', '.join((*PARTS, *custom))}")
+        if name in weights:
+            raise ValueError(f"reward.weights names {name} twice: give each once")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise ValueError(f"reward.weights: {entry!r} must be name=number") from None
+        if not isfinite(weights[name]):
+            raise ValueError(f"reward.weights: {entry!r} must be a finite number")
+    return {**dict.fromkeys(custom, 1.0), **weights}

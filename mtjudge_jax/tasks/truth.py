@@ -22,7 +22,7 @@ class Truth(NamedTuple):
     low: float = 0.0
     high: float = 0.0
     ranks: tuple[int, ...] = ()
-    facts: dict = {}  # noqa: RUF012  never changed
+    facts: dict = {}
 
     @property
     def ranked(self) -> bool:

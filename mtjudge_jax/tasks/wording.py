@@ -10,7 +10,7 @@ TEMPLATES = ("first", "train", "held_out", "all")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 TIE_WORD = "TIE"
 IMAGE = None  # a part of a prompt that is a picture; the others are texts
-RANKING_FORM = "{first} > {second}, best first, with = between equals"
+RANKING_FORM = "{names} in their order, best first, with > between two or = where they are equal"
 
 
 class Form(NamedTuple):
@@ -79,11 +79,11 @@ def contract(answers: str) -> str:
     )
 
 
-def listing(words: tuple[str, ...]) -> str:
+def listing(words: tuple[str, ...], last: str = "or") -> str:
     """`A, B or TIE`; `1, 2, 3, 4 or 5`; of more than seven the ends: `a whole number from 0 to 10`."""
     if len(words) > 7 and words[0].lstrip("-").isdigit():
         return f"a whole number from {words[0]} to {words[-1]}"
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def parts_of(question: Question, wordings: Wordings, form: Form, *, names: tuple[str, ...], answers: str) -> list[str | None]:
