@@ -86,9 +86,10 @@ def judge(
             _unusable(e, errors[i], order, tasks) if errors[i] else _prediction(e, texts[i], truncated[i], how, order)
             for i, e in enumerate(here)
         ]
-        if probabilities:
+        if probabilities and 1 < len(tasks[examples[0].task].labels) <= MOST_WORDS:
             words = [() if row["unusable"] else words_of(tasks[e.task], e) for row, e in zip(rows, here, strict=True)]
-            _add_probabilities(rows, params, prompts, how.stages, words, fmt.completion_tokens)
+            shape = (len(tasks[examples[0].task].labels), fmt.completion_tokens)
+            _add_probabilities(rows, params, prompts, how.stages, words, shape)
         mine.append(rows)
         progress(len(examples[at : at + how.batch]))
         at += how.batch
@@ -96,9 +97,8 @@ def judge(
 
 
 def words_of(task: Task, example: JudgeExample) -> tuple[tuple[str, str], ...]:
-    """(label, word that answers it) of each label whose probability is wanted."""
-    words = truth_of(task, example).words
-    return () if task.kind == "listwise" or len(words) > MOST_WORDS else tuple(zip(task.labels, words, strict=False))
+    """(label, word that answers it) of each label that is a legal answer."""
+    return tuple(zip(task.labels, truth_of(task, example).words, strict=False))
 
 
 def _prediction(example: JudgeExample, texts: list[str], truncated: np.ndarray, how: Judging, order: str) -> dict:
@@ -176,15 +176,20 @@ def _line(example: JudgeExample, order: str, tasks: Mapping[str, Task], truth: T
 
 
 def _add_probabilities(
-    rows: list[dict], params: Params, prompts: PromptBatch, stages: Stages, words: list[tuple[tuple[str, str], ...]], length: int
+    rows: list[dict],
+    params: Params,
+    prompts: PromptBatch,
+    stages: Stages,
+    words: list[tuple[tuple[str, str], ...]],
+    most: tuple[int, int],
 ) -> None:
     """Fills `probabilities`: one teacher-forced pass with the answer word replaced by each of its row's words in turn.
 
     Up to the word the completions of a row are the same, so the difference of their log-probabilities is the word's. words:
-    (label, word) of each row, () where none are wanted.
+    (label, word) of each row, () where it has none. most: words and tokens of an answer, the same on all processes.
     """
-    tokenizer = stages.tokenizer
-    shape = (prompts.tokens.shape[0] // jax.process_count(), max(2, *map(len, words)), length)
+    tokenizer, length = stages.tokenizer, most[1]
+    shape = (prompts.tokens.shape[0] // jax.process_count(), *most)
     tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
     for i, row in enumerate(rows):
         before, tag, _ = row["text"].partition(ANSWER_TAG)

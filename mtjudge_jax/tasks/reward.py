@@ -152,6 +152,9 @@ def weights_of(text: tuple[str, ...], custom: tuple[str, ...], alpha: float) -> 
     if not text and not custom:
         return {}
     weights = {} if text else {"accuracy": 1.0 - alpha, "format": alpha}
+    for entry in (*text, *custom):
+        if not isinstance(entry, str):
+            raise ValueError(f"reward.weights and reward.custom hold str, not {entry!r}")
     for entry in text:
         name, _, value = entry.rpartition("=")
         if name not in (*PARTS, *custom):

@@ -55,6 +55,8 @@ def facts_of(example: JudgeExample) -> dict:
     names = ("example_id", "dataset", "group_id", "task", "criterion", "kind", "instruction", "raw", "rationale")
     facts = {name: getattr(example, name) for name in names}
     label = {name: value for name, value in example.label._asdict().items() if value not in (None, "")}
+    if example.label.ranks:
+        label["ranks"] = list(example.label.ranks)  # as JSON has it
     return facts | {"candidates": [candidate.text for candidate in candidates_of(example)], "label": label}
 
 
