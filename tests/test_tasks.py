@@ -286,10 +286,10 @@ def test_hostile_texts_take_less_than_50_ms(size):
     for name, text in hostile_texts(size).items():
         for parse in (parse_strict, parse_lenient):
             seconds = []
-            for _ in range(3):  # the best of three: another program on the machine is not the parser's fault
-                start = time.perf_counter()
+            for _ in range(3):  # processor time: another program on the machine is not the parser's fault
+                start = time.process_time()
                 parsed = parse(text, NO_YES)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(time.process_time() - start)
             assert min(seconds) < 0.05, (name, parse.__name__, seconds)
             assert parsed.verdict is None or parse is parse_lenient, name
 
