@@ -3,7 +3,7 @@
 import numpy as np
 
 from mtjudge_jax.metrics import bootstrap_interval, macro_f1
-from mtjudge_jax.tasks import get_task
+from mtjudge_jax.tasks import task_of
 
 
 def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
@@ -25,7 +25,7 @@ def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> l
 
 def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray:
     """Confusion counts of each group, float64 `[groups, T * (T + 1)]`; the last column of T + 1 is no valid answer."""
-    column = {word: i for i, word in enumerate(get_task(task).labels)}
+    column = {word: i for i, word in enumerate(task_of(rows[0]).labels)}
     counts = np.zeros((len(groups), len(column), len(column) + 1))
     for p in rows:
         counts[groups[p["group_id"]], column[p["label"]], column.get(p["verdict"], len(column))] += 1
