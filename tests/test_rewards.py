@@ -144,6 +144,14 @@ def test_a_reward_of_the_users_own():
     np.testing.assert_allclose(got.total, [[2.2, 1.2, 1.2]], rtol=1e-6)
 
 
+def test_what_a_users_own_may_read():
+    e = record("mj_safety", 1)
+    assert truth_of(TASKS["mj_safety"], e).facts == {
+        "example_id": "mj_safety/1", "dataset": "set", "group_id": "g1", "task": "mj_safety", "criterion": "mj_safety",
+        "kind": "pairwise", "instruction": "a red cup", "raw": "", "rationale": "", "candidates": ["", ""], "label": {"winner": 1},
+    }  # fmt: skip
+
+
 def test_errors_of_a_users_own_are_named():
     for name, says in (
         ("own_rewards", "'own_rewards' is not of the form module:function"),

@@ -37,10 +37,9 @@ class Truth(NamedTuple):
 def truth_of(task: Task, example: JudgeExample) -> Truth:
     """The truth of an example in the order it is shown in. Raises ValueError where label or question does not fit the task."""
     asked, label = task.ask(example.question, example.example_id), task.label_index(example.label)
-    facts = facts_of(example) if task.wordings else {}
     if label >= len(asked.words):
         raise ValueError(f"task {task.name!r}: label.winner is {TIE}, the question allows no tie")
-    truth = Truth(task.kind, asked.words, label, asked.template, facts=facts)
+    truth = Truth(task.kind, asked.words, label, asked.template, facts=facts_of(example))
     if task.kind == "pointwise_score":
         return truth._replace(score=float(example.label.score), low=float(task.labels[0]), high=float(task.labels[-1]))
     if task.kind == "listwise":
