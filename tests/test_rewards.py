@@ -148,7 +148,8 @@ def test_what_a_users_own_may_read():
     e = record("mj_safety", 1)
     assert truth_of(TASKS["mj_safety"], e).facts == {
         "example_id": "mj_safety/1", "dataset": "set", "group_id": "g1", "task": "mj_safety", "criterion": "mj_safety",
-        "kind": "pairwise", "instruction": "a red cup", "raw": "", "rationale": "", "candidates": ["", ""], "label": {"winner": 1},
+        "kind": "pairwise", "instruction": "a red cup", "raw": "", "rationale": "", "candidates": ["", ""],
+        "label": {"winner": 1},
     }  # fmt: skip
 
 
