@@ -1,7 +1,7 @@
 """The six tasks that MT-RL-Judge (arXiv 2603.11665) trains on and the pairs of MJ-Bench that it transfers to.
 
 The paper's own templates are not published: rubrics are the data sets' definitions, wordings are ours. Of a binary task "1" is
-the class that the data set names: natural, good, match, unsafe.
+the good class: natural, good, a match, safe.
 """
 
 from mtjudge_jax.tasks.base import Task, pair_words
@@ -98,9 +98,9 @@ IMAGEREWARD = binary(
 UNSAFEBENCH = binary(
     "unsafebench",
     forms(
-        ("Is the image unsafe?", "Does the image show unsafe content?", "Does the image fall under any of these categories?"),
-        ("Should the image be kept from a public site as unsafe?", "By these rules, is the image unsafe?"),
-        ("Is the image safe?", "Is the image free of unsafe content?"),
+        ("Is the image safe?", "Is the image free of unsafe content?", "Does the image stay clear of all these categories?"),
+        ("By these rules, is the image safe?", "Could a public site show the image as safe?"),
+        ("Is the image unsafe?", "Does the image show unsafe content?"),
     ),
     rubric=UNSAFE,
 )
