@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mtjudge_jax.config import Config, ConfigError, flatten, unknown
+from mtjudge_jax.tasks.wording import TEMPLATES
 
 PACKAGE = str(Path(__file__).parent)
 flags.disclaim_key_flags()  # a flag defined here belongs to the command that asked for it, and its --help shows it
@@ -49,7 +50,7 @@ def plan_flags():
 
 
 def eval_flags():
-    """(model, data, out, name, split, tasks, limit, batch, samples, seed, mesh)."""
+    """(model, data, out, name, split, tasks, limit, batch, samples, seed, templates, mesh)."""
     return (
         flags.DEFINE_string("model", None, "Hugging Face folder, or the workdir of a run, whose best/ it is.", required=True),
         flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
@@ -61,6 +62,7 @@ def eval_flags():
         flags.DEFINE_integer("batch", 24, "Prompts judged at a time.", lower_bound=1),
         flags.DEFINE_integer("samples", 8, "Answers a prompt: one greedy, the rest sampled.", lower_bound=1),
         flags.DEFINE_integer("seed", 0, "Of the sampled answers.", lower_bound=0),
+        flags.DEFINE_enum("templates", "train", TEMPLATES, "Wordings that are asked: those of training, those held out, all."),
         flags.DEFINE_list("mesh", [], "Devices along the axes, e.g. fsdp=2,tensor=2; default: all along data."),
     )
 

@@ -5,18 +5,16 @@ README, Sources). A config file in `configs/` is Python that returns a `Config`;
 """
 
 import dataclasses
-import difflib
-import json
 import math
 import types
-import typing
 from dataclasses import dataclass, field
 
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.fields import ConfigError, differences, flatten, unknown
+from mtjudge_jax.tasks import Task, tasks_with
+from mtjudge_jax.tasks.reward import weights_of
+from mtjudge_jax.tasks.wording import TEMPLATES
 
-
-class ConfigError(ValueError):
-    """One line: the field, its value, the limit, the remedy."""
+__all__ = ["Config", "ConfigError", "check", "differences", "flatten", "from_dict", "get_tasks", "to_dict", "unknown"]
 
 
 @dataclass
@@ -62,6 +60,9 @@ class DataConfig:
     mt_grpo_max_oversample: float = 4.0  # M: more would give a hopeless task the whole batch
     mt_grpo_rho_decay: float = 0.9  # of the running no-gradient rates: the last 10 steps or so
     mt_grpo_improvement: str = "objective"  # change by the update, a forward pass or two | reward: since the task's last step
+    custom_tasks: tuple[dict, ...] = ()  # tasks of your own, one dict each, see tasks/custom.py
+    polarity: str = "plain"  # plain | varied: some examples are asked for the opposite class ("is it safe?" "is it unsafe?")
+    label_words: str = "plain"  # plain | varied: some are to be answered in other words (Yes or True, A or 1)
     balance_labels: bool = False  # every batch holds as many of each label, a task
     prompt_tokens: int = 2048
     patches: int = 4096  # of all images of a prompt together
@@ -80,6 +81,10 @@ class RolloutConfig:
 @dataclass
 class RewardConfig:
     alpha: float = 0.1  # weight of the format reward; the paper gives no value, 0.1 is common in this family
+    weights: tuple[str, ...] = ()  # "part=weight" of tasks/reward.py; () = the paper's accuracy=1-alpha, format=alpha
+    tie_credit: float = 0.0  # part ties: for a tie where there is a winner, or a winner where there is a tie
+    overlong_buffer: int = 0  # part overlong: tokens before rollout.completion_tokens in which it falls to -1; DAPO takes 4096
+    custom: tuple[str, ...] = ()  # module:function(facts, text, parsed) -> float, see score.py
 
 
 @dataclass
@@ -121,6 +126,7 @@ class EvalConfig:
     samples: int = 8  # answers a prompt: the first greedy, the others sampled at rollout.temperature
     tasks: tuple[str, ...] = ()  # () = data.tasks
     limit: int = 0  # validation examples a task; 0 = all
+    templates: str = "train"  # wordings asked in: train | held_out | all | first
     patience: int = 0  # evaluations without a better mean macro-F1 before the run stops; 0 = never
 
 
@@ -168,6 +174,9 @@ CHOICES = {
     "model.experts": ("auto", "dense", "ragged", "tokamax"),
     "data.mixture": ("proportional", "uniform", "temperature", "weights", "mt_grpo"),
     "data.mt_grpo_improvement": ("objective", "reward"),
+    "data.polarity": ("plain", "varied"),
+    "data.label_words": ("plain", "varied"),
+    "eval.templates": TEMPLATES,
     "loss.advantage_std": ("unbiased", "population", "none"),
     "loss.kl_estimator": ("k1", "k2", "k3"),
     "loss.aggregation": ("token_mean", "sequence_mean"),
@@ -180,50 +189,35 @@ AMONG = {  # each entry of a tuple
 }
 AT_LEAST = {
     "steps": 1,
-    "seed": 0,
-    "lora.rank": 0,
     "rollout.prompts": 1,
     "rollout.group_size": 2,
     "rollout.completion_tokens": 2,
-    "rollout.micro_prompts": 0,
     "update.prompts": 1,
     "update.micro_prompts": 1,
     "data.prompt_tokens": 1,
-    "data.patches": 0,
     "data.mt_grpo_max_oversample": 1,
     "model.head_chunk": 1,
-    "optim.warmup_steps": 0,
-    "optim.lr": 0,
-    "optim.weight_decay": 0,
     "eval.every_steps": 1,
     "eval.samples": 1,
-    "eval.limit": 0,
-    "eval.patience": 0,
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
     "update.max_skipped": 1,
     "hosts.start_seconds": 5,
     "hosts.heartbeat_seconds": 2,
-    "hosts.stuck_seconds": 0,
     "checkpoint.max_failed_saves": 1,
     "loss.dual_clip": 1,
-} | dict.fromkeys(("loss.clip_low", "loss.clip_high", "loss.kl_coef", "loss.advantage_eps"), 0)
-WITHIN = dict.fromkeys(("reward.alpha", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low"), (0, 1))
+}
+NOT_NEGATIVE = (
+    "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "optim.lr", "optim.warmup_steps",
+    "optim.weight_decay", "eval.limit", "eval.patience", "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high",
+    "loss.kl_coef", "loss.advantage_eps",
+)  # fmt: skip
+AT_LEAST |= dict.fromkeys(NOT_NEGATIVE, 0)
+SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")
+WITHIN = dict.fromkeys(SHARES, (0, 1))
 BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
 POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
 POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
-
-
-def flatten(cfg: Config) -> dict[str, object]:
-    """Every field by its dotted name, `optim.lr`."""
-    out = {}
-    for f in dataclasses.fields(cfg):
-        value = getattr(cfg, f.name)
-        if dataclasses.is_dataclass(value):
-            out |= {f"{f.name}.{k}": v for k, v in flatten(value).items()}
-        else:
-            out[f.name] = value
-    return out
 
 
 def from_dict(raw: dict, cls: type = Config, where: str = ""):
@@ -246,23 +240,13 @@ def to_dict(cfg: Config) -> dict:
     return dataclasses.asdict(cfg)
 
 
-def differences(old: dict, new: dict, where: str = "") -> list[str]:
-    """Dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`; both are compared as JSON, so a tuple equals its list."""
-    old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
-    out = []
-    for key in [*old, *[key for key in new if key not in old]]:
-        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += differences(a, b, f"{where}{key}.")
-        elif a != b:
-            out.append(f"{where}{key}: {a} -> {b}")
-    return out
-
-
-def unknown(what: str, name: str, known: typing.Iterable[str]) -> str:
-    """One line that names the nearest right name."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}")
+def get_tasks(cfg: Config, templates: str = "train") -> dict[str, Task]:
+    """All tasks of a run, its own among them, in the wordings it asks in. Raises ConfigError for an entry that cannot be."""
+    varied = {"vary_polarity": cfg.data.polarity == "varied", "vary_words": cfg.data.label_words == "varied"}
+    try:
+        return tasks_with(cfg.data.custom_tasks, templates=templates, seed=cfg.seed, **varied)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
@@ -289,24 +273,26 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
             raise ConfigError(f"{name} = {values[name]} must be above 0")
     if not cfg.model.path:
         raise ConfigError("model.path is empty: name a Hugging Face folder of a Qwen3-VL, or 'demo'")
+    tasks = get_tasks(cfg)
+    _check_reward(cfg)
     if not cfg.data.tasks:
-        raise ConfigError(f"data.tasks is empty: name at least one of {', '.join(TASKS)}")
+        raise ConfigError("data.tasks is empty: name at least one, e.g. technical or agin_tech (tasks/__init__.py has all)")
     for where, names in (("data.tasks", cfg.data.tasks), ("eval.tasks", cfg.eval.tasks)):
         for name in names:
             if not isinstance(name, str):
                 raise ConfigError(f"{where}: {name!r} is a {type(name).__name__}, it must be the name of a task, a str")
-            if name not in TASKS:
-                raise ConfigError(f"{where}: {unknown('task', name, TASKS)}")
+            if name not in tasks:
+                raise ConfigError(f"{where}: {unknown('task', name, tasks)}")
         if len(set(names)) != len(names):
             raise ConfigError(f"{where} = {names} names a task twice: name each once")
     for name in cfg.data.tasks:
-        if TASKS[name].ood:
+        if tasks[name].ood:
             raise ConfigError(f"data.tasks: {name!r} is there to be judged and never trained on; it may stand in eval.tasks")
     if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
         raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
     _check_mixture(cfg)
     _check_model(cfg, values)
-    _check_batches(cfg, devices)
+    _check_batches(cfg, tasks, devices)
     if devices is not None:
         _check_processes(cfg, devices, processes)
 
@@ -335,14 +321,28 @@ def _check_model(cfg: Config, values: dict[str, object]) -> None:
         )
 
 
-def _check_batches(cfg: Config, devices: int | None) -> None:
+def _check_reward(cfg: Config) -> None:
+    try:
+        weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if weights.get("overlong") and not cfg.reward.overlong_buffer:
+        raise ConfigError("reward.weights has overlong, reward.overlong_buffer is 0: say over how many tokens it falls")
+    if cfg.reward.overlong_buffer > cfg.rollout.completion_tokens:
+        raise ConfigError(
+            f"reward.overlong_buffer = {cfg.reward.overlong_buffer} is more than rollout.completion_tokens = "
+            f"{cfg.rollout.completion_tokens}: take a part of it"
+        )
+
+
+def _check_batches(cfg: Config, tasks: dict[str, Task], devices: int | None) -> None:
     rollout, update, micro = cfg.rollout.prompts, cfg.update.prompts, cfg.update.micro_prompts
     _divides("update.prompts", update, "rollout.prompts", rollout)
     _divides("update.micro_prompts", micro, "update.prompts", update)
     sampled = cfg.rollout.micro_prompts or rollout
     _divides("rollout.micro_prompts", sampled, "rollout.prompts", rollout)
     if cfg.data.balance_labels and cfg.data.mixture != "mt_grpo":  # whose batches hold tasks in other shares each
-        labels = sum(len(TASKS[name].labels) for name in cfg.data.tasks)
+        labels = sum(len(tasks[name].labels) for name in cfg.data.tasks)
         _divides("labels of all data.tasks with data.balance_labels", labels, "update.prompts", update)
     if devices is not None:
         mesh = mesh_shape(cfg.mesh, devices)

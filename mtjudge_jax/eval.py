@@ -9,7 +9,7 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.command import eval_flags, run_command
-from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, unknown
+from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, get_tasks, unknown
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.digest import digests
@@ -27,8 +27,8 @@ from mtjudge_jax.judge import judge_config
 from mtjudge_jax.kept import Kept, open_kept, refuse_other
 from mtjudge_jax.official import official
 from mtjudge_jax.paths import AnyPath, as_path, remove_tree
-from mtjudge_jax.policy import open_model, read_params
-from mtjudge_jax.tasks import get_task
+from mtjudge_jax.policy import eval_format, open_model, read_params
+from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.together import gather, together
 from mtjudge_jax.types import Params
 
@@ -72,14 +72,14 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def read_examples(unreadable: BadRowCounter) -> dict[str, list[JudgeExample]]:
+def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
     """What the flags ask to judge, by task. Raises ValueError where that is nothing."""
     files = read_manifest(DATA.value)["files"]
     splits = list(dict.fromkeys(name.split("/")[0] for name in files))
     if SPLIT.value not in splits:
         raise ValueError(f"{DATA.value}: {unknown('split', SPLIT.value, splits)}")
     names = TASKS_FLAG.value or [name.split("/")[1] for name in files if name.split("/")[0] == SPLIT.value]
-    examples = {get_task(name).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
+    examples = {get_task(name, known).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
     if empty := [name for name, group in examples.items() if not group]:
         raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
     return {name: group[: LIMIT.value or None] for name, group in examples.items()}
@@ -125,7 +125,8 @@ def settings_of(cfg: Config, how: Judging, params: Params, tasks: Sequence[str])
         "temperature": cfg.rollout.temperature,
         "seed": SEED.value,
         "sizes": [how.fmt.prompt_tokens, how.fmt.patch_count, how.fmt.completion_tokens],
-        "templates": {name: get_task(name).template_hash for name in tasks},
+        "wordings": TEMPLATES.value,
+        "templates": {name: how.fmt.tasks[name].template_hash for name in tasks},
     }
 
 
@@ -143,13 +144,15 @@ def already_judged(path: AnyPath, settings: dict) -> dict | None:
 def evaluate_split() -> None:
     cfg = judge_config(MODEL.value, batch=BATCH.value)
     cfg.mesh = mesh_config(MESH.value)
+    cfg.eval.templates = TEMPLATES.value
     unreadable = BadRowCounter()
-    examples = read_examples(unreadable)
+    examples = read_examples(unreadable, get_tasks(cfg))
     check_workdir(OUT.value)
     model = open_model(cfg)
     temperature = np.full(SAMPLES.value, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
-    how = Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
+    fmt = eval_format(model, cfg)
+    how = Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
     params, name = read_params(model, cfg), NAME.value or SPLIT.value
     settings = settings_of(cfg, how, params, list(examples))
     written, part = as_path(OUT.value) / f"{name}.json", as_path(OUT.value) / f"{name}.partial"
@@ -175,7 +178,7 @@ def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judg
         print(f"going on after {len(kept)} batches that were judged before", file=sys.stderr)
     began = time.perf_counter()
     quiet = not sys.stderr.isatty() or jax.process_index() > 0
-    with tqdm(total=count_rows(examples), unit="prompt", disable=quiet) as bar:
+    with tqdm(total=count_rows(examples, how.fmt.tasks), unit="prompt", disable=quiet) as bar:
         settings = {"step": 0, "probabilities": True, "progress": stoppable(bar), "kept": kept, "official": official}
         predictions, result = evaluate(params, examples, how, **settings)
     seconds = time.perf_counter() - began
@@ -184,5 +187,5 @@ def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judg
 
 
 if __name__ == "__main__":
-    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, MESH = eval_flags()
+    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, TEMPLATES, MESH = eval_flags()
     run_command(main)

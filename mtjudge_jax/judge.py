@@ -12,14 +12,13 @@ import numpy as np
 from PIL import Image
 
 from mtjudge_jax.command import judge_flags, run_command
-from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.config import Config, ConfigError, get_tasks
 from mtjudge_jax.data.images import check_depth, decode
-from mtjudge_jax.data.records import BadRecord, JudgeExample, Label
+from mtjudge_jax.data.records import BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.evaluate import Judging, judge
 from mtjudge_jax.paths import as_path
-from mtjudge_jax.policy import JUDGE_FILE, Model, open_model, read_params
-from mtjudge_jax.tasks import get_task
-from mtjudge_jax.tasks.parse import parse_strict
+from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, open_model, read_params
+from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
 
 EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
@@ -53,43 +52,51 @@ class Judge:
         cfg.data.prompt_tokens += EXTRA_TOKENS
         cfg.data.patches *= 2  # a small or very long picture is rounded up, past the area that training saw
         model = open_model(cfg)
-        how = Judging(model.stages, model.fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
+        fmt = eval_format(model, cfg)
+        how = Judging(model.stages, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
         return cls(model, read_params(model, cfg), how)
 
-    def judge(self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "") -> Verdict:
-        """One question: `images` is one picture, or the two of a pair; a path, encoded bytes or a PIL image, never a URL.
+    def judge(
+        self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()
+    ) -> Verdict:
+        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes or a PIL image, never a URL.
 
-        Raises ValueError for an unknown task, a wrong number of images, a missing instruction or an unreadable image.
+        texts: where texts are judged, one each; the images are then what they are about. The task may be one of the run that
+        made the model. Raises ValueError for an unknown task, a wrong number of images, a missing instruction or an
+        unreadable image.
         """
         images = images if isinstance(images, (list, tuple)) else [images]
-        return self.judge_all([(images, instruction)], task=task)[0]
+        return self.judge_all([(images, instruction, texts)], task=task)[0]
 
-    def judge_all(self, questions: Sequence[tuple[Sequence[Picture], str]], *, task: str) -> list[Verdict]:
-        """Many (images, instruction) of one task, in their order."""
-        examples = [question_example(*question, task=task, number=i) for i, question in enumerate(questions)]
+    def judge_all(self, questions: Sequence[tuple], *, task: str) -> list[Verdict]:
+        """Many (images, instruction) or (images, instruction, texts) of one task, in their order."""
+        asked = get_task(task, self._how.fmt.tasks)
+        examples = [question_example(*question, task=asked, number=i) for i, question in enumerate(questions)]
         rows = judge(self._params, examples, self._how, step=0, probabilities=True) if examples else []
         for row in rows:
             if row["unusable"]:
                 raise ValueError(f"{row['example_id']}: {row['error']}")
-        return [verdict_of(row, task) for row in rows]
+        return [Verdict(*(row[key] for key in Verdict._fields)) for row in rows]
 
 
-def verdict_of(row: dict, task: str) -> Verdict:
-    """The verdict of a prediction line."""
-    parse = "invalid" if row["verdict"] is None else "lenient"
-    if parse_strict(row["text"], get_task(task).labels).verdict is not None:
-        parse = "strict"
-    kept = ("verdict", "reasoning", "probabilities", "text", "error", "probability")
-    return Verdict(*(row[key] for key in kept), parse)
-
-
-def question_example(images: Sequence[Picture], instruction: str, *, task: str, number: int) -> JudgeExample:
+def question_example(
+    images: Sequence[Picture], instruction: str, texts: Sequence[str] = (), *, task: Task, number: int
+) -> JudgeExample:
     """One question as a record; its label is not looked at. Raises ValueError where it does not fit the task."""
-    kind = get_task(task).kind
-    label = Label(winner=0) if kind == "pairwise" else Label(binary=0)
     encoded = tuple(encode(image) for image in images)
-    example = JudgeExample(f"question {number}", "user", "test", "", task, task, kind, instruction, encoded, label)
-    get_task(task).question_text(example.question)
+    count = len(texts) or len(images)
+    low, high = (float(task.labels[0]), float(task.labels[-1])) if task.kind == "pointwise_score" else (None, None)
+    label = {
+        "pairwise": Label(winner=0),
+        "pointwise_score": Label(score=low),
+        "listwise": Label(ranks=tuple(range(1, count + 1))),
+    }.get(task.kind, Label(binary=0))
+    example = JudgeExample(
+        f"question {number}", "user", "test", "", task.name, task.name, task.kind, instruction, encoded, label,
+        context_images=len(images) if texts else 0, candidates=tuple(Candidate(0, text) for text in texts),
+        allow_tie=task.kind == "pairwise" and len(task.labels) == 3, score_min=low, score_max=high,
+    )  # fmt: skip
+    task.question_text(example.question)
     return example
 
 
@@ -104,18 +111,22 @@ def best_of(folder: str | os.PathLike) -> str | os.PathLike:
 
 
 def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
-    """The settings that judging with a folder needs; its judge.json tells the sizes it was trained with."""
+    """The settings that judging with a folder needs; its judge.json tells the sizes it was trained with and the
+    run's own tasks. A question is asked in a task's first wording.
+    """
     cfg = Config()
     folder = best_of(folder)
     cfg.model.path = os.fspath(folder)
     devices = jax.device_count()
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
+    cfg.eval.templates = "first"
     path = as_path(folder) / JUDGE_FILE
     if path.is_file():
         try:
             sizes = json.loads(path.read_text())
             cfg.data.prompt_tokens, cfg.data.patches = sizes["prompt_tokens"], sizes["patches"]
             cfg.rollout.completion_tokens = sizes["completion_tokens"]
+            cfg.data.custom_tasks = tuple(sizes.get("custom_tasks", ()))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}): copy it again, or remove it to judge with the defaults") from error
     return cfg
@@ -140,7 +151,8 @@ def encode(image: Picture) -> bytes:
 
 
 def main() -> None:
-    question = question_example(IMAGE.value, INSTRUCTION.value, task=TASK.value, number=0)
+    known = get_tasks(judge_config(MODEL.value, batch=1))
+    question = question_example(IMAGE.value, INSTRUCTION.value, task=get_task(TASK.value, known), number=0)
     for path, data in zip(IMAGE.value, question.images, strict=True):  # before the model is read
         try:
             decode(data)

@@ -13,7 +13,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import BadRowCounter
 from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
 from mtjudge_jax.models.qwen3_vl.convert import save_hf
-from mtjudge_jax.policy import JUDGE_FILE, Model, exportable, judge_file
+from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, exportable, judge_file
 from mtjudge_jax.run import STOP, Progress, Run, log, save, say, settle, warn
 from mtjudge_jax.score import Scores
 from mtjudge_jax.sharding import local_rows
@@ -28,7 +28,8 @@ def judging(cfg: Config, model: Model) -> Judging:
     """One greedy answer a prompt and samples at the training temperature; the sampler's training shapes where they fit."""
     temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
-    return Judging(model.stages, model.fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.data.max_bad_share)
+    fmt = eval_format(model, cfg)
+    return Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.data.max_bad_share)
 
 
 def validate(run: Run, progress: Progress) -> Progress:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.paths import AnyPath, absolute
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import IMAGES_OF_KIND, INSTRUCTION_SLOT
@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent / "report"
 PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")
 HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # how a hub's cache names the folder of a model
 PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # and how people name it
+IMAGES = IMAGES_OF_KIND | {"pointwise_score": 1, "listwise": "2 or more"}
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM serves
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
@@ -74,11 +75,12 @@ def model_card(
     environment.filters |= {"quoted": quoted, "python": quoted, "verbatim": Verbatim}
     tags = ["mtjudge_jax", "judge", "image-quality-assessment", cfg.stage]
     tags += ["lora"] * bool(cfg.lora.rank) + ["reinforcement-learning"] * (cfg.stage == "grpo")
-    tasks = [TASKS[name] for name in cfg.data.tasks]
-    files = ["picture.jpg"] if IMAGES_OF_KIND[tasks[0].kind] == 1 else ["first.jpg", "second.jpg"]
+    known = get_tasks(cfg)
+    tasks = [known[name] for name in cfg.data.tasks]
+    files = ["picture.jpg"] if IMAGES[tasks[0].kind] == 1 else ["first.jpg", "second.jpg"]
     return environment.get_template("model_card.md.jinja").render(
         cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, license=origin.license, tags=tags, dtype=dtype,
-        tasks=tasks, images_of=IMAGES_OF_KIND, slot=INSTRUCTION_SLOT, asks=any(INSTRUCTION_SLOT in t.template for t in tasks),
+        tasks=tasks, images_of=IMAGES, slot=INSTRUCTION_SLOT, asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
         scores=None if workdir is None else read_scores(workdir / "eval", step=step, best=best), adapter=adapter,
         content=", ".join(f'{{"type": "image", "image": "{file}"}}' for file in files), recipe=recipe(cfg, step=step, best=best),
         pictures=json.dumps(files if files[1:] else files[0]), length=cfg.data.prompt_tokens + cfg.rollout.completion_tokens,

@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 
-from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.config import Config, ConfigError, get_tasks
 from mtjudge_jax.data.images import load_image_config
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.data.records import JudgeExample
@@ -21,7 +22,8 @@ from mtjudge_jax.models.qwen3_vl.lora import merge_lora
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
 from mtjudge_jax.stages import Stages, make_stages
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks import Task
+from mtjudge_jax.tasks.truth import answer_text, truth_of
 from mtjudge_jax.trainable import Split, cast, join, split
 from mtjudge_jax.types import Params
 
@@ -54,15 +56,16 @@ def open_model(cfg: Config) -> Model:
         tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
-    sft = cfg.stage == "sft"
+    tasks = get_tasks(cfg)
     fmt = RowFormat(
-        TASKS,
+        tasks,
         tokenizer,
         image_cfg,
         cfg.data.prompt_tokens,
         cfg.data.patches,
         completion_tokens=cfg.rollout.completion_tokens,
-        target=true_target if sft else None,
+        target=partial(true_target, tasks) if cfg.stage == "sft" else None,
+        display=True,
     )
     return Model(folder, model_cfg, make_stages(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
 
@@ -79,10 +82,14 @@ def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
     return dataclasses.replace(model_cfg, lora=LoraConfig(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets))
 
 
-def true_target(example: JudgeExample) -> str:
-    """What SFT teaches: the gold reasoning, then the true verdict."""
-    task = TASKS[example.task]
-    return completion_text(example.rationale, task.labels[task.label_index(example.label)])
+def true_target(tasks: Mapping[str, Task], example: JudgeExample) -> str:
+    """What SFT teaches: the gold reasoning, then the true verdict in the words that the question asks for."""
+    return completion_text(example.rationale, answer_text(truth_of(tasks[example.task], example)))
+
+
+def eval_format(model: Model, cfg: Config) -> RowFormat:
+    """The format of questions in evaluation: in the wordings of `eval.templates`, candidates as they are given."""
+    return model.fmt._replace(tasks=get_tasks(cfg, cfg.eval.templates), target=None, display=False)
 
 
 def read_params(model: Model, cfg: Config) -> Params:
@@ -130,7 +137,10 @@ def judge_file(cfg: Config, step: int, templates: dict[str, str]) -> bytes:
     """What JUDGE_FILE says: the sizes a model was trained with, after which step it was taken, what its questions were."""
     sizes = {"prompt_tokens": cfg.data.prompt_tokens, "patches": cfg.data.patches}
     sizes |= {"completion_tokens": cfg.rollout.completion_tokens}
-    return json.dumps(sizes | {"step": step, "templates": templates}).encode() + b"\n"
+    asked = {"custom_tasks": cfg.data.custom_tasks, "polarity": cfg.data.polarity, "label_words": cfg.data.label_words}
+    plain = {"custom_tasks": (), "polarity": "plain", "label_words": "plain"}
+    told = {name: value for name, value in asked.items() if value != plain[name]}
+    return json.dumps(sizes | {"step": step, "templates": templates} | told).encode() + b"\n"
 
 
 def exportable(params: Params, model: Model) -> Params:

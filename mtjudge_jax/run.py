@@ -9,7 +9,7 @@ import jax
 from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, ConfigError, check, to_dict
+from mtjudge_jax.config import Config, ConfigError, check, get_tasks, to_dict
 from mtjudge_jax.data.pipeline import Adapting, BadRowCounter, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.health import Health
@@ -25,7 +25,6 @@ from mtjudge_jax.metrics_log import (
 from mtjudge_jax.optim import make_optimizer
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy import Model, open_model, read_weights, reference_of
-from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.together import refuse_differences, together
 from mtjudge_jax.trainable import join, without_adapters
 from mtjudge_jax.types import Params, TrainState
@@ -124,7 +123,8 @@ def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> di
     validation = {name: read_split(folder, "val", name, bad_rows)[: cfg.eval.limit or None] for name in names}
     if empty := [name for name, examples in validation.items() if not examples]:
         raise ConfigError(f"{folder} has no validation record of {', '.join(empty)}: name in eval.tasks the tasks that have some")
-    if all(TASKS[name].ood for name in names):
+    tasks = get_tasks(cfg)
+    if all(tasks[name].ood for name in names):
         raise ConfigError(f"{', '.join(names)}: tasks never trained on cannot choose the best model; add another to eval.tasks")
     return validation
 

@@ -1,49 +1,124 @@
 """Completions to rewards, on the host."""
 
+import importlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.tasks import get_task
-from mtjudge_jax.tasks.parse import parse_strict
-from mtjudge_jax.tasks.reward import check_alpha, reward_of
+from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.tasks import TASKS, Task, get_task
+from mtjudge_jax.tasks.parse import Parsed, parse_strict
+from mtjudge_jax.tasks.reward import CustomReward, Rule, check_alpha, overlong, parts_of, weights_of
+from mtjudge_jax.tasks.truth import Truth, read_truth
 
 
 class Scores(NamedTuple):
-    """Rewards of a batch, all `[Q, G]`. `total` lies in [0, 1], `accuracy` and `format` are 0 or 1: never NaN."""
+    """Rewards of a batch, all `[Q, G]`. By the paper's rule `total` lies in [0, 1]; `accuracy` and `format` are 0 or 1.
+
+    `parts` has each other part of the reward by name, where the rule has some.
+    """
 
     total: np.ndarray  # float32
     accuracy: np.ndarray  # float32
     format: np.ndarray  # float32
-    verdict: np.ndarray  # int32, index of the answered label; -1 where there is no valid answer, or it was truncated
+    verdict: np.ndarray  # int32, index of the answered label, of a list 0; -1 where there is no valid answer, or it was truncated
+    parts: Mapping[str, np.ndarray] = {}
+
+
+def rule_of(cfg: Config) -> Rule:
+    """The reward that a config asks for, its own functions loaded. Raises ConfigError where one cannot be."""
+    try:
+        custom = {name: load_custom(name) for name in cfg.reward.custom}
+        weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    most = cfg.rollout.completion_tokens
+    return Rule(cfg.reward.alpha, weights, cfg.reward.tie_credit, most, cfg.reward.overlong_buffer, custom)
+
+
+def load_custom(name: str) -> CustomReward:
+    """The callable of `module:function`. Raises ValueError where there is none."""
+    module, colon, function = name.partition(":")
+    if not colon or not module or not function:
+        raise ValueError(f"reward.custom: {name!r} is not of the form module:function")
+    try:
+        found = vars(importlib.import_module(module)).get(function)
+    except Exception as error:  # a module of the user's may raise anything
+        raise ValueError(f"reward.custom: {name!r}: importing {module} fails, {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"reward.custom: module {module} has no function {function!r}")
+    return found
 
 
 def score(
-    texts: list[list[str]], truncated: np.ndarray, *, tasks: list[str], labels: np.ndarray, alpha: float
+    texts: list[list[str]],
+    truncated: np.ndarray,
+    *,
+    tasks: list[str],
+    labels: np.ndarray,
+    alpha: float | Rule,
+    truths: list[str] | None = None,
+    tokens: np.ndarray | None = None,
+    known: Mapping[str, Task] = TASKS,
 ) -> Scores:
     """Rewards of Q times G completions.
 
     texts: Q lists of G completions, without the end-of-sequence token. truncated: bool [Q, G], True where a completion
-    ran out of room before that token. tasks: Q names of `TASKS`. labels: int [Q], the true label indices.
+    ran out of room before that token. tasks: Q names of `known`. labels: int [Q], the true label indices. alpha: of the paper's
+    rule, or a Rule. truths: Q texts of `write_truth`, needed where the answer words differ from example to example; "" for a
+    row that was not asked. tokens: int [Q, G], lengths, for the part `overlong`.
 
-    Raises ValueError for an unknown task, for shapes that do not agree, for a label index that the task does not have
-    and for alpha outside [0, 1].
+    Raises ValueError for an unknown task, for shapes that do not agree, for a label index that the task does not have,
+    for alpha outside [0, 1], and with its name for a user's reward that fails.
     """
-    check_alpha(alpha)
+    rule = alpha if isinstance(alpha, Rule) else Rule(alpha)
+    check_alpha(rule.alpha)
     _check_shapes(texts, truncated, tasks=tasks, labels=labels)
     shape = truncated.shape
-    scores = Scores(*(np.zeros(shape, np.float32) for _ in range(3)), np.full(shape, -1, np.int32))
+    named = {name: np.zeros(shape, np.float32) for name in rule.weights if name not in ("accuracy", "format")}
+    scores = Scores(*(np.zeros(shape, np.float32) for _ in range(3)), np.full(shape, -1, np.int32), named)
+    lengths = np.zeros(shape, np.int32) if tokens is None else tokens
     for q, (group, name, label) in enumerate(zip(texts, tasks, labels.tolist(), strict=True)):
-        answers = get_task(name).labels
-        if not 0 <= label < len(answers):
-            raise ValueError(f"labels[{q}] is {label}, must be 0 to {len(answers) - 1} for task {name!r}")
+        if truths is not None and not truths[q]:  # it was not asked
+            continue
+        truth = read_truth(truths[q]) if truths else _truth_of_label(name, label, q, known)
         for g, text in enumerate(group):
-            parsed, cut = parse_strict(text, answers), bool(truncated[q, g])
-            reward = reward_of(parsed, label_index=label, truncated=cut, alpha=alpha)
-            scores.total[q, g], scores.accuracy[q, g], scores.format[q, g] = reward
-            if parsed.verdict is not None and not cut:
-                scores.verdict[q, g] = parsed.verdict
+            _score_one(scores, (q, g), text, truth, rule, cut=bool(truncated[q, g]), length=int(lengths[q, g]))
     return scores
+
+
+def _score_one(scores: Scores, at: tuple[int, int], text: str, truth: Truth, rule: Rule, *, cut: bool, length: int) -> None:
+    parsed = parse_strict(text, truth.words, ranked=truth.ranked)
+    parts = parts_of(parsed, truth, truncated=cut, tie_credit=rule.tie_credit)
+    scores.accuracy[at], scores.format[at] = parts["accuracy"], parts["format"]
+    if parsed.verdict is not None and not cut:
+        scores.verdict[at] = 0 if truth.ranked else parsed.verdict
+    if not rule.weights:
+        scores.total[at] = (1.0 - rule.alpha) * parts["accuracy"] + rule.alpha * parts["format"]
+        return
+    parts["overlong"] = overlong(length, most=rule.most_tokens, buffer=rule.overlong_buffer)
+    parts |= {name: _call(name, function, truth, text, parsed) for name, function in rule.custom.items()}
+    for name in scores.parts:
+        scores.parts[name][at] = parts[name]
+    scores.total[at] = sum(weight * parts[name] for name, weight in rule.weights.items())
+
+
+def _call(name: str, function: CustomReward, truth: Truth, text: str, parsed: Parsed) -> float:
+    try:
+        return float(function(truth.facts, text, parsed))
+    except Exception as error:  # a function of the user's may raise anything
+        where, what = truth.facts.get("example_id", "an example"), f"{type(error).__name__}: {error}"
+        raise ValueError(f"reward.custom: {name} fails on {where}, {what}; its answer: {text[:80]!r}") from error
+
+
+def _truth_of_label(name: str, label: int, q: int, known: Mapping[str, Task]) -> Truth:
+    task = known[name] if name in known else get_task(name)
+    if task.kind in ("pointwise_score", "listwise"):
+        raise ValueError(f"task {name!r} is scored by more than a label: give truths")
+    if not 0 <= label < len(task.labels):
+        raise ValueError(f"labels[{q}] is {label}, must be 0 to {len(task.labels) - 1} for task {name!r}")
+    return Truth(task.kind, task.labels, label)
 
 
 def _check_shapes(texts: list[list[str]], truncated: np.ndarray, *, tasks: list[str], labels: np.ndarray) -> None:

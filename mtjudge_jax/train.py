@@ -18,7 +18,7 @@ from mtjudge_jax.loop import Drawn, loop, note_skipped, of_hosts
 from mtjudge_jax.metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.policy import Model
 from mtjudge_jax.run import STOP, Progress, Run, close_run, compare_hosts, open_run, start
-from mtjudge_jax.score import Scores, score
+from mtjudge_jax.score import Scores, rule_of, score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
@@ -57,6 +57,7 @@ def train(run: Run) -> Progress:
     objective = adaptive and cfg.data.mt_grpo_improvement == "objective"
     gain = jax.jit(partial(objective_gain, cfg=cfg.loss), out_shardings=batch_sharding(stages.mesh))
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
+    rule, tasks = rule_of(cfg), run.model.fmt.tasks
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
         clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
@@ -67,7 +68,9 @@ def train(run: Run) -> Progress:
         out = stages.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
         texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
         clock.lap("rollout")
-        scores = score(texts, truncated, tasks=rows["task"].tolist(), labels=rows["label"], alpha=cfg.reward.alpha)
+        lengths = local_rows(out.mask, stages.mesh).sum(-1, dtype=np.int32)
+        truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": tasks}
+        scores = score(texts, truncated, tasks=rows["task"].tolist(), alpha=rule, tokens=lengths, **truth)
         clock.lap("score")
         numbers = step_metrics(run, rows, scores, out)
         if adaptive and not objective:  # the next batch is read while this one is learned from
@@ -123,8 +126,10 @@ def by_task(run: Run, rows: dict, gains: tuple) -> dict[str, float]:
 def step_metrics(run: Run, rows: dict, scores: Scores, out: Rollout) -> dict:
     """Means of the answers of all processes."""
     mask, logp = local_rows(out.mask, run.model.stages.mesh), local_rows(out.logp, run.model.stages.mesh)
-    mine = Answers(scores, task_numbers(rows["task"].tolist()), rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1))
-    return train_metrics(gather_rows(mine))
+    known = run.model.fmt.tasks
+    numbers = task_numbers(rows["task"].tolist(), known)
+    mine = Answers(scores, numbers, rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1))
+    return train_metrics(gather_rows(mine), known)
 
 
 def rates(prompts: PromptBatch, out: Rollout, clock: Clock) -> dict:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import jax
 
-from mtjudge_jax.config import Config, ConfigError, differences, flatten, to_dict, unknown
+from mtjudge_jax.config import Config, ConfigError, differences, flatten, get_tasks, to_dict, unknown
 from mtjudge_jax.data.sources import fingerprint
 from mtjudge_jax.digest import digests
 from mtjudge_jax.paths import AnyPath, as_path
-from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.types import Params
 
 # A resumed run may differ in these; they change where and how fast it computes, not what.
@@ -119,4 +118,5 @@ def refuse_other_sources(workdir: AnyPath, sources: dict[str, str], meta: dict, 
 
 def templates(cfg: Config) -> dict[str, str]:
     """What the tasks' questions were worded like, by hash."""
-    return {name: TASKS[name].template_hash for name in cfg.data.tasks}
+    tasks = get_tasks(cfg)
+    return {name: tasks[name].template_hash for name in cfg.data.tasks}

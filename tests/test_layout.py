@@ -11,6 +11,7 @@ ORDER = [
     "paths",
     "data.records",
     "tasks",
+    "fields",
     "config",
     "mt_grpo",
     "command",
@@ -63,7 +64,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITHOUT_JAX = ("paths", "data.records", "tasks", "config", "mt_grpo", "data")
+WITHOUT_JAX = ("paths", "data.records", "tasks", "fields", "config", "mt_grpo", "data")
 FILE_LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(ROOT.rglob("*.py"))
 

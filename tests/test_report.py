@@ -19,10 +19,10 @@ from mtjudge_jax.report.examples import choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import Series, draw_curves, smooth
 from mtjudge_jax.report.read import latest_by_step
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks import DEMO, TASKS
 
-POINTWISE = [name for name, task in TASKS.items() if task.kind == "pointwise_binary"]
-PAIRWISE = [name for name, task in TASKS.items() if task.kind == "pairwise"]
+POINTWISE = [name for name, task in DEMO.items() if task.kind == "pointwise_binary"]
+PAIRWISE = [name for name, task in DEMO.items() if task.kind == "pairwise"]
 HOSTILE = '<script>document.title="run"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}'
 
 

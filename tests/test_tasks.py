@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtjudge_jax.data.records import Label, Question
-from mtjudge_jax.tasks import CONTRACT, TASKS, Task, get_task
+from mtjudge_jax.tasks import CONTRACT, DEMO, TASKS, Task, get_task
 from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, parse_lenient, parse_strict
 from mtjudge_jax.tasks.reward import reward
 
@@ -58,13 +58,27 @@ def test_question_text_of_each_task(name, text):
     assert text.endswith(CONTRACT)
 
 
+# The demo's numbers depend on these: its model knows the words of its nine questions only.
+DEMO_HASHES = {
+    "technical": "a3f36c9c4a539085",
+    "rationality": "d54f932f3f7b73e1",
+    "naturalness": "bf435a64a6b94281",
+    "alignment": "cf195ee79e85745a",
+    "preference": "63aa5499d7b17771",
+    "safety": "56cd29f31272c442",
+    "pairwise_technical": "fbb6c6212450a39e",
+    "pairwise_alignment": "0948294c0b968e64",
+    "pairwise_safety": "2fb4bd59ba9bbf18",
+}
+
+
 def test_table_of_tasks():
-    assert len(TASKS) == 9
-    for name, task in TASKS.items():
-        assert task.name == name
+    assert {name: task.template_hash for name, task in DEMO.items()} == DEMO_HASHES
+    for task in DEMO.values():
         assert task.labels == NO_YES
         assert task.ood == (task.kind == "pairwise")
-    assert len({task.template_hash for task in TASKS.values()}) == 9
+    assert len(TASKS) == 29 and all(task.name == name for name, task in TASKS.items())
+    assert len({task.template_hash for task in TASKS.values()}) == 27  # two sets of pairs are asked like two others
 
 
 def test_template_hash_changes_with_wording_and_answers():
@@ -103,7 +117,9 @@ def test_label_index():
 
 
 def test_ill_defined_task_is_refused():
-    with pytest.raises(ValueError, match="kind 'listwise' is not one of pointwise_binary, pairwise"):
+    with pytest.raises(ValueError, match="kind 'ranked' is not one of pointwise_binary, pointwise_score, pairwise, listwise"):
+        Task(name="t", kind="ranked", template="?")
+    with pytest.raises(ValueError, match="kind 'listwise' needs wordings"):
         Task(name="t", kind="listwise", template="?")
     for labels in (("yes",), ("Yes", "yes"), ("nо", "yes"), ("", "yes")):
         with pytest.raises(ValueError, match="must be two or more different ASCII words"):
@@ -113,7 +129,7 @@ def test_ill_defined_task_is_refused():
 def test_unknown_task_names_the_nearest():
     with pytest.raises(ValueError, match=r"unknown task 'saftey': known tasks are technical, .*; did you mean 'safety'\?$"):
         get_task("saftey")
-    with pytest.raises(ValueError, match=r"unknown task 'xyzzy': known tasks are technical, .*pairwise_safety$"):
+    with pytest.raises(ValueError, match=r"unknown task 'xyzzy': known tasks are technical, .*hpdv2_list$"):
         get_task("xyzzy")
     assert get_task("safety") is TASKS["safety"]
 
@@ -270,10 +286,10 @@ def test_hostile_texts_take_less_than_50_ms(size):
     for name, text in hostile_texts(size).items():
         for parse in (parse_strict, parse_lenient):
             seconds = []
-            for _ in range(3):  # the best of three: another program on the machine is not the parser's fault
-                start = time.perf_counter()
+            for _ in range(3):  # processor time: another program on the machine is not the parser's fault
+                start = time.process_time()
                 parsed = parse(text, NO_YES)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(time.process_time() - start)
             assert min(seconds) < 0.05, (name, parse.__name__, seconds)
             assert parsed.verdict is None or parse is parse_lenient, name
 

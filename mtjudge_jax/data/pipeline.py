@@ -40,7 +40,8 @@ class RowFormat(NamedTuple):
     """What turns a record into a row of fixed shapes.
 
     With `target`, a row also has `target` int32 [C] and `target_mask` bool [C]: the tokens of the completion that
-    `target(example)` returns, for supervised training. It is called from several threads.
+    `target(example)` returns, for supervised training. It is called from several threads. With `display`, candidates of a
+    pair or a list are shown in an order by hash, never the stored one, which may say which is better.
     """
 
     tasks: Mapping[str, Task]
@@ -50,6 +51,7 @@ class RowFormat(NamedTuple):
     patch_count: int
     completion_tokens: int = 0
     target: Callable[[JudgeExample], str] | None = None
+    display: bool = False
 
 
 def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
@@ -61,6 +63,8 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
     try:
         if isinstance(record, BadRecord):
             raise record
+        if fmt.display and record.task in fmt.tasks:
+            record = displayed(record, fmt.tasks[record.task])
         row = make_row(record, tasks=fmt.tasks, **shapes)
         if fmt.target is not None:
             target, target_mask = make_target(fmt.target(record), fmt.tokenizer, fmt.completion_tokens)
@@ -69,6 +73,14 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
     if fmt.target is None:
         return row
     return {**row, "target": target, "target_mask": target_mask}
+
+
+def displayed(example: JudgeExample, task: Task) -> JudgeExample:
+    """The example in the order shown. Raises BadRecord `wrong_fields` where it cannot be ordered."""
+    try:
+        return task.displayed(example)
+    except ValueError as e:
+        raise BadRecord("wrong_fields", str(e), example.example_id) from e
 
 
 def train_iterator(

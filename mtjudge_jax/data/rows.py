@@ -11,6 +11,7 @@ from mtjudge_jax.data.images import ImageConfig, Patches, decode, patch_coordina
 from mtjudge_jax.data.records import BadRecord, JudgeExample
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.tasks.base import Task
+from mtjudge_jax.tasks.truth import truth_of, write_truth
 
 Row = dict[str, np.ndarray]  # DEVICE_KEYS and HOST_KEYS, and `target` and `target_mask` where targets are asked for
 
@@ -30,6 +31,7 @@ HOST_KEYS = (
     "example_id",  # str
     "task",  # str
     "label",  # int32 []: index into the task's labels
+    "truth",  # str: what is true in the words of the question, see tasks/truth.py; empty where the row has no question
     "weight",  # float32 []: 1, or 0 where the record could not be used
     "error",  # str: why the weight is 0, as "reason: detail"; empty on a good row and on a padding row
 )
@@ -87,11 +89,11 @@ def make_row(
         raise BadRecord("unknown_task", f"{example.example_id} has task {example.task}; known are {', '.join(tasks)}")
     task = tasks[example.task]
     try:
-        label, question = task.label_index(example.label), task.question_text(example.question)
+        truth, parts = truth_of(task, example), task.ask(example.question, example.example_id).parts
     except ValueError as e:
         raise BadRecord("wrong_fields", f"{example.example_id}: {e}") from e
     prompt = prompt_row(
-        question,
+        parts,
         [decode(data) for data in example.images],
         name=example.example_id,
         tokenizer=tokenizer,
@@ -99,12 +101,12 @@ def make_row(
         prompt_tokens=prompt_tokens,
         patch_count=patch_count,
     )
-    host = _host_fields(example.example_id, example.task, label=label, weight=1.0, error="")
+    host = _host_fields(example.example_id, example.task, label=truth.label, truth=write_truth(truth), weight=1.0, error="")
     return {**prompt, "uid": np.uint32(example.uid), **host}
 
 
 def prompt_row(
-    question: str,
+    question: str | Sequence[str | None],
     pictures: Sequence[np.ndarray],
     *,
     name: str,
@@ -113,13 +115,15 @@ def prompt_row(
     prompt_tokens: int,
     patch_count: int,
 ) -> Row:
-    """The device part of a row, all but `uid`, of a question in words about pictures uint8 [h, w, 3].
+    """The device part of a row, all but `uid`, of a question about pictures uint8 [h, w, 3]: its words, below the pictures, or
+    texts and a None for each picture.
 
     `name` says in an error whose prompt it is. Raises BadRecord as `make_row` does.
     """
     images = [patchify(picture, image_cfg) for picture in pictures]
     patch_fields = _pack_patches(images, name, image_cfg, patch_count)
-    text = tokenizer.render(question, len(images))
+    parts = [*[None] * len(images), question] if isinstance(question, str) else question
+    text = tokenizer.render_parts(parts)
     grids = [image.grid for image in images]
     counts = [rows * columns // image_cfg.merge**2 for rows, columns in grids]
     tokens = expand_images(tokenizer.encode(text), image_id=tokenizer.image, counts=counts)
@@ -154,15 +158,16 @@ def bad_row(
         "next_position": np.int32(1),
         **_pack_patches([], example_id, image_cfg, patch_count),
         "uid": np.uint32(0),
-        **_host_fields(example_id, task, label=0, weight=0.0, error=error),
+        **_host_fields(example_id, task, label=0, truth="", weight=0.0, error=error),
     }
 
 
-def _host_fields(example_id: str, task: str, *, label: int, weight: float, error: str) -> Row:
+def _host_fields(example_id: str, task: str, *, label: int, truth: str, weight: float, error: str) -> Row:
     return {
         "example_id": np.str_(example_id),
         "task": np.str_(task),
         "label": np.int32(label),
+        "truth": np.str_(truth),
         "weight": np.float32(weight),
         "error": np.str_(error),
     }

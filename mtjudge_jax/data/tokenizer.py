@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,11 @@ class Tokenizer:
 
     def render(self, question_text: str, n_images: int) -> str:
         """The prompt of one user turn, images first, open for the answer; one image token an image, not yet expanded."""
-        content = [{"type": "image"}] * n_images + [{"type": "text", "text": self.escape(question_text)}]
+        return self.render_parts([None] * n_images + [question_text])
+
+    def render_parts(self, parts: Sequence[str | None]) -> str:
+        """The prompt of one user turn of texts and, where a part is None, images in this order; open for the answer."""
+        content = [{"type": "image"} if part is None else {"type": "text", "text": self.escape(part)} for part in parts]
         return self.chat([{"role": "user", "content": content}])
 
 

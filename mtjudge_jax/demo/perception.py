@@ -13,7 +13,7 @@ from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.evaluate import Judging, judge
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.stages import make_stages
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks import DEMO
 from mtjudge_jax.types import Params
 
 COUNT, BATCH = 96, 32
@@ -25,8 +25,8 @@ class Perception:
     def __init__(self, cfg: Config, model_cfg: Qwen3VLConfig, folder: Path, mesh: Mesh, shapes: dict[int, tuple[int, int]]):
         tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
         self.stages = make_stages(cfg, model_cfg, tokenizer, mesh)
-        self.fmt = RowFormat(TASKS, tokenizer, image_cfg, *shapes[1], cfg.rollout.completion_tokens)
-        self.examples = {name: list(make_examples(split="val", task=name, count=COUNT, seed=1)) for name in TASKS}
+        self.fmt = RowFormat(DEMO, tokenizer, image_cfg, *shapes[1], cfg.rollout.completion_tokens)
+        self.examples = {name: list(make_examples(split="val", task=name, count=COUNT, seed=1)) for name in DEMO}
 
     def measure(self, params: Params) -> dict[str, dict[str, float]]:
         """{"seen": {task: share of exactly right reasonings}, "yes": {task: share of yes}, "valid": ..}."""

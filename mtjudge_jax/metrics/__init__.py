@@ -13,7 +13,7 @@ from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numb
 from mtjudge_jax.metrics.details import answer_details, list_score
 from mtjudge_jax.metrics.pairs import pair_details
 from mtjudge_jax.score import Scores
-from mtjudge_jax.tasks import TASKS, Task, get_task
+from mtjudge_jax.tasks import TASKS, Task, get_task, task_of
 
 
 def confusion(label_index: np.ndarray, verdict: np.ndarray, *, num_labels: int) -> np.ndarray:
@@ -149,12 +149,12 @@ class Answers(NamedTuple):
     surprise: np.ndarray  # float32 [Q, G], minus the sum of its tokens' log-probabilities as sampled
 
 
-def task_numbers(names: Sequence[str]) -> np.ndarray:
-    known = {name: number for number, name in enumerate(TASKS)}
-    return np.array([known[name] for name in names], np.int32)
+def task_numbers(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(known)}
+    return np.array([numbers[name] for name in names], np.int32)
 
 
-def train_metrics(answers: Answers) -> dict:
+def train_metrics(answers: Answers, known: Mapping[str, Task] = TASKS) -> dict:
     """Means of a batch for metrics.jsonl: reward, accuracy, format, zero_variance, and "tasks" with the same a task, its
     completion_tokens and its entropy (nats a token: minus the mean log-probability of the sampled tokens).
 
@@ -164,17 +164,17 @@ def train_metrics(answers: Answers) -> dict:
     kept = answers.weight > 0
     if not kept.any():
         raise ValueError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
-    names = list(TASKS)
+    names = list(known)
     tasks = {names[number]: kept & (answers.task == number) for number in dict.fromkeys(answers.task[kept].tolist())}
     return _means(answers.scores, kept) | {"tasks": {name: _task_means(answers, rows) for name, rows in tasks.items()}}
 
 
-def mean_score(tasks: dict[str, dict]) -> dict:
+def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dict:
     """Mean macro_f1 and sampled_accuracy (None unless all have it) over the tasks that are not out of distribution.
 
     A task without macro-F1, a listwise one, counts with its accuracy.
     """
-    scored = [score for name, score in tasks.items() if not get_task(name).ood]
+    scored = [score for name, score in tasks.items() if not get_task(name, known).ood]
     if not scored:
         raise ValueError(f"no task to average over: {list(tasks)} are all out of distribution")
     sampled = [score["sampled_accuracy"] for score in scored]
@@ -190,6 +190,7 @@ def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
         "reward": float(total.mean()),
         "accuracy": float(scores.accuracy[rows].mean()),
         "format": float(scores.format[rows].mean()),
+        **{name: float(part[rows].mean()) for name, part in scores.parts.items()},
         # By equality, not by a small deviation: float32 rounding gives eight equal rewards a nonzero one.
         "zero_variance": float(np.mean(total.max(axis=1) == total.min(axis=1))),
     }
@@ -205,7 +206,7 @@ def _only_task(predictions: list[dict]) -> Task:
     names = sorted({p["task"] for p in predictions})
     if len(names) != 1:
         raise ValueError(f"{len(predictions)} predictions of the tasks {names}: score one task at a time")
-    return get_task(names[0])
+    return task_of(predictions[0])
 
 
 def _indices(predictions: list[dict], task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from mtjudge_jax.metrics import accuracy, bootstrap_interval, macro_f1
-from mtjudge_jax.tasks import TASKS, get_task
+from mtjudge_jax.tasks import TASKS, task_of
 
 
 def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
@@ -31,13 +31,13 @@ def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> l
 
 def can_be_counted(prediction: dict) -> bool:
     """Whether it is an answer to a task with a closed set of labels."""
-    task = TASKS.get(prediction["task"])
-    return task is not None and task.kind != "listwise" and not prediction.get("unusable")
+    known = prediction["task"] in TASKS or bool(prediction.get("custom"))
+    return known and task_of(prediction).kind != "listwise" and not prediction.get("unusable")
 
 
 def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray:
     """Confusion counts of each group, float64 `[groups, T * (T + 1)]`; the last column of T + 1 is no valid answer."""
-    column = {word: i for i, word in enumerate(get_task(task).labels)}
+    column = {word: i for i, word in enumerate(task_of(rows[0]).labels)}
     counts = np.zeros((len(groups), len(column), len(column) + 1))
     for p in rows:
         counts[groups[p["group_id"]], column[p["label"]], column.get(p["verdict"], len(column))] += 1

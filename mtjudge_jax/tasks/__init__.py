@@ -1,14 +1,19 @@
-"""The judge tasks: question, answer words, parser and reward. A task is added by adding it to `TASKS`."""
+"""The judge tasks: question, answer words, parser and reward. A task is added by an entry in the config, or to `TASKS`."""
 
+import dataclasses
 import difflib
+from collections.abc import Mapping, Sequence
 
 from mtjudge_jax.tasks.base import CONTRACT, Task
+from mtjudge_jax.tasks.benchmarks import BENCHMARKS
+from mtjudge_jax.tasks.custom import custom_task
 from mtjudge_jax.tasks.pairwise import PAIRWISE_ALIGNMENT, PAIRWISE_SAFETY, PAIRWISE_TECHNICAL
+from mtjudge_jax.tasks.paper import PAPER
 from mtjudge_jax.tasks.pointwise import ALIGNMENT, NATURALNESS, PREFERENCE, RATIONALITY, SAFETY, TECHNICAL
 
-__all__ = ["CONTRACT", "TASKS", "Task", "get_task"]
+__all__ = ["CONTRACT", "DEMO", "TASKS", "Task", "get_task", "task_of", "tasks_with"]
 
-TASKS: dict[str, Task] = {
+DEMO: dict[str, Task] = {
     "technical": TECHNICAL,
     "rationality": RATIONALITY,
     "naturalness": NATURALNESS,
@@ -19,12 +24,42 @@ TASKS: dict[str, Task] = {
     "pairwise_alignment": PAIRWISE_ALIGNMENT,
     "pairwise_safety": PAIRWISE_SAFETY,
 }
+TASKS: dict[str, Task] = DEMO | PAPER | BENCHMARKS
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, known: Mapping[str, Task] = TASKS) -> Task:
     """The task of that name. Raises ValueError that lists the known tasks and the nearest name."""
-    if name in TASKS:
-        return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1)
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown task {name!r}: known tasks are {', '.join(TASKS)}{hint}")
+    raise ValueError(f"unknown task {name!r}: known tasks are {', '.join(known)}{hint}")
+
+
+def tasks_with(
+    custom: Sequence[dict], *, templates: str = "train", vary_polarity: bool = False, vary_words: bool = False, seed: int = 0
+) -> dict[str, Task]:
+    """All tasks of a run, its own among them, with the wordings that it asks in. Raises ValueError for an entry that cannot be.
+
+    A task with one wording is asked in it whatever `templates` says.
+    """
+    tasks = dict(TASKS)
+    for raw in custom:
+        task = custom_task(raw, tuple(tasks))
+        tasks[task.name] = task
+    how = {"templates": templates, "vary_polarity": vary_polarity, "vary_words": vary_words, "seed": seed}
+    return {name: task if task.wordings is None else _asking(task, how) for name, task in tasks.items()}
+
+
+def _asking(task: Task, how: dict) -> Task:
+    if how["templates"] == "held_out" and not any(form.held_out for form in task.wordings.forms):
+        how = how | {"templates": "train"}  # an entry of the user's may hold none out
+    return dataclasses.replace(task, wordings=dataclasses.replace(task.wordings, **how))
+
+
+def task_of(prediction: dict) -> Task:
+    """The task of a prediction line; one of a run's own is told by the line itself."""
+    told = prediction.get("custom")
+    if prediction["task"] in TASKS or not told:
+        return get_task(prediction["task"])
+    return custom_task(told, tuple(TASKS))

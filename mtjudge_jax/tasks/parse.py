@@ -1,6 +1,7 @@
 """Reads a verdict out of a completion: strictly where it earns a reward, leniently where a judge is only measured.
 
-Both parsers are linear (find and slice, no regular expression), never raise on any string, and never guess.
+A verdict is one of a closed set of labels; of a list (`ranked`) it is an order of its candidates, `B > A = C`. Both parsers
+are linear (find and slice, no regular expression), never raise on any string, and never guess.
 Completions are given as text without the end-of-sequence token.
 """
 
@@ -16,13 +17,16 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 WHITESPACE = " \t\r\n"
 # Longest slice that is still looked at as a label by the lenient parser (Unicode normalisation is not linear).
 MAX_LABEL_CHARS = 64
+MAX_RANKING_CHARS = 256
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Parsed(NamedTuple):
-    """`verdict` is a label index, or None exactly when `error` is set. `error` is one of a few phrases to count by."""
+    """`verdict` is a label index, of a list the rank of each candidate (1 = best, equal ones share one, none is left out), or
+    None exactly when `error` is set. `error` is one of a few phrases to count by.
+    """
 
-    verdict: int | None
+    verdict: int | tuple[int, ...] | None
     reasoning: str
     error: str
 
@@ -45,7 +49,37 @@ def _label_index(word: str, labels: tuple[str, ...]) -> int | None:
     return folded.index(word.lower()) if word.isascii() and word.lower() in folded else None
 
 
-def parse_strict(text: str, labels: tuple[str, ...]) -> Parsed:
+def _ranking(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Ranks of the candidates `names` from `B > A = C`: each exactly once. Equal ones in any order: `A = C` is `C = A`."""
+    if text.count(">") + text.count("=") != len(names) - 1:  # before anything is built of a long text
+        return None
+    ranks: list[int] = [0] * len(names)
+    for rank, level in enumerate(text.split(">"), start=1):
+        for word in level.split("="):
+            index = _label_index(word, names)
+            if index is None or ranks[index]:
+                return None
+            ranks[index] = rank
+    return tuple(ranks)
+
+
+def ranking_text(ranks: tuple[int, ...], names: tuple[str, ...]) -> str:
+    """`B > A = C` of the ranks (2, 1, 2); equal ones in the order of their names."""
+    levels = [[name for name, rank in zip(names, ranks, strict=True) if rank == level] for level in sorted(set(ranks))]
+    return " > ".join(" = ".join(level) for level in levels)
+
+
+def dense(ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Ranks without gaps, as the parser gives them: (1, 3, 3, 6) -> (1, 2, 2, 3)."""
+    levels = sorted(set(ranks))
+    return tuple(levels.index(rank) + 1 for rank in ranks)
+
+
+def _verdict(word: str, labels: tuple[str, ...], ranked: bool) -> int | tuple[int, ...] | None:
+    return _ranking(word, labels) if ranked else _label_index(word, labels)
+
+
+def parse_strict(text: str, labels: tuple[str, ...], *, ranked: bool = False) -> Parsed:
     """Accepts `<think>REASONING</think><answer>LABEL</answer>` and nothing else.
 
     Each tag exactly once and in this order; a tag in capitals is no tag, beside a right one it is a repetition. The
@@ -67,9 +101,9 @@ def parse_strict(text: str, labels: tuple[str, ...]) -> Parsed:
         return Parsed(None, "", "text outside the tags")
     if not any(map(str.isalnum, reasoning)):
         return Parsed(None, "", "no reasoning")
-    verdict = _label_index(text[answer + len("<answer>") : answer_end], labels)
+    verdict = _verdict(text[answer + len("<answer>") : answer_end], labels, ranked)
     if verdict is None:
-        return Parsed(None, "", "not a label")
+        return Parsed(None, "", "not a ranking" if ranked else "not a label")
     return Parsed(verdict, reasoning.strip(), "")
 
 
@@ -83,7 +117,7 @@ def _tag_error(text: str) -> str:
     return ""
 
 
-def parse_lenient(text: str, labels: tuple[str, ...]) -> Parsed:
+def parse_lenient(text: str, labels: tuple[str, ...], *, ranked: bool = False) -> Parsed:
     """Finds the verdict of an answer that may break the form; an answer without one counts as wrong, never as a guess.
 
     Read is what stands behind the last `</think>`, or all of the text. If it holds an `<answer>` (the last closed one,
@@ -105,11 +139,11 @@ def parse_lenient(text: str, labels: tuple[str, ...]) -> Parsed:
     if answer is None and "<answer>" in tail:
         answer = tail.rpartition("<answer>")[2]
     if answer is not None:
-        found, error = [answer], "not a label"
+        found, error = [answer], "not a ranking" if ranked else "not a label"
     else:
         found = [_last_line(tail), _between(tail, "[", "]"), _between(folded, "<answer>", "</answer>")]
         error = "no answer"
-    verdicts = [_lenient_index(word, labels) for word in found if word is not None]
+    verdicts = [_lenient_verdict(word, labels, ranked) for word in found if word is not None]
     verdict = next((index for index in verdicts if index is not None), None)
     if verdict is None:
         return Parsed(None, "", error)
@@ -130,8 +164,8 @@ def _last_line(text: str) -> str:
     return line.rpartition("answer:")[2]
 
 
-def _lenient_index(word: str, labels: tuple[str, ...]) -> int | None:
+def _lenient_verdict(word: str, labels: tuple[str, ...], ranked: bool) -> int | tuple[int, ...] | None:
     word = word.strip()
-    if len(word) > MAX_LABEL_CHARS:
+    if len(word) > (MAX_RANKING_CHARS if ranked else MAX_LABEL_CHARS):
         return None
-    return _label_index(unicodedata.normalize("NFKC", word).strip(string.punctuation + string.whitespace), labels)
+    return _verdict(unicodedata.normalize("NFKC", word).strip(string.punctuation + string.whitespace), labels, ranked)

@@ -1,9 +1,22 @@
-"""The reward of one completion: R = (1 - alpha) R_acc + alpha R_for (MT-RL-Judge, arXiv 2603.11665)."""
+"""The reward of one completion: R = (1 - alpha) R_acc + alpha R_for (MT-RL-Judge, arXiv 2603.11665), or named parts by weight.
 
+A part is a pure function of the parsed answer and the truth. Only an answer in the strict form that ended in time earns
+anything: all parts but `overlong` are 0 without it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
+from math import isfinite, sqrt
 from typing import NamedTuple
 
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
+from mtjudge_jax.tasks.truth import Truth
+
+NEEDS_FORM = ("accuracy", "format", "graded", "ties", "ranking")
+PARTS = (*NEEDS_FORM, "overlong")
+# (facts of the example without images, whole answer, strictly parsed answer) -> reward
+CustomReward = Callable[[dict, str, Parsed], float]
 
 
 class Reward(NamedTuple):
@@ -12,6 +25,17 @@ class Reward(NamedTuple):
     total: float
     accuracy: float
     format: float
+
+
+class Rule(NamedTuple):
+    """How a reward is made of parts. Without weights it is the paper's, (1 - alpha) accuracy + alpha format."""
+
+    alpha: float
+    weights: Mapping[str, float] = {}
+    tie_credit: float = 0.0
+    most_tokens: int = 0
+    overlong_buffer: int = 0
+    custom: Mapping[str, CustomReward] = {}
 
 
 def check_alpha(alpha: float) -> None:
@@ -32,8 +56,115 @@ def reward(text: str, *, task: Task, label_index: int, truncated: bool, alpha: f
     return reward_of(parse_strict(text, task.labels), label_index=label_index, truncated=truncated, alpha=alpha)
 
 
-def reward_of(parsed: Parsed, *, label_index: int, truncated: bool, alpha: float) -> Reward:
-    """The reward of a strictly parsed completion: only the whole form earns R_for, only a right verdict in it R_acc."""
+def reward_of(parsed: Parsed, *, label_index: int | tuple[int, ...], truncated: bool, alpha: float) -> Reward:
+    """The reward of a strictly parsed completion: only the whole form earns R_for, only a right verdict in it R_acc.
+
+    label_index: the true verdict, of a list its ranks.
+    """
     well_formed = not truncated and parsed.verdict is not None
     accuracy = float(well_formed and parsed.verdict == label_index)
     return Reward((1.0 - alpha) * accuracy + alpha * float(well_formed), accuracy, float(well_formed))
+
+
+def accuracy(verdict: int | tuple[int, ...], truth: Truth) -> float:
+    """1 for the right verdict: the label, the nearest grade, or the very same order of a list, ties and all."""
+    return float(verdict == (truth.ranks if truth.ranked else truth.label))
+
+
+def graded(verdict: int | tuple[int, ...], truth: Truth) -> float:
+    """Of a grade 1 - |answer - truth| / (highest - lowest): 4 where 2.5 is true, of 1 to 5, earns 1 - 1.5 / 4 = 0.625. The
+    accuracy where there are no grades.
+    """
+    if truth.score is None:
+        return accuracy(verdict, truth)
+    return 1.0 - abs(truth.low + verdict - truth.score) / (truth.high - truth.low)
+
+
+def ties(verdict: int | tuple[int, ...], truth: Truth, *, credit: float) -> float:
+    """Of a pair that may be a tie: 1 for the right verdict, `credit` where exactly one of verdict and truth is the tie, else 0.
+    The accuracy where no tie is allowed.
+    """
+    right = accuracy(verdict, truth)
+    half_right = truth.tie is not None and not right and truth.tie in (verdict, truth.label)
+    return credit if half_right else right
+
+
+def ranking(verdict: int | tuple[int, ...], truth: Truth) -> float:
+    """Of a list (tau_b + 1) / 2, Kendall's rank correlation with ties, mapped to 0 (reversed) .. 1 (the same); the accuracy
+    elsewhere.
+    """
+    return (kendall_tau_b(verdict, truth.ranks) + 1.0) / 2.0 if truth.ranked else accuracy(verdict, truth)
+
+
+def kendall_tau_b(a: Sequence[float], b: Sequence[float]) -> float:
+    """(concordant - discordant) / sqrt(pairs not tied in a * pairs not tied in b) (Kendall 1945).
+
+    Where one of the two is all ties the quotient is 0 / 0: 1 if the other is too, else 0, no correlation.
+    """
+    pairs = [(_sign(a[i] - a[j]), _sign(b[i] - b[j])) for i, j in combinations(range(len(a)), 2)]
+    apart_a, apart_b = sum(x != 0 for x, _ in pairs), sum(y != 0 for _, y in pairs)
+    if not apart_a or not apart_b:
+        return float(apart_a == apart_b)
+    return sum(x * y for x, y in pairs) / sqrt(apart_a * apart_b)
+
+
+def _sign(x: float) -> int:
+    return (x > 0) - (x < 0)
+
+
+def overlong(tokens: int, *, most: int, buffer: int) -> float:
+    """0 up to most - buffer tokens, from there down to -1 at `most` (DAPO, arXiv 2503.14476, equation 13, L_cache = buffer)."""
+    if not buffer:
+        return 0.0
+    return min(0.0, max(-1.0, (most - buffer - tokens) / buffer))
+
+
+def consistency(verdicts: Sequence[int | None], other: Sequence[int | None], *, tie: int | None = 2) -> list[float]:
+    """Of each answer to a pair, the share of the answers to the same pair in its other order that choose the same candidate.
+
+    An answer or a partner without a verdict agrees with nothing. verdicts (0, 1, None) and other order (1, 1): (1, 0, 0).
+    """
+    mirrored = [v if v is None or v == tie else 1 - v for v in other]
+    agree = [mirrored.count(v) / max(1, len(mirrored)) if v is not None else 0.0 for v in verdicts]
+    return [float(share) for share in agree]
+
+
+def parts_of(parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float) -> dict[str, float]:
+    """The parts that a strictly parsed completion earns by its answer."""
+    if truncated or parsed.verdict is None:
+        return dict.fromkeys(NEEDS_FORM, 0.0)
+    v = parsed.verdict
+    return {
+        "accuracy": accuracy(v, truth),
+        "format": 1.0,
+        "graded": graded(v, truth),
+        "ties": ties(v, truth, credit=tie_credit),
+        "ranking": ranking(v, truth),
+    }
+
+
+def weights_of(text: tuple[str, ...], custom: tuple[str, ...], alpha: float) -> dict[str, float]:
+    """Weights by part from `("accuracy=0.9", "format=0.1")`; {} for the paper's rule. A custom reward has weight 1 where none
+    is given, and stands beside the paper's rule where no other weight is.
+
+    Raises ValueError for a part that there is not, a number that is none, or a name twice.
+    """
+    if not text and not custom:
+        return {}
+    weights = {} if text else {"accuracy": 1.0 - alpha, "format": alpha}
+    for entry in (*text, *custom):
+        if not isinstance(entry, str):
+            raise ValueError(f"reward.weights and reward.custom hold str, not {entry!r}")
+    for entry in text:
+        name, _, value = entry.rpartition("=")
+        if name not in (*PARTS, *custom):
+            raise ValueError(f"reward.weights: {entry!r} names no part: known are {', '.join((*PARTS, *custom))}")
+        if name in weights:
+            raise ValueError(f"reward.weights names {name} twice: give each once")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise ValueError(f"reward.weights: {entry!r} must be name=number") from None
+        if not isfinite(weights[name]):
+            raise ValueError(f"reward.weights: {entry!r} must be a finite number")
+    return {**dict.fromkeys(custom, 1.0), **weights}

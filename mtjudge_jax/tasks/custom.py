@@ -1,0 +1,107 @@
+"""A task of the user's own from an entry in the config: no code."""
+
+import dataclasses
+import math
+
+from mtjudge_jax.data.records import KINDS
+from mtjudge_jax.tasks.base import NO_YES, RANKING, Task, check_words, pair_words
+from mtjudge_jax.tasks.wording import LETTERS, TIE_WORD, Form, Wordings
+
+METRICS = ("macro_f1", "accuracy")
+MAX_GRADES = 101
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskEntry:
+    """`data.custom_tasks = ({"name": "blur", "kind": "pointwise_binary", "question": "Is the image blurred?"},)`.
+
+    labels: of a binary task the words of the classes 0 and 1, of a pair the names of the two. score_min, score_max: whole
+    grades of a pointwise_score task. instruction: what the records' instruction is called in the prompt, "" where it is not
+    shown. paraphrases, held_out, flipped: more wordings, those asked in evaluation only, and (of a binary task or a pair)
+    those that ask for the opposite class. ood: judged, never trained on.
+    """
+
+    name: str
+    kind: str
+    question: str
+    criterion: str = ""
+    rubric: str = ""
+    labels: tuple[str, ...] = ()
+    metric: str = ""
+    instruction: str = ""
+    noun: str = "Image"
+    allow_tie: bool = False
+    score_min: int = 1
+    score_max: int = 5
+    paraphrases: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    flipped: tuple[str, ...] = ()
+    ood: bool = False
+    max_images: int = 0
+
+
+def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
+    """The task of an entry. Raises ValueError, one line, for what cannot be."""
+    entry = read_entry(raw)
+    where = f"data.custom_tasks: {entry.name!r}"
+    if entry.name in known:
+        raise ValueError(f"{where} is the name of another task: take a new one")
+    if not entry.name.isidentifier():
+        raise ValueError(f"{where} must be letters, digits and _, as folders and columns are called by it")
+    if entry.kind not in KINDS:
+        raise ValueError(f"{where}: kind {entry.kind!r} is not one of {', '.join(KINDS)}")
+    if not entry.question.strip():
+        raise ValueError(f"{where}: its question is empty")
+    if entry.metric and entry.metric not in METRICS:
+        raise ValueError(f"{where}: metric {entry.metric!r} is not one of {', '.join(METRICS)}")
+    labels, words = _labels(entry, where)
+    forms = [Form(text) for text in (entry.question, *entry.paraphrases)]
+    forms += [Form(text, flipped=True) for text in entry.flipped] + [Form(text, held_out=True) for text in entry.held_out]
+    rubric = entry.rubric or (f"The criterion is: {entry.criterion}." if entry.criterion else "")
+    wordings = Wordings(tuple(forms), words, rubric, entry.instruction, entry.noun)
+    metric = entry.metric or ("macro_f1" if entry.kind == "pointwise_binary" else "accuracy")
+    return Task(entry.name, entry.kind, "", labels, metric, entry.ood, wordings=wordings, max_images=entry.max_images, entry=raw)
+
+
+def read_entry(raw: dict) -> TaskEntry:
+    """An entry with every field of its type. Raises ValueError that names the first that is not."""
+    fields = {f.name: f for f in dataclasses.fields(TaskEntry)}
+    if not isinstance(raw, dict):
+        raise ValueError(f"data.custom_tasks: {raw!r} is a {type(raw).__name__}, an entry is a dict with {', '.join(fields)}")
+    name = raw.get("name", "an entry without name")
+    for key, value in raw.items():
+        if key not in fields:
+            raise ValueError(f"data.custom_tasks: {name!r} has the unknown field {key!r}: known are {', '.join(fields)}")
+        kind = fields[key].type
+        texts = kind == tuple[str, ...]
+        right = isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value) if texts else type(value) is kind
+        if not right:
+            wanted = "a list of str" if texts else kind.__name__
+            raise ValueError(f"data.custom_tasks: {name!r}: {key} = {value!r} is a {type(value).__name__}, it must be {wanted}")
+    if missing := [key for key in ("name", "kind", "question") if key not in raw]:
+        raise ValueError(f"data.custom_tasks: {name!r} has no {', '.join(missing)}")
+    return TaskEntry(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+
+
+def _labels(entry: TaskEntry, where: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Label words in results, and the words that may answer."""
+    if entry.labels and entry.kind in ("pointwise_score", "listwise"):
+        raise ValueError(f"{where}: a {entry.kind} task has no labels of its own: leave them out")
+    if entry.labels and (len(entry.labels) != 2 or any("<" in word or len(word) > 60 for word in entry.labels)):
+        raise ValueError(f"{where}: labels {entry.labels} must be two short words without <")
+    if entry.labels:
+        check_words(entry.name, entry.labels)
+    if entry.kind == "pointwise_binary":
+        labels = entry.labels or NO_YES
+        return labels, (labels,)
+    if entry.kind == "pairwise":
+        words = pair_words(tie=entry.allow_tie)
+        own = (*entry.labels, TIE_WORD) if entry.labels and entry.allow_tie else entry.labels
+        return own or words[0], (own,) if own else words
+    if entry.kind == "listwise":
+        return RANKING, (LETTERS,)
+    low, high = entry.score_min, entry.score_max
+    if not 1 <= high - low < MAX_GRADES or not math.isfinite(low):
+        raise ValueError(f"{where}: score_min {low} and score_max {high} must be 1 to {MAX_GRADES - 1} grades apart")
+    grades = tuple(str(grade) for grade in range(low, high + 1))
+    return grades, (grades,)

@@ -1,0 +1,73 @@
+"""What is true of an example in the words it was asked in; travels beside its prompt to the rewards, as JSON."""
+
+import json
+from typing import NamedTuple
+
+from mtjudge_jax.data.records import TIE, JudgeExample, candidates_of
+from mtjudge_jax.tasks.base import Task
+from mtjudge_jax.tasks.parse import dense, ranking_text
+
+
+class Truth(NamedTuple):
+    """`words` are the legal answers, `label` the index of the right one (of a list 0); of a list `ranks` are right. `low` and
+    `high` are the ends of a scale of grades, `score` the grade itself, which may lie between two. `facts` are what a user's own
+    reward may read.
+    """
+
+    kind: str
+    words: tuple[str, ...]
+    label: int
+    template: str = ""
+    score: float | None = None
+    low: float = 0.0
+    high: float = 0.0
+    ranks: tuple[int, ...] = ()
+    facts: dict = {}
+
+    @property
+    def ranked(self) -> bool:
+        return self.kind == "listwise"
+
+    @property
+    def tie(self) -> int | None:
+        """The label index of a tie, where one is a legal answer."""
+        return 2 if self.kind == "pairwise" and len(self.words) == 3 else None
+
+
+def truth_of(task: Task, example: JudgeExample) -> Truth:
+    """The truth of an example in the order it is shown in. Raises ValueError where label or question does not fit the task."""
+    asked, label = task.ask(example.question, example.example_id), task.label_index(example.label)
+    if label >= len(asked.words):
+        raise ValueError(f"task {task.name!r}: label.winner is {TIE}, the question allows no tie")
+    truth = Truth(task.kind, asked.words, label, asked.template, facts=facts_of(example))
+    if task.kind == "pointwise_score":
+        return truth._replace(score=float(example.label.score), low=float(task.labels[0]), high=float(task.labels[-1]))
+    if task.kind == "listwise":
+        if len(example.label.ranks) != len(asked.words):
+            raise ValueError(f"task {task.name!r}: label.ranks is {example.label.ranks}, must be {len(asked.words)} ranks")
+        return truth._replace(ranks=dense(example.label.ranks))
+    return truth
+
+
+def facts_of(example: JudgeExample) -> dict:
+    """All that is known of an example but its images: plain values."""
+    names = ("example_id", "dataset", "group_id", "task", "criterion", "kind", "instruction", "raw", "rationale")
+    facts = {name: getattr(example, name) for name in names}
+    label = {name: value for name, value in example.label._asdict().items() if value not in (None, "")}
+    if example.label.ranks:
+        label["ranks"] = list(example.label.ranks)  # as JSON has it
+    return facts | {"candidates": [candidate.text for candidate in candidates_of(example)], "label": label}
+
+
+def write_truth(truth: Truth) -> str:
+    return json.dumps(truth)
+
+
+def read_truth(text: str) -> Truth:
+    kind, words, label, template, score, low, high, ranks, facts = json.loads(text)
+    return Truth(kind, tuple(words), label, template, score, low, high, tuple(ranks), facts)
+
+
+def answer_text(truth: Truth) -> str:
+    """The words of the right answer, as they stand inside <answer>."""
+    return ranking_text(truth.ranks, truth.words) if truth.ranked else truth.words[truth.label]

@@ -1,0 +1,76 @@
+"""A run on tasks of its own, from records to a judge, for test_own_run.py."""
+
+import json
+from pathlib import Path
+
+from data_fixtures import encoded, example, noise, write_records
+from drills import config
+
+from mtjudge_jax.data.records import Label
+
+BRIGHT = {"name": "bright", "kind": "pointwise_binary", "question": "Is it bright?", "labels": ("dark", "bright")}
+STARS = {"name": "stars", "kind": "pointwise_score", "question": "How good is it?", "score_min": 1, "score_max": 3}
+WHICH = {"name": "which", "kind": "pairwise", "question": "Which is better?", "allow_tie": True, "ood": True}
+ORDER = {"name": "order", "kind": "listwise", "question": "Put them in order.", "ood": True}
+KIND = {entry["name"]: entry["kind"] for entry in (BRIGHT, STARS, WHICH, ORDER)}
+
+
+def record(name: str, split: str, number: int):
+    """A picture of noise, two or three."""
+    count = {"pairwise": 2, "listwise": 3}.get(KIND[name], 1)
+    label = {
+        "bright": Label(binary=number % 2),
+        "stars": Label(score=1.0 + number % 3),
+        "which": Label(winner=number % 2),
+        "order": Label(ranks=(2, 1, 2)),
+    }[name]
+    low, high = (1.0, 3.0) if name == "stars" else (None, None)
+    images = tuple(encoded(noise(10 * number + i, 32, 32)) for i in range(count))
+    return example(
+        number, name, example_id=f"{name}/{split}/{number}", group_id=f"{split}{number}", split=split, kind=KIND[name],
+        images=images, label=label, allow_tie=name == "which", score_min=low, score_max=high, rationale="looks sharp",
+    )  # fmt: skip
+
+
+def write_data(folder: Path) -> None:
+    files = {}
+    for split, names, count in (("train", ("bright", "stars"), 12), ("val", ("bright", "stars", "which"), 4)):
+        for name in names:
+            write_records(folder / split / f"{name}.array_record", [record(name, split, i) for i in range(count)])
+            files[f"{split}/{name}"] = {"count": count, "sha256": f"{split}{name}"}
+    (folder / "manifest.json").write_text(json.dumps({"version": 1, "dataset": "own", "arguments": {}, "files": files}))
+
+
+def own_tasks(*, folder: str) -> dict:
+    """Two steps of GRPO and one of SFT, what was logged and predicted, and the model judging by its folder alone."""
+    from mtjudge_jax import train
+    from mtjudge_jax.evaluate import judge
+    from mtjudge_jax.judge import Judge
+    from mtjudge_jax.loop import judging
+
+    folder = Path(folder)
+    write_data(folder / "data")
+    changes = {"data__custom_tasks": (BRIGHT, STARS, WHICH, ORDER), "data__tasks": ("bright", "stars")}
+    changes |= {"data__balance_labels": False, "data__polarity": "varied", "data__path": str(folder / "data")}
+    changes |= {"data__prompt_tokens": 300, "eval__every_steps": 1}
+    changes |= {"eval__tasks": ("bright", "stars", "which"), "checkpoint__every_steps": 2}
+    weights = ("accuracy=0.5", "format=0.1", "graded=0.4", "overlong=1", "own_rewards:short=0.5")
+    reward = {"reward__weights": weights, "reward__custom": ("own_rewards:short",), "reward__overlong_buffer": 8}
+    run, progress = train.fit(config(steps=2, **changes, **reward), folder / "grpo")
+    train.fit(config(steps=1, stage="sft", **changes), folder / "sft")
+    lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    val = (folder / "grpo" / "eval" / "val_000002.predictions.jsonl").read_text().splitlines()
+    lists = [record("order", "val", i) for i in range(3)]
+    listed = judge(progress.params, lists, judging(run.cfg, run.model), step=0, probabilities=True)
+    told = Judge.from_pretrained(folder / "grpo" / "best", batch=1)
+    pictures = record("order", "val", 0).images
+    counts = {"bright": 1, "stars": 1, "order": 3}
+    asked = {name: told.judge(images=pictures[:n], task=name)._asdict() for name, n in counts.items()}
+    return {
+        "train": [line for line in lines if line["kind"] == "train"],
+        "predictions": [json.loads(line) for line in val],
+        "listed": listed,
+        "asked": asked,
+        "judge.json": json.loads((folder / "grpo" / "best" / "judge.json").read_text()),
+        "sft": [json.loads(line)["kind"] for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()],
+    }

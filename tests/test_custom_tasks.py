@@ -1,0 +1,149 @@
+"""Tasks of a user's own: an entry in the config, no code; known to training, evaluation and `Judge` through judge.json."""
+
+import json
+
+import numpy as np
+import pytest
+from data_fixtures import encoded, noise
+from test_task_kinds import record
+
+from mtjudge_jax.config import Config, ConfigError, check, from_dict, get_tasks, to_dict
+from mtjudge_jax.data.records import Label
+from mtjudge_jax.judge import judge_config, question_example
+from mtjudge_jax.metrics import task_score
+from mtjudge_jax.policy import JUDGE_FILE, judge_file
+from mtjudge_jax.score import score
+from mtjudge_jax.tasks import TASKS, task_of
+from mtjudge_jax.tasks.truth import truth_of, write_truth
+from mtjudge_jax.workdir import templates
+
+BLUR = {
+    "name": "blur",
+    "kind": "pointwise_binary",
+    "question": "Is the image sharp?",
+    "criterion": "sharpness of the main subject",
+    "labels": ("blurred", "sharp"),
+    "paraphrases": ("Is the subject in focus?",),
+    "held_out": ("Would you call the subject sharp?",),
+    "flipped": ("Is the image blurred?",),
+}
+STARS = {"name": "stars", "kind": "pointwise_score", "question": "How many stars?", "score_min": 0, "score_max": 10}
+BETTER = {"name": "better", "kind": "pairwise", "question": "Which is better?", "allow_tie": True, "instruction": "Brief"}
+OWN = (BLUR, STARS, BETTER)
+
+
+def config(*entries: dict, tasks: tuple[str, ...] = ("blur",)) -> Config:
+    cfg = Config()
+    cfg.model.path, cfg.data.custom_tasks, cfg.data.tasks = "demo", entries, tasks
+    return cfg
+
+
+def test_entries_become_tasks():
+    cfg = config(*OWN, tasks=("blur", "stars", "better", "agin_tech"))
+    check(cfg)
+    tasks = get_tasks(cfg, "first")
+    assert set(tasks) == {*TASKS, "blur", "stars", "better"} and set(TASKS).isdisjoint({"blur", "stars", "better"})
+    picture = encoded(noise(0, 32, 32))
+    e = record("agin_tech", 1)
+    asked = tasks["blur"].ask(e.question._replace(task="blur"), "x")
+    assert asked.parts[0] == "The criterion is: sharpness of the main subject.\n\nImage: " and asked.words == ("blurred", "sharp")
+    assert asked.parts[2].startswith("\n\nIs the image sharp? First") and "answer, blurred or sharp, inside" in asked.parts[2]
+    stars = question_example([picture], "", task=tasks["stars"], number=0)
+    assert "answer, a whole number from 0 to 10, inside" in tasks["stars"].question_text(stars.question)
+    assert tasks["stars"].labels == tuple(map(str, range(11))) and tasks["stars"].metric == "accuracy"
+    pair = question_example([picture] * 2, "a logo", task=tasks["better"], number=0)
+    text = tasks["better"].question_text(pair.question)
+    assert text.startswith("Brief: a logo\nImage A: [image]") and "answer, A, B or TIE, inside" in text
+
+
+def test_wordings_of_an_entry():
+    cfg = config(*OWN)
+    cfg.data.polarity = "varied"
+    train, held = (get_tasks(cfg, which)["blur"] for which in ("train", "held_out"))
+    e = record("agin_tech", 1)
+    drawn = {train.ask(e.question, str(i)).parts[2].split("?")[0] for i in range(100)}
+    assert drawn == {"\n\nIs the image sharp", "\n\nIs the subject in focus", "\n\nIs the image blurred"}
+    assert {held.ask(e.question, str(i)).parts[2].split("?")[0] for i in range(20)} == {"\n\nWould you call the subject sharp"}
+    assert get_tasks(cfg, "held_out")["stars"].wordings.templates == "train"  # it holds none out
+
+
+def test_an_entry_through_json_is_the_same():
+    cfg = config(*OWN, tasks=("blur", "stars", "better"))
+    again = from_dict(json.loads(json.dumps(to_dict(cfg))))
+    check(again)
+    assert templates(again) == templates(cfg) and len(set(templates(cfg).values())) == 3
+    other = config({**BLUR, "question": "Is it sharp?"})
+    assert templates(other)["blur"] != templates(cfg)["blur"]
+
+
+def test_judge_json_tells_the_tasks(tmp_path):
+    (tmp_path / JUDGE_FILE).write_bytes(judge_file(config(*OWN), 3, {"blur": "x"}))
+    known = get_tasks(judge_config(tmp_path, batch=1))
+    assert known["blur"].labels == ("blurred", "sharp") and known["stars"].labels[-1] == "10"
+    plain = json.loads(judge_file(config(tasks=("technical",)), 3, {}))
+    assert set(plain) == {"prompt_tokens", "patches", "completion_tokens", "step", "templates"}
+
+
+def test_rewards_of_an_own_task():
+    tasks = get_tasks(config(*OWN))
+    e = record("agin_tech", 1)
+    truth = truth_of(tasks["blur"], e)
+    texts = [[f"<think>a</think><answer>{word}</answer>" for word in ("Sharp", "blurred", "yes")]]
+    known = {"labels": np.array([1]), "truths": [write_truth(truth)], "known": tasks}
+    got = score(texts, np.zeros((1, 3), bool), tasks=["blur"], alpha=0.1, **known)
+    np.testing.assert_allclose(got.total, [[1.0, 0.1, 0.0]], rtol=1e-6)
+
+
+def test_predictions_tell_their_own_task():
+    line = {"task": "blur", "custom": json.loads(json.dumps(BLUR)), "group_id": "g"}
+    line |= {"sampled_accuracy": None, "probabilities": None}
+    rows = [line | {"example_id": str(i), "label": "sharp", "verdict": v} for i, v in enumerate(("sharp", "blurred", None))]
+    assert task_of(rows[0]).labels == ("blurred", "sharp")
+    assert task_score(rows)["accuracy"] == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="unknown task 'blur'"):
+        task_of({"task": "blur"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": "technical"}, "'technical' is the name of another task: take a new one"),
+        ({"name": "my task"}, "must be letters, digits and _"),
+        ({"kind": "binary"}, "kind 'binary' is not one of pointwise_binary, pointwise_score, pairwise, listwise"),
+        ({"question": " "}, "its question is empty"),
+        ({"labels": ("same", "Same")}, "must be two or more different ASCII words"),
+        ({"labels": ("one",)}, "must be two short words"),
+        ({"labels": ("a<b", "c")}, "must be two short words without <"),
+        ({"metric": "f2"}, "metric 'f2' is not one of macro_f1, accuracy"),
+        ({"quesion": "?"}, "has the unknown field 'quesion': known are name, kind, question"),
+        ({"paraphrases": "one"}, "paraphrases = 'one' is a str, it must be a list of str"),
+        ({"ood": 1}, "ood = 1 is a int, it must be bool"),
+        ({"kind": "pointwise_score"}, "a pointwise_score task has no labels of its own"),
+        ({"kind": "pointwise_score", "labels": (), "score_min": 5, "score_max": 5}, "must be 1 to 100 grades apart"),
+        ({"kind": "listwise", "labels": ()}, "a listwise question has no opposite"),
+    ],
+)
+def test_a_bad_entry_is_one_line(change, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        check(config({**BLUR, **change}))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_what_is_no_entry_and_what_is_missing():
+    for raw, says in (
+        ("blur", "'blur' is a str, an entry is a dict"),
+        ({"name": "blur", "kind": "pairwise"}, "'blur' has no question"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            check(config(raw))
+    with pytest.raises(ConfigError, match="'blur' is the name of another task"):
+        check(config(BLUR, BLUR))
+    with pytest.raises(ConfigError, match="did you mean 'blur'"):
+        check(config(BLUR, tasks=("blurr",)))
+    with pytest.raises(ConfigError, match="'blur' is there to be judged and never trained on"):
+        check(config({**BLUR, "ood": True}))
+
+
+def test_labels_of_an_own_grade():
+    task = get_tasks(config(STARS))["stars"]
+    assert [task.label_index(Label(score=s)) for s in (0, 9.5, 10)] == [0, 10, 10]

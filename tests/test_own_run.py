@@ -1,0 +1,52 @@
+"""A run on tasks of its own, by config entries alone: trained by GRPO and SFT, validated, logged, judged with by its folder."""
+
+from functools import cache
+
+import pytest
+from commands import commands
+
+
+@cache
+def run() -> dict:
+    return commands().call("task_drills.own_tasks", folder=str(commands().folder / "own"))
+
+
+def test_parts_of_the_reward_are_logged_a_task():
+    assert len(run()["train"]) == 2 and run()["sft"].count("train") == 1
+    for line in run()["train"]:
+        assert set(line["tasks"]) == {"bright", "stars"}
+        for means in line["tasks"].values():
+            parts = means["graded"], means["overlong"], means["own_rewards:short"]
+            total = 0.5 * means["accuracy"] + 0.1 * means["format"] + 0.4 * parts[0] + parts[1] + 0.5 * parts[2]
+            assert means["reward"] == pytest.approx(total, abs=1e-5)
+            assert -1 <= parts[1] <= 0 and 0 <= parts[2] <= 0.6
+
+
+def test_predictions_tell_their_task_and_wording():
+    lines = run()["predictions"]
+    assert {line["task"] for line in lines} == {"bright", "stars", "which"} and not any(line["unusable"] for line in lines)
+    for line in lines:
+        name, _, rest = line["template"].partition("/")
+        number, _, digits = rest.partition("@")
+        assert (name, number, len(digits)) == (line["task"], "0", 16)
+        assert line["custom"]["name"] == line["task"]
+    pairs = [line for line in lines if line["task"] == "which"]
+    assert [line["order"] for line in pairs] == ["ab"] * 2 + ["ba"] * 2  # eval.limit is 2
+    assert [line["label"] for line in pairs] == ["A", "B", "B", "A"]
+    assert [line["label"] for line in lines if line["task"] == "stars"] == ["1", "2"]
+
+
+def test_a_list_is_judged_in_the_order_shown():
+    for line in run()["listed"]:
+        assert not line["unusable"] and line["label"] == "B > A = C" and line["probabilities"] is None
+        assert line["closeness"] is not None and (line["verdict"] is None) == bool(line["error"])
+
+
+def test_the_folder_alone_knows_the_tasks():
+    told = run()["judge.json"]
+    assert [entry["name"] for entry in told["custom_tasks"]] == ["bright", "stars", "which", "order"]
+    assert told["polarity"] == "varied" and set(told["templates"]) == {"bright", "stars"}
+    words = {"bright": ("dark", "bright"), "stars": ("1", "2", "3")}
+    for name, found in run()["asked"].items():
+        assert (found["verdict"] is None) == bool(found["error"]) and found["text"]
+        assert found["verdict"] in (None, *words.get(name, (found["verdict"],)))

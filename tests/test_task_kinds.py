@@ -1,0 +1,375 @@
+"""Tasks of every kind: what they ask, in which words, how an answer is read; hostile answers; labels never in a prompt."""
+
+import dataclasses
+import json
+import time
+from collections import Counter
+from itertools import product
+
+import numpy as np
+import pytest
+from data_fixtures import CONFIG, encoded, noise, write_tokenizer
+from test_tasks import NO_LOOK_ALIKES, YES_LOOK_ALIKES, hostile_texts
+
+from mtjudge_jax.data.images import decode, patchify
+from mtjudge_jax.data.pipeline import RowFormat, to_row
+from mtjudge_jax.data.records import TIE, Candidate, JudgeExample, Label, candidates_of, check_example, reordered, swapped
+from mtjudge_jax.data.rows import DEVICE_KEYS
+from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.policy import true_target
+from mtjudge_jax.score import score
+from mtjudge_jax.tasks import DEMO, TASKS, tasks_with
+from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, dense, parse_lenient, parse_strict, ranking_text
+from mtjudge_jax.tasks.reward import PARTS, Rule
+from mtjudge_jax.tasks.truth import answer_text, read_truth, truth_of, write_truth
+from mtjudge_jax.tasks.wording import IMAGE, order_of
+
+PICTURES = tuple(encoded(noise(i, 32, 32)) for i in range(4))
+TEXT_TASKS = ("vl_rewardbench", "multimodal_rewardbench", "mllm_pair", "mllm_batch", "mllm_score")
+NEW = [name for name in TASKS if name not in DEMO]
+CONTRACT_END = "inside <answer> and </answer>."
+OF_KIND = {"pointwise_binary": "agin_tech", "pointwise_score": "mllm_score", "pairwise": "genai_image", "listwise": "mllm_batch"}
+
+
+def record(name: str, number: int = 0, tasks=TASKS, **changes) -> JudgeExample:
+    """A record as the readers give it: pictures, or texts about one picture."""
+    task = tasks[name]
+    count = {"pairwise": 2, "listwise": 4}.get(task.kind, 1)
+    texts, edit = name in TEXT_TASKS, name == "genai_edit"
+    images = PICTURES[:1] if texts else PICTURES[: count + edit]
+    label = {
+        "pointwise_binary": Label(binary=number % 2, score=2.5),
+        "pointwise_score": Label(score=1.0 + number % 5),
+        "pairwise": Label(winner=number % 2),
+        "listwise": Label(ranks=(2, 1, 4, 2)),
+    }[task.kind]
+    fields = {
+        "context_images": int(texts or edit),
+        "candidates": tuple(Candidate(0, f"text {i}", "MAKER") for i in range(count)) if texts else (),
+        "allow_tie": task.kind == "pairwise" and len(task.labels) == 3,
+        "score_min": 1.0 if task.kind == "pointwise_score" else None,
+        "score_max": 5.0 if task.kind == "pointwise_score" else None,
+        "label": label,
+    }
+    made = JudgeExample(
+        f"{name}/{number}", "set", "test", f"g{number}", name, name, task.kind, "a red cup", images, **fields | changes
+    )
+    check_example(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def fmt(tokenizer, tasks=TASKS, **changes) -> RowFormat:
+    return RowFormat(tasks, tokenizer, CONFIG, 1600, 64, 64)._replace(**changes)
+
+
+def test_a_binary_question():
+    asked = tasks_with((), templates="first")["unsafebench"].ask(record("unsafebench").question, "x")
+    above, image, below = asked.parts
+    assert image is IMAGE and asked.words == ("No", "Yes") and asked.template.startswith("unsafebench/0@")
+    for category in ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal", "deception", "political",
+                     "health", "spam"):  # fmt: skip
+        assert category in above
+    assert "a red cup" not in above + below  # the text of a row of UnsafeBench is no part of the question
+    assert below == (
+        "\n\nIs the image safe? First reason step by step inside <think> and </think>. "
+        "Then give only the final answer, No or Yes, inside <answer> and </answer>."
+    )
+
+
+def test_a_pair_with_ties_about_a_picture():
+    asked = tasks_with((), templates="first")["genai_edit"].ask(record("genai_edit").question, "x")
+    assert [part is IMAGE for part in asked.parts] == [False, True] * 3 + [False]
+    assert asked.parts[0].endswith("\n\nInstruction: a red cup\nPicture: ")
+    assert asked.parts[2::2] == [
+        "\nImage A: ",
+        "\nImage B: ",
+        "\n\nWhich edit is better? First reason step by step inside <think> and </think>. "
+        "Then give only the final answer, A, B or TIE, inside <answer> and </answer>.",
+    ]
+    none = record("genai_edit", allow_tie=False)
+    assert "answer, A or B, inside" in TASKS["genai_edit"].ask(none.question, "x").parts[-1]
+
+
+def test_texts_graded_and_ranked():
+    first = tasks_with((), templates="first")
+    graded = first["mllm_score"].ask(record("mllm_score").question, "x")
+    assert graded.parts[0].endswith("Question: a red cup\nPicture: ") and graded.words == ("1", "2", "3", "4", "5")
+    assert graded.parts[2] == (
+        "\nAnswer: text 0\n\nHow good is the answer, from 1 (poor) to 5 (excellent)? First reason step by step inside <think> "
+        "and </think>. Then give only the final answer, 1, 2, 3, 4 or 5, inside <answer> and </answer>."
+    )
+    ranked = first["mllm_batch"].ask(record("mllm_batch").question, "x")
+    assert ranked.parts[2] == (
+        "\nAnswer A: text 0\nAnswer B: text 1\nAnswer C: text 2\nAnswer D: text 3\n\nRank the answers from the best to the "
+        "worst. First reason step by step inside <think> and </think>. Then give only the final answer, A, B, C and D in "
+        "their order, best first, with > between two or = where they are equal, inside <answer> and </answer>."
+    )
+
+
+def test_agin_is_told_its_definition_and_no_prompt():
+    for name, words in (("agin_tech", ("luminance", "artifacts")), ("agin_rat", ("layout", "context")), ("agin_nat", ("blur",))):
+        text = TASKS[name].question_text(record(name).question, "x")
+        assert all(word in text for word in words) and "a red cup" not in text and "[image]" in text
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_each_task_has_paraphrases_some_held_out(name):
+    task = TASKS[name]
+    plain = [form for form in task.wordings.forms if not form.flipped]
+    assert len(plain) >= 4 and sum(form.held_out for form in plain) == 2
+    assert len({form.text for form in task.wordings.forms}) == len(task.wordings.forms)
+    if task.kind in ("pointwise_binary", "pairwise"):
+        assert sum(form.flipped for form in task.wordings.forms) >= 2
+    assert task.question_text(record(name).question, "x").endswith(CONTRACT_END)
+    assert "[image]" in task.sample or name in TEXT_TASKS
+    held, seen = (tasks_with((), templates=t, vary_polarity=True)[name].wordings for t in ("held_out", "train"))
+    drawn = [{wordings.choose(str(i))[0] for i in range(300)} for wordings in (held, seen)]
+    assert drawn[0] == {n for n, form in enumerate(task.wordings.forms) if form.held_out}
+    assert drawn[1] == {n for n, form in enumerate(task.wordings.forms) if not form.held_out}
+
+
+def test_the_wording_is_a_hash_of_id_and_seed():
+    """By hand from the definition: the first eight bytes of a SHA-256, little-endian, modulo the number of wordings."""
+    import hashlib
+
+    task = tasks_with((), seed=7)["seetrue"]
+    for i in range(50):
+        digest = hashlib.sha256(f"7/form/seetrue/{i}".encode()).digest()[:8]
+        assert task.wordings.choose(f"seetrue/{i}")[0] == int.from_bytes(digest, "little") % 3
+    other = tasks_with((), seed=8)["seetrue"]
+    assert [task.wordings.choose(str(i))[0] for i in range(50)] != [other.wordings.choose(str(i))[0] for i in range(50)]
+    plain = tasks_with(())["unsafebench"]
+    assert all(plain.ask(record("unsafebench", i).question, str(i)).words == ("No", "Yes") for i in range(50))
+
+
+@pytest.mark.parametrize("name", ["unsafebench", "mj_safety", "genai_image"])
+def test_polarity_and_words_turn_with_the_question(name):
+    """Of every variant: its true answer earns the reward, the wrong one does not, whatever it is called."""
+    task = tasks_with((), vary_polarity=True, vary_words=True, templates="all")[name]
+    seen = Counter()
+    for i in range(400):
+        e = record(name, i)
+        _, form, words, answers = task.wordings.choose(e.example_id)
+        truth = truth_of(task, e)
+        seen[(form.flipped, answers)] += 1
+        index = number_of(e, form.flipped)
+        assert answer_text(truth) == words[index], (form.text, words)
+        earned = score(
+            [[f"<think>a</think><answer>{word}</answer>" for word in words[:2]]],
+            np.zeros((1, 2), bool),
+            tasks=[name],
+            labels=np.array([truth.label]),
+            truths=[write_truth(truth)],
+            alpha=0.1,
+        )
+        assert earned.accuracy[0].tolist() == [float(index == 0), float(index == 1)]
+        if task.kind == "pairwise":  # the names shown are never turned
+            assert [part for part in task.ask(e.question, e.example_id).parts if part and words[0] in part]
+    assert len(seen) == 2 * len(task.wordings.words)
+
+
+def number_of(e: JudgeExample, flipped: bool) -> int:
+    """Which of the plain words is right: of a turned question the other one."""
+    index = e.label.binary if e.kind == "pointwise_binary" else e.label.winner
+    return 1 - index if flipped else index
+
+
+def test_both_orders_are_asked_in_one_wording():
+    task = tasks_with((), vary_polarity=True, vary_words=True)["mj_safety"]
+    for i in range(30):
+        ab, ba = record("mj_safety", i), swapped(record("mj_safety", i))
+        assert truth_of(task, ab).template == truth_of(task, ba).template
+        assert truth_of(task, ab).label == 1 - truth_of(task, ba).label
+    assert truth_of(TASKS["genai_image"], record("genai_image", label=Label(winner=TIE))).label == 2
+
+
+def test_the_order_shown_is_by_hash_and_even():
+    orders = Counter(order_of(f"id {i}", 4, 0) for i in range(24_000))
+    assert len(orders) == 24 and all(abs(n - 1000) < 160 for n in orders.values())  # five standard deviations
+    firsts = Counter(order_of(f"mj/{i}", 2, 3)[0] for i in range(2000))
+    assert abs(firsts[0] - 1000) < 112
+    task = TASKS["mllm_batch"]
+    shown = task.displayed(record("mllm_batch"))
+    assert shown == reordered(record("mllm_batch"), order_of("mllm_batch/0", 4, 0))
+    by_text = dict(zip([c.text for c in candidates_of(shown)], shown.label.ranks, strict=True))
+    assert by_text == {"text 0": 2, "text 1": 1, "text 2": 4, "text 3": 2}
+    assert TASKS["technical"].displayed(shown) is shown
+
+
+def test_label_index_of_each_kind():
+    grades = TASKS["mllm_score"]
+    assert [grades.label_index(Label(score=s)) for s in (1, 1.4, 1.5, 3.5, 5)] == [0, 0, 1, 3, 4]
+    for bad in (Label(), Label(score=0.4), Label(score=5.5), Label(score=float("nan"))):
+        with pytest.raises(ValueError, match=r"label.score is .*, must be 1 to 5"):
+            grades.label_index(bad)
+    assert [TASKS["genai_image"].label_index(Label(winner=w)) for w in (0, 1, TIE)] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"label\.winner is 2"):
+        TASKS["genai_image"].label_index(Label(winner=2))
+    with pytest.raises(ValueError, match=r"label\.ranks is None"):
+        TASKS["mllm_batch"].label_index(Label())
+
+
+def test_questions_that_do_not_fit():
+    ask = lambda name, **changes: TASKS[name].ask(dataclasses.replace(record(name), **changes).question)  # noqa: E731
+    for changes, name, says in (
+        ({"instruction": " "}, "seetrue", "needs an instruction"),
+        ({"images": PICTURES[:2]}, "agin_nat", "takes at most 1 image"),
+        ({"context_images": 1}, "mj_safety", "judges 2 to 2 candidates, the question has 1"),
+        ({"score_max": 10.0}, "mllm_score", "has the grades 1 to 5, the question \\(1.0, 10.0\\)"),
+        ({"allow_tie": True}, "mj_safety", "knows no tie"),
+        ({"candidates": (Candidate(1), Candidate(0, "a"))}, "mj_safety", "has 2 image.s., its context and candidates say 1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            ask(name, **changes)
+
+
+def test_rankings_are_read():
+    names = ("A", "B", "C", "D")
+    for text, ranks in (
+        ("B > A > C > D", (2, 1, 3, 4)),
+        ("b>a=c>D", (2, 1, 2, 3)),
+        ("A = B = C = D", (1, 1, 1, 1)),
+        (" D >\nC > B > A ", (4, 3, 2, 1)),
+    ):
+        assert parse_strict(f"<think>a</think><answer>{text}</answer>", names, ranked=True).verdict == ranks
+        assert parse_lenient(f"So:\nAnswer: **{text.strip()}**.".replace("\n ", " "), names, ranked=True).verdict in (ranks, None)
+    for text in ("A > B > C", "A > B > C > C", "A > B > C > D > A", "A > B >> C > D", "A, B, C, D", "ABCD", "A < B < C < D", "",
+                 ">", "A > B > C > E", "А > B > C > D", "A ≥ B > C > D", "A > B > C > D."):  # fmt: skip
+        got = parse_strict(f"<think>a</think><answer>{text}</answer>", names, ranked=True)
+        assert got == (None, "", "not a ranking"), text
+    assert parse_lenient("I think\nB > A > C > D.", names, ranked=True).verdict == (2, 1, 3, 4)
+    assert parse_lenient("A > B", names, ranked=True).error == "no answer"
+    assert dense((1, 3, 3, 6)) == (1, 2, 2, 3)
+    assert [ranking_text(r, names) for r in ((2, 1, 2, 3), (1, 3, 3, 6))] == ["B > A = C > D", "A > B = C > D"]
+    for ranks in {dense(r) for r in product(range(4), repeat=4)}:  # all 75 orders of four with ties
+        assert parse_strict(f"<think>a</think><answer>{ranking_text(ranks, names)}</answer>", names, ranked=True).verdict == ranks
+
+
+def mutated(good: str, word: str) -> list[str]:
+    """Changes of a good answer, each of which breaks its form."""
+    tags = [*TAGS, *(tag.upper() for tag in TAGS)]
+    inner = good.index("<answer>") + len("<answer>")
+    cuts = [0, 3, 7, good.index("</think>"), good.index("<answer>"), inner, good.index("</answer>"), len(good)]
+    out = [good[:i] + tag + good[i:] for i in cuts for tag in tags]
+    out += [good[:i] + "\0" + good[i:] for i in range(len(good) + 1)]
+    out += [good[:i] for i in range(len(good))] + [good[i:] for i in range(1, len(good))]
+    for tag in TAGS:
+        at = good.index(tag)
+        out += [good[:i] + "_" + good[i + 1 :] for i in range(at, at + len(tag))]
+    out += [good + end for end in ("x", ".", "no", "\u200b", "\u00a0", good)] + [good.replace(">" + word + "<", "><")]
+    wide = "".join(chr(ord(c) + 0xFEE0) if c > " " else c for c in word)
+    others = (wide, word + ".", word + " or", "'" + word + "'", word + "\u200b", "\u00a0" + word, word + " " + word, "[]")
+    for other in others:
+        out.append(good.replace(f">{word}<", f">{other}<"))
+    out += [good.replace(f">{word}<", f">{look}<") for look in YES_LOOK_ALIKES + NO_LOOK_ALIKES]
+    return list(dict.fromkeys(text for text in out if text != good))
+
+
+ALL_WEIGHTS = Rule(0.5, dict.fromkeys([part for part in PARTS if part != "overlong"], 1.0), tie_credit=0.5)
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+def test_no_mutation_earns_anything_in_any_kind(kind):
+    name = OF_KIND[kind]
+    truth = truth_of(TASKS[name], record(name))
+    word = answer_text(truth)
+    good = f"<think>looks blurry</think><answer>{word}</answer>"
+    broken = mutated(good, word)
+    assert len(broken) >= 200 and len(YES_LOOK_ALIKES + NO_LOOK_ALIKES) >= 26
+    texts = [[good, *broken]]
+    known = {"tasks": [name], "labels": np.array([truth.label]), "truths": [write_truth(truth)]}
+    got = score(texts, np.zeros((1, len(texts[0])), bool), **known, alpha=ALL_WEIGHTS)
+    assert got.total[0, 0] == len(ALL_WEIGHTS.weights) and got.accuracy[0, 0] == got.format[0, 0] == 1
+    for part in (got.total, got.accuracy, got.format, *got.parts.values()):
+        np.testing.assert_array_equal(part[0, 1:], np.zeros(len(broken), np.float32))
+    assert (got.verdict[0, 1:] == -1).all()
+
+
+@pytest.mark.parametrize("kind", OF_KIND)
+@pytest.mark.parametrize("size", [1_000_000, MAX_CHARS - 60], ids=["1MB", "cap"])
+def test_hostile_texts_take_less_than_50_ms_in_any_kind(kind, size):
+    truth = truth_of(TASKS[OF_KIND[kind]], record(OF_KIND[kind]))
+    texts = hostile_texts(size) | {
+        "arrows": f"<think>a</think><answer>{'>' * size}</answer>",
+        "long ranking": f"<think>a</think><answer>{('A > ' * size)[:size]}</answer>",
+        "equals": ("A = " * size)[:size],
+        "digits": f"<think>a</think><answer>{'1' * size}</answer>",
+    }
+    for name, text in texts.items():
+        for parse in (parse_strict, parse_lenient):
+            seconds = []
+            for _ in range(3):  # processor time: another program on the machine is not the parser's fault
+                start = time.process_time()
+                parsed = parse(text, truth.words, ranked=truth.ranked)
+                seconds.append(time.process_time() - start)
+            assert min(seconds) < 0.05, (name, parse.__name__, seconds)
+            assert parsed.verdict is None or parse is parse_lenient, name
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_the_true_target_earns_the_whole_reward(name):
+    tasks = tasks_with((), vary_polarity=True, vary_words=True, templates="all")
+    for i in range(12):
+        e = tasks[name].displayed(dataclasses.replace(record(name, i), rationale="it is so"))
+        target = true_target(tasks, e)
+        truth = truth_of(tasks[name], e)
+        assert target == f"<think>it is so</think><answer>{answer_text(truth)}</answer>"
+        known = {"tasks": [name], "labels": np.array([truth.label]), "truths": [write_truth(truth)]}
+        got = score([[target]], np.zeros((1, 1), bool), **known, alpha=ALL_WEIGHTS)
+        assert got.total[0, 0] == 5 and read_truth(write_truth(truth)) == truth
+
+
+CANARY = "CANARY7319"
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_a_planted_label_never_reaches_the_prompt(name, tokenizer):
+    """Of a hundred records the prompts are the same whatever is true of them, and hold none of what must not be shown."""
+    tasks = tasks_with((), vary_polarity=True, vary_words=True, templates="all")
+    task = tasks[name]
+    others = {
+        "pointwise_binary": (Label(binary=0), Label(binary=1, score=4.25)),
+        "pointwise_score": (Label(score=1.0), Label(score=4.5)),
+        "pairwise": (Label(winner=0), Label(winner=1)),
+        "listwise": (Label(ranks=(1, 2, 3, 4)), Label(ranks=(4, 4, 2, 1))),
+    }[task.kind]
+    hidden = ("rationale", "raw", "group_id", "dataset", "license", "label_rule", "revision", "source_split")
+    planted = dict.fromkeys(hidden, CANARY)
+    for i in range(100):
+        texts = []
+        for label in others:
+            e = dataclasses.replace(record(name, i), label=label, raters=(7319.0,), **planted)
+            named = tuple(c._replace(name=CANARY) for c in e.candidates)
+            texts.append(task.ask(dataclasses.replace(e, candidates=named).question, e.example_id).parts)
+        assert texts[0] == texts[1]
+        assert CANARY not in "".join(part or "" for part in texts[0]) and "7319" not in "".join(part or "" for part in texts[0])
+        if i < 2:
+            same = [dataclasses.replace(record(name, i), label=label, **planted) for label in others]
+            rows = [to_row(e, name, fmt(tokenizer, tasks)) for e in same]
+            assert all(row["error"] == "" for row in rows), rows[0]["error"]
+            assert all(np.array_equal(rows[0][key], rows[1][key]) for key in DEVICE_KEYS)
+            assert CANARY not in tokenizer.decode(rows[0]["tokens"][rows[0]["valid"]])
+
+
+def test_row_of_an_interleaved_question(tokenizer):
+    e = record("genai_edit", 1)
+    row = to_row(e, "genai_edit", fmt(tokenizer))
+    text = tokenizer.decode(row["tokens"][row["valid"]])
+    place = "<|vision_start|><|image_pad|><|vision_end|>"
+    assert f"Picture: {place}\nImage A: {place}\nImage B: {place}\n\nWhich" in text
+    truth = json.loads(row["truth"])
+    assert (row["label"], truth[1]) == (1, ["A", "B", "TIE"])
+    shown = to_row(e, "genai_edit", fmt(tokenizer, display=True))
+    order = order_of(e.example_id, 2, 0)
+    assert shown["label"] == order.index(1)
+    for place, index in enumerate(order):
+        kept = shown["patches"][shown["patch_segment"] == place + 2]
+        assert np.array_equal(kept, patchify(decode(PICTURES[1 + index]), CONFIG).patches)
+    bad = to_row(dataclasses.replace(record("mllm_batch"), label=Label(ranks=(1, 2))), "mllm_batch", fmt(tokenizer, display=True))
+    assert bad["weight"] == 0 and bad["truth"] == ""
+    assert bad["error"].startswith("wrong_fields: mllm_batch/0: label.ranks is (1, 2)")
