@@ -84,7 +84,8 @@ def judge(
     fmt, tasks = roomy(how.fmt, max(1, *(len(e.images) for e in examples))), how.fmt.tasks
     done = [] if kept is None else kept.take(-(-len(examples) // how.batch))
     old = [row for rows in done for row in rows]
-    progress(len(old))
+    if old:
+        progress(len(old))
     examples = examples[len(old) :]
     if not examples:
         return old
