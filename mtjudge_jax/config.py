@@ -71,6 +71,11 @@ class RolloutConfig:
 
 
 @dataclass
+class SftConfig:
+    target: str = "rationale"  # gold reasoning, then the verdict | answer: the verdict alone, as where a record has no reasoning
+
+
+@dataclass
 class RewardConfig:
     alpha: float = 0.1  # weight of the format reward; the paper gives no value, 0.1 is common in this family
 
@@ -143,6 +148,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -160,6 +166,7 @@ CHOICES = {
     "model.attention": ("auto", "xla", "chunked", "splash", "tokamax"),
     "model.experts": ("auto", "dense", "ragged", "tokamax"),
     "data.mixture": ("proportional", "uniform"),
+    "sft.target": ("rationale", "answer"),
     "loss.advantage_std": ("unbiased", "population", "none"),
     "loss.kl_estimator": ("k1", "k2", "k3"),
     "loss.aggregation": ("token_mean", "sequence_mean"),

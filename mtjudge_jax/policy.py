@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from mtjudge_jax.config import Config, ConfigError
 from mtjudge_jax.data.images import load_image_config
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.data.records import JudgeExample
-from mtjudge_jax.data.rows import completion_text
+from mtjudge_jax.data.rows import answer_text, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig, load_config
@@ -54,7 +55,6 @@ def open_model(cfg: Config) -> Model:
         tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
-    sft = cfg.stage == "sft"
     fmt = RowFormat(
         TASKS,
         tokenizer,
@@ -62,7 +62,7 @@ def open_model(cfg: Config) -> Model:
         cfg.data.prompt_tokens,
         cfg.data.patches,
         completion_tokens=cfg.rollout.completion_tokens,
-        target=true_target if sft else None,
+        target=target_of(cfg),
     )
     return Model(folder, model_cfg, make_stages(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
 
@@ -79,10 +79,24 @@ def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
     return dataclasses.replace(model_cfg, lora=LoraConfig(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets))
 
 
-def true_target(example: JudgeExample) -> str:
-    """What SFT teaches: the gold reasoning, then the true verdict."""
+def target_of(cfg: Config) -> Callable[[JudgeExample], str] | None:
+    """What the rows of a run teach word for word; None in RL."""
+    return partial(true_target, form=cfg.sft.target) if cfg.stage == "sft" else None
+
+
+def true_target(example: JudgeExample, *, form: str = "rationale") -> str:
+    """What SFT teaches, by sft.target: the gold reasoning and the true verdict, or the verdict alone.
+
+        "rationale"  -> "<think>looks blurry</think><answer>no</answer>"
+        "answer", and every record without reasoning  -> "<answer>no</answer>"
+
+    The lenient parser reads both; the strict one, which RL is paid by, only the first.
+    """
     task = TASKS[example.task]
-    return completion_text(example.rationale, task.labels[task.label_index(example.label)])
+    answer = task.labels[task.label_index(example.label)]
+    if form == "answer" or not example.rationale.strip():
+        return answer_text(answer)
+    return completion_text(example.rationale, answer)
 
 
 def read_params(model: Model, cfg: Config) -> Params:
