@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
-from mtjudge_jax.command import eval_flags, run_command
-from mtjudge_jax.config import HostsConfig, unknown
+from mtjudge_jax.command import config_file, eval_flags, run_command, typed
+from mtjudge_jax.config import Config, HostsConfig, check, unknown
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
@@ -75,8 +75,18 @@ def main() -> None:
         evaluate_split()
 
 
+def settings() -> Config:
+    """Mesh, dtype and sizes to judge with: a whole model a device and its judge.json's, or all of --config."""
+    if not config_file(sys.argv):
+        return judge_config(MODEL.value, batch=BATCH.value)
+    cfg = typed(CONFIG.value)
+    cfg.stage, cfg.model.path = "grpo", MODEL.value
+    check(cfg, jax.device_count(), jax.process_count())
+    return cfg
+
+
 def evaluate_split() -> None:
-    cfg = judge_config(MODEL.value, batch=BATCH.value)
+    cfg = settings()
     unreadable = BadRowCounter()
     examples = read_examples(unreadable)
     check_workdir(OUT.value)
@@ -87,8 +97,8 @@ def evaluate_split() -> None:
     began = time.perf_counter()
     quiet = not sys.stderr.isatty() or jax.process_index() > 0
     with tqdm(total=count_rows(examples), unit="prompt", disable=quiet) as bar:
-        settings = {"step": 0, "probabilities": True, "progress": stoppable(bar)}
-        predictions, result = evaluate(read_params(model, cfg), examples, how, **settings)
+        options = {"step": 0, "probabilities": True, "progress": stoppable(bar)}
+        predictions, result = evaluate(read_params(model, cfg), examples, how, **options)
     seconds = time.perf_counter() - began
     result["unusable"] = dict(unreadable.reasons + collections.Counter(result["unusable"]))
     result |= {"split": SPLIT.value, "model": str(MODEL.value), "seconds": seconds}
@@ -101,5 +111,5 @@ def evaluate_split() -> None:
 
 
 if __name__ == "__main__":
-    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED = eval_flags()
+    CONFIG, MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED = eval_flags()
     run_command(main)

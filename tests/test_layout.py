@@ -42,6 +42,7 @@ ORDER = [
     "skipped",
     "policy",
     "plan",
+    "paper",
     "run",
     "loop",
     "model_card",

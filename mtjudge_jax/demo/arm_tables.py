@@ -79,8 +79,8 @@ def pairwise(results: Sequence[dict], arms: Sequence[str]) -> Table:
             mean = cells["mean"]
             cells["transfer"] = Spread(mean.mean - base.mean, mean.low - base.mean, mean.high - base.mean, mean.seeds)
     note = (
-        "Two pictures at once, never trained on. Macro-F1 over both orders of every pair; a constant answer has 0.33. transfer: the mean "
-        "minus the base's. In the mean of the three tasks: accuracy, same winner in both orders, accuracy by the answers' "
+        "Two pictures at once, never trained on. Macro-F1 over both orders of every pair; a constant answer has 0.33. transfer: "
+        "the mean minus the base's. In the mean of the three tasks: accuracy, same winner in both orders, accuracy by the answers' "
         "probabilities, of each picture judged alone, and answers without a verdict."
     )
     return Table("On the unseen pairwise form", note, (*UNSEEN, "mean", "transfer", *OTHERS), rows)
@@ -134,7 +134,10 @@ def write_tables(workdir: AnyPath, names: Sequence[str], titles: dict[str, str])
     results = [json.loads(path.read_text()) for path in paths if path.exists()]
     arms = [arm for arm in titles if any(result["arm"] == arm for result in results)]
     tables = [in_distribution(results, arms), pairwise(results, arms)]
-    note = f"The demo's arms, {len(results)} of {len(paths)} models judged. Over seeds: mean (lowest-highest); [..]: 95 % interval of one seed, by photograph."
+    note = (
+        f"The demo's arms, {len(results)} of {len(paths)} models judged. Over seeds: mean (lowest-highest); of one seed: "
+        "[95 % interval, by photograph]."
+    )
     text = "\n".join([f"{note}\n", *(as_markdown(table, titles) for table in tables)])
     page = "".join(as_html(table, titles) for table in tables)
     page = f"<!doctype html><meta charset='utf-8'><title>Arms</title><style>{STYLE}</style><p>{html.escape(note)}</p>{page}"
