@@ -80,8 +80,8 @@ def pairwise(results: Sequence[dict], arms: Sequence[str]) -> Table:
             cells["transfer"] = Spread(mean.mean - base.mean, mean.low - base.mean, mean.high - base.mean, mean.seeds)
     note = (
         "Two pictures at once, never trained on. Macro-F1 over both orders of every pair; a constant answer has 0.33. transfer: "
-        "the mean minus the base's. In the mean of the three tasks: accuracy, same winner in both orders, accuracy by the answers' "
-        "probabilities, of each picture judged alone, and answers without a verdict."
+        "the mean minus the base's. In the mean of the three tasks: accuracy, same winner in both orders, accuracy by the "
+        "answers' probabilities, of each picture judged alone, and answers without a verdict."
     )
     return Table("On the unseen pairwise form", note, (*UNSEEN, "mean", "transfer", *OTHERS), rows)
 
