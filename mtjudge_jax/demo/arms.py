@@ -134,7 +134,9 @@ def is_done(path: AnyPath, cfg: Config) -> bool:
     """Whether an earlier start judged this job. Raises ConfigError where that was of another config."""
     if not path.exists():
         return False
-    if changed := differences(json.loads(path.read_text())["config"], json.loads(json.dumps(to_dict(cfg)))):
+    stored = json.loads(path.read_text())["config"]
+    changed = [line for line in differences(stored, to_dict(cfg)) if not line.startswith("data.path:")]  # a folder may move
+    if changed:
         raise ConfigError(f"{path} is of another config: {'; '.join(changed)}. Take another --workdir, or remove the file")
     return True
 
