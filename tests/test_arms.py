@@ -14,7 +14,7 @@ from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of
 from mtjudge_jax.demo.config import TASKS, UNSEEN
 from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.plan.chips import tpu_slice
-from mtjudge_jax.policy import true_target
+from mtjudge_jax.policy import DEMO_BASE, true_target
 from mtjudge_jax.tasks.parse import parse_lenient, parse_strict
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -186,6 +186,18 @@ def test_a_second_start_does_what_is_missing():
     first.write_text(json.dumps(changed))
     ended = start(workdir)
     assert ended.status == 2 and "is of another config: optim.lr: 5.0 -> 0.002" in ended.err
+
+
+def test_the_base_is_judged_as_a_config_lays_it_out():
+    """configs/off_the_shelf.py says how; here the config of the tests: its sizes, its mesh."""
+    where = (f"--data={commands().folder / 'data'}", f"--out={commands().folder / 'base'}", f"--model={DEMO_BASE}")
+    command = ("eval", f"--config={commands().config}", *where, "--tasks=technical", "--samples=1", "--limit=2")
+    ended = commands().run(*command, "--config.mesh.fsdp=2")
+    assert ended.status == 2 and "mesh.fsdp = 2" in ended.err and "here are 1: " in ended.err
+    ended = commands().run(*command, "--config.rollout.prompts=2", "--config.update.prompts=2", "--config.update.micro_prompts=2")
+    assert ended.status == 0, ended.err[-2000:]
+    scores = json.loads((commands().folder / "base" / "test.json").read_text())
+    assert list(scores["tasks"]) == ["technical"] and scores["tasks"]["technical"]["count"] == 2
 
 
 def test_an_arm_that_there_is_not():
