@@ -143,7 +143,7 @@ def is_done(path: AnyPath, cfg: Config) -> bool:
 
 def run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPath) -> None:
     """Trains one model, judges it and writes what came out."""
-    began, folder = time.perf_counter(), workdir / "runs" / job.name
+    began, cpu, folder = time.perf_counter(), time.process_time(), workdir / "runs" / job.name
     model = model._replace(fmt=model.fmt._replace(target=target_of(cfg)))
     if ARMS[job.arm].stage:
         _, progress = fit(cfg, str(folder), model=model)
@@ -154,7 +154,8 @@ def run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPat
     how = Judging(model.stages, model.fmt, EVAL_BATCH, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
     with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
         predictions, result = evaluate(params, examples, how, step=0, probabilities=True, progress=stoppable(bar))
-    seconds = {"train": trained - began, "judge": time.perf_counter() - trained}
+    now = time.perf_counter()
+    seconds = {"train": trained - began, "judge": now - trained, "cpu": time.process_time() - cpu}
     result |= {"arm": job.arm, "seed": job.seed, "task": job.task, "split": "test", "seconds": seconds, "config": to_dict(cfg)}
     write_evaluation(workdir / "eval", job.name, predictions, result)
     remove_tree(folder / "checkpoints")  # what it is compared by is written
