@@ -50,8 +50,9 @@ def plan_flags():
 
 
 def eval_flags():
-    """(model, data, out, name, split, tasks, limit, batch, samples, seed, templates, mesh)."""
+    """(config, model, data, out, name, split, tasks, limit, batch, samples, seed, templates, mesh)."""
     return (
+        define_config(),
         flags.DEFINE_string("model", None, "Hugging Face folder, or the workdir of a run, whose best/ it is.", required=True),
         flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
         flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
@@ -59,7 +60,7 @@ def eval_flags():
         flags.DEFINE_string("split", "test", "Which split to judge."),
         flags.DEFINE_list("tasks", [], "Tasks to judge; default: all of the split."),
         flags.DEFINE_integer("limit", 0, "Examples a task; 0 = all.", lower_bound=0),
-        flags.DEFINE_integer("batch", 24, "Prompts judged at a time.", lower_bound=1),
+        flags.DEFINE_integer("batch", 24, "Prompts judged at a time; with --config its rollout.prompts.", lower_bound=1),
         flags.DEFINE_integer("samples", 8, "Answers a prompt: one greedy, the rest sampled.", lower_bound=1),
         flags.DEFINE_integer("seed", 0, "Of the sampled answers.", lower_bound=0),
         flags.DEFINE_enum("templates", "train", TEMPLATES, "Wordings that are asked: those of training, those held out, all."),

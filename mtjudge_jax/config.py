@@ -10,9 +10,9 @@ import types
 from dataclasses import dataclass, field
 
 from mtjudge_jax.fields import ConfigError, differences, flatten, unknown
+from mtjudge_jax.limits import AMONG, AT_LEAST, BELOW_ONE, CHOICES, POSITIVE, WITHIN
 from mtjudge_jax.tasks import Task, tasks_with
 from mtjudge_jax.tasks.reward import weights_of
-from mtjudge_jax.tasks.wording import TEMPLATES
 
 __all__ = ["Config", "ConfigError", "check", "differences", "flatten", "from_dict", "get_tasks", "to_dict", "unknown"]
 
@@ -76,6 +76,11 @@ class RolloutConfig:
     completion_tokens: int = 2048
     micro_prompts: int = 0  # prompts whose caches exist at a time; 0 = all
     temperature: float = 1.0
+
+
+@dataclass
+class SftConfig:
+    target: str = "rationale"  # gold reasoning, then the verdict | answer: the verdict alone, as where a record has no reasoning
 
 
 @dataclass
@@ -156,6 +161,7 @@ class Config:
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -163,61 +169,6 @@ class Config:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
-
-
-CHOICES = {
-    "stage": ("grpo", "sft"),
-    "model.dtype": ("float32", "bfloat16"),
-    "model.param_dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
-    "model.attention": ("auto", "xla", "chunked", "splash", "tokamax"),
-    "model.experts": ("auto", "dense", "ragged", "tokamax"),
-    "data.mixture": ("proportional", "uniform", "temperature", "weights", "mt_grpo"),
-    "data.mt_grpo_improvement": ("objective", "reward"),
-    "data.polarity": ("plain", "varied"),
-    "data.label_words": ("plain", "varied"),
-    "eval.templates": TEMPLATES,
-    "loss.advantage_std": ("unbiased", "population", "none"),
-    "loss.kl_estimator": ("k1", "k2", "k3"),
-    "loss.aggregation": ("token_mean", "sequence_mean"),
-    "optim.name": ("adamw", "muon"),
-    "optim.schedule": ("constant", "cosine"),
-}
-AMONG = {  # each entry of a tuple
-    "model.freeze": ("vision", "mergers", "embeddings"),
-    "lora.targets": ("q", "k", "v", "o", "gate", "up", "down"),
-}
-AT_LEAST = {
-    "steps": 1,
-    "rollout.prompts": 1,
-    "rollout.group_size": 2,
-    "rollout.completion_tokens": 2,
-    "update.prompts": 1,
-    "update.micro_prompts": 1,
-    "data.prompt_tokens": 1,
-    "data.mt_grpo_max_oversample": 1,
-    "model.head_chunk": 1,
-    "eval.every_steps": 1,
-    "eval.samples": 1,
-    "checkpoint.every_steps": 1,
-    "checkpoint.keep": 1,
-    "update.max_skipped": 1,
-    "hosts.start_seconds": 5,
-    "hosts.heartbeat_seconds": 2,
-    "checkpoint.max_failed_saves": 1,
-    "loss.dual_clip": 1,
-}
-NOT_NEGATIVE = (
-    "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "optim.lr", "optim.warmup_steps",
-    "optim.weight_decay", "eval.limit", "eval.patience", "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high",
-    "loss.kl_coef", "loss.advantage_eps",
-)  # fmt: skip
-AT_LEAST |= dict.fromkeys(NOT_NEGATIVE, 0)
-SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")
-WITHIN = dict.fromkeys(SHARES, (0, 1))
-BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
-POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
-POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 
 
 def from_dict(raw: dict, cls: type = Config, where: str = ""):

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
-from mtjudge_jax.command import eval_flags, run_command
-from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, get_tasks, unknown
+from mtjudge_jax.command import config_file, eval_flags, run_command, typed
+from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, check, get_tasks, unknown
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.digest import digests
@@ -141,10 +141,22 @@ def already_judged(path: AnyPath, settings: dict) -> dict | None:
     return result
 
 
-def evaluate_split() -> None:
+def config_of_flags() -> Config:
+    """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config."""
     cfg = judge_config(MODEL.value, batch=BATCH.value)
     cfg.mesh = mesh_config(MESH.value)
+    if config_file(sys.argv):
+        if MESH.value:
+            raise ConfigError(f"--mesh={','.join(MESH.value)} with --config, which has one: give --config.mesh.fsdp=.. instead")
+        folder, cfg = cfg.model.path, typed(CONFIG.value)
+        cfg.stage, cfg.model.path = "grpo", folder
+        check(cfg, jax.device_count(), jax.process_count())
     cfg.eval.templates = TEMPLATES.value
+    return cfg
+
+
+def evaluate_split() -> None:
+    cfg = config_of_flags()
     unreadable = BadRowCounter()
     examples = read_examples(unreadable, get_tasks(cfg))
     check_workdir(OUT.value)
@@ -187,5 +199,5 @@ def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judg
 
 
 if __name__ == "__main__":
-    MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, TEMPLATES, MESH = eval_flags()
+    CONFIG, MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, TEMPLATES, MESH = eval_flags()
     run_command(main)

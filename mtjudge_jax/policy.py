@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from mtjudge_jax.config import Config, ConfigError, get_tasks
 from mtjudge_jax.data.images import load_image_config
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.data.records import JudgeExample
-from mtjudge_jax.data.rows import completion_text
+from mtjudge_jax.data.rows import answer_alone, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig, load_config
@@ -64,7 +64,7 @@ def open_model(cfg: Config) -> Model:
         cfg.data.prompt_tokens,
         cfg.data.patches,
         completion_tokens=cfg.rollout.completion_tokens,
-        target=partial(true_target, tasks) if cfg.stage == "sft" else None,
+        target=target_of(cfg, tasks),
         display=True,
     )
     return Model(folder, model_cfg, make_stages(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
@@ -82,9 +82,24 @@ def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
     return dataclasses.replace(model_cfg, lora=LoraConfig(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets))
 
 
-def true_target(tasks: Mapping[str, Task], example: JudgeExample) -> str:
-    """What SFT teaches: the gold reasoning, then the true verdict in the words that the question asks for."""
-    return completion_text(example.rationale, answer_text(truth_of(tasks[example.task], example)))
+def target_of(cfg: Config, tasks: Mapping[str, Task]) -> Callable[[JudgeExample], str] | None:
+    """What the rows of a run teach word for word; None in RL."""
+    return partial(true_target, tasks, form=cfg.sft.target) if cfg.stage == "sft" else None
+
+
+def true_target(tasks: Mapping[str, Task], example: JudgeExample, *, form: str = "rationale") -> str:
+    """What SFT teaches, by sft.target: the gold reasoning and the true verdict in the words that the question asks for, or the
+    verdict alone.
+
+        "rationale"  -> "<think>looks blurry</think><answer>no</answer>"
+        "answer", and every record without reasoning  -> "<answer>no</answer>"
+
+    The lenient parser reads both; the strict one, which RL is paid by, only the first.
+    """
+    answer = answer_text(truth_of(tasks[example.task], example))
+    if form == "answer" or not example.rationale.strip():
+        return answer_alone(answer)
+    return completion_text(example.rationale, answer)
 
 
 def eval_format(model: Model, cfg: Config) -> RowFormat:

@@ -384,6 +384,20 @@ def demo(*, workdir: str) -> None:
     cli.main()
 
 
+def arms(*, workdir: str, names: str) -> None:
+    """`mtjudge demo --arms=NAMES --seeds=1` with the sizes of commands.py, one step a task."""
+    import functools
+    import sys
+
+    import mtjudge_jax.demo.arms as module
+    from mtjudge_jax import cli
+
+    module.write_demo_data = functools.partial(module.write_demo_data, train=12, val=4, test=4, pairwise=4)
+    module.get_config, module.STEPS, module.EVAL_BATCH = config, 1, 12
+    sys.argv = ["mtjudge", "demo", f"--arms={names}", "--seeds=1", f"--workdir={workdir}"]
+    cli.main()
+
+
 def non_finite(*, folder: str, data: str) -> dict:
     """A reward that is NaN in step 2, a gradient that is NaN (of a finite loss) in step 4; then only rewards that are NaN."""
     import jax

@@ -65,6 +65,7 @@ BAD = [
     ("rollout.temperature", 0.0, "above 0"),
     ("rollout.temperature", NAN, "finite"),
     ("rollout.temperature", None, "float"),
+    ("sft.target", "answers", "'answer'"),
     ("reward.alpha", -0.1, "between 0 and 1"),
     ("reward.alpha", 2, "between 0 and 1"),
     ("reward.alpha", "0.1", "float"),

@@ -12,6 +12,7 @@ ORDER = [
     "data.records",
     "tasks",
     "fields",
+    "limits",
     "config",
     "mt_grpo",
     "command",
@@ -49,6 +50,7 @@ ORDER = [
     "skipped",
     "policy",
     "plan",
+    "paper",
     "run",
     "loop",
     "model_card",
@@ -64,7 +66,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITHOUT_JAX = ("paths", "data.records", "tasks", "fields", "config", "mt_grpo", "data")
+WITHOUT_JAX = ("paths", "data.records", "tasks", "fields", "limits", "config", "mt_grpo", "data")
 FILE_LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -211,7 +211,11 @@ def _pack_patches(images: Sequence[Patches], example_id: str, cfg: ImageConfig, 
 
 
 def completion_text(reasoning: str, answer: str) -> str:
-    return f"<think>{reasoning}</think><answer>{answer}</answer>"
+    return f"<think>{reasoning}</think>{answer_alone(answer)}"
+
+
+def answer_alone(answer: str) -> str:
+    return f"<answer>{answer}</answer>"
 
 
 def make_target(text: str, tokenizer: Tokenizer, completion_tokens: int) -> tuple[np.ndarray, np.ndarray]:

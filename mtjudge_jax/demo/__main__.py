@@ -13,6 +13,7 @@ from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.command import run_command
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.demo.arms import ARMS, chosen, run_arms
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.eval import stoppable, table
@@ -63,8 +64,13 @@ def count_compilation() -> list[float]:
 def main() -> None:
     cfg = get_config()
     cfg.seed = SEED.value
+    arms = chosen(ARMS_FLAG.value) if ARMS_FLAG.value else []
     with hosts.joined(cfg.hosts):
-        demonstrate(cfg)
+        if not arms:
+            return demonstrate(cfg)
+        workdir = as_path(WORKDIR.value)
+        check_workdir(workdir)
+        run_arms(workdir, arms, SEEDS.value)
 
 
 def demonstrate(cfg: Config) -> None:
@@ -93,4 +99,6 @@ def demonstrate(cfg: Config) -> None:
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.", required=True)
     SEED = flags.DEFINE_integer("seed", 0, "Of sampling and of the order of examples.")
+    ARMS_FLAG = flags.DEFINE_list("arms", [], f"Instead: train and compare all, or some of {', '.join(ARMS)}.")
+    SEEDS = flags.DEFINE_integer("seeds", 3, "Of each arm.", lower_bound=1)
     run_command(main)

@@ -1,0 +1,163 @@
+"""`mtjudge demo --arms=all`: the paper's five arms and MT-GRPO on the demo's data, from one base, at equal numbers of prompts.
+
+Every arm sees PROMPTS questions a task: a single model in 27 steps of 24, a unified one in 162 of the same size, so that all
+share their compiled programs. What is compared is the model after its last step. Each run ends in a file below `eval`, and a
+second start of the command does the missing ones.
+"""
+
+import json
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mtjudge_jax.config import Config, ConfigError, differences, to_dict, unknown
+from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.demo.arm_tables import write_tables
+from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
+from mtjudge_jax.demo.dataset import write_demo_data
+from mtjudge_jax.eval import stoppable
+from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
+from mtjudge_jax.paths import AnyPath, address, remove_tree
+from mtjudge_jax.policy import Model, open_model, read_params, target_of
+from mtjudge_jax.tasks import get_task
+from mtjudge_jax.train import fit
+
+STEPS = 27  # of 24 prompts, a task
+EVAL_BATCH = 40  # prompts; divides the 200 questions of a task
+
+
+class Arm(NamedTuple):
+    title: str
+    stage: str = ""  # grpo | sft; "" trains nothing
+    single: bool = False  # a model a task
+    target: str = "rationale"  # of sft
+    mixture: str = "uniform"
+
+
+ARMS: dict[str, Arm] = {
+    "off_the_shelf": Arm("off the shelf"),
+    "sft_single": Arm("SFT-Single, verdict alone", "sft", single=True, target="answer"),
+    "sft_unified": Arm("SFT-Unified, verdict alone", "sft", target="answer"),
+    "sft_single_rationale": Arm("SFT-Single, reasoning and verdict", "sft", single=True),
+    "sft_unified_rationale": Arm("SFT-Unified, reasoning and verdict", "sft"),
+    "rl_single": Arm("RL-Single", "grpo", single=True),
+    "mt_rl_judge": Arm("MT-RL-Judge", "grpo"),
+    "mt_grpo": Arm("MT-GRPO", "grpo", mixture="mt_grpo"),
+}
+TITLES = {name: arm.title for name, arm in ARMS.items()}
+
+
+class Job(NamedTuple):
+    """One model to train and judge."""
+
+    arm: str
+    seed: int
+    task: str = ""  # of a single arm
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}{'.' if self.task else ''}{self.task}.seed{self.seed}"
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task,) if self.task else TASKS
+
+    @property
+    def judged(self) -> tuple[str, ...]:
+        """Its own tasks, and the pairs of the same criteria."""
+        return (*self.tasks, *(pair for pair in UNSEEN if get_task(pair).single in self.tasks))
+
+
+def chosen(names: list[str]) -> list[str]:
+    """The arms that --arms names, in the order of ARMS. Raises ConfigError for one that there is not."""
+    if names == ["all"]:
+        return list(ARMS)
+    for name in names:
+        if name not in ARMS:
+            raise ConfigError(f"--arms: {unknown('arm', name, ['all', *ARMS])}")
+    return [name for name in ARMS if name in names]
+
+
+def jobs_of(names: list[str], seeds: int) -> list[Job]:
+    """Seed by seed, so that one seed is whole before the next begins. What trains nothing has one."""
+    jobs = []
+    for seed in range(seeds):
+        for name in names:
+            if ARMS[name].stage or seed == 0:
+                jobs += [Job(name, seed, task) for task in (TASKS if ARMS[name].single else ("",))]
+    return jobs
+
+
+def job_config(job: Job, workdir: AnyPath) -> Config:
+    """The demo's config (SFT: that of configs/demo_sft.py) at the arm's number of prompts."""
+    arm, cfg = ARMS[job.arm], get_config()
+    cfg.seed, cfg.data.path, cfg.data.tasks = job.seed, str(workdir / "data"), job.tasks
+    cfg.steps = STEPS * len(job.tasks)
+    cfg.optim.warmup_steps = max(2, cfg.steps // 16)  # 10 of the demo's 160
+    cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = cfg.steps, 24, 1
+    cfg.checkpoint.every_steps, cfg.checkpoint.keep = STEPS, 1
+    if arm.stage:
+        cfg.stage, cfg.sft.target, cfg.data.mixture = arm.stage, arm.target, arm.mixture
+    if arm.stage == "sft":
+        cfg.optim.lr = 2e-3
+    return cfg
+
+
+def run_arms(workdir: AnyPath, arms: list[str], seeds: int) -> None:
+    """Trains and judges what is not yet done, and writes the tables anew after each."""
+    began = time.perf_counter()
+    if not jax.config.jax_compilation_cache_dir:  # runs of the same sizes are the same programs
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    write_demo_data(workdir / "data", seed=0)
+    examples = {task: read_split(workdir / "data", "test", task) for task in (*TASKS, *UNSEEN)}
+    jobs = jobs_of(arms, seeds)
+    names = [job.name for job in jobs]
+    model = open_model(job_config(jobs[0], workdir))
+    for number, job in enumerate(jobs, 1):
+        cfg = job_config(job, workdir)
+        print(f"{number}/{len(jobs)} {job.name}", flush=True)
+        if is_done(workdir / "eval" / f"{job.name}.json", cfg):
+            print("    done before", flush=True)
+            continue
+        run_job(job, cfg, model, {name: examples[name] for name in job.judged}, workdir)
+        write_tables(workdir, names, TITLES)
+    path = write_tables(workdir, names, TITLES)
+    print(f"done, this start took {(time.perf_counter() - began) / 60:.1f} minutes\ntables: {address(path)}", flush=True)
+
+
+def is_done(path: AnyPath, cfg: Config) -> bool:
+    """Whether an earlier start judged this job. Raises ConfigError where that was of another config."""
+    if not path.exists():
+        return False
+    stored = json.loads(path.read_text())["config"]
+    changed = [line for line in differences(stored, to_dict(cfg)) if not line.startswith("data.path:")]  # a folder may move
+    if changed:
+        raise ConfigError(f"{path} is of another config: {'; '.join(changed)}. Take another --workdir, or remove the file")
+    return True
+
+
+def run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPath) -> None:
+    """Trains one model, judges it and writes what came out."""
+    began, cpu, folder = time.perf_counter(), time.process_time(), workdir / "runs" / job.name
+    model = model._replace(fmt=model.fmt._replace(target=target_of(cfg, model.fmt.tasks)))
+    if ARMS[job.arm].stage:
+        _, progress = fit(cfg, str(folder), model=model)
+        params = progress.params
+    else:
+        params = read_params(model, cfg)
+    trained = time.perf_counter()
+    how = Judging(model.stages, model.fmt, EVAL_BATCH, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
+    with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
+        predictions, result = evaluate(params, examples, how, step=0, probabilities=True, progress=stoppable(bar))
+    now = time.perf_counter()
+    seconds = {"train": trained - began, "judge": now - trained, "cpu": time.process_time() - cpu}
+    result |= {"arm": job.arm, "seed": job.seed, "task": job.task, "split": "test", "seconds": seconds, "config": to_dict(cfg)}
+    write_evaluation(workdir / "eval", job.name, predictions, result)
+    remove_tree(folder / "checkpoints")  # what it is compared by is written
+    scores = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
+    print(f"{job.name}: {seconds['train']:.0f} s + {seconds['judge']:.0f} s | {scores}", flush=True)
