@@ -9,7 +9,7 @@ from collections.abc import Callable
 from mtjudge_jax.config import Config, ConfigError, unknown
 from mtjudge_jax.plan.chips import tpu_slice
 
-TASKS = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
+TASKS = ("agin_nat", "agin_tech", "agin_rat", "seetrue", "imagereward", "unsafebench")
 TRAIN = dict(zip(TASKS, (4_839, 4_839, 4_839, 5_544, 6_194, 7_298), strict=True))  # questions
 FOLDERS = {"30b-a3b": "models/Qwen3-VL-30B-A3B-Instruct", "8b": "models/Qwen3-VL-8B-Instruct"}
 # Our choices, the paper gives none. It stops where validation no longer rises: after so many evaluations without a better one,

@@ -22,7 +22,7 @@ from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.eval import stoppable
 from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
 from mtjudge_jax.paths import AnyPath, address, remove_tree
-from mtjudge_jax.policy import Model, open_model, read_params, target_of
+from mtjudge_jax.policy import Model, eval_format, open_model, read_params, target_of
 from mtjudge_jax.tasks import get_task
 from mtjudge_jax.train import fit
 
@@ -151,7 +151,7 @@ def run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPat
     else:
         params = read_params(model, cfg)
     trained = time.perf_counter()
-    how = Judging(model.stages, model.fmt, EVAL_BATCH, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
+    how = Judging(model.stages, eval_format(model, cfg), EVAL_BATCH, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
     with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
         predictions, result = evaluate(params, examples, how, step=0, probabilities=True, progress=stoppable(bar))
     now = time.perf_counter()
