@@ -8,9 +8,7 @@ fi
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname "$HERE")
-COUNT='' FACTS=()
-dry_run='' zone='' project='' internal_ip='' iap=''
-TPU_FLAGS='zone= project= internal-ip iap' # of every script that talks to a TPU VM
+dry_run='' zone='' project='' image=''
 
 # One generation of TPUs a line: its name in --topology, then the beginning of its name in Google Cloud, that name's count a
 # chip, the runtime of its VMs, its name and machine in GKE, and its shapes. GKE machines of these shapes have 4 chips.
@@ -28,6 +26,20 @@ die() { # what is the user's to mend: one line, status 2
   exit 2
 }
 
+need_tools() { # need_tools tool ..: each is on PATH; asked before anything is written. --dry-run needs none
+  local tool from
+  for tool; do
+    case $tool in
+    gcloud) from=https://cloud.google.com/sdk/docs/install ;;
+    kubectl) from='gcloud components install kubectl gke-gcloud-auth-plugin' ;;
+    xpk) from='pip install xpk' ;;
+    sky) from='pip install "skypilot[gcp]"' ;;
+    *) from='install it' ;;
+    esac
+    [[ $dry_run ]] || command -v "$tool" >/dev/null || die "$tool is not on PATH: $from"
+  done
+}
+
 usage() { sed -n '2,/^[^#]/ { s/^# \{0,1\}//p; }' "$0"; } # the comment at the head of a script is its help
 
 parse() { # parse "name= switch .." "$@": each flag sets a variable (a-b sets a_b); the rest is ARGS, what follows -- COMMAND
@@ -40,6 +52,10 @@ parse() { # parse "name= switch .." "$@": each flag sets a variable (a-b sets a_
     case $word in
     --) COMMAND=("$@") && break ;;
     -h | --help) usage && exit 0 ;;
+    -n)
+      [[ $spec == *" processes= "* ]] || die "no flag -n: see --help"
+      name=processes
+      ;;
     --*=*) name=${name%%=*} value=${word#*=} ;;
     --*) value=yes ;;
     -*) die "no flag $word: see --help" ;;
@@ -52,6 +68,7 @@ parse() { # parse "name= switch .." "$@": each flag sets a variable (a-b sets a_
       fi
       [[ -n $value ]] || die "--$name= is empty"
     elif [[ $spec != *" $name "* ]]; then
+      [[ " ${ARGS[*]} " != *" mtjudge "* ]] || die "no flag --$name: put -- before the command, -- mtjudge .."
       die "no flag --$name: see --help"
     elif [[ $word == *=* ]]; then
       die "--$name takes no value"
@@ -85,6 +102,12 @@ need_number() { # need_number flag ..
     variable=${flag//-/_}
     [[ ${!variable} =~ ^[0-9]+$ ]] || die "--$flag=${!variable}: a whole number, 0 or more"
   done
+}
+
+need_image() {
+  local part='[a-z0-9][a-z0-9._-]*'
+  [[ $image =~ ^$part(:[0-9]+)?(/$part)+(:[A-Za-z0-9_.-]+)?(@sha256:[0-9a-f]{64})?$ ]] ||
+    die "--image=$image: such as registry/repository/mtjudge:1"
 }
 
 need_bucket() { # need_bucket flag: its value is gs://bucket/..
@@ -155,36 +178,5 @@ worst() {
 where() { # sets WHERE, the flags that say where NAME is; checks them
   need zone
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || die "--zone=$zone: a zone is needed, such as us-east5-a"
-  [[ -z $internal_ip || -z $iap ]] || die "--internal-ip and --iap: one of the two"
   WHERE=("--zone=$zone" ${project:+"--project=$project"})
-  SSH=(gcloud ${iap:+alpha} compute tpus tpu-vm)
-  REACH=(${internal_ip:+--internal-ip} ${iap:+--tunnel-through-iap})
-}
-
-on() { # on worker command line: the words of a ssh command that runs the line on the worker, or on all
-  local worker=$1
-  shift
-  printf '%s\0' "${SSH[@]}" ssh "$NAME" "${WHERE[@]}" "--worker=$worker" "${REACH[@]}" "--command=$*"
-}
-
-remote() { # remote worker command line
-  local words
-  mapfile -d '' words < <(on "$@")
-  run "${words[@]}"
-}
-
-ask_hosts() { # ask_hosts worker command line: into FACTS the lines "host NAME .." that they print
-  local words output='' status=0
-  mapfile -d '' words < <(on "$@")
-  if [[ $dry_run ]]; then
-    show "${words[@]}"
-  else
-    output=$("${words[@]}") || status=$?
-  fi
-  mapfile -t FACTS < <(grep '^host ' <<<"$output" | sort -u)
-  return "$status"
-}
-
-count_hosts() { # into COUNT the number of hosts that NAME has
-  ask COUNT '' gcloud compute tpus tpu-vm describe "$NAME" "${WHERE[@]}" '--format=value(networkEndpoints.len())'
 }

@@ -26,8 +26,9 @@ need topology image
 need_number restarts grace
 need_command
 slice "$topology"
-[[ $image =~ ^[A-Za-z0-9][A-Za-z0-9./_:@-]+$ ]] || die "--image=$image: such as registry/repository/mtjudge:1"
+need_image
 [[ $service_account =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] || die "--service-account=$service_account: a name in Kubernetes, no e-mail address"
+need_tools kubectl
 
 list='' # the command as a JSON list; Kubernetes expands $(..) in it, $$ stands for $
 for word in "${COMMAND[@]}"; do

@@ -25,7 +25,9 @@ need_number restarts grace
 need_command
 where
 slice "$topology"
+need_image
 [[ $priority =~ ^(very-low|low|medium|high|very-high)$ ]] || die "--priority=$priority: very-low, low, medium, high or very-high"
+need_tools xpk
 
 # XPK runs the command in a subshell and sends SIGTERM to that: exec makes it the command itself.
 run xpk workload create "--workload=$NAME" "--cluster=$cluster" "${WHERE[@]}" "--tpu-type=$TYPE" --num-slices=1 \

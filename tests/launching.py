@@ -17,7 +17,8 @@ RECORD = """#!/usr/bin/env bash
 printf '%s\\0' "${0##*/}" "$@" $'\\1' >>"$CLOUD/log" # one write: hosts call at the same time
 """
 
-# State of the request: the first line of `states`, which goes as long as another follows. A worker in `dead` has no ssh.
+# State of the request and its accelerator type: the first line of `states`, which goes as long as another follows; where it is
+# empty, there is nothing to describe or to reach. A worker in `dead` has no ssh.
 GCLOUD = (
     RECORD
     + r"""
@@ -25,6 +26,7 @@ case "$*" in
 *"queued-resources list"*)
   head -n 1 "$CLOUD/states"
   [[ $(wc -l <"$CLOUD/states") -le 1 ]] || sed -i 1d "$CLOUD/states" ;;
+*"tpu-vm"*) [[ -s $CLOUD/states ]] || { echo "ERROR: NOT_FOUND" >&2 && exit 1; } ;;&
 *"tpu-vm describe"*) cat "$CLOUD/count" ;;
 *"tpu-vm ssh"* | *"tpu-vm scp"*)
   status=0 files=() pids=()

@@ -7,11 +7,12 @@ import pytest
 from launching import LAUNCH, Cloud
 
 TRAIN = ["mtjudge", "train", "--config=configs/mine.py", "--workdir=gs://bucket/run", "--config.data.tasks=a b"]
-HOST = "bash mtjudge/code/launch/host.sh"
+HOST = "[ -e mtjudge/code ] || exit 3; bash mtjudge/code/launch/host.sh"
 WHERE = ["--zone=us-east5-a", "--project=mine"]
 QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
 TPU_VM = ["gcloud", "compute", "tpus", "tpu-vm"]
-LIST = [*QUEUE, "list", *WHERE, "--filter=name~/judge$", "--format=value(state.state)"]
+TYPE = "tpu.nodeSpec[0].node.acceleratorType.basename()"
+LIST = [*QUEUE, "list", *WHERE, "--filter=name~/judge$", f"--format=value(state.state,{TYPE})"]
 COUNT = [*TPU_VM, "describe", "judge", *WHERE, "--format=value(networkEndpoints.len())"]
 SHM = "--scratch=/dev/shm"
 IMAGE = "--image=registry.example/mine/images/mtjudge:1"
@@ -57,7 +58,7 @@ CALLS = {  # name: script, flags, what is called
     ),
     "run": (
         "tpu_run.sh",
-        ["--run=big", "--restarts=3", "--", *TRAIN],
+        ["--run=big", "--restarts=3", "--as-set-up", "--", *TRAIN],
         [COUNT, ssh("all", f"{HOST} start --run=big --restarts=3 -- {TRAIN_LINE}")],
     ),
     "status": ("tpu_status.sh", [], [ssh("all", f"{HOST} status --run=train")]),
@@ -125,11 +126,12 @@ def test_setup_calls(tmp_path):
     scp = [*TPU_VM, "scp", str(tmp_path / archive), "judge:", *WHERE, "--worker=all"]
     unpack = f"rm -rf mtjudge/code.new && mkdir -p mtjudge/code.new && tar -xzf {archive} -C mtjudge/code.new"
     setup = f"bash mtjudge/code.new/launch/host.sh setup --archive={archive} --jax=0.10.2 --python=3.12 --extras=tpu,gcs"
-    expected = [scp, COUNT, ssh("all", f"{unpack} && {setup}"), ssh("0", "cat mtjudge/freeze.txt")]
+    setup += f" --commit={cloud.commit}"
+    expected = [COUNT, scp, ssh("all", f"{unpack} && {setup}"), ssh("0", "cat mtjudge/freeze.txt")]
     flags = ["judge", *WHERE, "--jax=0.10.2", f"--lock={tmp_path / 'pod.lock'}"]
     dry = cloud.run("tpu_setup.sh", *flags, "--dry-run")
     git = ["git", "-C", str(cloud.launch.parent), "archive", "--format=tar.gz", f"--output={tmp_path / archive}", cloud.commit]
-    assert [shlex.split(line) for line in dry.out.splitlines()] == [git, *expected]
+    assert [shlex.split(line) for line in dry.out.splitlines()] == [COUNT, git, *expected[1:]]
     assert (cloud.calls(), (tmp_path / archive).exists()) == ([], False)
     ended = cloud.run("tpu_setup.sh", *flags)
     assert ended.status == 0, ended.err
@@ -306,15 +308,17 @@ def test_a_request_that_failed_is_replaced_and_one_that_fails_is_said(tmp_path):
 
 
 def scripts() -> list[str]:
-    return sorted(path.name for path in LAUNCH.glob("*.sh") if path.name != "common.sh")
+    return sorted(path.name for path in LAUNCH.glob("*.sh") if path.name not in ("common.sh", "tpu.sh"))
 
 
 @pytest.mark.parametrize("script", scripts())
 def test_help_names_every_flag(script, tmp_path):
     ended = Cloud(tmp_path).run(script, *(["stop"] if script == "host.sh" else []), "--help")
     assert (ended.status, ended.err) == (0, "")
-    spec = re.search(r"^parse (['\"])(.*?)\1", (LAUNCH / script).read_text(), re.M)[2]
-    flags = spec.replace("$TPU_FLAGS", "zone= project= internal-ip iap").replace("=", "").split()
+    text = (LAUNCH / "tpu.sh").read_text() + (LAUNCH / script).read_text()
+    lists = dict(re.findall(r"^([A-Z_]+)='(.*)'$", text, re.M))
+    spec = re.sub(r"\$([A-Z_]+)", lambda found: lists[found[1]], re.search(r"^parse (['\"])(.*?)\1", text, re.M)[2])
+    flags = spec.replace("=", "").split()
     assert [flag for flag in flags if not re.search(rf"--{flag}(?![\w-])", ended.out)] == []
     assert script == "host.sh" or "--dry-run" in ended.out
     assert ("\nto stop: Ctrl-C here first, then tpu_stop.sh\n" in ended.out) == (script == "tpu_keep.sh")
