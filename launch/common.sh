@@ -15,7 +15,7 @@ dry_run='' zone='' project='' image=''
 KINDS='
 v4  v4        2 tpu-ubuntu2204-base tpu-v4-podslice      ct4p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8
 v5e v5litepod 1 v2-alpha-tpuv5-lite tpu-v5-lite-podslice ct5lp-hightpu-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
-v5p v5p       2 v2-alpha-tpuv5      tpu-v5p-slice        ct5p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16
+v5p v5p       2 v2-alpha-tpuv5      tpu-v5p-slice        ct5p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24
 v6e v6e       1 v2-alpha-tpuv6e     tpu-v6e-slice        ct6e-standard-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
 '
 
@@ -86,7 +86,9 @@ need() { # need flag ..: each has a value
 }
 
 name_from_args() { # the one positional argument, which becomes part of host names
-  ((${#ARGS[@]} == 1)) || die "one name is needed, ${#ARGS[@]} are given${ARGS[*]:+ (${ARGS[*]})}: see --help"
+  ((${#ARGS[@]} == 1)) || die "one name is needed, ${#ARGS[@]} are given${ARGS[*]:+ (${ARGS[*]})}: see --help$(
+    [[ " ${ARGS[*]} " != *" mtjudge "* ]] || echo "; put -- before the command, -- mtjudge .."
+  )"
   NAME=${ARGS[0]}
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#NAME} -le 40 ]] ||
     die "name $NAME: at most 40 of a-z, 0-9 and -, first a letter, last no -"
@@ -114,7 +116,7 @@ need_bucket() { # need_bucket flag: its value is gs://bucket/..
   [[ ${!1} =~ ^gs://[a-z0-9][-a-z0-9_.]+(/.*)?$ ]] || die "--$1=${!1}: a path in a bucket is needed, gs://bucket/path"
 }
 
-slice() { # slice v5p:4x4x4 (or v6e-64, where Google counts chips): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
+slice() { # slice v5p:4x4x4 (or v6e-64, v5e-16, v5litepod-16, where Google counts chips): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
   local kind prefix each shapes known=''
   while read -r kind prefix each RUNTIME GKE MACHINE shapes; do
     for SHAPE in $shapes; do
@@ -122,11 +124,12 @@ slice() { # slice v5p:4x4x4 (or v6e-64, where Google counts chips): sets SLICE T
       TYPE=$prefix-$((CHIPS * each)) HOSTS=$((CHIPS / 4))
       known+=" $SLICE"
       [[ $1 != "$SLICE" ]] || return 0
-      [[ $1 == "$TYPE" ]] || continue
+      [[ $1 == "$TYPE" || ($each == 1 && $1 == "$kind-$CHIPS") ]] || continue
       ((each > 1)) || return 0
       die "--topology=$1: $CHIPS chips ($SLICE) in Google's count of cores, ${1#*-} chips in mtjudge plan: write the shape, chip:AxBxC"
     done
   done <<<"${KINDS:1:-1}"
+  [[ $1 != tpu7x* ]] || die "--topology=$1: mtjudge plan knows tpu7x, these scripts do not yet; known:$known"
   die "--topology=$1 is not known; known:$known"
 }
 

@@ -103,11 +103,19 @@ class Cloud:
         root = self.folder / "repository"
         shutil.copytree(LAUNCH, root / "launch")
         (root / "pyproject.toml").write_text("[project]\n")
-        git = ["git", "-C", str(root), "-c", "user.name=A", "-c", "user.email=a@b"]
-        for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "First"]):
-            subprocess.run([*git, *words], check=True)
         self.launch = root / "launch"
-        self.commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(["git", "-C", str(root), "init", "-q"], check=True)
+        self.commit = self.commit_all("First")
+
+    def commit_all(self, message: str, *new: str) -> str:
+        """Its name, of all that is in the small repository and of these new empty files."""
+        root = self.launch.parent
+        for name in new:
+            (root / name).touch()
+        git = ["git", "-C", str(root), "-c", "user.name=A", "-c", "user.email=a@b"]
+        for words in (["add", "-A"], ["commit", "-qm", message]):
+            subprocess.run([*git, *words], check=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
 
     def environment(self) -> dict[str, str]:
         path = f"{self.bin}:{os.environ['PATH']}"

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 
 import pytest
 from launching import LAUNCH, Cloud
@@ -229,6 +230,23 @@ REFUSED = [  # script, flags, the line
         ["judge", "--topology=v5p:4x4x4", IMAGE, "--service-account=j@mine.iam", "--", "x"],
         "--service-account=j@mine.iam: a name in Kubernetes, no e-mail address",
     ),
+    (
+        "xpk_run.sh",
+        ["judge", *WHERE, "--cluster=c", "--image=ADDRESS/mtjudge:1", "--topology=v5p:4x4x4", "--", "x"],
+        "--image=ADDRESS/mtjudge:1: such as registry/repository/mtjudge:1",
+    ),
+    (
+        "tpu_run.sh",
+        ["judge", *WHERE, "mtjudge", "train", "--config=c"],
+        "no flag --config: put -- before the command, -- mtjudge ..",
+    ),
+    (
+        "tpu_run.sh",
+        ["judge", *WHERE, "mtjudge", "train"],
+        "one name is needed, 3 are given (judge mtjudge train): see --help; put -- before the command, -- mtjudge ..",
+    ),
+    ("tpu_run.sh", ["judge", *WHERE, "-n", "2", "--", "x"], "no flag -n: see --help"),
+    ("local_multiprocess.sh", ["--devices=2", "-n"], "--processes needs a value: --processes=.."),
     ("local_multiprocess.sh", ["--", "x"], "--processes=.. is missing: see --help"),
     ("local_multiprocess.sh", ["-n", "0", "--", "x"], "--processes=0: 1 or more"),
     ("local_multiprocess.sh", ["-n", "2", "mtjudge", "--", "x"], "unexpected mtjudge: the command goes after --"),
@@ -266,6 +284,7 @@ def test_slices(tmp_path):
         "v5p:2x4x4": "v5p-64 32 8 v2-alpha-tpuv5 tpu-v5p-slice ct5p-hightpu-4t",
         "v6e:8x8": "v6e-64 64 16 v2-alpha-tpuv6e tpu-v6e-slice ct6e-standard-4t",
         "v5e:4x4": "v5litepod-16 16 4 v2-alpha-tpuv5-lite tpu-v5-lite-podslice ct5lp-hightpu-4t",
+        "v5p:16x16x24": "v5p-12288 6144 1536 v2-alpha-tpuv5 tpu-v5p-slice ct5p-hightpu-4t",
         "v4:2x2x4": "v4-32 16 4 tpu-ubuntu2204-base tpu-v4-podslice ct4p-hightpu-4t",
     }
     text = 'source common.sh; for s; do slice "$s"; echo "$SLICE $TYPE $CHIPS $HOSTS $RUNTIME $GKE $MACHINE"; done\n'
@@ -275,6 +294,67 @@ def test_slices(tmp_path):
     assert cloud.run("slices.sh", *known).out.splitlines() == [f"{name} {line}" for name, line in known.items()]
     names = {line.split()[0]: f"{name} {line}" for name, line in known.items() if name[:3] in ("v5e", "v6e")}  # they count chips
     assert cloud.run("slices.sh", *names).out.splitlines() == list(names.values())
+    assert cloud.run("slices.sh", "v5e-16").out == f"v5e:4x4 {known['v5e:4x4']}\n", "as mtjudge plan writes it"
+
+
+SDK = "gcloud is not on PATH: https://cloud.google.com/sdk/docs/install"
+KUBECTL = "kubectl is not on PATH: gcloud components install kubectl gke-gcloud-auth-plugin"
+SLICE = "--topology=v5p:4x4x4"
+TOOLS = [  # script, flags, the line
+    ("tpu_create.sh", [*WHERE, SLICE], SDK),
+    ("tpu_setup.sh", [*WHERE, "--jax=0.10.2", "--lock=new/pod.lock"], SDK),
+    ("tpu_run.sh", [*WHERE, "--", "x"], SDK),
+    ("tpu_status.sh", [*WHERE, "--wait"], SDK),
+    ("tpu_keep.sh", [*WHERE, SLICE, "--jax=0.10.2", "--lock=new/pod.lock", "--", "x"], SDK),
+    ("xpk_run.sh", [*WHERE, SLICE, IMAGE, "--cluster=c", "--", "x"], "xpk is not on PATH: pip install xpk"),
+    ("jobset_run.sh", [SLICE, IMAGE, "--", "x"], KUBECTL),
+    ("sky_run.sh", [SLICE, *WHERE[:1], "--", "x"], 'sky is not on PATH: pip install "skypilot[gcp]"'),
+]
+
+
+@pytest.mark.parametrize("script, flags, line", TOOLS, ids=[script for script, *_ in TOOLS])
+def test_a_tool_that_is_not_on_the_path(script, flags, line, tmp_path, monkeypatch):
+    cloud = Cloud(tmp_path)
+    shutil.rmtree(cloud.bin)
+    cloud.bin.mkdir()
+    for tool in ("bash", "dirname", "sed", "git", "wc"):
+        (cloud.bin / tool).symlink_to(shutil.which(tool))
+    monkeypatch.setattr(Cloud, "environment", lambda self: {"PATH": str(self.bin), "CLOUD": str(self.folder)})
+    before = sorted(tmp_path.rglob("*"))
+    ended = cloud.run(script, "judge", *flags)
+    assert (ended.status, ended.err, ended.out) == (2, f"error: {line}\n", "")
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written"
+
+
+BEFORE_CREATE = [
+    ("tpu_setup.sh", ["--jax=0.10.2", "--committed"]),
+    ("tpu_model.sh", ["--model=Qwen/Q", "--to=gs://bucket/q"]),
+    ("tpu_run.sh", ["--", "x"]),
+    ("tpu_logs.sh", []),
+    ("tpu_stop.sh", []),
+]
+
+
+@pytest.mark.parametrize("script, flags", BEFORE_CREATE, ids=[script for script, _ in BEFORE_CREATE])
+def test_before_the_slice_is_there(script, flags, tmp_path):
+    cloud = Cloud(tmp_path)
+    cloud.copy_of_repository()
+    cloud.write("states", "")
+    ended = cloud.run(script, "judge", *WHERE, *flags)
+    first = "error: judge is not in us-east5-a: launch/tpu_create.sh judge --zone=us-east5-a --project=mine --topology=.. first"
+    assert (ended.status, ended.err.splitlines()) == (2, ["ERROR: NOT_FOUND", first])
+    assert cloud.calls()[-1] == LIST
+
+
+def test_a_slice_of_that_name_and_of_another_shape(tmp_path):
+    cloud = Cloud(tmp_path)
+    cloud.write("states", "ACTIVE\tv5p-128\n")
+    assert cloud.run("tpu_create.sh", "judge", *WHERE, SLICE).status == 0
+    cloud.calls()
+    ended = cloud.run("tpu_create.sh", "judge", *WHERE, "--topology=v5p:8x8x8")
+    line = "error: judge is there as v5p-128 (ACTIVE), v5p:8x8x8 is v5p-1024: take another name, or "
+    delete = "launch/tpu_delete.sh judge --zone=us-east5-a --project=mine first"
+    assert (ended.status, ended.err.splitlines()[1:], cloud.calls()) == (2, [line + delete], [LIST])
 
 
 def test_waits_until_active_and_says_the_state(tmp_path):
