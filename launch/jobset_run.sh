@@ -2,7 +2,7 @@
 # Starts a run on a GKE cluster with a TPU node pool and JobSet installed: fills in launch/jobset.yaml and creates it.
 #
 #   launch/jobset_run.sh NAME --topology=v5p:4x4x4 --image=REGISTRY/mtjudge:1 --service-account=judge \
-#     -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # 75, crashes and lost nodes restart all hosts; 2 fails the JobSet at once.
 #

@@ -2,7 +2,7 @@
 # Create, set up, run and watch in one command, again and again until the run has ended well, also when Spot VMs are taken away.
 #
 #   launch/tpu_keep.sh NAME --topology=v5p:4x4x4 --zone=us-east5-a --spot --jax=0.10.2 --lock=runs/pod.lock \
-#     -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # Leave it running in tmux on a machine that stays on. The same command again takes up a run that goes on. It ends with the
 # run's status: 0, or 2 for what you have to mend, or that of a run that crashed more than --restarts times.

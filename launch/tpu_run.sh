@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts a command on all hosts of a slice, in the background: it goes on when this terminal, or its network, is gone.
 #
-#   launch/tpu_run.sh NAME --zone=us-east5-a -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#   launch/tpu_run.sh NAME --zone=us-east5-a -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # Each host restarts it after a preemption (status 75) or a crash, never after an error that is yours to mend (status 2).
 # Run in the repository's folder on the hosts; jax finds the other hosts by itself.

@@ -2,7 +2,7 @@
 # Starts a run on a GKE cluster that XPK made (xpk cluster create).
 #
 #   launch/xpk_run.sh NAME --cluster=tpus --zone=us-east5-a --topology=v5p:4x4x4 --image=REGISTRY/mtjudge:1 \
-#     -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # XPK by itself never restarts (--max-restarts=0) and allows 30 s for a save. Here: 75, 1 and signals restart, 2 does not.
 #

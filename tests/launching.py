@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 LAUNCH = Path(__file__).parent.parent / "launch"
+WHERE = ["--zone=us-east5-a", "--project=mine"]
+QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
+TYPE = "tpu.nodeSpec[0].node.acceleratorType.basename()"
+LIST = [*QUEUE, "list", *WHERE, "--filter=name~/judge$", f"--format=value(state.state,{TYPE})"]
+IMAGE = "--image=registry.example/mine/images/mtjudge:1"
 
 RECORD = """#!/usr/bin/env bash
 printf '%s\\0' "${0##*/}" "$@" $'\\1' >>"$CLOUD/log" # one write: hosts call at the same time

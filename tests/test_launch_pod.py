@@ -229,51 +229,6 @@ def test_how_a_run_ended(command, status, pod):
     assert [line.split()[2:5] for line in facts(ended)][-3:] == [["ended", f"status={status}", "restarts=0"]] * 3
 
 
-BEFORE_SETUP = {
-    "tpu_run.sh": ["--", "true"],
-    "tpu_status.sh": ["--wait"],
-    "tpu_logs.sh": ["--worker=all"],
-    "tpu_stop.sh": [],
-    "tpu_model.sh": ["--model=Qwen/Q", "--to=gs://bucket/q"],
-}
-
-
-@pytest.mark.parametrize("script", BEFORE_SETUP)
-def test_before_the_set_up(script, tmp_path):
-    cloud = Cloud(tmp_path, hosts=3)
-    ended = cloud.run(script, "judge", *WHERE, *BEFORE_SETUP[script])
-    line = "error: not set up: launch/tpu_setup.sh judge --zone=us-east5-a --jax=.. first\n"
-    assert (ended.status, ended.out, ended.err) == (2, "", line)
-
-
-def test_another_commit_than_that_of_the_hosts(tmp_path):
-    cloud = Cloud(tmp_path, hosts=1)
-    cloud.copy_of_repository()
-    assert cloud.run("tpu_setup.sh", *SETUP).status == 0
-    old = cloud.commit
-    new = cloud.commit_all("Second", "new.py")
-    ended = start(cloud, "true")
-    line = f"this host has commit {old[:12]}, {new[:12]} is asked for: launch/tpu_setup.sh again, or --as-set-up"
-    assert (ended.status, ended.err.splitlines()[0]) == (2, f"error: host-0: {line}")
-    assert not (cloud.host(0) / "mtjudge/runs").exists()
-    assert start(cloud, "true", flags=["--as-set-up"]).status == 0
-    assert cloud.run("tpu_setup.sh", *SETUP).status == 0
-    assert start(cloud, "true").status == 0
-    assert (cloud.host(0) / "mtjudge/commit").read_text() == f"{new}\n"
-
-
-def test_a_jax_that_is_not_that_of_the_lock(tmp_path):
-    cloud = Cloud(tmp_path)
-    cloud.copy_of_repository()
-    lock = tmp_path / "pod.lock"
-    lock.write_text("jax==0.10.2\njaxlib==0.10.2\n")
-    line = f"error: --jax=0.11.0: {lock} has jax 0.10.2: --jax=0.10.2, or a new file as --lock\n"
-    given = ["judge", *WHERE, "--jax=0.11.0", f"--lock={lock}"]
-    for script, flags in (("tpu_setup.sh", []), ("tpu_keep.sh", ["--topology=v6e:2x4", "--", "true"])):
-        ended = cloud.run(script, *given, *flags)
-        assert (ended.status, ended.err, cloud.calls()) == (2, line, [])
-
-
 def test_status_of_a_slice_that_is_gone(pod):
     pod.write("dead", "0\n1\n2\n")
     pod.write("states", "SUSPENDED\n")
