@@ -23,6 +23,8 @@ set -euo pipefail
 # shellcheck source=launch/tpu.sh
 source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 topology='' spot='' reserved='' restarts=50 poll=60 tries=5
+# shellcheck disable=SC2034 # flags, below, reads them
+service_account='' network='' subnetwork='' internal_ips='' runtime='' valid_until=''
 CREATE='spot reserved service-account= network= subnetwork= internal-ips runtime= valid-until='
 SETUP='jax= lock= python= extras= committed'
 parse "$TPU_FLAGS topology= restarts= poll= tries= $CREATE $SETUP" "$@"
@@ -42,7 +44,7 @@ flags() { # flags "name= switch ..": those of them that are set, for another scr
   for name in $1; do
     variable=${name%=}
     variable=${variable//-/_}
-    [[ ${!variable:-} ]] || continue
+    [[ ${!variable} ]] || continue
     if [[ $name == *= ]]; then FLAGS+=("--$name${!variable}"); else FLAGS+=("--$name"); fi
   done
 }

@@ -7,7 +7,7 @@
 #
 #   --jax=0.10.2     the version of jax, with the libtpu that belongs to it
 #   --lock=FILE      all packages by version: read where the file exists, written where it does not. Keep it: a slice that
-#                    replaces this one, also weeks later, gets the same packages
+#                    replaces this one, also weeks later, gets the same packages. git ignores runs/: keep a copy elsewhere
 #   --python=3.12    of the hosts' virtual environment, by uv
 #   --extras=tpu,gcs of this package
 #   --committed      leaves out uncommitted changes; without it they are refused

@@ -3,6 +3,7 @@
 #
 #   launch/tpu_stop.sh NAME --zone=us-east5-a
 #
+# A tpu_keep.sh would start it again: end that first, with Ctrl-C where it runs.
 # Removes the lock file that a dead process leaves. The same tpu_run.sh command goes on from what was saved.
 #
 #   --grace=300     seconds for the save

@@ -285,10 +285,11 @@ def test_keep_gives_up_after_equal_failures(tmp_path):
     assert (ended.status, ended.err.splitlines()[-1], len(cloud.calls())) == (1, line, 3)
 
 
-def test_keep_hands_on_the_flags_of_the_others(tmp_path):
+def test_keep_hands_on_the_flags_of_the_others_and_no_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("subnetwork", "of the user's shell")
     cloud = Cloud(tmp_path)
     cloud.copy_of_repository()
-    create = ["--spot", "--service-account=s@m", "--network=n", "--subnetwork=b", "--internal-ips", "--valid-until=6h"]
+    create = ["--spot", "--service-account=s@m", "--network=n", "--internal-ips", "--valid-until=6h"]
     setup = ["--python=3.11", "--extras=tpu", "--internal-ip", "--committed"]
     given = ["judge", *WHERE, "--topology=v6e:2x4", "--jax=0.10.2", f"--lock={tmp_path / 'lock'}", "--runtime=my-image"]
     ended = cloud.run("tpu_keep.sh", *given, *create, *setup, "--dry-run", "--", "true")
@@ -297,7 +298,7 @@ def test_keep_hands_on_the_flags_of_the_others(tmp_path):
     assert (ended.status, cloud.calls()) == (0, [])
     assert made[6:] == [
         *["--node-id=judge", *WHERE, "--accelerator-type=v6e-8", "--runtime-version=my-image"],
-        *[*create[:5], "--valid-until-duration=6h"],
+        *[*create[:4], "--valid-until-duration=6h"],
     ]
     (line,) = [word for words in lines for word in words if "host.sh setup" in word]
     assert "--jax=0.10.2 --python=3.11 --extras=tpu --commit=" in line
