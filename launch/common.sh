@@ -8,16 +8,14 @@ fi
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname "$HERE")
-COUNT='' FACTS=()
-dry_run='' zone='' project='' internal_ip='' iap=''
-TPU_FLAGS='zone= project= internal-ip iap' # of every script that talks to a TPU VM
+dry_run='' zone='' project='' image=''
 
 # One generation of TPUs a line: its name in --topology, then the beginning of its name in Google Cloud, that name's count a
 # chip, the runtime of its VMs, its name and machine in GKE, and its shapes. GKE machines of these shapes have 4 chips.
 KINDS='
 v4  v4        2 tpu-ubuntu2204-base tpu-v4-podslice      ct4p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8
 v5e v5litepod 1 v2-alpha-tpuv5-lite tpu-v5-lite-podslice ct5lp-hightpu-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
-v5p v5p       2 v2-alpha-tpuv5      tpu-v5p-slice        ct5p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16
+v5p v5p       2 v2-alpha-tpuv5      tpu-v5p-slice        ct5p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24
 v6e v6e       1 v2-alpha-tpuv6e     tpu-v6e-slice        ct6e-standard-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
 '
 
@@ -26,6 +24,20 @@ say() { printf '%s\n' "$*" >&2; }
 die() { # what is the user's to mend: one line, status 2
   printf 'error: %s\n' "$*" >&2
   exit 2
+}
+
+need_tools() { # need_tools tool ..: each is on PATH; asked before anything is written. --dry-run needs none
+  local tool from
+  for tool; do
+    case $tool in
+    gcloud) from=https://cloud.google.com/sdk/docs/install ;;
+    kubectl) from='gcloud components install kubectl gke-gcloud-auth-plugin' ;;
+    xpk) from='pip install xpk' ;;
+    sky) from='pip install "skypilot[gcp]"' ;;
+    *) from='install it' ;;
+    esac
+    [[ $dry_run ]] || command -v "$tool" >/dev/null || die "$tool is not on PATH: $from"
+  done
 }
 
 usage() { sed -n '2,/^[^#]/ { s/^# \{0,1\}//p; }' "$0"; } # the comment at the head of a script is its help
@@ -40,6 +52,10 @@ parse() { # parse "name= switch .." "$@": each flag sets a variable (a-b sets a_
     case $word in
     --) COMMAND=("$@") && break ;;
     -h | --help) usage && exit 0 ;;
+    -n)
+      [[ $spec == *" processes= "* ]] || die "no flag -n: see --help"
+      name=processes
+      ;;
     --*=*) name=${name%%=*} value=${word#*=} ;;
     --*) value=yes ;;
     -*) die "no flag $word: see --help" ;;
@@ -52,6 +68,7 @@ parse() { # parse "name= switch .." "$@": each flag sets a variable (a-b sets a_
       fi
       [[ -n $value ]] || die "--$name= is empty"
     elif [[ $spec != *" $name "* ]]; then
+      [[ " ${ARGS[*]} " != *" mtjudge "* ]] || die "no flag --$name: put -- before the command, -- mtjudge .."
       die "no flag --$name: see --help"
     elif [[ $word == *=* ]]; then
       die "--$name takes no value"
@@ -69,7 +86,9 @@ need() { # need flag ..: each has a value
 }
 
 name_from_args() { # the one positional argument, which becomes part of host names
-  ((${#ARGS[@]} == 1)) || die "one name is needed, ${#ARGS[@]} are given${ARGS[*]:+ (${ARGS[*]})}: see --help"
+  ((${#ARGS[@]} == 1)) || die "one name is needed, ${#ARGS[@]} are given${ARGS[*]:+ (${ARGS[*]})}: see --help$(
+    [[ " ${ARGS[*]} " != *" mtjudge "* ]] || echo "; put -- before the command, -- mtjudge .."
+  )"
   NAME=${ARGS[0]}
   [[ $NAME =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#NAME} -le 40 ]] ||
     die "name $NAME: at most 40 of a-z, 0-9 and -, first a letter, last no -"
@@ -87,11 +106,17 @@ need_number() { # need_number flag ..
   done
 }
 
+need_image() {
+  local part='[a-z0-9][a-z0-9._-]*'
+  [[ $image =~ ^$part(:[0-9]+)?(/$part)+(:[A-Za-z0-9_.-]+)?(@sha256:[0-9a-f]{64})?$ ]] ||
+    die "--image=$image: such as registry/repository/mtjudge:1"
+}
+
 need_bucket() { # need_bucket flag: its value is gs://bucket/..
   [[ ${!1} =~ ^gs://[a-z0-9][-a-z0-9_.]+(/.*)?$ ]] || die "--$1=${!1}: a path in a bucket is needed, gs://bucket/path"
 }
 
-slice() { # slice v5p:4x4x4 (or v6e-64, where Google counts chips): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
+slice() { # slice v5p:4x4x4 (or v6e-64, v5e-16, v5litepod-16, where Google counts chips): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
   local kind prefix each shapes known=''
   while read -r kind prefix each RUNTIME GKE MACHINE shapes; do
     for SHAPE in $shapes; do
@@ -99,11 +124,12 @@ slice() { # slice v5p:4x4x4 (or v6e-64, where Google counts chips): sets SLICE T
       TYPE=$prefix-$((CHIPS * each)) HOSTS=$((CHIPS / 4))
       known+=" $SLICE"
       [[ $1 != "$SLICE" ]] || return 0
-      [[ $1 == "$TYPE" ]] || continue
+      [[ $1 == "$TYPE" || ($each == 1 && $1 == "$kind-$CHIPS") ]] || continue
       ((each > 1)) || return 0
       die "--topology=$1: $CHIPS chips ($SLICE) in Google's count of cores, ${1#*-} chips in mtjudge plan: write the shape, chip:AxBxC"
     done
   done <<<"${KINDS:1:-1}"
+  [[ $1 != tpu7x* ]] || die "--topology=$1: mtjudge plan knows tpu7x, these scripts do not yet; known:$known"
   die "--topology=$1 is not known; known:$known"
 }
 
@@ -155,36 +181,5 @@ worst() {
 where() { # sets WHERE, the flags that say where NAME is; checks them
   need zone
   [[ $zone =~ ^[a-z]+-[a-z]+[0-9]+-[a-z]$ ]] || die "--zone=$zone: a zone is needed, such as us-east5-a"
-  [[ -z $internal_ip || -z $iap ]] || die "--internal-ip and --iap: one of the two"
   WHERE=("--zone=$zone" ${project:+"--project=$project"})
-  SSH=(gcloud ${iap:+alpha} compute tpus tpu-vm)
-  REACH=(${internal_ip:+--internal-ip} ${iap:+--tunnel-through-iap})
-}
-
-on() { # on worker command line: the words of a ssh command that runs the line on the worker, or on all
-  local worker=$1
-  shift
-  printf '%s\0' "${SSH[@]}" ssh "$NAME" "${WHERE[@]}" "--worker=$worker" "${REACH[@]}" "--command=$*"
-}
-
-remote() { # remote worker command line
-  local words
-  mapfile -d '' words < <(on "$@")
-  run "${words[@]}"
-}
-
-ask_hosts() { # ask_hosts worker command line: into FACTS the lines "host NAME .." that they print
-  local words output='' status=0
-  mapfile -d '' words < <(on "$@")
-  if [[ $dry_run ]]; then
-    show "${words[@]}"
-  else
-    output=$("${words[@]}") || status=$?
-  fi
-  mapfile -t FACTS < <(grep '^host ' <<<"$output" | sort -u)
-  return "$status"
-}
-
-count_hosts() { # into COUNT the number of hosts that NAME has
-  ask COUNT '' gcloud compute tpus tpu-vm describe "$NAME" "${WHERE[@]}" '--format=value(networkEndpoints.len())'
 }

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # What the tpu_*.sh scripts run on each host by ssh. It prints facts as lines "host NAME ..".
 #
-#   host.sh setup --archive=FILE --jax=V --python=V --extras=tpu [--lock=FILE]
-#   host.sh start --run=train --restarts=50 -- COMMAND ..
+#   host.sh setup --archive=FILE --commit=HASH --jax=V --python=V --extras=tpu [--lock=FILE]
+#   host.sh start --run=train --restarts=50 [--commit=HASH] -- COMMAND ..
 #   host.sh status --run=train
 #   host.sh logs --run=train --lines=50 [--follow]
 #   host.sh stop --grace=300 [--force]
 #   host.sh model --model=ID --to=gs://.. [--revision=] [--scratch=]
 #
-# All lies in ~/mtjudge: code/ (the commit), venv/, freeze.txt, pid (of the run), runs/NAME/{log,status}.
+# All lies in ~/mtjudge: code/ (the commit, which is in commit), venv/, freeze.txt, pid (of the run), runs/NAME/{log,status}.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 base=$HOME/mtjudge lockfile=${TPU_LOCKFILE:-/tmp/libtpu_lockfile}
-archive='' jax='' python='' extras='' lock='' run=train restarts=0 lines=50 follow='' grace=300 force='' model='' to='' revision=''
+archive='' commit='' jax='' python='' extras='' lock='' run=train restarts=0 lines=50 follow='' grace=300 force='' model='' to='' revision=''
 scratch=$base
 
 fact() { echo "host $HOSTNAME $*"; }
@@ -38,6 +38,7 @@ setup() {
   ! alive || refuse "a run is alive, its code must not change under it: launch/tpu_stop.sh first"
   rm -rf "$base/code"
   mv "$base/code.new" "$base/code"
+  echo "$commit" >"$base/commit"
   cd "$base"
   export PATH=$HOME/.local/bin:$PATH
   command -v uv >/dev/null || python3 -m pip install --user --quiet uv
@@ -57,10 +58,13 @@ setup() {
 }
 
 start() {
-  local dir=$base/runs/$run held
+  local dir=$base/runs/$run held have
   need_command
   [[ -x $base/venv/bin/python ]] || refuse "not set up: launch/tpu_setup.sh first"
   ! alive || refuse "a run is alive already: launch/tpu_stop.sh first"
+  have=$(cat "$base/commit" 2>/dev/null) || true
+  [[ ! $commit || $commit == "$have" ]] ||
+    refuse "this host has commit ${have:0:12}, ${commit:0:12} is asked for: launch/tpu_setup.sh again, or --as-set-up"
   held=$(holders)
   [[ ! $held ]] || refuse "the TPU is held by ${held//$'\n'/, }: launch/tpu_stop.sh --force ends it"
   rm -f "$lockfile" 2>/dev/null || sudo -n rm -f "$lockfile" # nobody holds the TPU, so a dead process left it
@@ -127,6 +131,7 @@ stop() {
 
 model() {
   local folder=$scratch/${model##*/}
+  [[ -x $base/venv/bin/python ]] || refuse "not set up: launch/tpu_setup.sh first"
   PATH=$base/venv/bin:$PATH
   HF_HUB_OFFLINE=0 hf download "$model" ${revision:+--revision "$revision"} --local-dir "$folder"
   rm -rf "$folder/.cache"
@@ -138,5 +143,5 @@ model() {
 what=${1:-}
 (($#)) && shift
 [[ $what =~ ^(setup|start|status|logs|stop|model)$ ]] || { usage && exit 2; }
-parse 'archive= jax= python= extras= lock= run= restarts= lines= follow grace= force model= to= revision= scratch=' "$@"
+parse 'archive= commit= jax= python= extras= lock= run= restarts= lines= follow grace= force model= to= revision= scratch=' "$@"
 "$what"

@@ -2,7 +2,7 @@
 # Starts a run on a GKE cluster with a TPU node pool and JobSet installed: fills in launch/jobset.yaml and creates it.
 #
 #   launch/jobset_run.sh NAME --topology=v5p:4x4x4 --image=REGISTRY/mtjudge:1 --service-account=judge \
-#     -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # 75, crashes and lost nodes restart all hosts; 2 fails the JobSet at once.
 #
@@ -26,8 +26,9 @@ need topology image
 need_number restarts grace
 need_command
 slice "$topology"
-[[ $image =~ ^[A-Za-z0-9][A-Za-z0-9./_:@-]+$ ]] || die "--image=$image: such as registry/repository/mtjudge:1"
+need_image
 [[ $service_account =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] || die "--service-account=$service_account: a name in Kubernetes, no e-mail address"
+need_tools kubectl
 
 list='' # the command as a JSON list; Kubernetes expands $(..) in it, $$ stands for $
 for word in "${COMMAND[@]}"; do

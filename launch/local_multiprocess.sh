@@ -7,7 +7,7 @@
 # terminal. SIGTERM and Ctrl-C go to all. When one ends badly the others get a time to end by themselves, then SIGKILL.
 # Exit status: what they say together: 2, else 130, else 75 (saved, restart), else that of the first to crash.
 #
-#   -n, --processes=2   how many
+#   -n N, --processes=N   how many; must be given
 #   --devices=4         fake CPU devices a process, with JAX_PLATFORMS=cpu unless it is set
 #   --restarts=0        how often all start again after 75, a crash (1) or a signal; never after 2 or 130
 #   --heartbeat=10      seconds: --config.hosts.heartbeat_seconds=10 for the command
@@ -20,7 +20,6 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 processes='' devices='' restarts=0 heartbeat='' grace='' logs='' port=''
-[[ ${1:-} != -n ]] || set -- --processes "${@:2}"
 parse 'processes= devices= restarts= heartbeat= grace= logs= port=' "$@"
 ((!${#ARGS[@]})) || die "unexpected ${ARGS[*]}: the command goes after --"
 need processes

@@ -23,6 +23,7 @@ need_number restarts
 need_command
 where
 slice "$topology"
+need_tools sky
 cd "$ROOT"
 run sky jobs launch launch/sky.yaml "--name=$NAME" "--infra=gcp/${zone%-*}/$zone" "--gpus=tpu-$TYPE:1" \
   ${spot:+--use-spot} "--env=COMMAND=$(quote "${COMMAND[@]}")" "--env=RESTARTS=$restarts" "--env=JAX_VERSION=$jax" --yes --detach-run

@@ -16,19 +16,16 @@
 #   --dry-run               prints the commands and runs nothing; what it would wait for counts as there
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 topology='' spot='' reserved='' service_account='' network='' subnetwork='' internal_ips='' runtime='' valid_until='' poll=30
 parse "zone= project= topology= spot reserved service-account= network= subnetwork= internal-ips runtime= valid-until= poll=" "$@"
 name_from_args
 need topology
 need_number poll
-where
+reach
 slice "$topology"
 [[ -z $spot || -z $reserved ]] || die "--spot and --reserved: one of the two"
-QUEUE=(gcloud compute tpus queued-resources)
-
-state() { ask "$1" "$2" "${QUEUE[@]}" list "${WHERE[@]}" "--filter=name~/$NAME\$" '--format=value(state.state)'; }
 
 request() {
   run "${QUEUE[@]}" create "$NAME" "--node-id=$NAME" "${WHERE[@]}" "--accelerator-type=$TYPE" \
@@ -39,24 +36,27 @@ request() {
 }
 
 say "$NAME: $SLICE, $CHIPS chips, $TYPE in $zone, ${spot:+Spot}${reserved:+reserved}$([[ $spot$reserved ]] || echo on demand)"
-state now ''
-while [[ $now == SUSPENDING || $now == DELETING ]]; do
-  say "$NAME: $now, waiting for its end" && sleep "$poll"
-  state now ''
+state ''
+while [[ $STATE == SUSPENDING || $STATE == DELETING ]]; do
+  say "$NAME: $STATE, waiting for its end" && sleep "$poll"
+  state ''
 done
-if [[ $now == FAILED || $now == SUSPENDED ]]; then
-  say "$NAME: $now, asking anew"
+if [[ $STATE == FAILED || $STATE == SUSPENDED ]]; then
+  say "$NAME: $STATE, asking anew"
   run "${QUEUE[@]}" delete "$NAME" "${WHERE[@]}" --force --quiet
-  now=''
+  STATE=''
+elif [[ $STATE && $TYPE_THERE && $TYPE_THERE != "$TYPE" ]]; then
+  die "$NAME is there as $TYPE_THERE ($STATE), $SLICE is $TYPE: take another name, or launch/tpu_delete.sh $NAME ${WHERE[*]} first"
 fi
-[[ $now ]] || request
+[[ $STATE ]] || request
 last=nothing
-while state now ACTIVE && [[ $now != ACTIVE ]]; do
-  [[ $now == "$last" ]] || say "$NAME: ${now:-not listed yet}"
-  last=$now
-  if [[ $now == FAILED || $now == SUSPENDING || $now == SUSPENDED ]]; then
+while state ACTIVE && [[ $STATE != ACTIVE ]]; do
+  [[ $STATE == "$last" ]] || say "$NAME: ${STATE:-not listed yet}"
+  last=$STATE
+  if [[ $STATE == FAILED || $STATE == SUSPENDING || $STATE == SUSPENDED ]]; then
     "${QUEUE[@]}" describe "$NAME" "${WHERE[@]}" '--format=yaml(state)' >&2
-    say "error: $NAME is $now: another zone or another size may be free; the same command asks anew"
+    say "error: $NAME is $STATE: another zone or another size may be free; the same command asks anew"
+    [[ $STATE == FAILED ]] || exit 75
     exit 1
   fi
   sleep "$poll"

@@ -6,10 +6,10 @@
 # gcloud asks before it deletes; --yes says yes. The bucket stays as it is.
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 yes=''
 parse 'zone= project= yes' "$@"
 name_from_args
-where
+reach
 run gcloud compute tpus queued-resources delete "$NAME" "${WHERE[@]}" --force ${yes:+--quiet}

@@ -2,53 +2,81 @@
 # Create, set up, run and watch in one command, again and again until the run has ended well, also when Spot VMs are taken away.
 #
 #   launch/tpu_keep.sh NAME --topology=v5p:4x4x4 --zone=us-east5-a --spot --jax=0.10.2 --lock=runs/pod.lock \
-#     -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # Leave it running in tmux on a machine that stays on. The same command again takes up a run that goes on. It ends with the
 # run's status: 0, or 2 for what you have to mend, or that of a run that crashed more than --restarts times.
 # It deletes nothing at the end: launch/tpu_delete.sh does. It starts again a run that something else has stopped, so
 # to stop: Ctrl-C here first, then tpu_stop.sh
 #
-#   --topology= --spot --reserved --service-account=        as in tpu_create.sh
-#   --jax= --lock= --committed                              as in tpu_setup.sh; a lock is needed: slices may be weeks apart
-#   --restarts=50                                           as in tpu_run.sh
-#   --poll=60                                               seconds between questions
-#   --zone= --project= --internal-ip --iap                  where NAME is and how it is reached
-#   --dry-run                                               prints the commands and runs nothing
+#   --topology= --spot --reserved --service-account= --network= --subnetwork= --internal-ips --runtime= --valid-until=
+#                                            as in tpu_create.sh
+#   --jax= --lock= --python= --extras= --committed
+#                                            as in tpu_setup.sh; a lock is needed: slices may be weeks apart
+#   --restarts=50                            as in tpu_run.sh
+#   --poll=60                                seconds between questions, and before what failed is tried again
+#   --tries=5                                as often in a row the same step may fail; 10 minutes of work are no failure
+#   --zone= --project= --internal-ip --iap   where NAME is and how it is reached
+#   --dry-run                                prints the commands and runs nothing
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-topology='' spot='' reserved='' service_account='' jax='' lock='' committed='' restarts=50 poll=60
-parse "$TPU_FLAGS topology= spot reserved service-account= jax= lock= committed restarts= poll=" "$@"
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
+topology='' spot='' reserved='' restarts=50 poll=60 tries=5
+# shellcheck disable=SC2034 # flags, below, reads them
+service_account='' network='' subnetwork='' internal_ips='' runtime='' valid_until=''
+CREATE='spot reserved service-account= network= subnetwork= internal-ips runtime= valid-until='
+SETUP='jax= lock= python= extras= committed'
+parse "$TPU_FLAGS topology= restarts= poll= tries= $CREATE $SETUP" "$@"
 name_from_args
 need topology jax lock
-need_number restarts poll
+need_number restarts poll tries
 need_command
-where
+[[ -z $spot || -z $reserved ]] || die "--spot and --reserved: one of the two"
+reach
 slice "$topology"
-dry=${dry_run:+--dry-run} reach=("${WHERE[@]}" ${internal_ip:+--internal-ip} ${iap:+--iap})
+need_packages # what would be refused later is refused before it costs anything
+need_commit
 
-step() { # step script flag..: 2 is the user's to mend and ends all; anything else is tried again
-  local status=0
-  "$HERE/$1" "$NAME" ${dry:+"$dry"} "${@:2}" || status=$?
+flags() { # flags "name= switch ..": those of them that are set, for another script, into FLAGS
+  local name variable
+  FLAGS=("${WHERE[@]}" ${dry_run:+--dry-run})
+  for name in $1; do
+    variable=${name%=}
+    variable=${variable//-/_}
+    [[ ${!variable} ]] || continue
+    if [[ $name == *= ]]; then FLAGS+=("--$name${!variable}"); else FLAGS+=("--$name"); fi
+  done
+}
+
+step() { # step script flag..: 2 is the user's to mend and ends all; 75 (taken away) is tried again, the rest not for ever
+  local status=0 began=$SECONDS
+  "$HERE/$1" "$NAME" "${@:2}" || status=$?
   [[ $status != 2 ]] || exit 2
+  if ((!status || status == 75)); then return "$status"; fi
+  if [[ "$1 $status" == "$FAILURE" ]] && ((SECONDS - began < 600)); then FAILED=$((FAILED + 1)); else FAILED=1; fi
+  FAILURE="$1 $status"
+  ((FAILED < tries)) || { say "error: $1 failed $FAILED times in a row with status $status, see above; the slice, if any, still costs"; exit 1; }
   return "$status"
 }
 
+slice_is_there() { flags "$CREATE" && step tpu_create.sh "--topology=$SLICE" "--poll=$poll" "${FLAGS[@]}"; }
+is_set_up() { flags "internal-ip iap $SETUP" && step tpu_setup.sh "${FLAGS[@]}"; }
+starts() { flags "internal-ip iap" && step tpu_run.sh "${FLAGS[@]}" "--restarts=$restarts" --as-set-up -- "${COMMAND[@]}"; }
+runs() {
+  flags "internal-ip iap"
+  [[ ! $dry_run ]] && "$HERE/tpu_status.sh" "$NAME" "${FLAGS[@]}" 2>/dev/null | grep -q ' running '
+}
+
 say "to stop: Ctrl-C here first, then tpu_stop.sh"
-status=75
+FAILED=0 FAILURE=''
 while true; do
-  if step tpu_create.sh "--topology=$SLICE" "${WHERE[@]}" "--poll=$poll" ${spot:+--spot} ${reserved:+--reserved} \
-    ${service_account:+"--service-account=$service_account"}; then
-    running=''
-    [[ $dry ]] || ! "$HERE/tpu_status.sh" "$NAME" "${reach[@]}" 2>/dev/null | grep -q ' running ' || running=yes
-    if [[ $running ]] || { step tpu_setup.sh "${reach[@]}" "--jax=$jax" "--lock=$lock" ${committed:+--committed} &&
-      step tpu_run.sh "${reach[@]}" "--restarts=$restarts" -- "${COMMAND[@]}"; }; then
-      status=0
-      "$HERE/tpu_status.sh" "$NAME" ${dry:+"$dry"} "${reach[@]}" --wait "--poll=$poll" || status=$?
-      [[ $status == 75 ]] || exit "$status"
-    fi
+  if slice_is_there && { runs || { is_set_up && starts; }; }; then
+    FAILED=0 FAILURE=''
+    status=0
+    flags "internal-ip iap"
+    "$HERE/tpu_status.sh" "$NAME" "${FLAGS[@]}" --wait "--poll=$poll" || status=$?
+    [[ $status == 75 ]] || exit "$status"
   fi
   say "$NAME: once more in $poll s"
   sleep "$poll"

@@ -11,12 +11,12 @@
 #   --dry-run       prints the command and runs nothing
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 run=train lines=50 worker=0 follow=''
 parse "$TPU_FLAGS run= lines= worker= follow" "$@"
 name_from_args
 need_number lines
-where
+reach
 [[ $worker =~ ^(all|[0-9]+)$ ]] || die "--worker=$worker: a number, or all"
-remote "$worker" "$(quote bash mtjudge/code/launch/host.sh logs "--run=$run" "--lines=$lines" ${follow:+--follow})"
+remote "$worker" "$(host logs "--run=$run" "--lines=$lines" ${follow:+--follow})"

@@ -12,14 +12,14 @@
 #   --dry-run       prints the command and runs nothing
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 model='' to='' revision='' scratch=''
 parse "$TPU_FLAGS model= to= revision= scratch=" "$@"
 name_from_args
 need model to
 need_bucket to
-where
+reach
 [[ $model =~ ^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$ ]] || die "--model=$model: as on the hub, Qwen/Qwen3-VL-8B-Instruct"
-remote 0 "$(quote bash mtjudge/code/launch/host.sh model "--model=$model" "--to=$to" ${revision:+"--revision=$revision"} \
+remote 0 "$(host model "--model=$model" "--to=$to" ${revision:+"--revision=$revision"} \
   ${scratch:+"--scratch=$scratch"})"

@@ -1,29 +1,31 @@
 #!/usr/bin/env bash
 # Starts a command on all hosts of a slice, in the background: it goes on when this terminal, or its network, is gone.
 #
-#   launch/tpu_run.sh NAME --zone=us-east5-a -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#   launch/tpu_run.sh NAME --zone=us-east5-a -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # Each host restarts it after a preemption (status 75) or a crash, never after an error that is yours to mend (status 2).
 # Run in the repository's folder on the hosts; jax finds the other hosts by itself.
 #
 #   --restarts=50   how often; 0 = never
 #   --run=train     name of the run's log, ~/mtjudge/runs/train/log on each host
+#   --as-set-up     with the commit that the hosts have; without it another one than the last commit here is refused
 #   --follow        shows the log of worker 0 from then on; Ctrl-C ends the showing, not the run
 #   --zone= --project= --internal-ip --iap     where NAME is and how it is reached
 #   --dry-run       prints the commands and runs nothing
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-restarts=50 run=train follow=''
-parse "$TPU_FLAGS restarts= run= follow" "$@"
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
+restarts=50 run=train follow='' as_set_up='' commit=''
+parse "$TPU_FLAGS restarts= run= follow as-set-up" "$@"
 name_from_args
 need_number restarts
 need_command
-where
+reach
 [[ $run =~ ^[A-Za-z0-9_-]+$ ]] || die "--run=$run: of A-Z, a-z, 0-9, _ and -"
+[[ $as_set_up ]] || commit=$(git -C "$ROOT" rev-parse --verify HEAD 2>/dev/null) || true
 count_hosts
-start=$(quote bash mtjudge/code/launch/host.sh start "--run=$run" "--restarts=$restarts" -- "${COMMAND[@]}")
+start=$(host start "--run=$run" "--restarts=$restarts" ${commit:+"--commit=$commit"} -- "${COMMAND[@]}")
 failed=0
 ask_hosts all "$start" || failed=$?
 if [[ ! $dry_run ]]; then
@@ -35,4 +37,4 @@ if [[ ! $dry_run ]]; then
   fi
   say "$NAME: started on all $COUNT hosts; see launch/tpu_status.sh and launch/tpu_logs.sh"
 fi
-[[ ! $follow ]] || remote 0 "$(quote bash mtjudge/code/launch/host.sh logs "--run=$run" --lines=20 --follow)"
+[[ ! $follow ]] || remote 0 "$(host logs "--run=$run" --lines=20 --follow)"

@@ -7,7 +7,7 @@
 #
 #   --jax=0.10.2     the version of jax, with the libtpu that belongs to it
 #   --lock=FILE      all packages by version: read where the file exists, written where it does not. Keep it: a slice that
-#                    replaces this one, also weeks later, gets the same packages
+#                    replaces this one, also weeks later, gets the same packages. git ignores runs/: keep a copy elsewhere
 #   --python=3.12    of the hosts' virtual environment, by uv
 #   --extras=tpu,gcs of this package
 #   --committed      leaves out uncommitted changes; without it they are refused
@@ -15,34 +15,25 @@
 #   --dry-run        prints the commands and runs nothing
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-jax='' lock='' python=3.12 extras=tpu,gcs committed=''
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
 parse "$TPU_FLAGS jax= lock= python= extras= committed" "$@"
 name_from_args
 need jax
-where
-[[ $jax =~ ^[0-9]+(\.[0-9]+)+$ ]] || die "--jax=$jax: one version, such as 0.10.2"
-[[ $python =~ ^3\.[0-9]+$ ]] || die "--python=$python: such as 3.12"
-commit=$(git -C "$ROOT" rev-parse --verify HEAD 2>/dev/null) || die "$ROOT is no git repository with a commit: the hosts get a commit"
-changed=$(git -C "$ROOT" status --porcelain)
-[[ -z $changed || $committed ]] ||
-  die "uncommitted changes ($(wc -l <<<"$changed"), first $(sed -n '1s/^...//p' <<<"$changed")): hosts get the last commit; commit" \
-    "them, or leave them out with --committed"
-if [[ $lock && ! -e $lock && ! $dry_run ]]; then # now, not when the hosts are set up
-  { mkdir -p "$(dirname "$lock")" && touch "$lock.part" && rm "$lock.part"; } 2>/dev/null || die "--lock=$lock: cannot be written there"
-fi
+reach
+need_packages
+need_commit
+count_hosts
 
-archive=${TMPDIR:-/tmp}/mtjudge-code-${commit:0:12}.tgz
+archive=${TMPDIR:-/tmp}/mtjudge-code-${COMMIT:0:12}.tgz
 files=("$archive")
 [[ ! -e $lock ]] || files+=("$lock")
-run git -C "$ROOT" archive --format=tar.gz "--output=$archive" "$commit"
+run git -C "$ROOT" archive --format=tar.gz "--output=$archive" "$COMMIT"
 run "${SSH[@]}" scp "${files[@]}" "$NAME:" "${WHERE[@]}" --worker=all "${REACH[@]}"
 
 unpack="rm -rf mtjudge/code.new && mkdir -p mtjudge/code.new && tar -xzf ${archive##*/} -C mtjudge/code.new"
 setup=$(quote bash mtjudge/code.new/launch/host.sh setup "--archive=${archive##*/}" "--jax=$jax" "--python=$python" \
-  "--extras=$extras" ${files[1]:+"--lock=${lock##*/}"})
-count_hosts
+  "--extras=$extras" "--commit=$COMMIT" ${files[1]:+"--lock=${lock##*/}"})
 failed=0
 ask_hosts all "$unpack && $setup" || failed=$?
 ((!failed)) || { say "error: the set-up failed on a host, see above"; exit $((failed == 2 ? 2 : 1)); }

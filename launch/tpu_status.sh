@@ -13,24 +13,24 @@
 #   --dry-run       prints the command and runs nothing
 
 set -euo pipefail
-# shellcheck source=launch/common.sh
-source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-run=train wait='' poll=60 state=''
+# shellcheck source=launch/tpu.sh
+source "$(dirname "${BASH_SOURCE[0]}")/tpu.sh"
+run=train wait='' poll=60
 parse "$TPU_FLAGS run= wait poll=" "$@"
 name_from_args
 need_number poll
-where
-status=$(quote bash mtjudge/code/launch/host.sh status "--run=$run")
+reach
+status=$(host status "--run=$run")
 gone() { # whether the slice was taken away; a network that fails for a moment is not that
-  ask state '' gcloud compute tpus queued-resources list "${WHERE[@]}" "--filter=name~/$NAME\$" '--format=value(state.state)'
-  [[ $state != ACTIVE ]]
+  state ''
+  [[ $STATE != ACTIVE ]]
 }
 
 running() { printf '%s\n' "${FACTS[@]}" | grep -q ' running '; }
 
 while true; do
   if ! ask_hosts all "$status" && gone; then
-    say "$NAME: ${state:-not there}: taken away, or deleted; launch/tpu_create.sh asks anew"
+    say "$NAME: ${STATE:-not there}: taken away, or deleted; launch/tpu_create.sh asks anew"
     exit 75
   fi
   [[ ! $dry_run ]] || exit 0

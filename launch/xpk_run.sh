@@ -2,7 +2,7 @@
 # Starts a run on a GKE cluster that XPK made (xpk cluster create).
 #
 #   launch/xpk_run.sh NAME --cluster=tpus --zone=us-east5-a --topology=v5p:4x4x4 --image=REGISTRY/mtjudge:1 \
-#     -- mtjudge train --config=configs/mine.py --workdir=gs://bucket/run
+#     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # XPK by itself never restarts (--max-restarts=0) and allows 30 s for a save. Here: 75, 1 and signals restart, 2 does not.
 #
@@ -25,7 +25,9 @@ need_number restarts grace
 need_command
 where
 slice "$topology"
+need_image
 [[ $priority =~ ^(very-low|low|medium|high|very-high)$ ]] || die "--priority=$priority: very-low, low, medium, high or very-high"
+need_tools xpk
 
 # XPK runs the command in a subshell and sends SIGTERM to that: exec makes it the command itself.
 run xpk workload create "--workload=$NAME" "--cluster=$cluster" "${WHERE[@]}" "--tpu-type=$TYPE" --num-slices=1 \

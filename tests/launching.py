@@ -12,12 +12,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 LAUNCH = Path(__file__).parent.parent / "launch"
+WHERE = ["--zone=us-east5-a", "--project=mine"]
+QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
+TYPE = "tpu.nodeSpec[0].node.acceleratorType.basename()"
+LIST = [*QUEUE, "list", *WHERE, "--filter=name~/judge$", f"--format=value(state.state,{TYPE})"]
+IMAGE = "--image=registry.example/mine/images/mtjudge:1"
 
 RECORD = """#!/usr/bin/env bash
 printf '%s\\0' "${0##*/}" "$@" $'\\1' >>"$CLOUD/log" # one write: hosts call at the same time
 """
 
-# State of the request: the first line of `states`, which goes as long as another follows. A worker in `dead` has no ssh.
+# State of the request and its accelerator type: the first line of `states`, which goes as long as another follows; where it is
+# empty, there is nothing to describe or to reach. A worker in `dead` has no ssh.
 GCLOUD = (
     RECORD
     + r"""
@@ -25,6 +31,7 @@ case "$*" in
 *"queued-resources list"*)
   head -n 1 "$CLOUD/states"
   [[ $(wc -l <"$CLOUD/states") -le 1 ]] || sed -i 1d "$CLOUD/states" ;;
+*"tpu-vm"*) [[ -s $CLOUD/states ]] || { echo "ERROR: NOT_FOUND" >&2 && exit 1; } ;;&
 *"tpu-vm describe"*) cat "$CLOUD/count" ;;
 *"tpu-vm ssh"* | *"tpu-vm scp"*)
   status=0 files=() pids=()
@@ -101,11 +108,19 @@ class Cloud:
         root = self.folder / "repository"
         shutil.copytree(LAUNCH, root / "launch")
         (root / "pyproject.toml").write_text("[project]\n")
-        git = ["git", "-C", str(root), "-c", "user.name=A", "-c", "user.email=a@b"]
-        for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "First"]):
-            subprocess.run([*git, *words], check=True)
         self.launch = root / "launch"
-        self.commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        subprocess.run(["git", "-C", str(root), "init", "-q"], check=True)
+        self.commit = self.commit_all("First")
+
+    def commit_all(self, message: str, *new: str) -> str:
+        """Its name, of all that is in the small repository and of these new empty files."""
+        root = self.launch.parent
+        for name in new:
+            (root / name).touch()
+        git = ["git", "-C", str(root), "-c", "user.name=A", "-c", "user.email=a@b"]
+        for words in (["add", "-A"], ["commit", "-qm", message]):
+            subprocess.run([*git, *words], check=True)
+        return subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
 
     def environment(self) -> dict[str, str]:
         path = f"{self.bin}:{os.environ['PATH']}"

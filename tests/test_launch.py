@@ -4,17 +4,13 @@ import re
 import shlex
 
 import pytest
-from launching import LAUNCH, Cloud
+from launching import IMAGE, LAUNCH, LIST, QUEUE, WHERE, Cloud
 
 TRAIN = ["mtjudge", "train", "--config=configs/mine.py", "--workdir=gs://bucket/run", "--config.data.tasks=a b"]
-HOST = "bash mtjudge/code/launch/host.sh"
-WHERE = ["--zone=us-east5-a", "--project=mine"]
-QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
+HOST = "[ -e mtjudge/code ] || exit 3; bash mtjudge/code/launch/host.sh"
 TPU_VM = ["gcloud", "compute", "tpus", "tpu-vm"]
-LIST = [*QUEUE, "list", *WHERE, "--filter=name~/judge$", "--format=value(state.state)"]
 COUNT = [*TPU_VM, "describe", "judge", *WHERE, "--format=value(networkEndpoints.len())"]
 SHM = "--scratch=/dev/shm"
-IMAGE = "--image=registry.example/mine/images/mtjudge:1"
 
 
 def ssh(worker: str, command: str) -> list[str]:
@@ -57,7 +53,7 @@ CALLS = {  # name: script, flags, what is called
     ),
     "run": (
         "tpu_run.sh",
-        ["--run=big", "--restarts=3", "--", *TRAIN],
+        ["--run=big", "--restarts=3", "--as-set-up", "--", *TRAIN],
         [COUNT, ssh("all", f"{HOST} start --run=big --restarts=3 -- {TRAIN_LINE}")],
     ),
     "status": ("tpu_status.sh", [], [ssh("all", f"{HOST} status --run=train")]),
@@ -125,11 +121,12 @@ def test_setup_calls(tmp_path):
     scp = [*TPU_VM, "scp", str(tmp_path / archive), "judge:", *WHERE, "--worker=all"]
     unpack = f"rm -rf mtjudge/code.new && mkdir -p mtjudge/code.new && tar -xzf {archive} -C mtjudge/code.new"
     setup = f"bash mtjudge/code.new/launch/host.sh setup --archive={archive} --jax=0.10.2 --python=3.12 --extras=tpu,gcs"
-    expected = [scp, COUNT, ssh("all", f"{unpack} && {setup}"), ssh("0", "cat mtjudge/freeze.txt")]
+    setup += f" --commit={cloud.commit}"
+    expected = [COUNT, scp, ssh("all", f"{unpack} && {setup}"), ssh("0", "cat mtjudge/freeze.txt")]
     flags = ["judge", *WHERE, "--jax=0.10.2", f"--lock={tmp_path / 'pod.lock'}"]
     dry = cloud.run("tpu_setup.sh", *flags, "--dry-run")
     git = ["git", "-C", str(cloud.launch.parent), "archive", "--format=tar.gz", f"--output={tmp_path / archive}", cloud.commit]
-    assert [shlex.split(line) for line in dry.out.splitlines()] == [git, *expected]
+    assert [shlex.split(line) for line in dry.out.splitlines()] == [COUNT, git, *expected[1:]]
     assert (cloud.calls(), (tmp_path / archive).exists()) == ([], False)
     ended = cloud.run("tpu_setup.sh", *flags)
     assert ended.status == 0, ended.err
@@ -148,115 +145,6 @@ def test_reached_by_a_tunnel_or_by_internal_addresses(tmp_path):
         ]
 
 
-REFUSED = [  # script, flags, the line
-    ("tpu_create.sh", ["judge", *WHERE], "--topology=.. is missing: see --help"),
-    ("tpu_create.sh", ["--topology=v5p:4x4x4", *WHERE], "one name is needed, 0 are given: see --help"),
-    ("tpu_create.sh", ["a", "b", *WHERE], "one name is needed, 2 are given (a b): see --help"),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4"], "--zone=.. is missing: see --help"),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", "--zone=europe"], "--zone=europe: a zone is needed, such as us-east5-a"),
-    (
-        "tpu_create.sh",
-        ["judge", "--topology=v5p:4x4x4", *WHERE, "--spot", "--reserved"],
-        "--spot and --reserved: one of the two",
-    ),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--spt"], "no flag --spt: see --help"),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "-s"], "no flag -s: see --help"),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--spot=1"], "--spot takes no value"),
-    ("tpu_create.sh", ["judge", "--topology="], "--topology= is empty"),
-    ("tpu_create.sh", ["judge", "--topology"], "--topology needs a value: --topology=.."),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--poll=1s"], "--poll=1s: a whole number, 0 or more"),
-    (
-        "tpu_create.sh",
-        ["Judge_1", "--topology=v5p:4x4x4", *WHERE],
-        "name Judge_1: at most 40 of a-z, 0-9 and -, first a letter, last no -",
-    ),
-    (
-        "tpu_create.sh",
-        ["judge", "--topology=v5p-64", *WHERE],
-        "--topology=v5p-64: 32 chips (v5p:2x4x4) in Google's count of cores, 64 chips in mtjudge plan: "
-        "write the shape, chip:AxBxC",
-    ),
-    (
-        "tpu_keep.sh",
-        ["judge", "--topology=v4-32", *WHERE, "--jax=0.10.2", "--lock=l", "--", "x"],
-        "--topology=v4-32: 16 chips (v4:2x2x4) in Google's count of cores, 32 chips in mtjudge plan: write the shape, chip:AxBxC",
-    ),
-    ("tpu_setup.sh", ["judge", *WHERE], "--jax=.. is missing: see --help"),
-    ("tpu_setup.sh", ["judge", *WHERE, "--jax=>=0.10"], "--jax=>=0.10: one version, such as 0.10.2"),
-    ("tpu_setup.sh", ["judge", *WHERE, "--jax=0.10.2", "--python=python3"], "--python=python3: such as 3.12"),
-    (
-        "tpu_run.sh",
-        ["judge", *WHERE],
-        "nothing to run: end the line with -- mtjudge train --config=.. --workdir=gs://..",
-    ),
-    ("tpu_run.sh", ["judge", *WHERE, "--run=a/b", "--", "x"], "--run=a/b: of A-Z, a-z, 0-9, _ and -"),
-    ("tpu_run.sh", ["judge", *WHERE, "--iap", "--internal-ip", "--", "x"], "--internal-ip and --iap: one of the two"),
-    ("tpu_logs.sh", ["judge", *WHERE, "--worker=first"], "--worker=first: a number, or all"),
-    (
-        "tpu_model.sh",
-        ["judge", *WHERE, "--model=Qwen/Q", "--to=/data"],
-        "--to=/data: a path in a bucket is needed, gs://bucket/path",
-    ),
-    (
-        "tpu_model.sh",
-        ["judge", *WHERE, "--model=Qwen", "--to=gs://bucket/q"],
-        "--model=Qwen: as on the hub, Qwen/Qwen3-VL-8B-Instruct",
-    ),
-    (
-        "xpk_run.sh",
-        ["judge" * 9, *WHERE, "--cluster=c", IMAGE, "--topology=v5p:4x4x4", "--", "x"],
-        f"name {'judge' * 9}: at most 40 of a-z, 0-9 and -, first a letter, last no -",
-    ),
-    (
-        "xpk_run.sh",
-        ["judge", *WHERE, "--cluster=c", IMAGE, "--topology=v5p:4x4x4", "--priority=urgent", "--", "x"],
-        "--priority=urgent: very-low, low, medium, high or very-high",
-    ),
-    (
-        "jobset_run.sh",
-        ["judge-", "--topology=v5p:4x4x4", IMAGE, "--", "x"],
-        "name judge-: at most 40 of a-z, 0-9 and -, first a letter, last no -",
-    ),
-    (
-        "jobset_run.sh",
-        ["judge", "--topology=v5p:4x4x4", "--image=a b", "--", "x"],
-        "--image=a b: such as registry/repository/mtjudge:1",
-    ),
-    (
-        "jobset_run.sh",
-        ["judge", "--topology=v5p:4x4x4", IMAGE, "--service-account=j@mine.iam", "--", "x"],
-        "--service-account=j@mine.iam: a name in Kubernetes, no e-mail address",
-    ),
-    ("local_multiprocess.sh", ["--", "x"], "--processes=.. is missing: see --help"),
-    ("local_multiprocess.sh", ["-n", "0", "--", "x"], "--processes=0: 1 or more"),
-    ("local_multiprocess.sh", ["-n", "2", "mtjudge", "--", "x"], "unexpected mtjudge: the command goes after --"),
-    ("local_multiprocess.sh", ["-n", "2", "--devices=many", "--", "x"], "--devices=many: a whole number, 0 or more"),
-    ("tpu_keep.sh", ["judge", *WHERE, "--topology=v5p:4x4x4", "--jax=0.10.2", "--", "x"], "--lock=.. is missing: see --help"),
-]
-
-
-@pytest.mark.parametrize("script, flags, line", REFUSED, ids=lambda value: value if isinstance(value, str) else "")
-def test_refused_in_one_line(script, flags, line, tmp_path):
-    cloud = Cloud(tmp_path)
-    ended = cloud.run(script, *flags)
-    assert (ended.status, ended.err, ended.out, cloud.calls()) == (2, f"error: {line}\n", "", [])
-
-
-@pytest.mark.parametrize("script", ["tpu_create.sh", "xpk_run.sh", "jobset_run.sh", "sky_run.sh", "tpu_keep.sh"])
-def test_a_wrong_topology_names_the_known_ones(script, tmp_path):
-    given = {
-        "tpu_create.sh": WHERE,
-        "xpk_run.sh": [*WHERE, "--cluster=c", IMAGE, "--", "x"],
-        "jobset_run.sh": [IMAGE, "--", "x"],
-        "sky_run.sh": [*WHERE[:1], "--", "x"],
-        "tpu_keep.sh": [*WHERE, "--jax=0.10.2", "--lock=l", "--", "x"],
-    }[script]
-    ended = Cloud(tmp_path).run(script, "judge", "--topology=v5p:3x3x3", *given)
-    assert ended.status == 2
-    assert ended.err.startswith("error: --topology=v5p:3x3x3 is not known; known: v4:2x2x1 ")
-    assert {"v5e:4x4", "v5p:4x4x4", "v5p:2x4x4", "v6e:8x8"} <= set(ended.err.split())
-
-
 def test_slices(tmp_path):
     """Names of Google Cloud for topologies, as its pages and XPK's table have them."""
     known = {
@@ -264,6 +152,7 @@ def test_slices(tmp_path):
         "v5p:2x4x4": "v5p-64 32 8 v2-alpha-tpuv5 tpu-v5p-slice ct5p-hightpu-4t",
         "v6e:8x8": "v6e-64 64 16 v2-alpha-tpuv6e tpu-v6e-slice ct6e-standard-4t",
         "v5e:4x4": "v5litepod-16 16 4 v2-alpha-tpuv5-lite tpu-v5-lite-podslice ct5lp-hightpu-4t",
+        "v5p:16x16x24": "v5p-12288 6144 1536 v2-alpha-tpuv5 tpu-v5p-slice ct5p-hightpu-4t",
         "v4:2x2x4": "v4-32 16 4 tpu-ubuntu2204-base tpu-v4-podslice ct4p-hightpu-4t",
     }
     text = 'source common.sh; for s; do slice "$s"; echo "$SLICE $TYPE $CHIPS $HOSTS $RUNTIME $GKE $MACHINE"; done\n'
@@ -273,6 +162,7 @@ def test_slices(tmp_path):
     assert cloud.run("slices.sh", *known).out.splitlines() == [f"{name} {line}" for name, line in known.items()]
     names = {line.split()[0]: f"{name} {line}" for name, line in known.items() if name[:3] in ("v5e", "v6e")}  # they count chips
     assert cloud.run("slices.sh", *names).out.splitlines() == list(names.values())
+    assert cloud.run("slices.sh", "v5e-16").out == f"v5e:4x4 {known['v5e:4x4']}\n", "as mtjudge plan writes it"
 
 
 def test_waits_until_active_and_says_the_state(tmp_path):
@@ -306,15 +196,17 @@ def test_a_request_that_failed_is_replaced_and_one_that_fails_is_said(tmp_path):
 
 
 def scripts() -> list[str]:
-    return sorted(path.name for path in LAUNCH.glob("*.sh") if path.name != "common.sh")
+    return sorted(path.name for path in LAUNCH.glob("*.sh") if path.name not in ("common.sh", "tpu.sh"))
 
 
 @pytest.mark.parametrize("script", scripts())
 def test_help_names_every_flag(script, tmp_path):
     ended = Cloud(tmp_path).run(script, *(["stop"] if script == "host.sh" else []), "--help")
     assert (ended.status, ended.err) == (0, "")
-    spec = re.search(r"^parse (['\"])(.*?)\1", (LAUNCH / script).read_text(), re.M)[2]
-    flags = spec.replace("$TPU_FLAGS", "zone= project= internal-ip iap").replace("=", "").split()
+    text = (LAUNCH / "tpu.sh").read_text() + (LAUNCH / script).read_text()
+    lists = dict(re.findall(r"^([A-Z_]+)='(.*)'$", text, re.M))
+    spec = re.sub(r"\$([A-Z_]+)", lambda found: lists[found[1]], re.search(r"^parse (['\"])(.*?)\1", text, re.M)[2])
+    flags = spec.replace("=", "").split()
     assert [flag for flag in flags if not re.search(rf"--{flag}(?![\w-])", ended.out)] == []
     assert script == "host.sh" or "--dry-run" in ended.out
     assert ("\nto stop: Ctrl-C here first, then tpu_stop.sh\n" in ended.out) == (script == "tpu_keep.sh")

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import Cloud
+from launching import RECORD, Cloud
 
 WHERE = ["--zone=us-east5-a"]
 SETUP = ["judge", *WHERE, "--jax=0.10.2"]
@@ -273,6 +273,36 @@ def test_keep_takes_another_slice_when_the_first_is_gone(tmp_path):
     assert "judge: SUSPENDED, asking anew" in err
     assert out.splitlines()[-1].startswith("host host-1 ended status=0 restarts=0")
     assert [("--spot" in call, "--accelerator-type=v6e-8" in call) for call in creates(cloud.calls())] == [(True, True)]
+
+
+def test_keep_gives_up_after_equal_failures(tmp_path):
+    cloud = Cloud(tmp_path)
+    cloud.copy_of_repository()
+    (cloud.bin / "gcloud").write_text(RECORD + 'echo "ERROR: PERMISSION_DENIED" >&2; exit 1\n')
+    given = ["judge", *WHERE, "--topology=v6e:2x4", "--jax=0.10.2", f"--lock={tmp_path / 'lock'}", "--poll=0", "--tries=3"]
+    ended = cloud.run("tpu_keep.sh", *given, "--", "true")
+    line = "error: tpu_create.sh failed 3 times in a row with status 1, see above; the slice, if any, still costs"
+    assert (ended.status, ended.err.splitlines()[-1], len(cloud.calls())) == (1, line, 3)
+
+
+def test_keep_hands_on_the_flags_of_the_others_and_no_variables(tmp_path, monkeypatch):
+    monkeypatch.setenv("subnetwork", "of the user's shell")
+    cloud = Cloud(tmp_path)
+    cloud.copy_of_repository()
+    create = ["--spot", "--service-account=s@m", "--network=n", "--internal-ips", "--valid-until=6h"]
+    setup = ["--python=3.11", "--extras=tpu", "--internal-ip", "--committed"]
+    given = ["judge", *WHERE, "--topology=v6e:2x4", "--jax=0.10.2", f"--lock={tmp_path / 'lock'}", "--runtime=my-image"]
+    ended = cloud.run("tpu_keep.sh", *given, *create, *setup, "--dry-run", "--", "true")
+    lines = [shlex.split(line) for line in ended.out.splitlines()]
+    (made,) = creates(lines)
+    assert (ended.status, cloud.calls()) == (0, [])
+    assert made[6:] == [
+        *["--node-id=judge", *WHERE, "--accelerator-type=v6e-8", "--runtime-version=my-image"],
+        *[*create[:4], "--valid-until-duration=6h"],
+    ]
+    (line,) = [word for words in lines for word in words if "host.sh setup" in word]
+    assert "--jax=0.10.2 --python=3.11 --extras=tpu --commit=" in line
+    assert all("--internal-ip" in words for words in lines if "ssh" in words)
 
 
 def creates(calls: list[list[str]]) -> list[list[str]]:

@@ -48,6 +48,10 @@ def test_slices(name, devices, links):
     assert tpu_slice(f"{chip}-{devices}") == place, "by its number of chips"
 
 
+def test_the_name_that_google_cloud_has_for_v5e():
+    assert tpu_slice("v5litepod-64") == tpu_slice("v5e:8x8")
+
+
 def test_a_wrong_slice_names_the_nearest_and_all():
     with pytest.raises(
         ConfigError, match=r"unknown topology 'v5p:4x4x5', did you mean 'v5p:4x4x\d'\?; known are v5e: 2x2 2x4 "

@@ -78,10 +78,13 @@ def known_slices() -> list[str]:
 
 
 def tpu_slice(name: str) -> Slice:
-    """`v5p:4x4x4`, or `v5p-64`, the most cubic slice of 64 chips. Raises ConfigError that lists the known ones."""
-    chip, _, shape = name.partition(":")
+    """`v5p:4x4x4`, or `v5p-64`, the most cubic slice of 64 chips, or `v5litepod-64`, as Google Cloud calls a `v5e-64`.
+
+    Raises ConfigError that lists the known ones.
+    """
+    chip, _, shape = name.replace("v5litepod-", "v5e-", 1).partition(":")
     if not shape and "-" in name:
-        chip, _, count = name.partition("-")
+        chip, _, count = chip.partition("-")
         sizes = {str(prod(map(int, s.split("x")))): s for s in SLICES.get(chip, ())}
         shape = sizes.get(count, "")
     if chip not in SLICES or shape not in SLICES[chip]:
