@@ -7,8 +7,10 @@ import pickle
 import re
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 from data_fixtures import CONFIG, encoded, example, noise, write_records, write_tokenizer
 
 from mtjudge_jax.data.pipeline import RowFormat, eval_batches, mixture, to_row, train_iterator
@@ -309,3 +311,17 @@ def test_jax_is_not_imported():
     folder = Path(__file__).parent.parent / "mtjudge_jax" / "data"
     for path in folder.glob("*.py"):
         assert not re.search(r"^\s*(import|from) (jax|flax|torch)", path.read_text(), re.MULTILINE), path
+
+
+def test_records_of_another_version_are_refused_in_one_line(tmp_path):
+    fields = msgpack.unpackb(pack(example(0, "technical"))) | {"schema_version": 1}
+    path = tmp_path / "train" / "technical.array_record"
+    path.parent.mkdir()
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for _ in range(3):
+        writer.write(msgpack.packb(fields))
+    writer.close()
+    files = {"train/technical": {"count": 3, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}}
+    (tmp_path / "manifest.json").write_text(json.dumps({"version": 1, "dataset": "test", "files": files}))
+    with pytest.raises(ValueError, match=r"record has version 1, this code reads 2: prepare the data again$"):
+        open_split(tmp_path, "train", "technical")

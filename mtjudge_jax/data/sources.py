@@ -89,7 +89,8 @@ def record_path(entry: Mapping[str, Any], split: str, task: str) -> str:
 
 
 def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource:
-    """The records of one task in one split. Raises ValueError where manifest and file disagree on their number.
+    """The records of one task in one split. Raises ValueError where manifest and file disagree on their number, and
+    where the records were written by another version.
 
     ArrayRecord is read from disks only: of a bucket the file is copied once to this machine, see `paths.local_copy`.
     """
@@ -100,6 +101,9 @@ def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource
     source = RecordSource([local_copy(path, entry["sha256"])])
     if len(source) != expected:
         raise ValueError(f"{path} has {len(source)} records, the manifest says {expected}; prepare the data again")
+    first = source[0] if expected else None
+    if isinstance(first, BadRecord) and first.reason == "schema_version":  # all of them: said once, not a line a record
+        raise ValueError(f"{path}: {first}")
     return source
 
 
