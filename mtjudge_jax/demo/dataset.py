@@ -24,7 +24,7 @@ from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
 from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucket
 
 DEMO_TASKS = (*POINTWISE, *PAIRWISE)
-# Changes whenever the same arguments would give other pictures or words, or records of another version, so old data are not taken for new.
+# Changes whenever the same arguments would give other pictures, words or records, so old data are not taken for new.
 RECIPE = 2
 LICENSE = "derived from CC0, public-domain, CC BY and CC BY-SA pictures; see demo/assets/ATTRIBUTION.md"
 
