@@ -228,10 +228,11 @@ def soak(folder: Path, minutes: float, steps: int) -> dict:
 
 def trains(workdir: Path, seconds: float = 40) -> bool:
     """Whether a step ends soon: the processes are past their start."""
-    size, end = (workdir / "metrics.jsonl").stat().st_size, time.monotonic() + seconds
+    path, end = workdir / "metrics.jsonl", time.monotonic() + seconds
+    size = path.stat().st_size if path.exists() else 0
     while time.monotonic() < end:
         time.sleep(0.2)
-        if (workdir / "metrics.jsonl").stat().st_size > size:
+        if path.exists() and path.stat().st_size > size:
             return True
     return False
 
