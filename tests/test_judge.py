@@ -13,6 +13,7 @@ from commands import commands
 from PIL import Image, ImageOps
 
 from mtjudge_jax import evaluate as evaluation
+from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
@@ -198,7 +199,7 @@ def test_the_official_metric_stands_beside_its_task(monkeypatch):
     assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
 
 
-JUDGING = evaluation.Judging(None, None, 1, np.zeros(1, np.float32), 0.1, 0)
+JUDGING = evaluation.Judging(None, RowFormat(TASKS, None, None, 0, 0), 1, np.zeros(1, np.float32), 0.1, 0)
 
 
 def eval_flags(out: Path, *changed: str) -> list[str]:
