@@ -211,7 +211,7 @@ def eval_flags(out: Path, *changed: str) -> list[str]:
 @cache
 def whole() -> Path:
     """An evaluation that nothing stopped: 2 batches of single questions, 2 of each order, 4 of the pairs' pictures alone."""
-    out = commands().folder / "whole"
+    out = commands().folder / "whole_evaluation"
     assert commands().run(*eval_flags(out)).status == 0
     return out
 
