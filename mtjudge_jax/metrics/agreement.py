@@ -6,7 +6,7 @@ rows of a bootstrap each `[N]` of it is one resample; a row drawn twice is tied 
 
 import numpy as np
 
-_BLOCK = 4_000_000  # pairs looked at together
+from mtjudge_jax.correlate import kendall_tau_b, levenshtein
 
 
 def kappa(counts: np.ndarray, *, grades: np.ndarray | None = None) -> np.ndarray:
@@ -62,11 +62,8 @@ def kendall(x: np.ndarray, y: np.ndarray) -> float:
 
     NaN where all of one are tied. x = 1 2 3 4, y = 1 3 2 2: (3 - 2) / sqrt(6 * 5).
     """
-    score = in_x = in_y = 0
-    for rows in np.array_split(np.arange(len(x)), max(1, len(x) * len(x) // _BLOCK)):
-        dx, dy = (np.sign(v[rows, None] - v[None, :]) for v in (x, y))
-        score, in_x, in_y = score + (dx * dy).sum(), in_x + np.abs(dx).sum(), in_y + np.abs(dy).sum()
-    return float(score / np.sqrt(in_x * in_y)) if in_x and in_y else float("nan")
+    tau = kendall_tau_b(x, y)
+    return float("nan") if tau is None else tau
 
 
 def grade_errors(label: np.ndarray, verdict: np.ndarray, grades: np.ndarray) -> np.ndarray:
@@ -105,16 +102,6 @@ def order_distance(label: str, verdict: str | None) -> float:
     """
     true, said = (sorted(ranks_of(o), key=lambda name: (ranks_of(o)[name], name)) for o in (label, verdict or ""))
     return 1.0 if verdict is None else levenshtein(true, said) / max(len(true), len(said))
-
-
-def levenshtein(a: list[str], b: list[str]) -> int:
-    """Fewest insertions, deletions and substitutions that make one of the other."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
-    return row[-1]
 
 
 def _by_value(value: np.ndarray, weight: np.ndarray) -> np.ndarray:
