@@ -50,7 +50,12 @@ def main() -> int:
     p.add_argument("--minutes", type=float, default=0)
     p.add_argument("--steps", type=int, default=0, help="of a run; default 8 with --kills, 4 a minute else")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--events", default=",".join(EVENTS), help="of --minutes; one that is named twice comes twice as often")
+    p.add_argument("--between", type=int, nargs=2, default=(30, 90), metavar="SECONDS", help="from one event to the next")
+    p.add_argument("--logs", type=Path, help="where the logs of a run that is not equal are put")
     args = p.parse_args()
+    if unknown := set(args.events.split(",")) - set(EVENTS):
+        p.error(f"--events: there is no {', '.join(sorted(unknown))}, only {', '.join(sorted(set(EVENTS)))}")
     if not args.kills and not args.minutes:
         p.error("say --kills=20 or --minutes=30")
     random.seed(args.seed)
@@ -63,7 +68,7 @@ def main() -> int:
         if args.kills:
             results.append(killed_runs(folder, args.kills, args.steps or 8))
         if args.minutes:
-            results.append(soak(folder, args.minutes, args.steps or int(4 * args.minutes)))
+            results.append(soak(folder, args))
     for result in results:
         print(json.dumps(result))
     return int(not all(result["equal"] == result["runs"] for result in results))
@@ -192,9 +197,9 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def soak(folder: Path, minutes: float, steps: int) -> dict:
+def soak(folder: Path, args: argparse.Namespace) -> dict:
     """One run of two processes, disturbed until the time is over, then left alone to its end."""
-    reference = folder / "two"
+    minutes, steps, reference = args.minutes, args.steps or int(4 * args.minutes), folder / "two"
     began = time.monotonic()
     assert started(command(folder, reference, processes=2, steps=steps, restarts=0)).wait() == 0, logs(reference)
     whole = time.monotonic() - began
@@ -205,9 +210,9 @@ def soak(folder: Path, minutes: float, steps: int) -> dict:
         run = started(command(folder, workdir, processes=2, steps=steps, restarts=1000))
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end and run.poll() is None:
-            time.sleep(random.uniform(30, 90))
+            time.sleep(random.uniform(*args.between))
             if run.poll() is None and (pids := trainers(run)):
-                event = random.choice(EVENTS)
+                event = random.choice(args.events.split(","))
                 if event == "full" and not trains(workdir):
                     continue  # a command that finds a full disk at its start says so with status 2, which is not started again
                 counts[event] += 1
@@ -220,7 +225,10 @@ def soak(folder: Path, minutes: float, steps: int) -> dict:
         differ = [f"exit status {status}"] if status else differences(ending(workdir, steps), ending(reference, steps))
         differ += [f"steps {missing} are not in metrics.jsonl once"] if missing else []
         same, text = not differ, logs(workdir)
-        print("\n".join(differ), flush=True)
+        if differ:
+            print("\n".join(differ), flush=True)
+            if args.logs:
+                shutil.copytree(f"{workdir}-logs", args.logs, dirs_exist_ok=True)
     facts = {"what": "soak", "runs": 1, "equal": int(same), "status": status, "steps": steps, "events": dict(counts)}
     facts |= {"undisturbed_seconds": round(whole), "seconds": round(time.monotonic() - began - whole)}
     return facts | {name: text.count(mark) for name, mark in TOLD.items()}

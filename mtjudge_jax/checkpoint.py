@@ -20,6 +20,7 @@ The folder is in a bucket or on a file system that all processes share. Every fu
 
 import json
 import logging as std_logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,12 +56,12 @@ from mtjudge_jax.step_folders import (
     steps_in,
     writing_path,
 )
-from mtjudge_jax.together import attempt, first_text, gather, on_any_process, one_line, together
+from mtjudge_jax.together import attempt, first_text, gather, on_any_process, one_line, tell, together, told_by_others
 from mtjudge_jax.trainable import put
 
 SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
 BARRIER_MS = 30 * 60 * 1000  # for processes to wait for each other's writing
-
+POLL_SECONDS = 1  # between two looks whether another process has failed
 
 Digest = Callable[[], dict[str, int]]
 
@@ -203,7 +204,11 @@ def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Di
     part: dict = {}
 
     def written() -> None:
-        response.result()
+        try:
+            _await_arrays(response, name)
+        except Exception as error:
+            tell(f"{name} failed", one_line(error))
+            raise
         part["digests"] = digest()
 
     def checked() -> None:
@@ -224,6 +229,21 @@ def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Di
         barrier(key=f"{name} {stage.__name__}", timeout_ms=BARRIER_MS)
     if error is not None:
         raise error
+
+
+def _await_arrays(response: ocp.AsyncResponse, name: str) -> None:
+    """Returns when this process's arrays are written. Raises what went wrong, OSError where that was on another process: Orbax
+    would wait for that one until its own time is over (1,200 s), and is left to do so.
+    """
+    while True:
+        began = time.monotonic()
+        try:
+            return response.result(timeout=POLL_SECONDS)
+        except TimeoutError:
+            if time.monotonic() - began < POLL_SECONDS:  # not this one's, but one that the writing met
+                raise
+        if told := told_by_others(f"{name} failed"):
+            raise OSError(told)
 
 
 def wait(checkpoints: Checkpoints) -> list[str]:

@@ -9,19 +9,18 @@ import jax
 import numpy as np
 
 from mtjudge_jax import checkpoint, hosts
+from mtjudge_jax.best_model import write_best, write_unwritten
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import BadRowCounter
 from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
-from mtjudge_jax.models.qwen3_vl.convert import save_hf
-from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, exportable, judge_file
+from mtjudge_jax.policy import Model, eval_format
 from mtjudge_jax.run import STOP, Progress, Run, log, save, say, settle, warn
 from mtjudge_jax.score import Scores
 from mtjudge_jax.sharding import local_rows
 from mtjudge_jax.skipped import NonFiniteUpdate, dump_batch, skipped_line, suspects
 from mtjudge_jax.step_log import Clock, step_line
-from mtjudge_jax.together import AnotherProcess, gather
+from mtjudge_jax.together import gather
 from mtjudge_jax.types import TrainBatch
-from mtjudge_jax.workdir import templates
 
 
 def judging(cfg: Config, model: Model) -> Judging:
@@ -60,19 +59,9 @@ def validate(run: Run, progress: Progress) -> Progress:
     progress = progress._replace(judged=progress.step)
     if not better:
         return progress._replace(since_best=progress.since_best + 1)
-    best = run.workdir / "best"
-    params = exportable(progress.params, run.model)
-    files = {JUDGE_FILE: judge_file(run.cfg, progress.step, templates(run.cfg))}
     run.watch.beat(f"step {progress.step} best model")
     hosts.stop_if_asked(STOP)  # the last moment before many bytes are written
-    try:
-        save_hf(params, best, source_folder=run.model.folder, dtype=run.cfg.model.dtype, overwrite=True, files=files)
-    except FileExistsError:
-        raise
-    except (OSError, AnotherProcess) as error:  # on every process: the older best is whole, and the next one as good is written
-        warn(run, progress.step, f"the best model, of step {progress.step}, was not written: {error}")
-        return progress._replace(since_best=0)
-    return progress._replace(best=mean, since_best=0)
+    return write_best(run, progress, mean)
 
 
 class Drawn(NamedTuple):
@@ -128,9 +117,9 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
             again = progress.step < first and due(cfg, progress)  # restored, and stopped in its validation
             if due(cfg, progress):
                 progress = validate(run, progress)
-            if progress.step >= first and (progress.step % cfg.checkpoint.every_steps == 0 or finished(cfg, progress)):
-                save(run, progress)
-            if again and progress.step > 0:
+            saves = progress.step >= first and (progress.step % cfg.checkpoint.every_steps == 0 or finished(cfg, progress))
+            if saves or (again and progress.step > 0):
+                progress = write_unwritten(run, progress)
                 save(run, progress)
             if finished(cfg, progress):
                 break

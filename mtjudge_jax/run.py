@@ -61,6 +61,14 @@ STOP = "asked to stop"
 KEPT = ("best", "since_best", "judged", "skipped")  # of Progress, in a checkpoint beside state, data position and step
 
 
+class Unwritten(NamedTuple):
+    """The best model while there is no room for it, see best_model.py."""
+
+    step: int
+    before: float  # the mean validation macro-F1 of the one that is written, -1 where none is
+    trained: Any  # its trained parameters, on the host
+
+
 class Progress(NamedTuple):
     """What changes from step to step and goes into the checkpoint."""
 
@@ -73,6 +81,7 @@ class Progress(NamedTuple):
     judged: int  # the step of the last evaluation, -1 before the first
     skipped: int  # steps in a row, up to this one, whose update was not finite
     sources: dict[str, str]  # what the run is made of, see sources_of
+    unwritten: Unwritten | None = None  # not in the checkpoint, which tells of the best model that is written
 
     @property
     def params(self) -> Params:
@@ -200,6 +209,8 @@ def log(run: Run, line: dict) -> None:
 def save(run: Run, progress: Progress, data_state: dict | None = None) -> None:
     """`data_state`: where the step that follows begins to read; by default where the data stands."""
     meta = {"config": to_dict(run.cfg), "sources": progress.sources} | {name: getattr(progress, name) for name in KEPT}
+    if progress.unwritten is not None:
+        meta |= {"best": progress.unwritten.before, "since_best": 0}
     data_state = progress.data.get_state() if data_state is None else data_state
     for text in checkpoint.save(run.checkpoints, progress.step, state=progress.state, data_state=data_state, meta=meta):
         warn(run, progress.step, text)

@@ -149,7 +149,7 @@ def bad_records(folder: Path, model, half: dict) -> dict:
         save_hf(*arguments, **more)
 
     said = (mock.patch(f"mtjudge_jax.{module}.say", lines.append) for module in ("loop", "run"))
-    with Spy(train) as spy, next(said), next(said), mock.patch("mtjudge_jax.loop.save_hf", write_best):
+    with Spy(train) as spy, next(said), next(said), mock.patch("mtjudge_jax.best_model.save_hf", write_best):
         run, _ = train.fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
     facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
     facts |= {"weights": spy.weights, "learned": spy.learned, "best": (folder / "bad" / "best" / "config.json").is_file()}

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -109,6 +110,19 @@ def failing(folder: Path, mesh: jax.sharding.Mesh) -> dict:
     return {"said": said, "steps": ck.saved_steps(opened)}
 
 
+def filling(folder: Path, mesh: jax.sharding.Mesh) -> dict:
+    """While step 2's arrays are written process 1 may write no file longer than a kilobyte, as on a disk that fills up."""
+    opened, said, seconds = ck.open_checkpoints(folder, CheckpointConfig()), [], 0.0
+    for step in (1, 2, 3):
+        full, began = step == 2 and jax.process_index() == 1, time.monotonic()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if full else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        said += ck.save(opened, step, state=placed(step, mesh), data_state={}, meta={})
+        said += ck.wait(opened)
+        seconds = max(seconds, time.monotonic() - began)
+    ck.close(opened)
+    return {"said": said, "steps": ck.saved_steps(opened), "seconds": seconds}
+
+
 def leave_together(folder: Path, mesh: jax.sharding.Mesh) -> dict:
     with together():
         pass
@@ -122,7 +136,7 @@ def leave_together(folder: Path, mesh: jax.sharding.Mesh) -> dict:
 
 
 WHAT = {"save": save, "restore": restore, "unreadable": unreadable, "undecodable": undecodable, "failing": failing}
-WHAT |= {"together": leave_together}
+WHAT |= {"filling": filling, "together": leave_together}
 
 
 def main(what: str, folder: str, process: int, processes: int, port: int) -> None:
@@ -130,6 +144,7 @@ def main(what: str, folder: str, process: int, processes: int, port: int) -> Non
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", processes, process)
     print(json.dumps(WHAT[what](Path(folder), make_mesh(MeshConfig(data=1, fsdp=8)))))
+    jax.distributed.shutdown()  # as hosts.joined does: it also ends what Orbax still waits for
 
 
 if __name__ == "__main__":

@@ -93,6 +93,15 @@ def test_a_save_that_one_of_two_processes_cannot_write_is_told_by_both(tmp_path)
     assert first["steps"] == second["steps"] == [1, 3]
 
 
+def test_a_disk_that_fills_up_while_one_of_two_writes_holds_up_neither(tmp_path):
+    """Orbax alone lets the other wait for 1,200 s."""
+    first, second = run("filling", tmp_path / "c")
+    for said in (first["said"], second["said"]):
+        assert len(said) == 1 and "the checkpoint of step 2 was not written (" in said[0] and "File too large" in said[0]
+    assert "(OSError: process 1: ValueError: OUT_OF_RANGE" in first["said"][0] and first["steps"] == second["steps"] == [1, 3]
+    assert max(first["seconds"], second["seconds"]) < 60
+
+
 def test_a_block_is_left_together(tmp_path):
     assert [fact["error"] for fact in run("together", tmp_path)] == [
         "AnotherProcess: process 1: ValueError: my file is damaged: mend it on that host and start again",

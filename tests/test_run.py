@@ -123,9 +123,24 @@ def test_a_run_does_not_go_on_with_other_sources(case, what):
 
 
 def test_a_best_model_that_cannot_be_written_is_said_and_the_run_goes_on():
-    text = "the best model, of step 0, was not written: [Errno 28] No space left on device"
+    text = "the best model, of step 0, was not written, and is tried again at the next checkpoint: "
+    text += "[Errno 28] No space left on device"
     assert grpo()["warnings"] == [f"warning: {text}"] and grpo()["logged"] == [{"kind": "warning", "step": 0, "text": text}]
-    assert grpo()["best"]  # the next one was written
+    assert grpo()["best"]  # at the next try
+
+
+def test_a_best_model_that_could_not_be_written_is_written_with_the_next_checkpoint_that_finds_room():
+    folder = commands().folder / "late"
+    facts = commands().call("full_disk.late_best", folder=str(folder), data=str(commands().folder / "data"))
+    want = facts["whole"]
+    assert want["written"] == [0] and facts["late"]["written"] == ["no", "no", 0]  # at step 0, 1 and 2
+    assert want["said"] == [] and facts["late"]["said"] == [
+        "warning: the best model, of step 0, was not written, and is tried again at the next checkpoint: [Errno 28] full"
+    ] * 2 + ["the best model, of step 0, is written now"]
+    assert facts["late"]["files"] == want["files"] and len(want["files"]) > 5
+    assert facts["late"]["saved"] == [[1, -1.0, 0], *want["saved"][1:]]
+    assert want["saved"][0][1] == want["saved"][1][1] > want["saved"][0][2] == 0
+    assert facts["late"]["ending"] == want["ending"]
 
 
 def test_damaged_training_records_are_counted_shown_and_teach_nothing():
