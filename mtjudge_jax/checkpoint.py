@@ -24,17 +24,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from orbax.checkpoint import multihost as orbax_processes
 from orbax.checkpoint import v1 as ocp
 
 from mtjudge_jax.config import CheckpointConfig
-from mtjudge_jax.digest import digests, finish_digests, start_digests
+from mtjudge_jax.digest import digests
+from mtjudge_jax.held import Digest, held
 from mtjudge_jax.leaves import check_structure, describe, some, with_saved_dtypes
 from mtjudge_jax.paths import AnyPath, absolute, as_path, checksums, in_bucket, write_whole
 from mtjudge_jax.step_folders import (
@@ -62,9 +61,6 @@ from mtjudge_jax.trainable import put
 SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
 BARRIER_MS = 30 * 60 * 1000  # for processes to wait for each other's writing
 POLL_SECONDS = 1  # between two looks whether another process has failed
-
-Digest = Callable[[], dict[str, int]]
-
 
 class Restored(NamedTuple):
     step: int
@@ -97,7 +93,7 @@ class Checkpoints:
     keep: int
     max_failed: int
     pending: Pending | None = None
-    copies: Any = None  # see _held
+    copies: Any = None  # of the save before, see held.py
     saves: int = 0  # begun since it was opened, on every process the same
     failed: int = 0  # in a row
     problem: str = ""  # of the last that failed
@@ -142,7 +138,7 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
         return [*said, _failed(checkpoints, step, problem)]
     record = {"format": FORMAT, "step": step, "leaves": describe(state), "data_state": data_state, "meta": meta}
     json.dumps(record)  # what is not JSON is a mistake of the caller and said at once
-    state, digest = _held(checkpoints, state)
+    state, digest, checkpoints.copies = held(state, checkpoints.copies)
     path, problem = writing_path(checkpoints.folder, step), ""
     try:
         response = ocp.save_async(path, state)
@@ -168,30 +164,6 @@ def _obstacle(checkpoints: Checkpoints, step: int, need: int) -> str:
 
     found, problem = attempt(clear)
     return problem or found
-
-
-def _held(checkpoints: Checkpoints, state: Any) -> tuple[Any, Digest]:
-    """What is written, and what gives its digests once it is.
-
-    Orbax looks at arrays on CPUs where they are, and whoever donates them would wait until it has written them: there they are
-    copied, into the copies of the save before, since memory that is new costs four times as long; and the digests are left for
-    later. From other devices Orbax fetches them before it returns, and the digests take milliseconds and come first.
-    """
-    if jax.default_backend() != "cpu":
-        return state, partial(finish_digests, start_digests(state))
-    copies = _copy(state) if checkpoints.copies is None else _copy_into(state, checkpoints.copies)
-    checkpoints.copies = jax.block_until_ready(copies)
-    return copies, lambda: finish_digests(start_digests(copies))
-
-
-@jax.jit
-def _copy(state: Any) -> Any:
-    return jax.tree.map(jnp.copy, state)
-
-
-@partial(jax.jit, donate_argnums=1, keep_unused=True)
-def _copy_into(state: Any, old: Any) -> Any:
-    return jax.tree.map(jnp.copy, state)
 
 
 def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Digest, name: str) -> None:

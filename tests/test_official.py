@@ -8,7 +8,7 @@ import scipy.stats
 
 from mtjudge_jax.correlate import average_ranks, f1, kendall_tau_b, levenshtein, pearson, roc_auc, spearman
 from mtjudge_jax.official import OFFICIAL, official
-from mtjudge_jax.verdicts import BINARY, WINNER, index_of, order_of, ranks_of
+from mtjudge_jax.official.verdicts import BINARY, WINNER, index_of, order_of, ranks_of
 
 
 def row(example_id, label, verdict, *, group="", order="", score=None, true=None, **raw):

@@ -24,8 +24,8 @@ from collections.abc import Callable
 import numpy as np
 
 from mtjudge_jax.correlate import levenshtein
-from mtjudge_jax.official_graded import agin, imagereward, mllm_score, seetrue, unsafebench
-from mtjudge_jax.verdicts import (
+from mtjudge_jax.official.graded import agin, imagereward, mllm_score, seetrue, unsafebench
+from mtjudge_jax.official.verdicts import (
     TIE,
     TIE_OF_VOTE,
     WINNER,

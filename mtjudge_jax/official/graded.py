@@ -1,6 +1,6 @@
 """Official metrics over grades and probabilities: AGIN, SeeTRUE, ImageReward, UnsafeBench, the scores of MLLM-as-a-Judge.
 
-What a prediction holds: see official.py.
+What a prediction holds: see __init__.py.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from mtjudge_jax.correlate import f1, kendall_tau_b, pearson, roc_auc, spearman
-from mtjudge_jax.verdicts import BINARY, Predictions, by_field, defined, field_of, groups_of, index_of, samples_of, vote
+from mtjudge_jax.official.verdicts import BINARY, Predictions, by_field, defined, field_of, groups_of, index_of, samples_of, vote
 
 
 def agin(predictions: Predictions) -> dict[str, float]:
