@@ -8,8 +8,7 @@ import pytest
 from commands import Ended, commands
 
 from mtjudge_jax.config import ConfigError, check
-from mtjudge_jax.demo.arm_tables import Spread, as_markdown, in_distribution, pairwise, shown, write_tables
-from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of
+from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of, write_tables
 from mtjudge_jax.demo.config import TASKS, UNSEEN
 from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.plan.chips import tpu_slice
@@ -95,56 +94,40 @@ def test_the_arms_and_their_models():
     assert Job("mt_grpo", 1).judged == (*TASKS, *UNSEEN)
 
 
-def result(arm: str, seed: int, tasks: dict[str, float], task: str = "") -> dict:
-    """An evaluation whose numbers are all the same."""
+def write_result(workdir: Path, job: Job, numbers: dict[str, float]) -> None:
+    """An evaluation whose numbers are all the same, in the job's file."""
     keys = ("macro_f1", "accuracy", "consistency", "probability_accuracy", "single_accuracy", "invalid_rate")
-    scores = {name: dict.fromkeys(keys, f1) | {"macro_f1_ci": [f1 - 0.1, f1 + 0.1]} for name, f1 in tasks.items()}
-    return {"arm": arm, "seed": seed, "task": task, "tasks": scores}
-
-
-def results() -> list[dict]:
-    """The base; an arm of two seeds, the second of them worse; a single arm of which one model is missing."""
-    base = dict.fromkeys(TASKS, 0.4) | {UNSEEN[0]: 0.3, UNSEEN[1]: 0.4, UNSEEN[2]: 0.5}
-    first = dict.fromkeys(TASKS, 0.8) | {"safety": 0.5} | {UNSEEN[0]: 0.6, UNSEEN[1]: 0.7, UNSEEN[2]: 0.8}
-    second = dict.fromkeys(TASKS, 0.6) | {"safety": 0.3} | {UNSEEN[0]: 0.4, UNSEEN[1]: 0.5, UNSEEN[2]: 0.6}
-    singles = [result("rl_single", 0, {task: 0.9}, task) for task in TASKS[1:]]
-    return [result("off_the_shelf", 0, base), result("mt_rl_judge", 0, first), result("mt_rl_judge", 1, second), *singles]
-
-
-def test_the_table_in_distribution():
-    rows = in_distribution(results(), ["off_the_shelf", "rl_single", "mt_rl_judge"]).rows
-    assert rows["off_the_shelf"]["technical"] == Spread(0.4, 0.4, 0.4, 1, (pytest.approx(0.3), pytest.approx(0.5)))
-    both = rows["mt_rl_judge"]
-    assert shown(both["technical"]) == "0.70 (0.60-0.80)" and shown(both["safety"]) == "0.40 (0.30-0.50)"
-    assert shown(both["mean"]) == "0.65 (0.55-0.75)"  # (5 * 0.8 + 0.5) / 6 and (5 * 0.6 + 0.3) / 6
-    assert shown(both["worst"]) == "0.40 (0.30-0.50)"
-    assert rows["rl_single"]["technical"] is None and rows["rl_single"]["mean"] is None
-    assert shown(rows["rl_single"]["rationality"]) == "0.90 [0.80-1.00]"
-
-
-def test_the_table_of_pairs():
-    table = pairwise(results(), ["off_the_shelf", "rl_single", "mt_rl_judge"])
-    both = table.rows["mt_rl_judge"]
-    assert shown(both["mean"]) == "0.60 (0.50-0.70)" and shown(both["transfer"]) == "0.20 (0.10-0.30)"
-    assert shown(both["same winner"]) == "0.60 (0.50-0.70)" and shown(table.rows["off_the_shelf"]["transfer"]) == "0.00"
-    assert all(cell is None for cell in table.rows["rl_single"].values())
-    lines = as_markdown(table, {"off_the_shelf": "base", "rl_single": "RL-Single", "mt_rl_judge": "MT"}).splitlines()
-    assert lines[4].startswith("| arm | seeds | pairwise_technical |") and lines[4].count("|") == lines[5].count("|") == 13
-    assert lines[6].startswith("| base | 1 | 0.30 [0.20-0.40] | 0.40 [0.30-0.50] | 0.50 [0.40-0.60] | 0.40 | 0.00 |")
-    assert lines[7] == "| RL-Single | 0 |" + "  |" * 10
+    tasks = {name: dict.fromkeys(keys, f1) | {"macro_f1_ci": [f1 - 0.1, f1 + 0.1]} for name, f1 in numbers.items()}
+    (workdir / "eval" / f"{job.name}.json").write_text(json.dumps({"tasks": tasks}))
 
 
 def test_tables_of_a_workdir(tmp_path):
+    """The base; an arm of two seeds, the second of them worse; a single arm of which one model is missing."""
     (tmp_path / "eval").mkdir()
-    for one in results()[:3]:
-        (tmp_path / "eval" / f"{one['arm']}.seed{one['seed']}.json").write_text(json.dumps(one))
-    names = ["off_the_shelf.seed0", "mt_rl_judge.seed0", "mt_rl_judge.seed1", "mt_grpo.seed0"]
-    path = write_tables(tmp_path, names, {"off_the_shelf": "base", "mt_rl_judge": "<MT>", "mt_grpo": "M"})
-    page, text = path.read_text(), (tmp_path / "arms.md").read_text()
-    assert "3 of 4 models judged" in page and "&lt;MT&gt;" in page and "<MT>" not in page
-    assert "| <MT> | 2 | 0.70 (0.60-0.80) |" in text and "| M |" not in text
-    data = json.loads((tmp_path / "arms.json").read_text())
-    assert data["In distribution"]["mt_rl_judge"]["worst"] == {"mean": 0.4, "low": 0.3, "high": 0.5, "seeds": 2, "ci": None}
+    jobs = jobs_of(["off_the_shelf", "rl_single", "mt_rl_judge", "mt_grpo"], seeds=2)
+    base = dict.fromkeys(TASKS, 0.4) | {UNSEEN[0]: 0.3, UNSEEN[1]: 0.4, UNSEEN[2]: 0.5}
+    first = dict.fromkeys(TASKS, 0.8) | {"safety": 0.5} | {UNSEEN[0]: 0.6, UNSEEN[1]: 0.7, UNSEEN[2]: 0.8}
+    second = dict.fromkeys(TASKS, 0.6) | {"safety": 0.3} | {UNSEEN[0]: 0.4, UNSEEN[1]: 0.5, UNSEEN[2]: 0.6}
+    write_result(tmp_path, Job("off_the_shelf", 0), base)
+    for seed, numbers in enumerate((first, second)):
+        write_result(tmp_path, Job("mt_rl_judge", seed), numbers)
+        for task in TASKS[1 - seed :]:  # a model that seed 0 lacks is not taken from seed 1
+            write_result(tmp_path, Job("rl_single", seed, task), {task: 0.9 - 0.2 * seed})
+    page = write_tables(tmp_path, jobs).read_text()
+    text = (tmp_path / "comparison.md").read_text()
+    assert "14 of 17 models judged" in page and "14 of 17 models judged" in text and "MT-GRPO" not in text
+    assert "| arm | seeds | technical | rationality | naturalness | alignment | preference | safety | mean | worst |" in text
+    single, several = "40.0 [30.0, 50.0]", "70.0 (60.0 to 80.0)"
+    assert f"| off the shelf | 1 | {' | '.join([single] * 6)} | 40.0 | 40.0 |" in text
+    # (5 * 0.8 + 0.5) / 6 and (5 * 0.6 + 0.3) / 6
+    assert f"| MT-RL-Judge | 2 | {' | '.join([several] * 5)} | 40.0 (30.0 to 50.0) | 65.0 (55.0 to 75.0) | 40.0 (30.0" in text
+    assert "| RL-Single | 2 | 70.0 | 80.0 (70.0 to 90.0) |" in text and "| 80.0 (70.0 to 90.0) | 70.0 | 70.0 |" in text
+    assert f"| {' | '.join(UNSEEN)} | mean | accuracy | same winner | by probability | each alone | invalid |" in text
+    assert "| 60.0 (50.0 to 70.0) | 60.0 (50.0 to 70.0) | 60.0 (50.0 to 70.0) |" in text  # mean, accuracy, same winner ..
+    assert "## Format transfer: pairwise minus off the shelf" in text and "+20.0 (+10.0 to +30.0) |" in text
+    data = json.loads((tmp_path / "comparison.json").read_text())
+    assert data["scores"]["MT-RL-Judge"]["worst"] == {"value": 0.4, "low": 0.3, "high": 0.5, "seeds": 2}
+    assert data["scores"]["MT-RL-Judge"]["unseen mean"]["value"] == pytest.approx(0.6)
 
 
 NAMES = "off_the_shelf,sft_unified"
@@ -164,13 +147,13 @@ def test_the_command_trains_judges_and_compares():
     workdir, ended = arms()
     assert ended.status == 0, ended.err[-3000:]
     assert "1/2 off_the_shelf.seed0" in ended.out and "step 6/6" in ended.out
-    text = (workdir / "arms.md").read_text()
+    text = (workdir / "comparison.md").read_text()
     assert "2 of 2 models judged" in text and "| off the shelf | 1 |" in text and "| SFT-Unified, verdict alone | 1 |" in text
     kept = json.loads((workdir / "eval" / "sft_unified.seed0.json").read_text())
     assert kept["config"]["sft"]["target"] == "answer" and len(kept["tasks"]) == 9
     assert (workdir / "runs" / "sft_unified.seed0" / "metrics.jsonl").exists()
     assert not (workdir / "runs" / "sft_unified.seed0" / "checkpoints").exists()
-    assert (workdir / "arms.html").resolve().as_uri() in ended.out
+    assert (workdir / "comparison.html").resolve().as_uri() in ended.out
 
 
 def test_a_second_start_does_what_is_missing():

@@ -64,8 +64,22 @@ def test_seeds_are_their_mean_and_lowest_to_highest():
     assert found.scores["mine"]["technical"] == Cell(pytest.approx(0.8), 0.7, 0.9, 3)
     assert found.transfer["mine"]["pairwise_safety"] == Cell(0.125, 0.0, 0.25, 3)
     text = markdown(found)
-    assert "lowest to highest seed" in text and "| mine | 80.0 [70.0, 90.0] | 80.0 [70.0, 90.0] | 80.0 [70.0, 90.0] |" in text
-    assert "| mine | +12.5 [+0.0, +25.0] | +12.5 [+0.0, +25.0] |" in text
+    assert "lowest to highest seed" in text and "| arm | seeds | technical | mean | worst |" in text
+    assert "| mine | 3 | 80.0 (70.0 to 90.0) | 80.0 (70.0 to 90.0) | 80.0 (70.0 to 90.0) |" in text
+    assert "| off_the_shelf | 1 | 50.0 | 50.0 | 50.0 |" in text
+    assert "| mine | 3 | +12.5 (+0.0 to +25.0) | +12.5 (+0.0 to +25.0) |" in text
+
+
+def test_both_orders_stand_beside_the_unseen_form():
+    runs = {"off_the_shelf": result(pairwise_safety=0.5, pairwise_technical=0.25), "mine": result(pairwise_safety=0.75)}
+    for task, consistency in (("pairwise_safety", 0.5), ("pairwise_technical", 0.75)):
+        runs["off_the_shelf"]["tasks"][task] |= {"consistency": consistency, "invalid_rate": 0.0, "accuracy": 0.4}
+    text = markdown(compare(runs))  # by accuracy
+    assert "| arm | pairwise_safety (accuracy) | pairwise_technical (accuracy) | mean | same winner | invalid |" in text
+    assert "| off_the_shelf | 40.0 | 40.0 | 40.0 | 62.5 | 0.0 |" in text and "| mine | 75.0 | – | – | – | – |" in text
+    text = markdown(compare(runs, metric="macro_f1"))
+    assert "| arm | pairwise_safety | pairwise_technical | mean | accuracy | same winner | invalid |" in text
+    assert "| off_the_shelf | 50.0 | 25.0 | 37.5 | 40.0 | 62.5 | 0.0 |" in text
 
 
 def test_the_papers_numbers_stand_beside():
@@ -104,6 +118,7 @@ def test_means_and_differences_have_intervals_from_predictions():
 def test_a_cell_in_words():
     assert shown(None) == "–" and shown(Cell(0.8163, 0.79, 0.84)) == "81.6 [79.0, 84.0]" and shown(Cell(1.0)) == "100.0"
     assert shown(Cell(-0.012, -0.03, 0.0), sign=True) == "-1.2 [-3.0, +0.0]"
+    assert shown(Cell(0.5, 0.4, 0.6, seeds=2)) == "50.0 (40.0 to 60.0)"
 
 
 def test_what_cannot_be_compared_is_said():
@@ -169,9 +184,13 @@ def test_pages_and_plots(tmp_path):
     runs = {"off_the_shelf": result(technical=0.5, pairwise_safety=0.5), hostile: result(technical=0.9, pairwise_safety=0.75)}
     runs[hostile]["tasks"]["technical"]["official"] = {"SRCC": 0.25}
     written = write_comparison(compare(runs), tmp_path / "out")
-    assert [path.name for path in written] == ["comparison.html", "comparison.md", "comparison.png", "transfer.png"]
+    names = ["comparison.html", "comparison.json", "comparison.md", "comparison.png", "transfer.png"]
+    assert [path.name for path in written] == names
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and not re.search(r"""(src|href)=["'](?!data:)""", page)
+    data = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert (data["base"], data["metrics"]["pairwise_safety"], data["note"]) == ("off_the_shelf", "accuracy", "")
+    assert data["transfer"] == {hostile: dict.fromkeys(("pairwise_safety", "mean"), Cell(0.25)._asdict())}
     assert "SRCC 0.250" in page and "+25.0" in page and page.count("data:image/png;base64,") == 2
     assert "&lt;" not in (text := (tmp_path / "out" / "comparison.md").read_text()) and "</script>\\| | 90.0" in text
     for name in ("comparison.png", "transfer.png"):

@@ -1,8 +1,8 @@
 """`mtjudge demo --arms=all`: the paper's five arms and MT-GRPO on the demo's data, from one base, at equal numbers of prompts.
 
 Every arm sees PROMPTS questions a task: a single model in 27 steps of 24, a unified one in 162 of the same size, so that all
-share their compiled programs. What is compared is the model after its last step. Each run ends in a file below `eval`, and a
-second start of the command does the missing ones.
+share their compiled programs. What is compared is the model after its last step, in the tables of `mtjudge report A B ..`. Each
+run ends in a file below `eval`, and a second start of the command does the missing ones.
 """
 
 import json
@@ -14,7 +14,6 @@ import numpy as np
 
 from mtjudge_jax.config import Config, ConfigError, differences, to_dict, unknown
 from mtjudge_jax.data.sources import read_split
-from mtjudge_jax.demo.arm_tables import write_tables
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.evaluation import evaluate, write_evaluation
@@ -22,6 +21,9 @@ from mtjudge_jax.evaluation.batches import Judging
 from mtjudge_jax.evaluation.terminal import progress_bar
 from mtjudge_jax.paths import AnyPath, address, remove_tree
 from mtjudge_jax.policy import Model, eval_format, open_model, read_params, target_of
+from mtjudge_jax.report.compare import compare
+from mtjudge_jax.report.compare_pages import write_comparison
+from mtjudge_jax.report.compare_read import join_tasks, read_result
 from mtjudge_jax.tasks import get_task
 from mtjudge_jax.train import fit
 
@@ -47,7 +49,6 @@ ARMS: dict[str, Arm] = {
     "mt_rl_judge": Arm("MT-RL-Judge", "grpo"),
     "mt_grpo": Arm("MT-GRPO", "grpo", mixture="mt_grpo"),
 }
-TITLES = {name: arm.title for name, arm in ARMS.items()}
 
 
 class Job(NamedTuple):
@@ -115,7 +116,6 @@ def run_arms(workdir: AnyPath, arms: list[str], seeds: int) -> None:
     write_demo_data(workdir / "data", seed=0)
     examples = {task: read_split(workdir / "data", "test", task) for task in (*TASKS, *UNSEEN)}
     jobs = jobs_of(arms, seeds)
-    names = [job.name for job in jobs]
     model = open_model(job_config(jobs[0], workdir))
     for number, job in enumerate(jobs, 1):
         cfg = job_config(job, workdir)
@@ -124,9 +124,26 @@ def run_arms(workdir: AnyPath, arms: list[str], seeds: int) -> None:
             print("    done before", flush=True)
             continue
         run_job(job, cfg, model, {name: examples[name] for name in job.judged}, workdir)
-        write_tables(workdir, names, TITLES)
-    path = write_tables(workdir, names, TITLES)
+        write_tables(workdir, jobs)
+    path = write_tables(workdir, jobs)
     print(f"done, this start took {(time.perf_counter() - began) / 60:.1f} minutes\ntables: {address(path)}", flush=True)
+
+
+def write_tables(workdir: AnyPath, jobs: list[Job]) -> AnyPath:
+    """The comparison of the jobs that are done, one at least, in the workdir; the path of its page.
+
+    Macro-F1 also of pairs, which says that a constant answer is none.
+    """
+    done = [(job, path) for job in jobs if (path := workdir / "eval" / f"{job.name}.json").exists()]
+    seeds: dict[str, dict[int, dict]] = {}
+    for job, path in done:
+        seed = seeds.setdefault(ARMS[job.arm].title, {}).setdefault(job.seed, {"tasks": {}, "predictions": []})
+        join_tasks(seed, read_result(path))
+    runs = {title: [by_seed[seed] for seed in sorted(by_seed)] for title, by_seed in seeds.items()}
+    note = f"The demo's arms, {len(done)} of {len(jobs)} models judged. Macro-F1, test split, greedy answers; one that cannot be "
+    note += "read is wrong, a constant answer has 33.3."
+    write_comparison(compare(runs, tasks=(*TASKS, *UNSEEN), metric="macro_f1"), workdir, note=note)
+    return workdir / "comparison.html"
 
 
 def is_done(path: AnyPath, cfg: Config) -> bool:

@@ -10,6 +10,14 @@ from mtjudge_jax.report.paper import PAPER, paper_arm
 from mtjudge_jax.tasks import TASKS
 
 BASE = "off_the_shelf"
+# What is told of the unseen tasks beside their number, in the mean over them: column, key of a score.
+BESIDE = {
+    "accuracy": "accuracy",
+    "same winner": "consistency",
+    "by probability": "probability_accuracy",
+    "each alone": "single_accuracy",
+    "invalid": "invalid_rate",
+}
 
 
 class Cell(NamedTuple):
@@ -32,7 +40,7 @@ class Comparison(NamedTuple):
     arms: list[str]
     tasks: list[str]  # trained form
     unseen: list[str]  # evaluated only: pairwise
-    scores: dict[str, Row]  # by arm: tasks, unseen, "mean" and "worst" of the tasks, "unseen mean"
+    scores: dict[str, Row]  # by arm: tasks, unseen, "mean" and "worst" of the tasks, "unseen mean", "unseen accuracy" ..
     transfer: dict[str, Row]  # by arm but the base: unseen and "mean", minus the base's
     base: str
     metrics: dict[str, str]  # key of each task's number
@@ -71,7 +79,7 @@ def compare(
 
 
 def is_unseen(task: str) -> bool:
-    return TASKS[task].ood if task in TASKS else task in UNSEEN
+    return task in TASKS and TASKS[task].ood
 
 
 def value_of(result: dict, task: str, metrics: Mapping[str, str]) -> float | None:
@@ -84,9 +92,11 @@ def score_row(results: list[dict], trained: list[str], unseen: list[str], metric
         values = [v for v in (value_of(result, task, metrics) for result in results) if v is not None]
         interval = results[0]["tasks"].get(task, {}).get(f"{metrics[task]}_ci")
         row |= cell_of(task, values, interval)
-    return row | over_tasks("mean", np.mean, results, trained, metrics) | over_tasks(
-        "worst", np.min, results, trained, metrics
-    ) | over_tasks("unseen mean", np.mean, results, unseen, metrics)  # fmt: skip
+    row |= over_tasks("mean", np.mean, results, trained, metrics) | over_tasks("worst", np.min, results, trained, metrics)
+    row |= over_tasks("unseen mean", np.mean, results, unseen, metrics)
+    for name, key in BESIDE.items():
+        row |= over_tasks(f"unseen {name}", np.mean, results, unseen, dict.fromkeys(unseen, key))
+    return row
 
 
 def over_tasks(name: str, statistic: Callable, results: list[dict], tasks: list[str], metrics: Mapping[str, str]) -> Row:

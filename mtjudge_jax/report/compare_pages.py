@@ -1,7 +1,8 @@
-"""A comparison as Markdown, as one self-contained page, and as plots."""
+"""A comparison as Markdown, as one self-contained page, as JSON, and as plots."""
 
 import base64
 import io
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtjudge_jax.paths import AnyPath, write_whole
-from mtjudge_jax.report.compare import Cell, Comparison, Row
+from mtjudge_jax.report.compare import BESIDE, Cell, Comparison, Row
 from mtjudge_jax.report.paper import paper_arm
 from mtjudge_jax.report.plots import MARKERS, STYLE, TASK_COLORS
 
@@ -38,13 +39,17 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
-def write_comparison(comparison: Comparison, out: AnyPath) -> list[AnyPath]:
-    """comparison.md, comparison.html and the plots comparison.png and transfer.png in `out`; returns their paths."""
+def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") -> list[AnyPath]:
+    """comparison.md, .html and .json and the plots comparison.png and transfer.png in `out`; returns their paths.
+
+    note: what stands above the tables.
+    """
     out.mkdir(parents=True, exist_ok=True)
     plots = draw_plots(comparison)
     files = {f"{name}.png": data for name, (_, data) in plots.items()}
-    files["comparison.md"] = markdown(comparison, list(plots)).encode()
-    files["comparison.html"] = page(comparison, plots).encode()
+    files["comparison.md"] = markdown(comparison, list(plots), note=note).encode()
+    files["comparison.html"] = page(comparison, plots, note=note).encode()
+    files["comparison.json"] = json.dumps({"note": note} | as_dict(comparison), indent=1).encode()
     for name, data in files.items():
         write_whole(out / name, data)
     return [out / name for name in sorted(files)]
@@ -52,22 +57,40 @@ def write_comparison(comparison: Comparison, out: AnyPath) -> list[AnyPath]:
 
 def tables(comparison: Comparison) -> list[Table]:
     """In distribution, the unseen form, its differences from the base, and what else was measured."""
-    c, seeds = comparison, max(cell.seeds for row in comparison.scores.values() for cell in row.values())
-    interval = "lowest to highest seed" if seeds > 1 else "95 % interval, bootstrap by group"
-    note = f"Percent; in brackets {interval}." + (" Beside it the paper's number." if c.paper else "")
+    c, interval = comparison, "[95 % interval, bootstrap by group]"
+    if several(c):
+        interval = f"mean over seeds (lowest to highest seed), of one seed {interval}"
+    note = f"Percent, {interval}." + (" Beside it the paper's number." if c.paper else "")
+    first, unseen = (["arm", "seeds"] if several(c) else ["arm"]), [heading(c, task) for task in c.unseen]
     found = []
     if c.tasks:
-        head = ["arm", *(heading(c, task) for task in c.tasks), "mean", "worst"]
+        head = [*first, *(heading(c, task) for task in c.tasks), "mean", "worst"]
         found.append(Table("In distribution", note, head, score_rows(c, c.tasks, ("mean", "worst"))))
     if c.unseen:
-        head = ["arm", *(heading(c, task) for task in c.unseen), "mean"]
-        found.append(Table("Unseen format", note, head, score_rows(c, c.unseen, ("unseen mean",))))
+        own = {c.metrics[task] for task in c.unseen}
+        more = [name for name, key in BESIDE.items() if told(c, f"unseen {name}") and {key} != own]
+        beside = f" {', '.join(more)}: means over the tasks." if more else ""
+        rows = score_rows(c, c.unseen, ("unseen mean", *(f"unseen {name}" for name in more)))
+        found.append(Table("Unseen format", note + beside, [*first, *unseen, "mean", *more], rows))
     if c.transfer:
-        head = ["arm", *(heading(c, task) for task in c.unseen), "mean"]
-        rows = [[name, *(difference(c, name, column) for column in (*c.unseen, "mean"))] for name in c.transfer]
-        note = f"Percentage points on the unseen format, each arm minus {c.base}; in brackets {interval}."
-        found.append(Table(f"Format transfer: pairwise minus {c.base}", note, head, rows))
+        rows = [[*named(c, arm), *(difference(c, arm, column) for column in (*c.unseen, "mean"))] for arm in c.transfer]
+        note = f"Percentage points on the unseen format, each arm minus {c.base}, {interval}."
+        found.append(Table(f"Format transfer: pairwise minus {c.base}", note, [*first, *unseen, "mean"], rows))
     return [*found, detail_table(c)]
+
+
+def several(c: Comparison) -> bool:
+    """Whether an arm has more than one seed, so that it is told how many."""
+    return any(len(results) > 1 for results in c.runs.values())
+
+
+def told(c: Comparison, column: str) -> bool:
+    return any(column in row for row in c.scores.values())
+
+
+def named(c: Comparison, arm: str) -> list[str]:
+    """The first cells of an arm's row."""
+    return [arm, str(len(c.runs[arm]))] if several(c) else [arm]
 
 
 def heading(c: Comparison, task: str) -> str:
@@ -76,11 +99,12 @@ def heading(c: Comparison, task: str) -> str:
 
 def score_rows(c: Comparison, tasks: Sequence[str], more: Sequence[str]) -> list[list[str]]:
     """The runs, then the paper's arms that are none of them."""
-    rows = [[name, *(beside(c, name, column) for column in (*tasks, *more))] for name in c.arms]
+    rows = [[*named(c, name), *(beside(c, name, column) for column in (*tasks, *more))] for name in c.arms]
     known = {paper_arm(name) for name in c.arms}
     for arm, numbers in c.paper.items():
         if arm not in known and any(task in numbers for task in tasks):
-            rows.append([f"paper: {arm}", *(paper_number(numbers.get(column)) for column in (*tasks, *more))])
+            first = [f"paper: {arm}", *([""] if several(c) else [])]
+            rows.append([*first, *(paper_number(numbers.get(column)) for column in (*tasks, *more))])
     return rows
 
 
@@ -100,12 +124,14 @@ def difference(c: Comparison, name: str, column: str) -> str:
 
 
 def shown(cell: Cell | None, *, sign: bool = False) -> str:
-    """Cell(0.8163, 0.79, 0.84) -> "81.6 [79.0, 84.0]"; a difference has its sign."""
+    """Cell(0.8163, 0.79, 0.84) -> "81.6 [79.0, 84.0]", of three seeds "81.6 (79.0 to 84.0)"; a difference has its sign."""
     if cell is None:
         return "–"
     form = "+.1f" if sign else ".1f"
-    text = format(100 * cell.value, form)
-    return text if cell.low is None else f"{text} [{format(100 * cell.low, form)}, {format(100 * cell.high, form)}]"
+    text, low, high = ("" if number is None else format(100 * number, form) for number in (cell.value, cell.low, cell.high))
+    if cell.low is None:
+        return text
+    return f"{text} ({low} to {high})" if cell.seeds > 1 else f"{text} [{low}, {high}]"
 
 
 def detail_table(c: Comparison) -> Table:
@@ -132,8 +158,17 @@ def mean_of(scores: list[dict], key: str) -> str:
     return f"{np.mean(values):.0f}" if key in ("count", "mean_tokens") else f"{np.mean(values):.3f}"
 
 
-def markdown(comparison: Comparison, plots: Sequence[str] = ()) -> str:
-    parts = ["# Runs side by side"]
+def as_dict(comparison: Comparison) -> dict:
+    """The numbers behind the tables, for JSON."""
+    by_arm = {
+        name: {arm: {column: cell._asdict() for column, cell in row.items()} for arm, row in rows.items()}
+        for name, rows in (("scores", comparison.scores), ("transfer", comparison.transfer))
+    }
+    return {"base": comparison.base, "metrics": comparison.metrics} | by_arm
+
+
+def markdown(comparison: Comparison, plots: Sequence[str] = (), *, note: str = "") -> str:
+    parts = ["# Runs side by side", *([note] if note else [])]
     for table in tables(comparison):
         rule = ["---", *["---:"] * (len(table.head) - 1)]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.head, rule, *table.rows)]
@@ -142,7 +177,7 @@ def markdown(comparison: Comparison, plots: Sequence[str] = ()) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def page(comparison: Comparison, plots: dict[str, tuple[str, bytes]]) -> str:
+def page(comparison: Comparison, plots: dict[str, tuple[str, bytes]], *, note: str = "") -> str:
     """One file: no script, no network, the plots inside."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -150,7 +185,7 @@ def page(comparison: Comparison, plots: dict[str, tuple[str, bytes]]) -> str:
     )  # fmt: skip
     images = [(alt, "data:image/png;base64," + base64.b64encode(data).decode()) for alt, data in plots.values()]
     template = environment.get_template("compare.html.jinja")
-    return template.render(tables=tables(comparison), images=images, arms=comparison.arms)
+    return template.render(tables=tables(comparison), images=images, arms=comparison.arms, note=note)
 
 
 def draw_plots(comparison: Comparison) -> dict[str, tuple[str, bytes]]:

@@ -43,10 +43,16 @@ def add_result(results: list[dict], result: dict) -> None:
     """Joins it to the first seed that has none of its tasks, or begins a new one."""
     for seed in results:
         if not seed["tasks"].keys() & result["tasks"].keys():
-            seed["tasks"] |= result["tasks"]
-            seed["predictions"] += result["predictions"]
+            join_tasks(seed, result)
             return
-    results.append({"tasks": dict(result["tasks"]), "predictions": list(result["predictions"])})
+    results.append(join_tasks({"tasks": {}, "predictions": []}, result))
+
+
+def join_tasks(seed: dict, result: dict) -> dict:
+    """Adds the tasks of a result to those of a seed, which is returned."""
+    seed["tasks"] |= result["tasks"]
+    seed["predictions"] += result["predictions"]
+    return seed
 
 
 def read_result(path: AnyPath) -> dict:
