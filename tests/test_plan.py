@@ -26,7 +26,8 @@ from mtjudge_jax.policy import DEMO_BASE
 def test_chips_are_as_their_maker_says():
     v5p = TPUS["v5p"]
     assert (v5p.flops, v5p.hbm, v5p.links, v5p.memory) == (459e12, 2765e9, 600e9, int(95.74 * GIB))
-    assert [chip_of(kind) and chip_of(kind).name for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x")] == list(TPUS)
+    kinds = ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x")
+    assert [chip_of(kind) and chip_of(kind).name for kind in kinds] == list(TPUS)
     assert chip_of("NVIDIA H100 80GB HBM3").hbm == 3350e9 and chip_of("NVIDIA H200").hbm == 4800e9
     assert chip_of("cpu") is None
     assert tpu_slice("tpu7x:2x2x1").devices == 8, "two devices a chip"
@@ -36,6 +37,8 @@ def test_chips_are_as_their_maker_says():
     ("v5p:4x4x4", 64, 600e9),  # three rings: all links
     ("v5p:2x4x4", 32, 300e9),  # no cube, no rings: a chip at a corner has one link along each axis
     ("v5p:2x2x1", 4, 200e9),
+    ("v4:4x4x8", 128, 300e9),
+    ("v4:2x2x4", 16, 150e9),
     ("v6e:8x8", 64, 200e9),
     ("v6e:8x16", 128, 300e9),  # one ring
     ("v6e:16x16", 256, 400e9),
@@ -44,22 +47,33 @@ def test_chips_are_as_their_maker_says():
 def test_slices(name, devices, links):
     place = tpu_slice(name)
     assert (place.name, place.devices, place.links) == (name, devices, links)
-    chip = name.partition(":")[0]
-    assert tpu_slice(f"{chip}-{devices}") == place, "by its number of chips"
 
 
-def test_the_name_that_google_cloud_has_for_v5e():
-    assert tpu_slice("v5litepod-64") == tpu_slice("v5e:8x8")
+@pytest.mark.parametrize("name,shape,chips", [
+    ("v5p-64", "v5p:2x4x4", 32),  # 64 cores
+    ("v5p-128", "v5p:4x4x4", 64),
+    ("v4-32", "v4:2x2x4", 16),
+    ("tpu7x-8", "tpu7x:2x2x1", 4),
+    ("v5litepod-64", "v5e:8x8", 64),
+    ("v5e-64", "v5e:8x8", 64),
+    ("v6e-64", "v6e:8x8", 64),
+])  # fmt: skip
+def test_the_names_that_google_cloud_has(name, shape, chips):
+    """Of cores where a chip is sold as two, else of chips: as launch/ and gcloud understand them."""
+    place = tpu_slice(name)
+    assert place == tpu_slice(shape) and np.prod(place.shape) == chips
+    with pytest.raises(ConfigError, match="unknown topology 'v5p-4'"):
+        tpu_slice("v5p-4")  # two chips
 
 
 def test_a_wrong_slice_names_the_nearest_and_all():
     with pytest.raises(
-        ConfigError, match=r"unknown topology 'v5p:4x4x5', did you mean 'v5p:4x4x\d'\?; known are v5e: 2x2 2x4 "
+        ConfigError, match=r"unknown topology 'v5p:4x4x5', did you mean 'v5p:4x4x\d'\?; known are v4: 2x2x1 2x2x2 "
     ) as e:
         tpu_slice("v5p:4x4x5")
     for chip, shapes in SLICES.items():
         assert f"{chip}: {' '.join(shapes)}" in str(e.value)
-    with pytest.raises(ConfigError, match="unknown topology 'x'; known are v5e"):
+    with pytest.raises(ConfigError, match="unknown topology 'x'; known are v4"):
         tpu_slice("x")
     assert len(known_slices()) == sum(map(len, SLICES.values()))
 
@@ -217,7 +231,38 @@ def test_without_the_compiler_for_tpus_the_remedy_is_named():
         assert os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["TPU_SKIP_MDS_QUERY"] == "1"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
+NO_LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install -e '.[tpu]'")
+ASK = """
+import re, sys
+from mtjudge_jax.plan.__main__ import without_a_tpu
+names = sys.argv[1:]
+without_a_tpu(names)
+import jax
+from jax.sharding import SingleDeviceSharding
+from mtjudge_jax.plan.run import place_of
+for name in names:
+    place, devices = place_of(name)
+    x = jax.ShapeDtypeStruct((2**38,), "int8", sharding=SingleDeviceSharding(devices[0]))
+    try:
+        jax.jit(lambda x: x + 1).lower(x).compile()
+    except jax.errors.JaxRuntimeError as error:
+        print(name, len(devices), devices[0].device_kind, re.search(r"available HBM \\(([\\d.]+)G\\)", str(error))[1], sep=",")
+"""
+
+
+@NO_LIBTPU
+def test_chips_are_as_the_compiler_has_them():
+    """Devices, their kind, and the memory that XLA lets a program have, of each generation."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}
+    names = [f"{chip}:{shapes[1]}" for chip, shapes in SLICES.items()]
+    done = subprocess.run([sys.executable, "-c", ASK, *names], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    places = [tpu_slice(name) for name in names]
+    told = [f"{p.name},{p.devices},{p.chip.kind},{p.chip.memory / GIB:.2f}" for p in places]
+    assert done.stdout.splitlines() == told
+
+
+@NO_LIBTPU
 def test_a_slice_that_is_not_here():
     """The demo on four chips: compiled by XLA for TPUs, every kernel's work known."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}
