@@ -136,11 +136,48 @@ def test_what_does_not_fit_is_repaired_by_what_is_tried():
 def test_remedies_end_with_what_changes_the_learning():
     cfg, model = small(), tiny.config(moe=True)
     cfg.rollout.prompts = 64
-    found = list(search.remedies(cfg, model, place(1e9), ["rollout", "update"]))
+    found = [remedy.changes for remedy in search.remedies(cfg, model, place(1e9), ["rollout", "update"])]
     assert found[0] == {"rollout.micro_prompts": 32} and {"rollout.micro_prompts": 2} in found
     assert {"update.micro_prompts": 16} in found and {"model.remat": "full"} in found
     assert found[-2:] == [{"model.param_dtype": "bfloat16"}, {"lora.rank": 16}]
-    assert next(sorted(x) for x in search.remedies(cfg, model, place(1e9), ["rollout"])) == ["rollout.micro_prompts"]
+    alone = [remedy.changes for remedy in search.remedies(cfg, model, place(1e9), ["rollout"])]
+    assert [sorted(x) for x in alone[:2]] == [["rollout.micro_prompts"]] * 2 and {"update.micro_prompts": 16} not in alone
+
+
+@pytest.mark.parametrize("failing", [["update", "rollout"], ["rollout", "logp", "update"], ["logp", "rollout"]])
+def test_the_first_tries_reach_every_phase_that_does_not_fit_the_worst_first(failing):
+    cfg, model = small(), tiny.config()
+    cfg.rollout.prompts, cfg.update.prompts, cfg.update.micro_prompts = 64, 64, 64
+    first = [next(iter(remedy.changes)) for remedy in search.remedies(cfg, model, place(1e9), failing)][:4]
+    knobs = ["rollout.micro_prompts", "update.micro_prompts"]
+    assert first == (knobs if failing[0] == "rollout" else knobs[::-1]) * 2
+
+
+def test_three_tries_for_two_phases():
+    """Each phase comes down by its own knob; a knob of one that fits by now is not tried; what helped is kept."""
+    cfg, model = small(), tiny.config()
+    cfg.rollout.prompts, cfg.update.prompts, cfg.update.micro_prompts = 64, 64, 64
+
+    def peaks(cfg, phases):  # as if memory were what is computed at a time
+        sizes = {"rollout": 20 * (cfg.rollout.micro_prompts or 64), "update": 40 * cfg.update.micro_prompts}
+        return {phase: sizes[phase] for phase in phases}
+
+    class Plan(search.Plan):
+        peaks = property(lambda plan: peaks(plan.setup.cfg, plan.compiled))
+
+    tried = []
+
+    def compile_plan(cfg, model, place, devices, phases=("rollout", "update")):
+        tried.append((cfg.rollout.micro_prompts or 64, cfg.update.micro_prompts))
+        done = {phase: mock.Mock(memory=object()) for phase in phases}
+        return Plan(mock.Mock(cfg=cfg, mesh=mock.Mock(devices=np.array(devices))), place, done)
+
+    with mock.patch.object(search, "compile_plan", compile_plan):
+        plan, said = compile_plan(cfg, model, place(1000), jax.devices()[:2]), []
+        assert plan.failing == ["update", "rollout"], "2560 and 1280 of 1000"
+        changes = search.repair(plan, model, 3, said.append)
+    assert tried[1:] == [(64, 32), (32, 32), (32, 2)]
+    assert changes == {"update.micro_prompts": 2, "rollout.micro_prompts": 32}
     assert search.flags({"update.micro_prompts": 16, "mesh.fsdp": 2}) == "--config.update.micro_prompts=16 --config.mesh.fsdp=2"
 
 
