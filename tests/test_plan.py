@@ -18,8 +18,11 @@ from mtjudge_jax.config import ConfigError, check
 from mtjudge_jax.plan import search
 from mtjudge_jax.plan.__main__ import without_a_tpu
 from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice
-from mtjudge_jax.plan.compiled import peak, refused
+from mtjudge_jax.plan.compiled import memory_rows, peak, refused
+from mtjudge_jax.plan.programs import programs_of
+from mtjudge_jax.plan.roofline import step_phases
 from mtjudge_jax.plan.run import model_of
+from mtjudge_jax.plan.table import memory_table, step_text
 from mtjudge_jax.policy import DEMO_BASE
 
 
@@ -101,7 +104,7 @@ def small():
     cfg.mesh.data, cfg.mesh.fsdp = 1, -1
     cfg.data.prompt_tokens, cfg.data.patches = 16, 16
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 32
-    cfg.rollout.group_size, cfg.rollout.completion_tokens, cfg.loss.kl_coef = 4, 8, 0.0
+    cfg.rollout.group_size, cfg.rollout.completion_tokens, cfg.loss.kl_coef, cfg.eval.samples = 4, 8, 0.0, 4
     return cfg
 
 
@@ -127,10 +130,34 @@ def test_what_does_not_fit_is_repaired_by_what_is_tried():
         plan, said = plan._replace(place=place(limit)), []
         assert plan.failing == ["update"]
         assert search.repair(plan, model, 6, said.append) == {"update.micro_prompts": 16}
-        assert [line.partition(": ")[0] for line in said] == ["  --config.update.micro_prompts=16"] and said[0].endswith("fits")
+        assert said[0].startswith("  --config.update.micro_prompts=16: update ") and said[0].endswith("fits")
+        assert said[1].startswith("    and with it evaluation ") and len(said) == 2
         said.clear()
         assert search.repair(plan._replace(place=place(1000)), model, 1, said.append) is None
         assert said[0].endswith("does not fit") and said[1:] == ["  no more tries, --tries=.. allows more"]
+
+
+def test_sft_has_its_own_phases():
+    """An update and, beside the optimizer, the answers of an evaluation; no rollout, no reference, no log-probabilities."""
+    cfg, model, devices = small(), tiny.config(), jax.devices()[:2]
+    cfg.stage, cfg.loss.kl_coef = "sft", 0.01
+    cfg.eval.samples, cfg.rollout.micro_prompts = 6, 16
+    with quick():
+        plan = search.compile_plan(cfg, model, place(1e12), devices)
+    assert list(plan.peaks) == ["update", "evaluation"] and plan.setup.reference is None
+    rows = memory_rows(plan.setup, plan.compiled, "evaluation")
+    text, tokens = model.text, 16 + 6 * 7  # of the prompt and of six answers, whose last token nothing reads
+    assert rows["caches"] == 2 * text.num_layers * text.num_kv_heads * text.head_dim * 4 * (16 // 2) * tokens
+    assert rows["optimizer"] >= 2 * rows["parameters"] and "gradients" not in rows
+    assert [phase.name for phase in step_phases(cfg, plan.compiled, plan.place)] == ["update"]
+    assert "no rollout, no reference policy; an evaluation samples 6 answers of 32 prompts, 16 at a time" in step_text(cfg)
+    assert "evaluation" in memory_table(plan.setup, plan.compiled, plan.place).splitlines()[0]
+    remedies = [remedy.changes for remedy in search.remedies(cfg, model, place(1e12), ["evaluation"])]
+    assert remedies[0] == {"rollout.micro_prompts": 8}
+    cfg.stage = "grpo"
+    assert programs_of(cfg) == ["rollout", "logp", "update", "evaluation"], "six answers, where a rollout draws four"
+    cfg.rollout.group_size = 6
+    assert programs_of(cfg) == ["rollout", "logp", "update"]
 
 
 def test_remedies_end_with_what_changes_the_learning():

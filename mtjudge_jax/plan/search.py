@@ -13,7 +13,7 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.compiled import Compiled, compile_all, memory_rows, peak
-from mtjudge_jax.plan.programs import Setup, make_setup, phases_of
+from mtjudge_jax.plan.programs import LEARNING, SAMPLING, Setup, make_setup, programs_of
 from mtjudge_jax.plan.roofline import step_phases
 
 Changes = dict[str, object]  # by dotted field
@@ -53,7 +53,7 @@ def compile_plan(
     """Raises ConfigError for a config that cannot be on so many devices."""
     check(cfg, len(devices), len({device.process_index for device in devices}))
     setup = make_setup(cfg, model, devices)
-    return Plan(setup, place, compile_all(setup, list(phases_of(cfg)) if phases is None else phases))
+    return Plan(setup, place, compile_all(setup, programs_of(cfg) if phases is None else phases))
 
 
 def changed(cfg: Config, changes: Changes) -> Config:
@@ -73,9 +73,6 @@ def flags(changes: Changes) -> str:
 class Remedy(NamedTuple):
     changes: Changes
     phases: tuple[str, ...]  # those that it can help; with none left of them that fails, it is no use
-
-
-SAMPLING, LEARNING = ("rollout",), ("logp", "update")
 
 
 def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]) -> Iterator[Remedy]:
@@ -143,7 +140,7 @@ def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
 
 
 def fits_elsewhere(cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], done: list[str], say) -> bool:
-    rest = [phase for phase in phases_of(cfg) if phase not in done]
+    rest = [phase for phase in programs_of(cfg) if phase not in done]
     if not rest:
         return True
     plan = compile_plan(cfg, model, place, devices, rest)
