@@ -1,6 +1,8 @@
 """Statistics of two lists of numbers, in numpy: correlations, area under the ROC curve, distance of two orders.
 
-None is returned where the number is not defined: fewer than two values, or all of them equal.
+`pearson`, `spearman`, `roc_auc` and `kendall_tau_b` give None where the number is not defined: fewer than two values, all of them
+equal, one class only. The weighted ones give NaN there. Their `weight` is `[.., N]`, how often each row was drawn: the rows of a
+bootstrap are one resample each, and a row drawn twice is tied with itself.
 """
 
 from collections.abc import Sequence
@@ -10,30 +12,54 @@ import numpy as np
 _BLOCK = 512  # rows of the pairwise signs that are in memory at once
 
 
-def average_ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 1, equal values share the mean of theirs: [30, 10, 30] -> [2.5, 1, 2.5]."""
-    _, place, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[place]
-
-
 def pearson(x: Sequence[float], y: Sequence[float]) -> float | None:
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if (
-        len(a) < 2 or np.all(a == a[0]) or np.all(b == b[0])
-    ):  # by equality: a mean rounds, so the deviations of equal values may not be 0
-        return None
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1.0, 1.0))
+    return _number(weighted_pearson(*_arrays(x, y), np.ones(len(x))))
 
 
 def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    return pearson(average_ranks(x), average_ranks(y))
+    return _number(weighted_spearman(*_arrays(x, y), np.ones(len(x))))
+
+
+def roc_auc(positive: Sequence[bool], score: Sequence[float]) -> float | None:
+    """Chance that a positive has a higher score than a negative, equal scores count half (Mann-Whitney)."""
+    return _number(weighted_roc_auc(np.asarray(positive, bool), np.asarray(score, np.float64), np.ones(len(score))))
+
+
+def weighted_pearson(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Correlation of `[.., N]` and `[.., N]` -> `[..]`."""
+    total = np.maximum(weight.sum(axis=-1, keepdims=True), 1)
+    dx, dy = (v - (weight * v).sum(axis=-1, keepdims=True) / total for v in (x, y))
+    cov, xx, yy = ((weight * p).sum(axis=-1) for p in (dx * dy, dx * dx, dy * dy))
+    varied = _varied(x, weight) & _varied(y, weight)
+    return np.where(varied, np.clip(cov / np.where(varied, np.sqrt(xx) * np.sqrt(yy), 1), -1, 1), np.nan)
+
+
+def weighted_spearman(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Pearson of the ranks of `[N]` and `[N]` -> `[..]`."""
+    return weighted_pearson(average_ranks(x, weight), average_ranks(y, weight), weight)
+
+
+def weighted_roc_auc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """bool `[N]`, `[N]` -> `[..]`. Scores 1 2 2 3 of classes - - + +: (2 + 1.5) / 4 = 0.875."""
+    yes, no = _by_value(score, weight * positive), _by_value(score, weight * ~positive)
+    below = np.cumsum(no, axis=-1) - no
+    pairs = yes.sum(axis=-1) * no.sum(axis=-1)
+    return np.where(pairs > 0, (yes * (below + no / 2)).sum(axis=-1) / np.where(pairs > 0, pairs, 1), np.nan)
+
+
+def average_ranks(values: Sequence[float], weight: np.ndarray | None = None) -> np.ndarray:
+    """Ranks from 1 of `[N]`, equal values share the mean of theirs, `[.., N]`: 30 10 30 -> 2.5 1 2.5."""
+    of_value = _by_value(np.asarray(values), np.ones(len(values)) if weight is None else weight)
+    middle = np.cumsum(of_value, axis=-1) - of_value / 2 + 0.5
+    return middle[..., np.unique(values, return_inverse=True)[1]]
 
 
 def kendall_tau_b(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """(concordant - discordant) / sqrt(pairs not tied in x * pairs not tied in y)."""
-    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    """(concordant - discordant) / sqrt(pairs not tied in x * pairs not tied in y) (Kendall 1945).
+
+    x = 1 2 3 4, y = 1 3 2 2: (3 - 2) / sqrt(6 * 5).
+    """
+    a, b = _arrays(x, y)
     both = in_a = in_b = 0
     for start in range(0, len(a), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -41,15 +67,6 @@ def kendall_tau_b(x: Sequence[float], y: Sequence[float]) -> float | None:
         both += int(np.sum(sign_a * sign_b))
         in_a, in_b = in_a + int(np.count_nonzero(sign_a)), in_b + int(np.count_nonzero(sign_b))
     return both / float(np.sqrt(float(in_a) * in_b)) if in_a and in_b else None
-
-
-def roc_auc(positive: Sequence[bool], score: Sequence[float]) -> float | None:
-    """Chance that a positive has a higher score than a negative, equal scores count half (Mann-Whitney)."""
-    is_positive = np.asarray(positive, bool)
-    count, others = int(is_positive.sum()), int((~is_positive).sum())
-    if not count or not others:
-        return None
-    return float((average_ranks(score)[is_positive].sum() - count * (count + 1) / 2) / (count * others))
 
 
 def levenshtein(a: Sequence, b: Sequence) -> int:
@@ -67,3 +84,27 @@ def f1(true: Sequence[bool], answered: Sequence[bool]) -> float:
     t, a = np.asarray(true, bool), np.asarray(answered, bool)
     total = int(t.sum() + a.sum())
     return 2.0 * int((t & a).sum()) / total if total else 0.0
+
+
+def _arrays(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+
+def _number(value: np.ndarray) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _varied(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Whether the drawn ones of `[.., N]` are not all equal, `[..]`.
+
+    By equality: a mean rounds, so the deviations of equal values may not be 0.
+    """
+    highest, lowest = np.where(weight > 0, values, -np.inf), np.where(weight > 0, values, np.inf)
+    return highest.max(axis=-1, initial=-np.inf) > lowest.min(axis=-1, initial=np.inf)
+
+
+def _by_value(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Weight `[.., N]` of each different value, from the smallest `[.., U]`."""
+    order = np.argsort(values, kind="stable")
+    first = np.flatnonzero(np.diff(values[order], prepend=np.nan) != 0)
+    return np.add.reduceat(weight[..., order], first, axis=-1) if len(first) else weight

@@ -9,11 +9,10 @@ import json
 import sys
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
@@ -22,54 +21,17 @@ from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, che
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.digest import digests
-from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
+from mtjudge_jax.evaluation import evaluate, write_evaluation
+from mtjudge_jax.evaluation.batches import Judging
+from mtjudge_jax.evaluation.kept import Kept, open_kept, refuse_other
+from mtjudge_jax.evaluation.terminal import progress_bar, table
 from mtjudge_jax.judge import judge_config
-from mtjudge_jax.kept import Kept, open_kept, refuse_other
 from mtjudge_jax.official import official
 from mtjudge_jax.paths import AnyPath, as_path, remove_tree
 from mtjudge_jax.policy import eval_format, open_model, read_params
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.together import gather, together
 from mtjudge_jax.types import Params
-
-# What stands below a task's line, where it has it.
-BESIDE = {
-    "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE", "auroc": "AUROC", "spearman": "Spearman",
-    "tau_b": "tau-b", "levenshtein": "Levenshtein", "ece": "ECE", "brier": "Brier", "majority_accuracy": "majority",
-    "self_agreement": "self-agreement", "flip_rate": "flips", "position_bias": "position bias", "mean_tokens": "tokens",
-}  # fmt: skip
-
-
-def shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
-def table(result: dict) -> str:
-    """The scores as text, a task a line."""
-    lines = [f"{'task':20s} count  macro-F1   95 % interval  constant  sampled  invalid"]
-    for name, score in result["tasks"].items():
-        low, high = score["macro_f1_ci"] or ("", "")
-        interval = "" if low == "" else f"{low:.3f}-{high:.3f}"
-        lines.append(
-            f"{name:20s} {score['count']:5d} {shown(score['macro_f1']):>9s}     {interval:11s}"
-            f" {shown(score['constant_macro_f1']):>9s} {shown(score['sampled_accuracy']):>8s} {score['invalid_rate']:8.3f}"
-        )
-        if beside := [f"{label} {shown(score[key])}" for key, label in BESIDE.items() if score.get(key) is not None]:
-            lines.append(f"{'':20s} {', '.join(beside)}")
-        if score.get("official"):
-            lines.append(f"{'':20s} official: {', '.join(f'{key} {shown(v)}' for key, v in score['official'].items())}")
-        if "consistency" in score:
-            lines.append(
-                f"{'':20s} both orders: accuracy {score['accuracy']:.3f}, same winner {score['consistency']:.3f}, both right "
-                f"{score['consistent_accuracy']:.3f}; by probability {shown(score['probability_accuracy'])}, each picture alone "
-                f"{shown(score['single_accuracy'])}"
-            )
-    if result["mean"]:
-        sampled = shown(result["mean"]["sampled_accuracy"])
-        lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")
-    if result["unusable"]:
-        lines.append(f"left out, they cannot be used: {', '.join(f'{reason} {n}' for reason, n in result['unusable'].items())}")
-    return "\n".join(lines)
 
 
 def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
@@ -83,16 +45,6 @@ def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[
     if empty := [name for name, group in examples.items() if not group]:
         raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
     return {name: group[: LIMIT.value or None] for name, group in examples.items()}
-
-
-def stoppable(bar: tqdm) -> Callable[[int], None]:
-    """Moves the bar, and ends an evaluation that was asked to stop."""
-
-    def progress(rows: int) -> None:
-        bar.update(rows)
-        hosts.stop_if_asked("asked to stop: the same command goes on")
-
-    return progress
 
 
 def main() -> None:
@@ -189,9 +141,8 @@ def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judg
     if len(kept) and jax.process_index() == 0:
         print(f"going on after {len(kept)} batches that were judged before", file=sys.stderr)
     began = time.perf_counter()
-    quiet = not sys.stderr.isatty() or jax.process_index() > 0
-    with tqdm(total=count_rows(examples, how.fmt.tasks), unit="prompt", disable=quiet) as bar:
-        settings = {"step": 0, "probabilities": True, "progress": stoppable(bar), "kept": kept, "official": official}
+    with progress_bar(examples, how.fmt.tasks) as progress:
+        settings = {"step": 0, "probabilities": True, "progress": progress, "kept": kept, "official": official}
         predictions, result = evaluate(params, examples, how, **settings)
     seconds = time.perf_counter() - began
     rate = f"{kept.prompts / seconds:.1f} prompts/s, {kept.tokens / seconds:.0f} tokens/s"

@@ -15,7 +15,7 @@ from mtjudge_jax.command import judge_flags, run_command
 from mtjudge_jax.config import Config, ConfigError, get_tasks
 from mtjudge_jax.data.images import check_depth, decode
 from mtjudge_jax.data.records import BadRecord, Candidate, JudgeExample, Label
-from mtjudge_jax.evaluate import Judging, judge
+from mtjudge_jax.evaluation.batches import Judging, judge
 from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, open_model, read_params
 from mtjudge_jax.tasks import Task, get_task

@@ -12,7 +12,8 @@ from mtjudge_jax import checkpoint, hosts
 from mtjudge_jax.best_model import write_best, write_unwritten
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import BadRowCounter
-from mtjudge_jax.evaluate import Judging, evaluate, write_evaluation
+from mtjudge_jax.evaluation import evaluate, write_evaluation
+from mtjudge_jax.evaluation.batches import Judging
 from mtjudge_jax.policy import Model, eval_format
 from mtjudge_jax.run import STOP, Progress, Run, log, save, say, settle, warn
 from mtjudge_jax.score import Scores

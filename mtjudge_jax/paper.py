@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from mtjudge_jax.config import Config, ConfigError, unknown
 from mtjudge_jax.plan.chips import tpu_slice
+from mtjudge_jax.tasks.paper import TRAINED
 
-TASKS = ("agin_nat", "agin_tech", "agin_rat", "seetrue", "imagereward", "unsafebench")
-TRAIN = dict(zip(TASKS, (4_839, 4_839, 4_839, 5_544, 6_194, 7_298), strict=True))  # questions
+TRAIN = dict(zip(TRAINED, (4_839, 4_839, 4_839, 5_544, 6_194, 7_298), strict=True))  # questions
 FOLDERS = {"30b-a3b": "models/Qwen3-VL-30B-A3B-Instruct", "8b": "models/Qwen3-VL-8B-Instruct"}
 # Our choices, the paper gives none. It stops where validation no longer rises: after so many evaluations without a better one,
 # at the latest after so many times through the data.
@@ -48,7 +48,7 @@ def shared(argument: str, *, file: str, single: bool = False) -> tuple[Config, C
     cfg = Config()
     cfg.model.path = FOLDERS[size]
     cfg.model.dtype, cfg.model.remat = "bfloat16", "full"
-    cfg.data.tasks = (task,) if task else TASKS
+    cfg.data.tasks = (task,) if task else TRAINED
     cfg.data.prompt_tokens, cfg.data.patches = 2048, 4096
     cfg.rollout.prompts, cfg.rollout.completion_tokens = 512, 1024
     cfg.eval.limit, cfg.eval.samples, cfg.eval.patience = VALIDATION, 4, PATIENCE
@@ -62,8 +62,8 @@ def split_argument(argument: str, *, file: str, single: bool) -> tuple[str, str,
     size, *rest = argument.split(",")
     places = [place for known, place in LAYOUTS if known == size]
     task = rest.pop() if single and rest else ""
-    if single and task not in TASKS:
-        raise ConfigError(f"{file}:{argument}: {unknown('task', task, TASKS)}; write {file}:SIZE,SLICE,TASK")
+    if single and task not in TRAINED:
+        raise ConfigError(f"{file}:{argument}: {unknown('task', task, TRAINED)}; write {file}:SIZE,SLICE,TASK")
     place = tpu_slice(rest[0]).name if rest else next(iter(places), "")
     if len(rest) > 1 or place not in places:
         pairs = " ".join(",".join(pair) for pair in LAYOUTS)

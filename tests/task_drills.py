@@ -44,7 +44,7 @@ def write_data(folder: Path) -> None:
 def own_tasks(*, folder: str) -> dict:
     """Two steps of GRPO and one of SFT, what was logged and predicted, and the model judging by its folder alone."""
     from mtjudge_jax import train
-    from mtjudge_jax.evaluate import judge
+    from mtjudge_jax.evaluation.batches import judge
     from mtjudge_jax.judge import Judge
     from mtjudge_jax.loop import judging
 

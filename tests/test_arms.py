@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from commands import Ended, commands
 
-from mtjudge_jax import paper
 from mtjudge_jax.config import ConfigError, check
 from mtjudge_jax.demo.arm_tables import Spread, as_markdown, in_distribution, pairwise, shown, write_tables
 from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of
@@ -16,6 +15,7 @@ from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.plan.chips import tpu_slice
 from mtjudge_jax.policy import DEMO_BASE, true_target
 from mtjudge_jax.tasks import TASKS as KNOWN
+from mtjudge_jax.tasks.paper import TRAINED
 from mtjudge_jax.tasks.parse import parse_lenient, parse_strict
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -39,10 +39,10 @@ def config_of(name: str, argument: str | None = None):
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_of_the_paper(name):
     stage, single, steps, every, rate = FILES[name]
-    first = paper.TASKS[0]
+    first = TRAINED[0]
     cfg = config_of(name, f"30b-a3b,v5p:2x4x4{f',{first}' if single else ''}")
     assert (cfg.stage, cfg.steps, cfg.eval.every_steps, cfg.optim.lr) == (stage, steps, every, rate)
-    assert cfg.data.tasks == ((first,) if single else paper.TASKS)
+    assert cfg.data.tasks == ((first,) if single else TRAINED)
     assert (cfg.optim.name, cfg.update.prompts, cfg.eval.patience, cfg.mesh.fsdp) == ("adamw", 256, 5, 4)
     assert (cfg.rollout.group_size, cfg.rollout.prompts) == (20, 512)
     assert cfg.sft.target == ("answer" if stage == "sft" else "rationale")

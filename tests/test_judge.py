@@ -12,7 +12,7 @@ import pytest
 from commands import commands
 from PIL import Image, ImageOps
 
-from mtjudge_jax import evaluate as evaluation
+from mtjudge_jax import evaluation
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS
 from mtjudge_jax.policy import DEMO_BASE

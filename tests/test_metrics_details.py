@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from test_metrics import HAND, pair, prediction, rows
 
-from mtjudge_jax import metrics, tasks
+from mtjudge_jax import correlate, metrics, tasks
 from mtjudge_jax.metrics import agreement, calibration, mean_score, pairwise_score, task_score
 from mtjudge_jax.metrics.bootstrap import rows_interval
 from mtjudge_jax.metrics.details import list_score
@@ -35,28 +35,34 @@ def test_quadratic_kappa_by_hand():
 
 def test_auroc_with_ties_by_hand():
     positive, value = np.array([False, False, True, True]), np.array([1.0, 2.0, 2.0, 3.0])
-    assert agreement.auroc(positive, value) == 3.5 / 4
+    assert correlate.roc_auc(positive, value) == 3.5 / 4
     # The second drawn twice, the first not: 1/2 and 1 of two.
-    assert agreement.auroc(positive, value, np.array([0, 2, 1, 1])) == (0.5 + 0.5 + 1 + 1) / 4
-    assert np.isnan(agreement.auroc(np.array([True, True]), np.array([0.1, 0.2])))
-    assert agreement.auroc(positive, np.zeros(4)) == 0.5
+    assert correlate.weighted_roc_auc(positive, value, np.array([0, 2, 1, 1])) == (0.5 + 0.5 + 1 + 1) / 4
+    assert np.isnan(correlate.weighted_roc_auc(np.array([True, True]), np.array([0.1, 0.2]), np.ones(2)))
+    assert correlate.roc_auc(positive, np.zeros(4)) == 0.5
 
 
 def test_correlations_by_hand():
     x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 2.0])
-    assert agreement.kendall(x, y) == pytest.approx(1 / np.sqrt(30), abs=1e-15)  # 3 concordant, 2 discordant, one tie in y
+    assert correlate.kendall_tau_b(x, y) == pytest.approx(1 / np.sqrt(30), abs=1e-15)  # 3 concordant, 2 discordant, one tie in y
     # ranks of y: 1, 4, 2.5, 2.5; sum of products of deviations 1.5; squares 5 and 4.5
-    assert agreement.spearman(x, y) == pytest.approx(1.5 / np.sqrt(5 * 4.5), abs=1e-15)
-    assert agreement.pearson(x, y) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)
-    assert np.isnan(agreement.pearson(x, np.ones(4))) and np.isnan(agreement.kendall(x, np.ones(4)))
+    assert correlate.spearman(x, y) == pytest.approx(1.5 / np.sqrt(5 * 4.5), abs=1e-15)
+    assert correlate.pearson(x, y) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)
+    assert correlate.pearson(x, np.ones(4)) is None and correlate.kendall_tau_b(x, np.ones(4)) is None
+    weight = np.array([[2.0, 0, 0, 1], [3, 0, 0, 0]])  # of the second resample one value is left
+    np.testing.assert_array_equal(correlate.weighted_pearson(x, y, weight), [1, np.nan])
+    assert correlate.pearson(x * 1e-9, y * 1e-9) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)  # whatever the unit
 
 
 def test_correlations_agree_with_scipy_also_on_drawn_rows():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 9, 60).astype(float), rng.integers(0, 5, 60).astype(float)
-    assert agreement.kendall(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+    assert correlate.kendall_tau_b(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
     weight = rng.multinomial(60, np.full(60, 1 / 60), size=3).astype(float)
-    for statistic, other in ((agreement.spearman, stats.spearmanr), (agreement.pearson, stats.pearsonr)):
+    for statistic, other in (
+        (correlate.weighted_spearman, stats.spearmanr),
+        (correlate.weighted_pearson, stats.pearsonr),
+    ):
         drawn = [other(*(np.repeat(v, w.astype(int)) for v in (x, y))).statistic for w in weight]
         np.testing.assert_allclose(statistic(x, y, weight), drawn, atol=1e-12)
 
@@ -65,11 +71,11 @@ def test_interval_of_ranks_resamples_groups():
     rng = np.random.default_rng(1)
     positive = rng.random(200) < 0.5
     value = positive + rng.normal(size=200)
-    low, high = rows_interval(lambda w: agreement.auroc(positive, value, w), np.arange(200))
-    assert low < agreement.auroc(positive, value) < high and 0.05 < high - low < 0.2
-    whole = rows_interval(lambda w: agreement.auroc(positive, value, w), np.zeros(200, int))
-    assert whole == pytest.approx([float(agreement.auroc(positive, value))] * 2)
-    assert rows_interval(lambda w: agreement.auroc(np.ones(3, bool), np.arange(3.0), w), np.arange(3)) is None
+    low, high = rows_interval(lambda w: correlate.weighted_roc_auc(positive, value, w), np.arange(200))
+    assert low < correlate.roc_auc(positive, value) < high and 0.05 < high - low < 0.2
+    whole = rows_interval(lambda w: correlate.weighted_roc_auc(positive, value, w), np.zeros(200, int))
+    assert whole == pytest.approx([correlate.roc_auc(positive, value)] * 2)
+    assert rows_interval(lambda w: correlate.weighted_roc_auc(np.ones(3, bool), np.arange(3.0), w), np.arange(3)) is None
 
 
 def test_calibration_by_hand():
@@ -193,7 +199,6 @@ def test_orders_by_hand():
     assert agreement.order_distance("A > B > C > D", "A > B > D > C") == 2 / 4
     assert agreement.order_distance("A > B > C", "B > C > A") == 2 / 3  # one deletion, one insertion
     assert agreement.order_distance("A > B", None) == 1 and agreement.order_distance("B > A", "B > A") == 0
-    assert agreement.levenshtein(list("kitten"), list("sitting")) == 3
 
 
 def test_list_score_by_hand():

@@ -1,12 +1,10 @@
 """`mtjudge demo`: prepare, judge with the base, train, judge again, report. Stop it at any moment; the same command goes on."""
 
-import sys
 import time
 from pathlib import Path
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
@@ -16,8 +14,8 @@ from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.arms import ARMS, chosen, run_arms
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.eval import stoppable, table
-from mtjudge_jax.evaluate import count_rows, evaluate, write_evaluation
+from mtjudge_jax.evaluation import evaluate, write_evaluation
+from mtjudge_jax.evaluation.terminal import progress_bar, table
 from mtjudge_jax.loop import judging
 from mtjudge_jax.models.qwen3_vl.convert import load_params
 from mtjudge_jax.paths import AnyPath, address, as_path, copy_file
@@ -40,10 +38,8 @@ def test_once(folder: AnyPath, name: str, model: Model, cfg, workdir: AnyPath) -
         folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, model.stages.mesh)
     )
     began = time.perf_counter()
-    with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
-        predictions, result = evaluate(
-            params, examples, judging(cfg, model), step=0, probabilities=True, progress=stoppable(bar)
-        )
+    with progress_bar(examples) as progress:
+        predictions, result = evaluate(params, examples, judging(cfg, model), step=0, probabilities=True, progress=progress)
     result |= {"split": "test", "seconds": time.perf_counter() - began}
     write_evaluation(workdir / "eval", name, predictions, result)
     print(f"{name}: {len(predictions)} answers in {result['seconds']:.0f} s\n{table(result)}\n", flush=True)

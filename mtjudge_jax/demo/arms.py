@@ -6,21 +6,20 @@ second start of the command does the missing ones.
 """
 
 import json
-import sys
 import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from mtjudge_jax.config import Config, ConfigError, differences, to_dict, unknown
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.arm_tables import write_tables
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.eval import stoppable
-from mtjudge_jax.evaluate import Judging, count_rows, evaluate, write_evaluation
+from mtjudge_jax.evaluation import evaluate, write_evaluation
+from mtjudge_jax.evaluation.batches import Judging
+from mtjudge_jax.evaluation.terminal import progress_bar
 from mtjudge_jax.paths import AnyPath, address, remove_tree
 from mtjudge_jax.policy import Model, eval_format, open_model, read_params, target_of
 from mtjudge_jax.tasks import get_task
@@ -152,8 +151,8 @@ def run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPat
         params = read_params(model, cfg)
     trained = time.perf_counter()
     how = Judging(model.stages, eval_format(model, cfg), EVAL_BATCH, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
-    with tqdm(total=count_rows(examples), unit="prompt", disable=not sys.stderr.isatty()) as bar:
-        predictions, result = evaluate(params, examples, how, step=0, probabilities=True, progress=stoppable(bar))
+    with progress_bar(examples) as progress:
+        predictions, result = evaluate(params, examples, how, step=0, probabilities=True, progress=progress)
     now = time.perf_counter()
     seconds = {"train": trained - began, "judge": now - trained, "cpu": time.process_time() - cpu}
     result |= {"arm": job.arm, "seed": job.seed, "task": job.task, "split": "test", "seconds": seconds, "config": to_dict(cfg)}

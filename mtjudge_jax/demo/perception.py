@@ -10,7 +10,7 @@ from mtjudge_jax.data.images import load_image_config
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.demo.dataset import make_examples
-from mtjudge_jax.evaluate import Judging, judge
+from mtjudge_jax.evaluation.batches import Judging, judge
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.stages import make_stages
 from mtjudge_jax.tasks import DEMO

@@ -3,10 +3,9 @@
 Numbers that a prediction file cannot give (no probabilities, no samples, one class only) are None.
 """
 
-import math
-
 import numpy as np
 
+from mtjudge_jax import correlate
 from mtjudge_jax.metrics import agreement, calibration
 from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numbers, ratio_interval, rows_interval
 from mtjudge_jax.tasks import Task
@@ -62,16 +61,19 @@ def score_ranks(predictions: list[dict], group: np.ndarray) -> dict:
     """
     if all(p.get("score_true") is None for p in predictions):
         return {}
-    names = ("spearman", "pearson")
+    statistics = {
+        "spearman": (correlate.spearman, correlate.weighted_spearman),
+        "pearson": (correlate.pearson, correlate.weighted_pearson),
+    }
     kept = [i for i, p in enumerate(predictions) if p.get("score_true") is not None and p.get("score_expected") is not None]
-    found = {"score_count": len(kept), "kendall": None} | {key: None for name in names for key in (name, f"{name}_ci")}
+    found = {"score_count": len(kept), "kendall": None} | {key: None for name in statistics for key in (name, f"{name}_ci")}
     if len(kept) < 2:
         return found
     expected, true = (np.array([predictions[i][key] for i in kept], np.float64) for key in ("score_expected", "score_true"))
-    found["kendall"] = number(agreement.kendall(expected, true))
-    for name, statistic in zip(names, (agreement.spearman, agreement.pearson), strict=True):
-        found[name] = number(statistic(expected, true))
-        found[f"{name}_ci"] = rows_interval(lambda w, s=statistic: s(expected, true, w), _renumber(group[kept]))
+    found["kendall"] = correlate.kendall_tau_b(expected, true)
+    for name, (plain, weighted) in statistics.items():
+        found[name] = plain(expected, true)
+        found[f"{name}_ci"] = rows_interval(lambda w, s=weighted: s(expected, true, w), _renumber(group[kept]))
     return found
 
 
@@ -81,10 +83,6 @@ def mean_tokens(predictions: list[dict]) -> float | None:
     return None if None in tokens else float(np.mean(tokens))
 
 
-def number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _class_auroc(predictions: list[dict], task: Task, label: np.ndarray, group: np.ndarray) -> dict:
     """AUROC of the second label's probability, of rows whose label is one of the first two."""
     kept = np.array([bool(p["probabilities"]) for p in predictions]) & (label < 2)
@@ -92,8 +90,8 @@ def _class_auroc(predictions: list[dict], task: Task, label: np.ndarray, group: 
     if not len(rows):
         return {"auroc": None, "auroc_ci": None}
     value, positive = np.array([predictions[i]["probabilities"][task.labels[1]] for i in rows]), label[rows] == 1
-    curve = lambda w: agreement.auroc(positive, value, w)  # noqa: E731
-    return {"auroc": number(curve(np.ones(len(rows)))), "auroc_ci": rows_interval(curve, _renumber(group[rows]))}
+    interval = rows_interval(lambda w: correlate.weighted_roc_auc(positive, value, w), _renumber(group[rows]))
+    return {"auroc": correlate.roc_auc(positive, value), "auroc_ci": interval}
 
 
 def _calibration(predictions: list[dict], task: Task, label: np.ndarray, verdict: np.ndarray, group: np.ndarray) -> dict:
@@ -110,14 +108,13 @@ def _calibration(predictions: list[dict], task: Task, label: np.ndarray, verdict
     by_group = np.zeros((int(at.max()) + 1, *bins.shape[1:]))
     np.add.at(by_group, at, bins)
     distance = calibration.brier(shares, true)
-    curve = lambda w: agreement.auroc(right, confidence, w)  # noqa: E731
     return found | {
         "ece": float(calibration.calibration_error(bins.sum(axis=0))),
         "ece_ci": bootstrap_interval(by_group, calibration.calibration_error),
         "brier": float(distance.mean()),
         "brier_ci": ratio_interval(distance, np.ones(len(rows)), at),
-        "confidence_auroc": number(curve(np.ones(len(rows)))),
-        "confidence_auroc_ci": rows_interval(curve, at),
+        "confidence_auroc": correlate.roc_auc(right, confidence),
+        "confidence_auroc_ci": rows_interval(lambda w: correlate.weighted_roc_auc(right, confidence, w), at),
         "risk_coverage": calibration.risk_coverage(confidence, right.astype(float)),
     }
 

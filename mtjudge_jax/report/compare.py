@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.report.intervals import difference_interval, mean_interval
-from mtjudge_jax.report.paper import PAPER, UNSEEN, paper_arm
+from mtjudge_jax.report.paper import PAPER, paper_arm
 from mtjudge_jax.tasks import TASKS
 
 BASE = "off_the_shelf"

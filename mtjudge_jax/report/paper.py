@@ -1,7 +1,7 @@
 """The numbers of MT-RL-Judge (Wu et al., arXiv 2603.11665): macro-F1 in percent on its test sets, a row an arm."""
 
-TASKS = ("agin_nat", "agin_tech", "agin_rat", "seetrue", "imagereward", "unsafebench", "mj_alignment", "mj_safety")
-UNSEEN = ("mj_alignment", "mj_safety")  # MJ-Bench, pairwise: no arm is trained on it
+from mtjudge_jax.tasks.paper import TRAINED, UNSEEN
+
 _TABLE = {
     "off_the_shelf": (67.99, 63.24, 64.77, 80.01, 55.07, 72.78, 59.41, 73.07),
     "sft_single": (78.64, 77.04, 78.08, 80.41, 64.95, 90.28, None, None),
@@ -9,7 +9,7 @@ _TABLE = {
     "rl_single": (80.50, 80.77, 82.71, 83.41, 65.07, 86.92, None, None),
     "mt_rl_judge": (81.63, 81.37, 81.58, 83.67, 64.97, 85.22, 60.59, 82.23),
 }
-PAPER = {arm: {task: x for task, x in zip(TASKS, row, strict=True) if x is not None} for arm, row in _TABLE.items()}
+PAPER = {arm: {task: x for task, x in zip((*TRAINED, *UNSEEN), row, strict=True) if x is not None} for arm, row in _TABLE.items()}
 
 
 def paper_arm(name: str) -> str:

@@ -153,3 +153,6 @@ PAPER: dict[str, Task] = {
     "mj_quality": MJ_QUALITY,
     "mj_bias": MJ_BIAS,
 }
+# Of these the six that the paper trains on, in the order of its tables, and the two that it only judges.
+TRAINED = ("agin_nat", "agin_tech", "agin_rat", "seetrue", "imagereward", "unsafebench")
+UNSEEN = ("mj_alignment", "mj_safety")
