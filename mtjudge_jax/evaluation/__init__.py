@@ -7,7 +7,7 @@ probabilities.py, kept.py has what an evaluation that was stopped left, terminal
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
