@@ -4,8 +4,8 @@
     mtjudge train --config=configs/mt_rl_judge.py:30b-a3b,v5p:4x4x4 --workdir=gs://BUCKET/runs/judge \\
         --config.model.path=gs://BUCKET/Qwen3-VL-30B-A3B-Instruct --config.data.path=gs://BUCKET/six
 
-The argument is a size and a slice, as `mtjudge plan` writes it or by its number of chips (`v5p-64`; Google's own `v5p-128`
-counts two cores a chip). Hardware: exactly the devices of that slice, a process a host. What the plan said (2026-11-25, jax
+The argument is a size and a slice, as `mtjudge plan` writes it or by Google Cloud's name (`v5p-128`, which counts two cores a
+chip). Hardware: exactly the devices of that slice, a process a host. What the plan said (2026-11-25, jax
 0.10.2, libtpu 0.0.42.1; rooflines, no measurements; launch/PLAN.md has the tables):
 
     argument              GB a device, of      a step at least

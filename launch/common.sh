@@ -11,12 +11,14 @@ ROOT=$(dirname "$HERE")
 dry_run='' zone='' project='' image=''
 
 # One generation of TPUs a line: its name in --topology, then the beginning of its name in Google Cloud, that name's count a
-# chip, the runtime of its VMs, its name and machine in GKE, and its shapes. GKE machines of these shapes have 4 chips.
+# chip, the runtime of its VMs (-: the Cloud TPU API has none, GKE alone does), its name and machine in GKE, and its shapes. GKE
+# machines of these shapes have 4 chips. `mtjudge plan` knows the same.
 KINDS='
 v4  v4        2 tpu-ubuntu2204-base tpu-v4-podslice      ct4p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8
 v5e v5litepod 1 v2-alpha-tpuv5-lite tpu-v5-lite-podslice ct5lp-hightpu-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
 v5p v5p       2 v2-alpha-tpuv5      tpu-v5p-slice        ct5p-hightpu-4t  2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24
 v6e v6e       1 v2-alpha-tpuv6e     tpu-v6e-slice        ct6e-standard-4t 2x2 2x4 4x4 4x8 8x8 8x16 16x16
+tpu7x tpu7x   2 -                   tpu7x                tpu7x-standard-4t 2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16
 '
 
 say() { printf '%s\n' "$*" >&2; }
@@ -116,21 +118,22 @@ need_bucket() { # need_bucket flag: its value is gs://bucket/..
   [[ ${!1} =~ ^gs://[a-z0-9][-a-z0-9_.]+(/.*)?$ ]] || die "--$1=${!1}: a path in a bucket is needed, gs://bucket/path"
 }
 
-slice() { # slice v5p:4x4x4 (or v6e-64, v5e-16, v5litepod-16, where Google counts chips): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
+slice() { # slice v5p:4x4x4, or Google's v5p-128 (cores), v6e-64, v5litepod-16, v5e-16 (chips): sets SLICE TYPE SHAPE CHIPS HOSTS RUNTIME GKE MACHINE
   local kind prefix each shapes known=''
   while read -r kind prefix each RUNTIME GKE MACHINE shapes; do
     for SHAPE in $shapes; do
       CHIPS=$((${SHAPE//x/*})) SLICE=$kind:$SHAPE
       TYPE=$prefix-$((CHIPS * each)) HOSTS=$((CHIPS / 4))
       known+=" $SLICE"
-      [[ $1 != "$SLICE" ]] || return 0
-      [[ $1 == "$TYPE" || ($each == 1 && $1 == "$kind-$CHIPS") ]] || continue
-      ((each > 1)) || return 0
-      die "--topology=$1: $CHIPS chips ($SLICE) in Google's count of cores, ${1#*-} chips in mtjudge plan: write the shape, chip:AxBxC"
+      [[ $1 != "$SLICE" && $1 != "$TYPE" && $1 != "$kind-$((CHIPS * each))" ]] || return 0
     done
   done <<<"${KINDS:1:-1}"
-  [[ $1 != tpu7x* ]] || die "--topology=$1: mtjudge plan knows tpu7x, these scripts do not yet; known:$known"
   die "--topology=$1 is not known; known:$known"
+}
+
+need_cloud_tpu() { # the slice is one that the Cloud TPU API gives
+  [[ $RUNTIME != - ]] ||
+    die "--topology=$SLICE: the Cloud TPU API has no ${SLICE%%:*}, GKE has: launch/xpk_run.sh or launch/jobset_run.sh"
 }
 
 quote() { # the arguments as one line that a shell reads back as they are

@@ -7,6 +7,7 @@
 #
 #   --topology=V6E:8X8   the slice, as in `mtjudge plan`
 #   --zone=              where; its region should be the bucket's
+#   --project=           is refused: the project is that of SkyPilot's own config, see README.md
 #   --spot               Spot VMs
 #   --restarts=50        after crashes, on the same slice
 #   --jax=0.10.2         the version of jax
@@ -16,13 +17,17 @@ set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 topology='' spot='' restarts=50 jax=0.10.2
-parse 'zone= topology= spot restarts= jax=' "$@"
+parse 'zone= project= topology= spot restarts= jax=' "$@"
+# Its server alone reads the project (0.14 drops `workspaces` from what a command sends), so a flag would be silently of no use.
+[[ -z $project ]] || die "--project=$project: SkyPilot takes no project with a command: in ~/.sky/config.yaml write\
+ workspaces: {default: {gcp: {project_id: $project}}}, or gcloud config set project $project"
 name_from_args
 need topology
 need_number restarts
 need_command
 where
 slice "$topology"
+need_cloud_tpu
 need_tools sky
 cd "$ROOT"
 run sky jobs launch launch/sky.yaml "--name=$NAME" "--infra=gcp/${zone%-*}/$zone" "--gpus=tpu-$TYPE:1" \

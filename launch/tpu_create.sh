@@ -5,7 +5,7 @@
 #
 # The same command again goes on waiting; it replaces a request that failed, or whose Spot VMs were taken away.
 #
-#   --topology=V5P:4X4X4    the slice, as in `mtjudge plan`; Google's names are understood where they count chips (v6e-64)
+#   --topology=V5P:4X4X4    the slice, as in `mtjudge plan`; or Google's name, v5p-128
 #   --zone= --project=      where; the project is gcloud's where it is not given
 #   --spot | --reserved     cheap and taken away at any time | from your reservation; without either: on demand
 #   --service-account=      of the VMs: it must read and write your bucket
@@ -25,6 +25,7 @@ need topology
 need_number poll
 reach
 slice "$topology"
+need_cloud_tpu
 [[ -z $spot || -z $reserved ]] || die "--spot and --reserved: one of the two"
 
 request() {

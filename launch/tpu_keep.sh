@@ -35,6 +35,7 @@ need_command
 [[ -z $spot || -z $reserved ]] || die "--spot and --reserved: one of the two"
 reach
 slice "$topology"
+need_cloud_tpu
 need_packages # what would be refused later is refused before it costs anything
 need_commit
 

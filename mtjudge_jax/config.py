@@ -14,7 +14,9 @@ from mtjudge_jax.limits import AMONG, AT_LEAST, BELOW_ONE, CHOICES, POSITIVE, WI
 from mtjudge_jax.tasks import Task, tasks_with
 from mtjudge_jax.tasks.reward import weights_of
 
-__all__ = ["Config", "ConfigError", "check", "differences", "flatten", "from_dict", "get_tasks", "to_dict", "unknown"]
+__all__ = [
+    "Config", "ConfigError", "check", "differences", "flatten", "from_dict", "get_tasks", "in_both_orders", "to_dict", "unknown",
+]  # fmt: skip
 
 
 @dataclass
@@ -87,6 +89,7 @@ class SftConfig:
 class RewardConfig:
     alpha: float = 0.1  # weight of the format reward; the paper gives no value, 0.1 is common in this family
     weights: tuple[str, ...] = ()  # "part=weight" of tasks/reward.py; () = the paper's accuracy=1-alpha, format=alpha
+    # consistency=.. draws pairs in both orders, which are rewarded for agreeing; also with weight 0, to measure it alone
     tie_credit: float = 0.0  # part ties: for a tie where there is a winner, or a winner where there is a tie
     overlong_buffer: int = 0  # part overlong: tokens before rollout.completion_tokens in which it falls to -1; DAPO takes 4096
     custom: tuple[str, ...] = ()  # module:function(facts, text, parsed) -> float, see score.py
@@ -200,6 +203,11 @@ def get_tasks(cfg: Config, templates: str = "train") -> dict[str, Task]:
         raise ConfigError(str(error)) from error
 
 
+def in_both_orders(cfg: Config) -> bool:
+    """Whether pairs are trained on in both orders, side by side, to be rewarded for agreeing."""
+    return "consistency" in weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
+
+
 def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
     """Raises ConfigError on the first field that cannot be, before anything is compiled. `devices`, in all of the processes,
     checks the mesh too.
@@ -242,6 +250,8 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
     if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
         raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
     _check_mixture(cfg)
+    if in_both_orders(cfg):
+        _check_orders(cfg, tasks, processes)
     _check_model(cfg, values)
     _check_batches(cfg, tasks, devices)
     if devices is not None:
@@ -255,6 +265,23 @@ def _check_mixture(cfg: Config) -> None:
         raise ConfigError(f"data.mixture_weights = {weights} with data.mixture = {mode!r} must hold {need}")
     if mode == "mt_grpo" and cfg.stage != "grpo":
         raise ConfigError(f"data.mixture = 'mt_grpo' follows rewards, stage = {cfg.stage!r} has none: take another mixture")
+
+
+def _check_orders(cfg: Config, tasks: dict[str, Task], processes: int) -> None:
+    """The part consistency needs answers to pairs of which both orders are on one process."""
+    part, prompts = "reward.weights has consistency", cfg.rollout.prompts
+    if cfg.stage != "grpo":
+        raise ConfigError(f"{part}, stage = {cfg.stage!r} has no rewards: leave it out")
+    if cfg.data.mixture == "mt_grpo":
+        raise ConfigError(f"{part}, data.mixture = 'mt_grpo' draws no pair in both orders: take another mixture or leave it out")
+    if not any(tasks[name].kind == "pairwise" for name in cfg.data.tasks):
+        raise ConfigError(f"{part}, data.tasks = {cfg.data.tasks} has no task of pairs: name one, or leave it out")
+    if prompts % (2 * processes) and not prompts % processes:
+        of = f" over {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"{part}, rollout.prompts = {prompts}{of} is {prompts // processes} each, which must be even, two orders a pair: "
+            f"take a multiple of {2 * processes}"
+        )
 
 
 def _check_model(cfg: Config, values: dict[str, object]) -> None:
@@ -293,8 +320,9 @@ def _check_batches(cfg: Config, tasks: dict[str, Task], devices: int | None) -> 
     sampled = cfg.rollout.micro_prompts or rollout
     _divides("rollout.micro_prompts", sampled, "rollout.prompts", rollout)
     if cfg.data.balance_labels and cfg.data.mixture != "mt_grpo":  # whose batches hold tasks in other shares each
-        labels = sum(len(tasks[name].labels) for name in cfg.data.tasks)
-        _divides("labels of all data.tasks with data.balance_labels", labels, "update.prompts", update)
+        labels, twice = sum(len(tasks[name].labels) for name in cfg.data.tasks), in_both_orders(cfg)
+        name = f"{'twice the ' * twice}labels of all data.tasks with data.balance_labels"
+        _divides(name + " and consistency" * twice, labels * (1 + twice), "update.prompts", update)
     if devices is not None:
         mesh = mesh_shape(cfg.mesh, devices)
         shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]

@@ -58,7 +58,7 @@ def shared(argument: str, *, file: str, single: bool = False) -> tuple[Config, C
 
 
 def split_argument(argument: str, *, file: str, single: bool) -> tuple[str, str, str]:
-    """`30b-a3b,v5p-64,seetrue` -> ("30b-a3b", "v5p:4x4x4", "seetrue"). Raises ConfigError that shows what may stand there."""
+    """`30b-a3b,v5p-128,seetrue` -> ("30b-a3b", "v5p:4x4x4", "seetrue"). Raises ConfigError that shows what may stand there."""
     size, *rest = argument.split(",")
     places = [place for known, place in LAYOUTS if known == size]
     task = rest.pop() if single and rest else ""

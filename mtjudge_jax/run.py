@@ -9,7 +9,7 @@ import jax
 from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, ConfigError, check, get_tasks, to_dict
+from mtjudge_jax.config import Config, ConfigError, check, get_tasks, in_both_orders, to_dict
 from mtjudge_jax.data.pipeline import Adapting, BadRowCounter, read_split, train_iterator
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.health import Health
@@ -154,6 +154,7 @@ def open_data(run: Run) -> Any:
         mode=cfg.data.mixture,
         temperature=cfg.data.mixture_temperature,
         weights=cfg.data.mixture_weights,
+        both_orders=in_both_orders(cfg),
         adapting=Adapting(
             cfg.data.mt_grpo_lambda, cfg.data.mt_grpo_beta, cfg.data.mt_grpo_max_oversample, cfg.data.mt_grpo_rho_decay
         ),

@@ -9,7 +9,7 @@ import numpy as np
 from mtjudge_jax.config import Config, ConfigError
 from mtjudge_jax.tasks import TASKS, Task, get_task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
-from mtjudge_jax.tasks.reward import CustomReward, Rule, check_alpha, overlong, parts_of, weights_of
+from mtjudge_jax.tasks.reward import CustomReward, Rule, check_alpha, consistency, overlong, parts_of, weights_of
 from mtjudge_jax.tasks.truth import Truth, read_truth
 
 
@@ -67,7 +67,8 @@ def score(
     texts: Q lists of G completions, without the end-of-sequence token. truncated: bool [Q, G], True where a completion
     ran out of room before that token. tasks: Q names of `known`. labels: int [Q], the true label indices. alpha: of the paper's
     rule, or a Rule. truths: Q texts of `write_truth`, needed where the answer words differ from example to example; "" for a
-    row that was not asked. tokens: int [Q, G], lengths, for the part `overlong`.
+    row that was not asked. tokens: int [Q, G], lengths, for the part `overlong`. For the part `consistency` rows 2i and 2i + 1
+    of a task of pairs are one pair in its two orders.
 
     Raises ValueError for an unknown task, for shapes that do not agree, for a label index that the task does not have,
     for alpha outside [0, 1], and with its name for a user's reward that fails.
@@ -79,13 +80,35 @@ def score(
     named = {name: np.zeros(shape, np.float32) for name in rule.weights if name not in ("accuracy", "format")}
     scores = Scores(*(np.zeros(shape, np.float32) for _ in range(3)), np.full(shape, -1, np.int32), named)
     lengths = np.zeros(shape, np.int32) if tokens is None else tokens
+    pairs = {}
     for q, (group, name, label) in enumerate(zip(texts, tasks, labels.tolist(), strict=True)):
         if truths is not None and not truths[q]:  # it was not asked
             continue
         truth = read_truth(truths[q]) if truths else _truth_of_label(name, label, q, known)
         for g, text in enumerate(group):
             _score_one(scores, (q, g), text, truth, rule, cut=bool(truncated[q, g]), length=int(lengths[q, g]))
+        if truth.kind == "pairwise":
+            pairs[q] = truth.facts.get("example_id")
+    if "consistency" in rule.weights:
+        _add_consistency(scores, pairs, rule.weights["consistency"])
     return scores
+
+
+def _add_consistency(scores: Scores, pairs: Mapping[int, str | None], weight: float) -> None:
+    """Fills the part `consistency` of the rows that are pairs, by row their ids, once all verdicts are known.
+
+    Where the other order could not be shown there is nothing to agree with.
+    """
+    said = [[None if v < 0 else v for v in group] for group in scores.verdict.tolist()]
+    for q, name in pairs.items():
+        other = q ^ 1
+        if other not in pairs:
+            continue
+        if pairs[other] != name:
+            raise ValueError(f"rows {q} and {other} are {name} and {pairs[other]}: consistency needs both orders of a pair there")
+        part = np.array(consistency(said[q], said[other]), np.float32)
+        scores.parts["consistency"][q] = part
+        scores.total[q] += np.float32(weight) * part
 
 
 def _score_one(scores: Scores, at: tuple[int, int], text: str, truth: Truth, rule: Rule, *, cut: bool, length: int) -> None:
@@ -97,7 +120,7 @@ def _score_one(scores: Scores, at: tuple[int, int], text: str, truth: Truth, rul
     if not rule.weights:
         scores.total[at] = (1.0 - rule.alpha) * parts["accuracy"] + rule.alpha * parts["format"]
         return
-    parts["overlong"] = overlong(length, most=rule.most_tokens, buffer=rule.overlong_buffer)
+    parts |= {"overlong": overlong(length, most=rule.most_tokens, buffer=rule.overlong_buffer), "consistency": 0.0}
     parts |= {name: _call(name, function, truth, text, parsed) for name, function in rule.custom.items()}
     for name in scores.parts:
         scores.parts[name][at] = parts[name]

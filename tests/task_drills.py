@@ -1,12 +1,17 @@
-"""A run on tasks of its own, from records to a judge, for test_own_run.py."""
+"""A run on tasks of its own, from records to a judge, for test_own_run.py; one on pairs in both orders, for
+test_both_orders.py."""
 
+import dataclasses
 import json
 from pathlib import Path
+from unittest import mock
 
 from data_fixtures import encoded, example, noise, write_records
 from drills import config
 
 from mtjudge_jax.data.records import Label
+from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.demo.dataset import write_demo_data
 
 BRIGHT = {"name": "bright", "kind": "pointwise_binary", "question": "Is it bright?", "labels": ("dark", "bright")}
 STARS = {"name": "stars", "kind": "pointwise_score", "question": "How good is it?", "score_min": 1, "score_max": 3}
@@ -74,3 +79,36 @@ def own_tasks(*, folder: str) -> dict:
         "judge.json": json.loads((folder / "grpo" / "best" / "judge.json").read_text()),
         "sft": [json.loads(line)["kind"] for line in (folder / "sft" / "metrics.jsonl").read_text().splitlines()],
     }
+
+
+def both_orders(*, folder: str) -> dict:
+    """Three steps of GRPO rewarded for consistency: what was scored, and what was logged. The pairs are the demo's, whose answer
+    form its base model knows.
+    """
+    from mtjudge_jax import train
+    from mtjudge_jax.tasks import TASKS
+
+    name, folder, scored = "pairwise_technical", Path(folder), []
+    TASKS[name] = dataclasses.replace(TASKS[name], ood=False)
+    write_demo_data(folder / "data", train=12, val=4, test=4, pairwise=4)
+    pairs = read_split(folder / "data", "test", name)
+    write_records(folder / "data" / "train" / f"{name}.array_record", [dataclasses.replace(e, split="train") for e in pairs])
+    manifest = json.loads((folder / "data" / "manifest.json").read_text())
+    manifest["files"][f"train/{name}"] = {"count": len(pairs), "sha256": "pairs"}
+    (folder / "data" / "manifest.json").write_text(json.dumps(manifest))
+    changes = {"data__tasks": ("technical", name), "eval__tasks": ("technical",), "eval__every_steps": 9}
+    changes |= {"data__balance_labels": False, "data__path": str(folder / "data")}
+    changes |= {"data__prompt_tokens": 96, "data__patches": 72, "rollout__group_size": 4}
+    changes |= {"reward__weights": ("accuracy=0.5", "format=0.1", "consistency=0.4")}
+    score = train.score
+
+    def watched(texts, truncated, **arguments):
+        scores = score(texts, truncated, **arguments)
+        told = {"tasks": arguments["tasks"], "truths": arguments["truths"], "verdict": scores.verdict.tolist()}
+        scored.append(told | {"part": scores.parts["consistency"].tolist(), "total": scores.total.tolist()})
+        return scores
+
+    with mock.patch.object(train, "score", watched):
+        train.fit(config(steps=3, **changes), folder / "grpo")
+    lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    return {"scored": scored, "train": [line for line in lines if line["kind"] == "train"]}

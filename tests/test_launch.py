@@ -1,10 +1,13 @@
 """The scripts of launch/: what they call, letter by letter, and what they refuse."""
 
+import math
 import re
 import shlex
 
 import pytest
 from launching import IMAGE, LAUNCH, LIST, QUEUE, WHERE, Cloud
+
+from mtjudge_jax.plan.chips import known_slices, tpu_slice
 
 TRAIN = ["mtjudge", "train", "--config=configs/mine.py", "--workdir=gs://bucket/run", "--config.data.tasks=a b"]
 HOST = "[ -e mtjudge/code ] || exit 3; bash mtjudge/code/launch/host.sh"
@@ -154,15 +157,33 @@ def test_slices(tmp_path):
         "v5e:4x4": "v5litepod-16 16 4 v2-alpha-tpuv5-lite tpu-v5-lite-podslice ct5lp-hightpu-4t",
         "v5p:16x16x24": "v5p-12288 6144 1536 v2-alpha-tpuv5 tpu-v5p-slice ct5p-hightpu-4t",
         "v4:2x2x4": "v4-32 16 4 tpu-ubuntu2204-base tpu-v4-podslice ct4p-hightpu-4t",
+        "tpu7x:4x4x4": "tpu7x-128 64 16 - tpu7x tpu7x-standard-4t",
     }
     text = 'source common.sh; for s; do slice "$s"; echo "$SLICE $TYPE $CHIPS $HOSTS $RUNTIME $GKE $MACHINE"; done\n'
     cloud = Cloud(tmp_path)
     (tmp_path / "slices.sh").write_text(text.replace("common.sh", str(LAUNCH / "common.sh")))
     cloud.launch = tmp_path
     assert cloud.run("slices.sh", *known).out.splitlines() == [f"{name} {line}" for name, line in known.items()]
-    names = {line.split()[0]: f"{name} {line}" for name, line in known.items() if name[:3] in ("v5e", "v6e")}  # they count chips
+    names = {line.split()[0]: f"{name} {line}" for name, line in known.items()}
     assert cloud.run("slices.sh", *names).out.splitlines() == list(names.values())
-    assert cloud.run("slices.sh", "v5e-16").out == f"v5e:4x4 {known['v5e:4x4']}\n", "as mtjudge plan writes it"
+    assert cloud.run("slices.sh", "v5e-16").out == f"v5e:4x4 {known['v5e:4x4']}\n"
+
+
+def test_slices_are_those_of_the_plan(tmp_path):
+    """The same names mean the same slices in `mtjudge plan` and here: shapes, chips, and Google Cloud's own names."""
+    cloud = Cloud(tmp_path)
+    ask = 'for s; do slice "$s"; echo "$SLICE $TYPE $CHIPS $HOSTS"; slice "$TYPE"; echo "$SLICE"; done'
+    (tmp_path / "slices.sh").write_text(f"source {LAUNCH}/common.sh; {ask}\n")
+    cloud.launch = tmp_path
+    told = cloud.run("slices.sh", *known_slices()).out.splitlines()
+    assert len(told) == 2 * len(known_slices()) == 90
+    for name, line, again in zip(known_slices(), told[::2], told[1::2], strict=True):
+        slice_, cloud_name, chips, hosts = line.split()
+        place = tpu_slice(name)
+        assert (slice_, again, tpu_slice(cloud_name)) == (name, name, place), line
+        assert (int(chips), int(hosts)) == (math.prod(place.shape), place.devices // place.host_devices), line
+    unknown = cloud.run("slices.sh", "x").err.partition("known: ")[2].split()
+    assert unknown == known_slices()
 
 
 def test_waits_until_active_and_says_the_state(tmp_path):

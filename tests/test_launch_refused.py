@@ -32,14 +32,24 @@ REFUSED = [  # script, flags, the line
     ),
     (
         "tpu_create.sh",
-        ["judge", "--topology=v5p-64", *WHERE],
-        "--topology=v5p-64: 32 chips (v5p:2x4x4) in Google's count of cores, 64 chips in mtjudge plan: "
-        "write the shape, chip:AxBxC",
+        ["judge", "--topology=tpu7x:4x4x4", *WHERE],
+        "--topology=tpu7x:4x4x4: the Cloud TPU API has no tpu7x, GKE has: launch/xpk_run.sh or launch/jobset_run.sh",
     ),
     (
         "tpu_keep.sh",
-        ["judge", "--topology=v4-32", *WHERE, "--jax=0.10.2", "--lock=l", "--", "x"],
-        "--topology=v4-32: 16 chips (v4:2x2x4) in Google's count of cores, 32 chips in mtjudge plan: write the shape, chip:AxBxC",
+        ["judge", "--topology=tpu7x-8", *WHERE, "--jax=0.10.2", "--lock=l", "--", "x"],
+        "--topology=tpu7x:2x2x1: the Cloud TPU API has no tpu7x, GKE has: launch/xpk_run.sh or launch/jobset_run.sh",
+    ),
+    (
+        "sky_run.sh",
+        ["judge", "--topology=tpu7x:4x4x4", *WHERE[:1], "--", "x"],
+        "--topology=tpu7x:4x4x4: the Cloud TPU API has no tpu7x, GKE has: launch/xpk_run.sh or launch/jobset_run.sh",
+    ),
+    (
+        "sky_run.sh",
+        ["judge", "--topology=v6e:8x8", *WHERE, "--", "x"],
+        "--project=mine: SkyPilot takes no project with a command: in ~/.sky/config.yaml write "
+        "workspaces: {default: {gcp: {project_id: mine}}}, or gcloud config set project mine",
     ),
     ("tpu_setup.sh", ["judge", *WHERE], "--jax=.. is missing: see --help"),
     ("tpu_setup.sh", ["judge", *WHERE, "--jax=>=0.10"], "--jax=>=0.10: one version, such as 0.10.2"),

@@ -18,15 +18,19 @@ from mtjudge_jax.config import ConfigError, check
 from mtjudge_jax.plan import search
 from mtjudge_jax.plan.__main__ import without_a_tpu
 from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice
-from mtjudge_jax.plan.compiled import peak, refused
+from mtjudge_jax.plan.compiled import memory_rows, peak, refused
+from mtjudge_jax.plan.programs import programs_of
+from mtjudge_jax.plan.roofline import step_phases
 from mtjudge_jax.plan.run import model_of
+from mtjudge_jax.plan.table import memory_table, step_text
 from mtjudge_jax.policy import DEMO_BASE
 
 
 def test_chips_are_as_their_maker_says():
     v5p = TPUS["v5p"]
     assert (v5p.flops, v5p.hbm, v5p.links, v5p.memory) == (459e12, 2765e9, 600e9, int(95.74 * GIB))
-    assert [chip_of(kind) and chip_of(kind).name for kind in ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x")] == list(TPUS)
+    kinds = ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x")
+    assert [chip_of(kind) and chip_of(kind).name for kind in kinds] == list(TPUS)
     assert chip_of("NVIDIA H100 80GB HBM3").hbm == 3350e9 and chip_of("NVIDIA H200").hbm == 4800e9
     assert chip_of("cpu") is None
     assert tpu_slice("tpu7x:2x2x1").devices == 8, "two devices a chip"
@@ -36,6 +40,8 @@ def test_chips_are_as_their_maker_says():
     ("v5p:4x4x4", 64, 600e9),  # three rings: all links
     ("v5p:2x4x4", 32, 300e9),  # no cube, no rings: a chip at a corner has one link along each axis
     ("v5p:2x2x1", 4, 200e9),
+    ("v4:4x4x8", 128, 300e9),
+    ("v4:2x2x4", 16, 150e9),
     ("v6e:8x8", 64, 200e9),
     ("v6e:8x16", 128, 300e9),  # one ring
     ("v6e:16x16", 256, 400e9),
@@ -44,22 +50,33 @@ def test_chips_are_as_their_maker_says():
 def test_slices(name, devices, links):
     place = tpu_slice(name)
     assert (place.name, place.devices, place.links) == (name, devices, links)
-    chip = name.partition(":")[0]
-    assert tpu_slice(f"{chip}-{devices}") == place, "by its number of chips"
 
 
-def test_the_name_that_google_cloud_has_for_v5e():
-    assert tpu_slice("v5litepod-64") == tpu_slice("v5e:8x8")
+@pytest.mark.parametrize("name,shape,chips", [
+    ("v5p-64", "v5p:2x4x4", 32),  # 64 cores
+    ("v5p-128", "v5p:4x4x4", 64),
+    ("v4-32", "v4:2x2x4", 16),
+    ("tpu7x-8", "tpu7x:2x2x1", 4),
+    ("v5litepod-64", "v5e:8x8", 64),
+    ("v5e-64", "v5e:8x8", 64),
+    ("v6e-64", "v6e:8x8", 64),
+])  # fmt: skip
+def test_the_names_that_google_cloud_has(name, shape, chips):
+    """Of cores where a chip is sold as two, else of chips: as launch/ and gcloud understand them."""
+    place = tpu_slice(name)
+    assert place == tpu_slice(shape) and np.prod(place.shape) == chips
+    with pytest.raises(ConfigError, match="unknown topology 'v5p-4'"):
+        tpu_slice("v5p-4")  # two chips
 
 
 def test_a_wrong_slice_names_the_nearest_and_all():
     with pytest.raises(
-        ConfigError, match=r"unknown topology 'v5p:4x4x5', did you mean 'v5p:4x4x\d'\?; known are v5e: 2x2 2x4 "
+        ConfigError, match=r"unknown topology 'v5p:4x4x5', did you mean 'v5p:4x4x\d'\?; known are v4: 2x2x1 2x2x2 "
     ) as e:
         tpu_slice("v5p:4x4x5")
     for chip, shapes in SLICES.items():
         assert f"{chip}: {' '.join(shapes)}" in str(e.value)
-    with pytest.raises(ConfigError, match="unknown topology 'x'; known are v5e"):
+    with pytest.raises(ConfigError, match="unknown topology 'x'; known are v4"):
         tpu_slice("x")
     assert len(known_slices()) == sum(map(len, SLICES.values()))
 
@@ -87,7 +104,7 @@ def small():
     cfg.mesh.data, cfg.mesh.fsdp = 1, -1
     cfg.data.prompt_tokens, cfg.data.patches = 16, 16
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 32
-    cfg.rollout.group_size, cfg.rollout.completion_tokens, cfg.loss.kl_coef = 4, 8, 0.0
+    cfg.rollout.group_size, cfg.rollout.completion_tokens, cfg.loss.kl_coef, cfg.eval.samples = 4, 8, 0.0, 4
     return cfg
 
 
@@ -113,20 +130,81 @@ def test_what_does_not_fit_is_repaired_by_what_is_tried():
         plan, said = plan._replace(place=place(limit)), []
         assert plan.failing == ["update"]
         assert search.repair(plan, model, 6, said.append) == {"update.micro_prompts": 16}
-        assert [line.partition(": ")[0] for line in said] == ["  --config.update.micro_prompts=16"] and said[0].endswith("fits")
+        assert said[0].startswith("  --config.update.micro_prompts=16: update ") and said[0].endswith("fits")
+        assert said[1].startswith("    and with it evaluation ") and len(said) == 2
         said.clear()
         assert search.repair(plan._replace(place=place(1000)), model, 1, said.append) is None
         assert said[0].endswith("does not fit") and said[1:] == ["  no more tries, --tries=.. allows more"]
 
 
+def test_sft_has_its_own_phases():
+    """An update and, beside the optimizer, the answers of an evaluation; no rollout, no reference, no log-probabilities."""
+    cfg, model, devices = small(), tiny.config(), jax.devices()[:2]
+    cfg.stage, cfg.loss.kl_coef = "sft", 0.01
+    cfg.eval.samples, cfg.rollout.micro_prompts = 6, 16
+    with quick():
+        plan = search.compile_plan(cfg, model, place(1e12), devices)
+    assert list(plan.peaks) == ["update", "evaluation"] and plan.setup.reference is None
+    rows = memory_rows(plan.setup, plan.compiled, "evaluation")
+    text, tokens = model.text, 16 + 6 * 7  # of the prompt and of six answers, whose last token nothing reads
+    assert rows["caches"] == 2 * text.num_layers * text.num_kv_heads * text.head_dim * 4 * (16 // 2) * tokens
+    assert rows["optimizer"] >= 2 * rows["parameters"] and "gradients" not in rows
+    assert [phase.name for phase in step_phases(cfg, plan.compiled, plan.place)] == ["update"]
+    assert "no rollout, no reference policy; an evaluation samples 6 answers of 32 prompts, 16 at a time" in step_text(cfg)
+    assert "evaluation" in memory_table(plan.setup, plan.compiled, plan.place).splitlines()[0]
+    remedies = [remedy.changes for remedy in search.remedies(cfg, model, place(1e12), ["evaluation"])]
+    assert remedies[0] == {"rollout.micro_prompts": 8}
+    cfg.stage = "grpo"
+    assert programs_of(cfg) == ["rollout", "logp", "update", "evaluation"], "six answers, where a rollout draws four"
+    cfg.rollout.group_size = 6
+    assert programs_of(cfg) == ["rollout", "logp", "update"]
+
+
 def test_remedies_end_with_what_changes_the_learning():
     cfg, model = small(), tiny.config(moe=True)
     cfg.rollout.prompts = 64
-    found = list(search.remedies(cfg, model, place(1e9), ["rollout", "update"]))
+    found = [remedy.changes for remedy in search.remedies(cfg, model, place(1e9), ["rollout", "update"])]
     assert found[0] == {"rollout.micro_prompts": 32} and {"rollout.micro_prompts": 2} in found
     assert {"update.micro_prompts": 16} in found and {"model.remat": "full"} in found
     assert found[-2:] == [{"model.param_dtype": "bfloat16"}, {"lora.rank": 16}]
-    assert next(sorted(x) for x in search.remedies(cfg, model, place(1e9), ["rollout"])) == ["rollout.micro_prompts"]
+    alone = [remedy.changes for remedy in search.remedies(cfg, model, place(1e9), ["rollout"])]
+    assert [sorted(x) for x in alone[:2]] == [["rollout.micro_prompts"]] * 2 and {"update.micro_prompts": 16} not in alone
+
+
+@pytest.mark.parametrize("failing", [["update", "rollout"], ["rollout", "logp", "update"], ["logp", "rollout"]])
+def test_the_first_tries_reach_every_phase_that_does_not_fit_the_worst_first(failing):
+    cfg, model = small(), tiny.config()
+    cfg.rollout.prompts, cfg.update.prompts, cfg.update.micro_prompts = 64, 64, 64
+    first = [next(iter(remedy.changes)) for remedy in search.remedies(cfg, model, place(1e9), failing)][:4]
+    knobs = ["rollout.micro_prompts", "update.micro_prompts"]
+    assert first == (knobs if failing[0] == "rollout" else knobs[::-1]) * 2
+
+
+def test_three_tries_for_two_phases():
+    """Each phase comes down by its own knob; a knob of one that fits by now is not tried; what helped is kept."""
+    cfg, model = small(), tiny.config()
+    cfg.rollout.prompts, cfg.update.prompts, cfg.update.micro_prompts = 64, 64, 64
+
+    def peaks(cfg, phases):  # as if memory were what is computed at a time
+        sizes = {"rollout": 20 * (cfg.rollout.micro_prompts or 64), "update": 40 * cfg.update.micro_prompts}
+        return {phase: sizes[phase] for phase in phases}
+
+    class Plan(search.Plan):
+        peaks = property(lambda plan: peaks(plan.setup.cfg, plan.compiled))
+
+    tried = []
+
+    def compile_plan(cfg, model, place, devices, phases=("rollout", "update")):
+        tried.append((cfg.rollout.micro_prompts or 64, cfg.update.micro_prompts))
+        done = {phase: mock.Mock(memory=object()) for phase in phases}
+        return Plan(mock.Mock(cfg=cfg, mesh=mock.Mock(devices=np.array(devices))), place, done)
+
+    with mock.patch.object(search, "compile_plan", compile_plan):
+        plan, said = compile_plan(cfg, model, place(1000), jax.devices()[:2]), []
+        assert plan.failing == ["update", "rollout"], "2560 and 1280 of 1000"
+        changes = search.repair(plan, model, 3, said.append)
+    assert tried[1:] == [(64, 32), (32, 32), (32, 2)]
+    assert changes == {"update.micro_prompts": 2, "rollout.micro_prompts": 32}
     assert search.flags({"update.micro_prompts": 16, "mesh.fsdp": 2}) == "--config.update.micro_prompts=16 --config.mesh.fsdp=2"
 
 
@@ -217,7 +295,38 @@ def test_without_the_compiler_for_tpus_the_remedy_is_named():
         assert os.environ["JAX_PLATFORMS"] == "cpu" and os.environ["TPU_SKIP_MDS_QUERY"] == "1"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
+NO_LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install -e '.[tpu]'")
+ASK = """
+import re, sys
+from mtjudge_jax.plan.__main__ import without_a_tpu
+names = sys.argv[1:]
+without_a_tpu(names)
+import jax
+from jax.sharding import SingleDeviceSharding
+from mtjudge_jax.plan.run import place_of
+for name in names:
+    place, devices = place_of(name)
+    x = jax.ShapeDtypeStruct((2**38,), "int8", sharding=SingleDeviceSharding(devices[0]))
+    try:
+        jax.jit(lambda x: x + 1).lower(x).compile()
+    except jax.errors.JaxRuntimeError as error:
+        print(name, len(devices), devices[0].device_kind, re.search(r"available HBM \\(([\\d.]+)G\\)", str(error))[1], sep=",")
+"""
+
+
+@NO_LIBTPU
+def test_chips_are_as_the_compiler_has_them():
+    """Devices, their kind, and the memory that XLA lets a program have, of each generation."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}
+    names = [f"{chip}:{shapes[1]}" for chip, shapes in SLICES.items()]
+    done = subprocess.run([sys.executable, "-c", ASK, *names], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    places = [tpu_slice(name) for name in names]
+    told = [f"{p.name},{p.devices},{p.chip.kind},{p.chip.memory / GIB:.2f}" for p in places]
+    assert done.stdout.splitlines() == told
+
+
+@NO_LIBTPU
 def test_a_slice_that_is_not_here():
     """The demo on four chips: compiled by XLA for TPUs, every kernel's work known."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}

@@ -147,13 +147,13 @@ def small_run(moe: bool = False) -> tuple[Config, object]:
 
 
 @functools.cache
-def counted_phases(remat: str, lora: int) -> tuple[dict, dict]:
+def counted_phases(remat: str, lora: int = 0, freeze: tuple[str, ...] = ()) -> tuple[dict, dict]:
     cfg, model = small_run()
     text = dataclasses.replace(model.text, hidden_size=64, intermediate_size=256, vocab_size=512)
     model = dataclasses.replace(
         model, text=text, vision=dataclasses.replace(model.vision, out_hidden_size=64, hidden_size=32, intermediate_size=96)
     )
-    cfg = changed(cfg, {"model.remat": remat, "lora.rank": lora})
+    cfg = changed(cfg, {"model.remat": remat, "lora.rank": lora, "model.freeze": freeze})
     setup = make_setup(cfg, model, jax.devices()[:1])
     phases = step_phases(cfg, quickly(setup, ["rollout", "logp", "update"]), Slice("test", None, (1,)))
     return {p.name: p.costs["flops"] for p in phases}, analytic.flops(model, cfg)
@@ -176,6 +176,22 @@ def test_products_of_the_model_are_those_of_the_formula():
     assert again["update"] == pytest.approx(2 * formula["update"] * 4 / 3, rel=0.15), "the forward pass a second time"
     assert again["logp"] == counted["logp"]
     assert counted["update"] == pytest.approx(3 * counted["logp"] / 2, rel=0.15)
+
+
+@pytest.mark.parametrize("lora,freeze", [
+    (0, ("vision",)),
+    (0, ("mergers",)),
+    (0, ("vision", "mergers")),
+    (0, ("vision", "mergers", "embeddings")),
+    (4, ()),
+])  # fmt: skip
+def test_what_stands_still_needs_no_gradient(lora, freeze):
+    """The update counted in the compiled program against the formula, and how much less it is than of training everything."""
+    (counted, formula), (whole, all_trained) = counted_phases("none", lora, freeze), counted_phases("none")
+    assert counted["update"] == pytest.approx(2 * formula["update"], rel=0.1)
+    assert counted["logp"] == pytest.approx(whole["logp"], rel=0.1)
+    saved = (whole["update"] - counted["update"]) / 2
+    assert saved > 0 and all_trained["update"] - formula["update"] == pytest.approx(saved, rel=0.25)
 
 
 def test_shards_of_the_state_and_what_is_sent_for_them():

@@ -76,7 +76,7 @@ def test_weights_of_a_config():
     assert weights_of((), ("m:f",), 0.25) == {"m:f": 1.0, "accuracy": 0.75, "format": 0.25}
     assert weights_of(("accuracy=1", "m:f=-2"), ("m:f",), 0.25) == {"m:f": -2.0, "accuracy": 1.0}
     for text, says in (
-        ("acuracy=1", "names no part: known are accuracy, format, graded, ties, ranking, overlong"),
+        ("acuracy=1", "names no part: known are accuracy, format, graded, ties, ranking, consistency, overlong"),
         ("accuracy=x", "must be name=number"),
         ("accuracy=nan", "must be a finite number"),
         ("accuracy", "names no part"),

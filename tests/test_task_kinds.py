@@ -20,7 +20,7 @@ from mtjudge_jax.policy import true_target
 from mtjudge_jax.score import score
 from mtjudge_jax.tasks import DEMO, TASKS, tasks_with
 from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, dense, parse_lenient, parse_strict, ranking_text
-from mtjudge_jax.tasks.reward import PARTS, Rule
+from mtjudge_jax.tasks.reward import NEEDS_FORM, Rule
 from mtjudge_jax.tasks.truth import answer_text, read_truth, truth_of, write_truth
 from mtjudge_jax.tasks.wording import IMAGE, order_of
 
@@ -270,7 +270,7 @@ def mutated(good: str, word: str) -> list[str]:
     return list(dict.fromkeys(text for text in out if text != good))
 
 
-ALL_WEIGHTS = Rule(0.5, dict.fromkeys([part for part in PARTS if part != "overlong"], 1.0), tie_credit=0.5)
+ALL_WEIGHTS = Rule(0.5, dict.fromkeys(NEEDS_FORM, 1.0), tie_credit=0.5)
 
 
 @pytest.mark.parametrize("kind", OF_KIND)

@@ -1,6 +1,7 @@
 """Which record comes next: pools of records, fixed mixtures of them, and the mixture that follows what the steps measured."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
@@ -18,10 +19,11 @@ FIXED = ("uniform", "proportional", "temperature", "weights")
 
 
 class Drawn(NamedTuple):
-    """One draw from the mixture."""
+    """One draw from the mixture; `turned`: to be shown with the candidates of its pair exchanged."""
 
     task: str
     record: JudgeExample | BadRecord
+    turned: bool = False
 
 
 class Adapting(NamedTuple):
@@ -55,6 +57,7 @@ def mixture(
     mode: str = "uniform",
     temperature: float = 1.0,
     weights: Sequence[float] = (),
+    both_orders: bool = False,
 ) -> grain.MapDataset:
     """An endless, shuffled, deterministic sequence of `Drawn` records of several tasks.
 
@@ -62,6 +65,10 @@ def mixture(
     "uniform" draws from the pools in turn, so k * pools consecutive draws hold exactly k of each pool: batches of such a
     size are exactly balanced. The others weigh each task (its labels still equally): "proportional" by its number n of
     records, "temperature" by n^(1/temperature), "weights" by `weights`, one a source.
+
+    With `both_orders` all of this is of two draws at a time: draws 2i and 2i + 1 are of one pool, and of a task of pairs they
+    are one record, the second time turned. So a batch of even size holds both orders of its pairs, and the shares of the tasks
+    stay what they are without.
     """
     if mode not in FIXED:
         raise ValueError(f"mixture {mode!r} is not one of {', '.join(FIXED)}")
@@ -76,9 +83,29 @@ def mixture(
             "temperature": len(source) ** (1 / temperature),
             "weights": weights[number] if mode == "weights" else 0,
         }[mode]
-        mixed += pools
+        mixed += [in_twos(pool, pairs=tasks[task].kind == "pairwise") for pool in pools] if both_orders else pools
         shares += [share / len(pools)] * len(pools)
-    return grain.MapDataset.mix(mixed, shares)
+    drawn = grain.MapDataset.mix(mixed, shares)
+    return _OneByOne(drawn) if both_orders else drawn
+
+
+def in_twos(pool: grain.MapDataset, *, pairs: bool) -> grain.MapDataset:
+    """Two draws at a time: the next two, or of pairs the next one in both orders."""
+    return pool.map(lambda drawn: (drawn, drawn._replace(turned=True))) if pairs else pool.batch(2, batch_fn=tuple)
+
+
+class _OneByOne(grain.MapDataset):
+    """The draws of a mixture of two at a time."""
+
+    def __init__(self, twos: grain.MapDataset):
+        super().__init__(twos)
+        self._twos = twos
+
+    def __len__(self) -> int:
+        return min(2 * len(self._twos), sys.maxsize)
+
+    def __getitem__(self, index: int) -> Drawn:
+        return self._twos[index // 2][index % 2]
 
 
 def open_pools(

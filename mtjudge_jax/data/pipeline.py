@@ -9,7 +9,7 @@ import numpy as np
 
 from mtjudge_jax.data.images import ImageConfig
 from mtjudge_jax.data.mixture import FIXED, Adapting, AdaptiveMixture, Drawn, mixture, open_pools, stack_rows
-from mtjudge_jax.data.records import BadRecord, JudgeExample
+from mtjudge_jax.data.records import BadRecord, JudgeExample, swapped
 from mtjudge_jax.data.rows import Row, bad_row, make_row, make_target
 from mtjudge_jax.data.sources import BadRowCounter, RecordSource, fingerprint, open_split, read_manifest, read_split
 from mtjudge_jax.data.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ __all__ = [
 
 MIXTURES = (*FIXED, "mt_grpo")
 MAX_ERROR = 300  # characters of an error kept in a row
+TURNED = np.uint32(1 << 31)  # the other order of a pair has other random numbers, or its answers would be drawn alike
 
 
 class RowFormat(NamedTuple):
@@ -54,8 +55,11 @@ class RowFormat(NamedTuple):
     display: bool = False
 
 
-def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
-    """The row of a record, or a row of weight 0 that says why there is none. Never raises on the record's account."""
+def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, turned: bool = False) -> Row:
+    """The row of a record, or a row of weight 0 that says why there is none. Never raises on the record's account.
+
+    turned: shows the candidates of a pair in the other order.
+    """
     shapes = {"tokenizer": fmt.tokenizer, "image_cfg": fmt.image_cfg}
     shapes |= {"prompt_tokens": fmt.prompt_tokens, "patch_count": fmt.patch_count}
     target = np.full(fmt.completion_tokens, fmt.tokenizer.pad, np.int32)
@@ -65,7 +69,9 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat) -> Row:
             raise record
         if fmt.display and record.task in fmt.tasks:
             record = displayed(record, fmt.tasks[record.task])
-        row = make_row(record, tasks=fmt.tasks, **shapes)
+        row = make_row(exchanged(record) if turned else record, tasks=fmt.tasks, **shapes)
+        if turned:
+            row["uid"] ^= TURNED
         if fmt.target is not None:
             target, target_mask = make_target(fmt.target(record), fmt.tokenizer, fmt.completion_tokens)
     except BadRecord as e:
@@ -79,6 +85,14 @@ def displayed(example: JudgeExample, task: Task) -> JudgeExample:
     """The example in the order shown. Raises BadRecord `wrong_fields` where it cannot be ordered."""
     try:
         return task.displayed(example)
+    except ValueError as e:
+        raise BadRecord("wrong_fields", str(e), example.example_id) from e
+
+
+def exchanged(example: JudgeExample) -> JudgeExample:
+    """The pair in its other order. Raises BadRecord `wrong_fields` where it is none."""
+    try:
+        return swapped(example)
     except ValueError as e:
         raise BadRecord("wrong_fields", str(e), example.example_id) from e
 
@@ -97,6 +111,7 @@ def train_iterator(
     mode: str = "uniform",
     temperature: float = 1.0,
     weights: Sequence[float] = (),
+    both_orders: bool = False,
     adapting: Adapting | None = None,
     threads: int = 2,
 ) -> grain.DatasetIterator | AdaptiveMixture:
@@ -105,7 +120,8 @@ def train_iterator(
     `get_state()` is a dict that fits in JSON and is the same on every shard; `set_state()` takes it on any number of
     shards: shard i has the i-th block of the global batch, so that its rows one after the other are the same batch on any
     number of shards. `close()` ends the reader threads. mode: one of MIXTURES, see `mixture` for the fixed ones; "mt_grpo" takes
-    `adapting`, and every batch must be learned from before the next is asked for, see `AdaptiveMixture`.
+    `adapting`, and every batch must be learned from before the next is asked for, see `AdaptiveMixture`. With `both_orders`,
+    which "mt_grpo" does not take, rows 2i and 2i + 1 of a task of pairs are one pair in its two orders.
 
     The position says nothing of the data: compare `fingerprint`, seed and mixture before restoring it.
     """
@@ -115,6 +131,9 @@ def train_iterator(
         raise ValueError(f"shard_index {shard_index} is outside 0..{shard_count - 1}")
     if not task_names:
         raise ValueError("no task to train on: task_names is empty")
+    if both_orders and (mode not in FIXED or global_batch // shard_count % 2):
+        here = f"mixture {mode!r} with {global_batch // shard_count} rows a shard"
+        raise ValueError(f"both orders need one of {', '.join(FIXED)} and an even number of rows, not {here}")
     sources = {name: open_split(data, split, name) for name in task_names}
     if mode == "mt_grpo":
         each = global_batch // shard_count
@@ -128,8 +147,8 @@ def train_iterator(
             threads=threads,
         )
     fixed = {"balance_labels": balance_labels, "mode": mode, "temperature": temperature, "weights": weights}
-    drawn = mixture(sources, tasks=fmt.tasks, seed=seed, **fixed)
-    rows = _InBlocks(drawn, global_batch, shard_count).map(lambda draw: to_row(draw.record, draw.task, fmt))
+    drawn = mixture(sources, tasks=fmt.tasks, seed=seed, both_orders=both_orders, **fixed)
+    rows = _InBlocks(drawn, global_batch, shard_count).map(lambda draw: to_row(draw.record, draw.task, fmt, turned=draw.turned))
     elastic = grain.experimental.ElasticIterator(
         rows,
         global_batch,

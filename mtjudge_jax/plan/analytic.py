@@ -18,8 +18,6 @@ from mtjudge_jax.policy import with_adapters
 from mtjudge_jax.sharding import path_name
 from mtjudge_jax.trainable import is_trained
 
-BACKWARD = 2  # gradients of the inputs and of the weights, each as much as the forward pass
-
 
 class Tokens(NamedTuple):
     """Of one prompt with its answers."""
@@ -50,13 +48,41 @@ def layer_weights(text: TextConfig) -> int:
     return text.num_layers * (attention + d * moe.num_experts + 3 * d * moe.experts_per_token * moe.intermediate_size)
 
 
-def vision_flops(vision: VisionConfig, patches: int) -> float:
-    """Of the tower and its mergers, for a row of patches; attention over the whole row, as it is computed."""
+class Forward(NamedTuple):
+    """Of the forward pass of training over one prompt with its answers, by what the backward pass makes of it."""
+
+    patches: float  # embedded
+    blocks: float  # of the tower, with their attention over the whole row of patches, as it is computed
+    mergers: float
+    layers: float  # of the text, without attention
+    pairs: float  # of their attention
+    head: float
+
+
+def vision_flops(vision: VisionConfig, patches: int) -> tuple[float, float, float]:
+    """The first three of Forward, for a row of patches."""
     c, f, m = vision.hidden_size, vision.intermediate_size, vision.merged_size
     blocks = 2 * vision.depth * (4 * c * c + 2 * c * f) * patches + 4 * vision.depth * c * patches**2
     merged = patches // vision.spatial_merge_size**2
     mergers = 2 * (1 + len(vision.deepstack_layers)) * (m * m + m * vision.out_hidden_size) * merged
-    return blocks + mergers + 2 * vision.patch_dim // vision.temporal_patch_size * c * patches
+    return 2 * vision.patch_dim // vision.temporal_patch_size * c * patches, blocks, mergers
+
+
+def update_flops(forward: Forward, cfg: Config) -> float:
+    """The forward pass, and for each product as much again for the gradient of its input, where something below is trained, and
+    for that of its weights, where they are; attention has two inputs. What adapters themselves compute is left out.
+    """
+    tower, mergers, head = (not cfg.lora.rank and part not in cfg.model.freeze for part in ("vision", "mergers", "embeddings"))
+    text = not cfg.lora.rank
+    times = Forward(
+        patches=1 + tower,
+        blocks=1 + 2 * tower,
+        mergers=1 + (tower or mergers) + mergers,  # below their matrices is their own norm
+        layers=2 + text,
+        pairs=3,
+        head=2 + head,
+    )
+    return sum(work * n for work, n in zip(forward, times, strict=True))
 
 
 def flops(model: Qwen3VLConfig, cfg: Config) -> dict[str, float]:
@@ -67,15 +93,15 @@ def flops(model: Qwen3VLConfig, cfg: Config) -> dict[str, float]:
     eyes = vision_flops(model.vision, t.patches)
     causal = t.prompt**2 / 2
     own = t.answer - 1
-    forward = eyes + layers * t.stream + pair * (causal + t.group * (own * t.prompt + own**2 / 2)) + head * t.group * t.answer
-    update = forward * (1 + BACKWARD) if not cfg.lora.rank else forward * 2 - eyes  # inputs' gradients only, none of the tower
-    out = {"update": update * cfg.update.prompts}
+    pairs = pair * (causal + t.group * (own * t.prompt + own**2 / 2))
+    forward = Forward(*eyes, layers * t.stream, pairs, head * t.group * t.answer)
+    out = {"update": update_flops(forward, cfg) * cfg.update.prompts}
     if cfg.stage == "sft":
         return out
     prompts = cfg.rollout.prompts
-    prefill = eyes + layers * t.prompt + pair * causal + head * t.group
+    prefill = sum(eyes) + layers * t.prompt + pair * causal + head * t.group
     decode = t.group * own * (layers + head + pair * (t.prompt + own))  # the whole cache is read at every step
-    return {"prefill": prefill * prompts, "decode": decode * prompts, "logp": forward * prompts} | out
+    return {"prefill": prefill * prompts, "decode": decode * prompts, "logp": sum(forward) * prompts} | out
 
 
 class Estimate(NamedTuple):

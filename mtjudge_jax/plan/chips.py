@@ -1,9 +1,10 @@
 """What a chip can do by its maker's figures, and which slices of TPUs there are.
 
-Sources. TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, read in November 2026: memory, peak in bfloat16, memory
-bandwidth, and the bidirectional bandwidth of the links, of which one way is half; the table of slices and their links: the
-same pages, and jax-ml.github.io/scaling-book/tpus for which axes close into rings. GPUs: NVIDIA's data sheets of A100 80GB
-SXM, H100 SXM, H200 SXM, dense bfloat16, NVLink one way.
+Sources. TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in November 2026: memory, peak in bfloat16, memory
+bandwidth, and the bidirectional bandwidth of the links, of which one way is half; the links of v4, of which that page says
+nothing: arXiv 2304.01433, six of 50 GB/s; the table of slices and their links: the same pages, and
+jax-ml.github.io/scaling-book/tpus for which axes close into rings. The memory that a program may have is what XLA says when
+one asks for more. GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, dense bfloat16, NVLink one way.
 """
 
 from math import prod
@@ -26,13 +27,16 @@ class Chip(NamedTuple):
     axes: int = 0  # of the torus its links make, 0: a switch
     rings: int = 0  # an axis of a multiple of so many chips closes into a ring
     a_chip: int = 1  # devices that JAX sees of one chip
+    cores: int = 1  # of one chip, where Google Cloud's names count them: v5p-64 has 32 chips; 1: its names count chips
+    config: str = ""  # libtpu's name for a chip's cores as one device, where that is not its default
 
 
 TPUS: dict[str, Chip] = {
+    "v4": Chip("v4", "TPU v4", int(30.75 * GIB), 275e12, 1200e9, 300e9, axes=3, rings=4, cores=2, config="megacore"),
     "v5e": Chip("v5e", "TPU v5 lite", int(15.75 * GIB), 197e12, 819e9, 200e9, axes=2, rings=16),
-    "v5p": Chip("v5p", "TPU v5", int(95.74 * GIB), 459e12, 2765e9, 600e9, axes=3, rings=4),
+    "v5p": Chip("v5p", "TPU v5", int(95.74 * GIB), 459e12, 2765e9, 600e9, axes=3, rings=4, cores=2),
     "v6e": Chip("v6e", "TPU v6 lite", int(31.25 * GIB), 918e12, 1638e9, 400e9, axes=2, rings=16),
-    "tpu7x": Chip("tpu7x", "TPU7x", int(94.75 * GIB), 2307e12 / 2, 7380e9 / 2, 600e9 / 2, axes=3, rings=4, a_chip=2),
+    "tpu7x": Chip("tpu7x", "TPU7x", int(94.75 * GIB), 2307e12 / 2, 7380e9 / 2, 600e9 / 2, axes=3, rings=4, a_chip=2, cores=2),
 }
 GPUS = (
     Chip("A100", "NVIDIA A100", 80 * 10**9, 312e12, 2039e9, 300e9),
@@ -41,7 +45,13 @@ GPUS = (
 )
 FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
-SLICES: dict[str, tuple[str, ...]] = {"v5e": FLAT, "v5p": (*CUBES, "16x16x24"), "v6e": FLAT, "tpu7x": CUBES}
+SLICES: dict[str, tuple[str, ...]] = {
+    "v4": CUBES[:8],
+    "v5e": FLAT,
+    "v5p": (*CUBES, "16x16x24"),
+    "v6e": FLAT,
+    "tpu7x": CUBES,
+}
 
 
 HOST_CHIPS = 4  # as the topologies of libtpu have them, of all generations here
@@ -78,14 +88,15 @@ def known_slices() -> list[str]:
 
 
 def tpu_slice(name: str) -> Slice:
-    """`v5p:4x4x4`, or `v5p-64`, the most cubic slice of 64 chips, or `v5litepod-64`, as Google Cloud calls a `v5e-64`.
+    """`v5p:4x4x4`, or as Google Cloud calls it: `v5p-128`, for it counts the cores of v4, v5p and tpu7x, two a chip, and the
+    chips of `v6e-64` and `v5litepod-64` (here also `v5e-64`).
 
     Raises ConfigError that lists the known ones.
     """
     chip, _, shape = name.replace("v5litepod-", "v5e-", 1).partition(":")
     if not shape and "-" in name:
         chip, _, count = chip.partition("-")
-        sizes = {str(prod(map(int, s.split("x")))): s for s in SLICES.get(chip, ())}
+        sizes = {str(prod(map(int, s.split("x"))) * TPUS[chip].cores): s for s in SLICES.get(chip, ())}
         shape = sizes.get(count, "")
     if chip not in SLICES or shape not in SLICES[chip]:
         known = known_slices()

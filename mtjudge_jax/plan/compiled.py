@@ -9,7 +9,7 @@ import jax
 
 from mtjudge_jax.plan import costs, hlo
 from mtjudge_jax.plan.kernels import splash_work
-from mtjudge_jax.plan.programs import Setup, caches, device_bytes, lower, phases_of, rollout_batch
+from mtjudge_jax.plan.programs import SAMPLING, Setup, caches, device_bytes, lower, phases_of, rollout_batch
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 AT_ONCE = 2  # programs that compile side by side, each a thread of XLA's and 2 to 4 GB
@@ -111,7 +111,7 @@ def known_temporaries(setup: Setup, phase: str) -> dict[str, int]:
     rows = {"gradients": size} if phase == "update" else {}
     if casts:
         rows["cast"] = size * half[setup.cfg.model.dtype] // half[setup.cfg.model.param_dtype]
-    return rows | ({"caches": device_bytes(caches(setup))} if phase == "rollout" else {})
+    return rows | ({"caches": device_bytes(caches(setup, phase))} if phase in SAMPLING else {})
 
 
 def peak(rows: dict[str, int]) -> int:

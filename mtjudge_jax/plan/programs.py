@@ -23,7 +23,7 @@ from mtjudge_jax.trainable import join, split, without_adapters
 from mtjudge_jax.types import Params, PromptBatch, SftBatch, TrainBatch, TrainState
 from mtjudge_jax.update import abstract_state, grpo_loss, make_update, sft_loss
 
-PHASES = ("rollout", "logp", "update")
+SAMPLING, LEARNING = ("rollout", "evaluation"), ("logp", "update")
 
 
 class Ids:
@@ -76,16 +76,23 @@ def phases_of(cfg: Config) -> dict[str, int]:
     return {"rollout": 1} | ({"logp": logps} if logps else {}) | {"update": updates}
 
 
+def programs_of(cfg: Config) -> list[str]:
+    """What must fit. SFT samples nothing in its steps, but in its evaluations, beside the optimizer; where rollouts draw as many
+    answers, an evaluation needs no more than they do.
+    """
+    sampled = cfg.rollout.group_size if cfg.stage == "grpo" else 0
+    return [*phases_of(cfg)] + ["evaluation"] * (cfg.eval.samples > sampled)
+
+
 def lower(setup: Setup, phase: str) -> jax.stages.Lowered:
     """One of the programs as XLA gets it."""
     cfg, stages = setup.cfg, setup.stages
     params = join(setup.frozen, setup.state.params)
-    if phase == "rollout":
+    if phase in SAMPLING:
         prompts = prompt_batch(setup, cfg.rollout.prompts)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
-        group = cfg.rollout.group_size
-        temperature = jax.ShapeDtypeStruct((group,), jnp.float32, sharding=replicated(setup.mesh))
+        temperature = jax.ShapeDtypeStruct((answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
         return stages.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
         return stages.logp.lower(params, *rollout_batch(setup, cfg.rollout.prompts)[:2])
@@ -96,6 +103,11 @@ def lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=on_policy)
         batch = rollout_batch(setup, cfg.update.prompts)
     return make_update(setup.state, loss, setup.optimizer, setup.mesh, cfg).lower(setup.state, setup.frozen, batch)
+
+
+def answers(cfg: Config, phase: str) -> int:
+    """Sampled a prompt."""
+    return cfg.eval.samples if phase == "evaluation" else cfg.rollout.group_size
 
 
 def prompt_batch(setup: Setup, rows: int) -> PromptBatch:
@@ -118,10 +130,10 @@ def prompt_batch(setup: Setup, rows: int) -> PromptBatch:
 
 def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
     array, cfg = partial(_array, setup.mesh, rows), setup.cfg.rollout
-    answers = (cfg.group_size, cfg.completion_tokens)
-    logp = array(jnp.float32, *answers)
+    sizes = (cfg.group_size, cfg.completion_tokens)
+    logp = array(jnp.float32, *sizes)
     prompts = prompt_batch(setup, rows)
-    return TrainBatch(prompts, array(jnp.int32, *answers), array(jnp.bool_, *answers), array(jnp.float32, answers[0]), logp, logp)
+    return TrainBatch(prompts, array(jnp.int32, *sizes), array(jnp.bool_, *sizes), array(jnp.float32, sizes[0]), logp, logp)
 
 
 def sft_batch(setup: Setup) -> SftBatch:
@@ -140,13 +152,13 @@ def device_bytes(tree: Any) -> int:
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
 
 
-def caches(setup: Setup) -> list[jax.ShapeDtypeStruct]:
+def caches(setup: Setup, phase: str) -> list[jax.ShapeDtypeStruct]:
     """Keys and values of the prompts and of their answers, of those that are sampled at a time."""
     cfg, text = setup.cfg, setup.model_cfg.text
     rows = cfg.rollout.micro_prompts or cfg.rollout.prompts
     heads, size, layers = text.num_kv_heads, text.head_dim, text.num_layers
     tensor = "tensor" if heads % setup.mesh.shape["tensor"] == 0 else None
     sharding = NamedSharding(setup.mesh, P(BATCH_AXES, None, tensor))
-    tokens = cfg.data.prompt_tokens + cfg.rollout.group_size * (cfg.rollout.completion_tokens - 1)
+    tokens = cfg.data.prompt_tokens + answers(cfg, phase) * (cfg.rollout.completion_tokens - 1)
     shape = (rows, 2 * layers * tokens, heads, size)
     return [jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.model.dtype), sharding=sharding)]

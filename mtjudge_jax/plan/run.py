@@ -44,7 +44,8 @@ def place_of(topology: str) -> tuple[Slice, list[jax.Device]]:
     """A slice that need not exist, or with "" the devices of this machine."""
     if topology:
         place = tpu_slice(topology)
-        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=place.name).devices)
+        cores = {"chip_config_name": place.chip.config} if place.chip.config else {}
+        devices = list(topologies.get_topology_desc(platform="tpu", topology_name=place.name, **cores).devices)
         return place, devices
     devices = jax.devices()
     chip = chip_of(devices[0].device_kind)

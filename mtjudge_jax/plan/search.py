@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.compiled import Compiled, compile_all, memory_rows, peak
-from mtjudge_jax.plan.programs import Setup, make_setup, phases_of
+from mtjudge_jax.plan.programs import LEARNING, SAMPLING, Setup, make_setup, programs_of
 from mtjudge_jax.plan.roofline import step_phases
 
 Changes = dict[str, object]  # by dotted field
@@ -31,10 +32,15 @@ class Plan(NamedTuple):
 
     @property
     def failing(self) -> list[str]:
-        """Programs that do not fit."""
-        limit = self.place.chip.memory if self.place.chip else None
-        over = {phase for phase, size in self.peaks.items() if limit and size > limit}
-        return [phase for phase, one in self.compiled.items() if one.memory is None or phase in over]
+        """Programs that do not fit, the worst first."""
+        limit, peaks = self.place.chip.memory if self.place.chip else float("inf"), self.peaks
+        over = [phase for phase, one in self.compiled.items() if one.memory is None or peaks[phase] > limit]
+        return sorted(over, key=lambda phase: -peaks[phase])
+
+    @property
+    def excess(self) -> int:
+        """Bytes by which the programs that do not fit go beyond the device, all together."""
+        return sum(max(0, self.peaks[phase] - self.place.chip.memory) for phase in self.failing) if self.place.chip else 0
 
     @property
     def seconds(self) -> float:
@@ -47,7 +53,7 @@ def compile_plan(
     """Raises ConfigError for a config that cannot be on so many devices."""
     check(cfg, len(devices), len({device.process_index for device in devices}))
     setup = make_setup(cfg, model, devices)
-    return Plan(setup, place, compile_all(setup, list(phases_of(cfg)) if phases is None else phases))
+    return Plan(setup, place, compile_all(setup, programs_of(cfg) if phases is None else phases))
 
 
 def changed(cfg: Config, changes: Changes) -> Config:
@@ -64,26 +70,38 @@ def flags(changes: Changes) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in changes.items())
 
 
-def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]) -> Iterator[Changes]:
-    """Changes that take less memory, those first that change nothing of what is learned."""
+class Remedy(NamedTuple):
+    changes: Changes
+    phases: tuple[str, ...]  # those that it can help; with none left of them that fails, it is no use
+
+
+def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]) -> Iterator[Remedy]:
+    """Changes that take less memory: one of each phase in `failing` in turn, so that a few tries reach them all, in the order
+    given, the worst first; then what helps all of them, and last what changes what is learned.
+    """
     shape = mesh_shape(cfg.mesh, place.devices)
     shards = shape["data"] * shape["fsdp"] * shape["expert"]
-    if "rollout" in failing:
-        sampled = cfg.rollout.micro_prompts or cfg.rollout.prompts
-        yield from ({"rollout.micro_prompts": size} for size in halves(sampled, shards))
-    if {"update", "logp"} & set(failing):
-        yield from ({"update.micro_prompts": size} for size in halves(cfg.update.micro_prompts, shards))
-        if cfg.model.remat != "full":
-            yield {"model.remat": "full"}
-        if cfg.model.head_chunk > 512 * shards:
-            yield {"model.head_chunk": 512 * shards}
+    sampled = cfg.rollout.micro_prompts or cfg.rollout.prompts
+    own = {
+        SAMPLING: [{"rollout.micro_prompts": size} for size in halves(sampled, shards)],
+        LEARNING: [{"update.micro_prompts": size} for size in halves(cfg.update.micro_prompts, shards)]
+        + [{"model.remat": "full"}] * (cfg.model.remat != "full")
+        + [{"model.head_chunk": 512 * shards}] * (cfg.model.head_chunk > 512 * shards),
+    }
+    worst_first = sorted((group for group in own if set(group) & set(failing)), key=lambda group: first_of(failing, group))
+    for turn in itertools.zip_longest(*(own[group] for group in worst_first)):
+        yield from (Remedy(changes, group) for changes, group in zip(turn, worst_first, strict=True) if changes)
     mesh = leanest_mesh(cfg, model, place)
     if mesh != shape:
-        yield {f"mesh.{axis}": size for axis, size in mesh.items()}
+        yield Remedy({f"mesh.{axis}": size for axis, size in mesh.items()}, SAMPLING + LEARNING)
     if cfg.model.param_dtype != "bfloat16" and not cfg.lora.rank:
-        yield {"model.param_dtype": "bfloat16"}
+        yield Remedy({"model.param_dtype": "bfloat16"}, SAMPLING + LEARNING)
     if not cfg.lora.rank and not cfg.model.freeze:
-        yield {"lora.rank": 16}
+        yield Remedy({"lora.rank": 16}, SAMPLING + LEARNING)
+
+
+def first_of(failing: list[str], group: tuple[str, ...]) -> int:
+    return min(failing.index(phase) for phase in group if phase in failing)
 
 
 def halves(size: int, shards: int) -> list[int]:
@@ -96,8 +114,11 @@ def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
     """Turns one knob after the other, and if none alone suffices, keeps what helped; every line compiled. What fits, or None."""
     cfg, place, devices = plan.setup.cfg, plan.place, list(plan.setup.mesh.devices.flat)
     kept: Changes = {}
-    best, failing = max(plan.peaks.values()), plan.failing
-    for changes in remedies(cfg, model, place, failing):
+    failing = left = plan.failing
+    best = plan.excess
+    for changes, phases in remedies(cfg, model, place, failing):
+        if not set(phases) & set(left):
+            continue
         if tries == 0:
             say("  no more tries, --tries=.. allows more")
             return None
@@ -110,15 +131,16 @@ def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
         tries -= 1
         learns = " (this changes what is learned)" if {"model.param_dtype", "lora.rank"} & both.keys() else ""
         say(f"  {flags(both)}: {fit_text(tried)}{learns}")
-        if max(tried.peaks.values()) < best or len(tried.failing) < len(failing):
-            best, kept = max(tried.peaks.values()), both
-        if not tried.failing and fits_elsewhere(changed(cfg, both), model, place, devices, failing, say):
-            return both
+        if not tried.failing:
+            if fits_elsewhere(changed(cfg, both), model, place, devices, failing, say):
+                return both
+        elif tried.excess < best or len(tried.failing) < len(left):
+            best, kept, left = tried.excess, both, tried.failing
     return None
 
 
 def fits_elsewhere(cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], done: list[str], say) -> bool:
-    rest = [phase for phase in phases_of(cfg) if phase not in done]
+    rest = [phase for phase in programs_of(cfg) if phase not in done]
     if not rest:
         return True
     plan = compile_plan(cfg, model, place, devices, rest)

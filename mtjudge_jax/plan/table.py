@@ -21,7 +21,7 @@ TITLES = {
     "programs": "programs",
     "refused": "XLA refuses; it asked for",
 }
-PHASES = {"rollout": "rollout", "logp": "log-prob.", "update": "update"}
+PHASES = {"rollout": "rollout", "logp": "log-prob.", "update": "update", "evaluation": "evaluation"}
 WIDTH = 34
 
 
@@ -47,11 +47,13 @@ def number(count: float) -> str:
 def step_text(cfg: Config) -> str:
     size = f"of up to {cfg.data.prompt_tokens:,} tokens and {cfg.data.patches:,} patches"
     micro = f"{cfg.update.micro_prompts} at a time"
+    sampled = f", {cfg.rollout.micro_prompts} at a time" if cfg.rollout.micro_prompts else ""
     if cfg.stage == "sft":
         return (
-            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, one answer of {cfg.rollout.completion_tokens:,}"
+            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, one answer of up to "
+            f"{cfg.rollout.completion_tokens:,};\n        no rollout, no reference policy; an evaluation samples "
+            f"{cfg.eval.samples} answers of {cfg.rollout.prompts} prompts{sampled}"
         )
-    sampled = f", {cfg.rollout.micro_prompts} at a time" if cfg.rollout.micro_prompts else ""
     answers = f"{cfg.rollout.group_size} answers each of up to {cfg.rollout.completion_tokens:,} tokens"
     updates = cfg.rollout.prompts // cfg.update.prompts
     learned = f"{updates} update{'s' * (updates > 1)} of {cfg.update.prompts} prompts, {micro}"

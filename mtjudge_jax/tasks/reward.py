@@ -1,7 +1,7 @@
 """The reward of one completion: R = (1 - alpha) R_acc + alpha R_for (MT-RL-Judge, arXiv 2603.11665), or named parts by weight.
 
 A part is a pure function of the parsed answer and the truth. Only an answer in the strict form that ended in time earns
-anything: all parts but `overlong` are 0 without it.
+anything: all parts but `overlong` are 0 without it. `consistency` is of two rows at a time, see score.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from mtjudge_jax.tasks.parse import Parsed, parse_strict
 from mtjudge_jax.tasks.truth import Truth
 
 NEEDS_FORM = ("accuracy", "format", "graded", "ties", "ranking")
-PARTS = (*NEEDS_FORM, "overlong")
+PARTS = (*NEEDS_FORM, "consistency", "overlong")
 # (facts of the example without images, whole answer, strictly parsed answer) -> reward
 CustomReward = Callable[[dict, str, Parsed], float]
 
