@@ -148,7 +148,7 @@ def test_the_command_trains_judges_and_compares():
     assert ended.status == 0, ended.err[-3000:]
     assert "1/2 off_the_shelf.seed0" in ended.out and "step 6/6" in ended.out
     text = (workdir / "comparison.md").read_text()
-    assert "2 of 2 models judged" in text and "| off the shelf | 1 |" in text and "| SFT-Unified, verdict alone | 1 |" in text
+    assert "2 of 2 models judged" in text and "\n| off the shelf | " in text and "\n| SFT-Unified, verdict alone | " in text
     kept = json.loads((workdir / "eval" / "sft_unified.seed0.json").read_text())
     assert kept["config"]["sft"]["target"] == "answer" and len(kept["tasks"]) == 9
     assert (workdir / "runs" / "sft_unified.seed0" / "metrics.jsonl").exists()

@@ -8,7 +8,6 @@ import numpy as np
 from mtjudge_jax.report.intervals import difference_interval, mean_interval
 from mtjudge_jax.report.paper import PAPER, paper_arm
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.paper import UNSEEN
 
 BASE = "off_the_shelf"
 # What is told of the unseen tasks beside their number, in the mean over them: column, key of a score.
