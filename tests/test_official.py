@@ -4,10 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 
 from mtjudge_jax.correlate import average_ranks, f1, kendall_tau_b, levenshtein, pearson, roc_auc, spearman
 from mtjudge_jax.official import OFFICIAL, official
+from mtjudge_jax.official.logistic import fit_logistic
 from mtjudge_jax.official.verdicts import BINARY, WINNER, index_of, order_of, ranks_of
 
 
@@ -88,6 +90,42 @@ def test_agin_by_hand():
     exactly(official("agin_tech", given), **expected, scored=1.0)
     exactly(official("agin_nat", [*given, row(9, "no", None, true=0.5)]), **expected, scored=0.8)
     exactly(official("agin_rat", [row(n, "yes", "yes", score=0.5, true=float(n)) for n in range(3)]), scored=1.0)
+
+
+def logistic(x, b1, b2, b3, b4):
+    return b2 + (b1 - b2) / (1 + np.exp(-(np.asarray(x) - b3) / abs(b4)))
+
+
+def test_points_on_a_curve_are_fitted_exactly():
+    """P(good) from 0 to 1 and opinion scores on 1.2 + 3.4 / (1 + exp(-(x - .7) / .08)): fitted 1, raw less."""
+    x = np.linspace(0, 1, 21)
+    for b in ((4.6, 1.2, 0.7, 0.08), (4.6, 1.2, 0.3, 0.5), (1.0, 5.0, 0.5, 0.1)):  # the last one falls
+        y = logistic(x, *b)
+        np.testing.assert_allclose(fit_logistic(x, y), y, atol=1e-6)
+        found = official("agin_tech", [row(n, "yes", "yes", score=s, true=t) for n, (s, t) in enumerate(zip(x, y, strict=True))])
+        assert found["plcc_fitted"] == pytest.approx(1, abs=1e-9) and found["plcc"] == pytest.approx(np.corrcoef(x, y)[0, 1])
+        assert found["plcc"] < 0.999 and list(found) == ["srcc", "plcc", "plcc_fitted", "krcc", "scored"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_fit_is_as_good_as_scipys(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.beta(0.5, 0.5, 200) if seed % 2 else rng.uniform(1, 5, 200)  # probabilities, most near 0 or 1; grades
+    y = logistic(x, 4.5, 1.5, np.median(x), 0.2 + 0.3 * rng.random()) + rng.normal(size=200) * 0.4
+    start = [y.max(), y.min(), x.mean(), 0.5]
+    best, _ = scipy.optimize.curve_fit(logistic, x, y, p0=start, maxfev=100_000)
+    theirs, mine = np.sum((logistic(x, *best) - y) ** 2), np.sum((fit_logistic(x, y) - y) ** 2)
+    assert mine <= theirs * (1 + 1e-6)
+    assert pearson(fit_logistic(x, y), y) == pytest.approx(np.corrcoef(logistic(x, *best), y)[0, 1], abs=1e-4)
+
+
+def test_a_fit_that_cannot_be_or_that_is_hard():
+    assert fit_logistic([0, 1, 2, 3], [0, 1, 2, 3]) is None and fit_logistic([0.5] * 9, range(9)) is None
+    rng = np.random.default_rng(0)
+    for y in (np.ones(30), rng.normal(size=30), np.arange(30) > 14, 1e6 * np.arange(30), np.arange(30) == 7):
+        for x in (np.arange(30) / 30, np.arange(30) > 10, np.r_[np.zeros(29), 1.0]):
+            fitted = fit_logistic(x, y.astype(float))
+            assert np.isfinite(fitted).all() and np.sum((fitted - y) ** 2) <= np.sum((y - y.mean()) ** 2) * (1 + 1e-3) + 1e-9
 
 
 # SeeTRUE
@@ -224,6 +262,23 @@ def test_vl_rewardbench_majority_of_samples():
     given = [row("a", 0, verdict) for verdict in (0, 1, 0)] + [row("b", 0, verdict) for verdict in (0, 0, None)]
     found = official("vl_rewardbench", given)
     exactly(found, overall=1.0, macro=1.0, accuracy__general=1.0, counted=0.5, overall_strict=0.5)
+
+
+def test_sampled_answers_of_an_evaluation_vote_where_the_rules_say_so():
+    """a: greedy wrong, 2 of 3 samples right in one order and 1 of 3 in the other, a draw. b: greedy right, samples 4 of 6."""
+    votes = {("a", "ab"): ("B", "AAB"), ("a", "ba"): ("A", "BAA"), ("b", "ab"): ("A", "AAB"), ("b", "ba"): ("B", "ABB")}
+    given = [
+        row(name, "A" if order == "ab" else "B", greedy, order=order) | {"sampled_verdicts": list(sampled)}
+        for (name, order), (greedy, sampled) in votes.items()
+    ]
+    found = official("vl_rewardbench", given)
+    assert (found["overall"], found["counted"]) == (0.5, 1.0)
+    assert (found["voted/overall"], found["voted/counted"], found["voted/overall_strict"]) == (1.0, 0.5, 0.5)
+    found = official("mllm_pair", given)  # each order is a decision: greedy 0 0 1 1, votes A, A, A, B
+    assert (found["accuracy_with_tie"], found["voted/accuracy_with_tie"]) == (0.5, 0.75)
+    given[0]["sampled_verdicts"] = ["A"]
+    assert not any(name.startswith("voted") for name in official("mllm_pair", given))
+    assert not any(name.startswith("voted") for name in official("pickapic", given))
 
 
 def test_vl_rewardbench_nothing_readable():

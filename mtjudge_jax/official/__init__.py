@@ -11,9 +11,12 @@ A prediction is a dict with the keys
     score_expected   expected grade, or probability of the class 1 (the good one); None where there is none
     score_true       Label.score: a mean opinion score, a rating; None where there is none
     raw        dict of the record's raw JSON: category, source, dataset_source, rank, group, original_dataset, vote_type
+    sampled_verdicts   may be missing: further answers, sampled, in the same forms
 
 A row is one decision, so both orders of a pair are two. Of several samples of one example (rows with equal example_id
-and order) a majority is formed where the data set's rules do so, else each counts. Where official code tosses a coin for
+and order) a majority is formed where the data set's rules do so, else each counts. The answers in `sampled_verdicts` are
+such samples: where the rules let samples of a judge vote (VOTED) their numbers stand beside those of `verdict`, as "voted/..".
+UnsafeBench's vote is over three prompts of its own, not over samples. Where official code tosses a coin for
 an answer that it cannot read, it is wrong here. A number that is not defined (a correlation with a constant) is left out.
 """
 
@@ -42,6 +45,7 @@ from mtjudge_jax.official.verdicts import (
 )
 
 MOST_PARTS = 20  # of MJ-Bench's `info`, which in some revisions is free text, another one in each row
+VOTED = ("vl_rewardbench", "mllm_pair")
 KEYS = ("example_id", "task", "group_id", "order", "label", "verdict", "score_expected", "score_true", "raw")
 
 
@@ -55,7 +59,11 @@ def official(task: str, predictions: Predictions) -> dict[str, float]:
     for p in predictions:
         if lacking := [key for key in KEYS if key not in p]:
             raise ValueError(f"a prediction of {task} lacks {', '.join(lacking)}; it has {', '.join(p)}: judge the data again")
-    return OFFICIAL[task](predictions)
+    found = OFFICIAL[task](predictions)
+    if task in VOTED and all(len(p.get("sampled_verdicts") or ()) > 1 for p in predictions):
+        samples = [p | {"verdict": verdict} for p in predictions for verdict in p["sampled_verdicts"]]
+        found |= {f"voted/{name}": value for name, value in OFFICIAL[task](samples).items()}
+    return found
 
 
 def mj_bench(predictions: Predictions) -> dict[str, float]:

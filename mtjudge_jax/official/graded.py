@@ -8,17 +8,22 @@ import itertools
 import numpy as np
 
 from mtjudge_jax.correlate import f1, kendall_tau_b, pearson, roc_auc, spearman
+from mtjudge_jax.official.logistic import fit_logistic
 from mtjudge_jax.official.verdicts import BINARY, Predictions, by_field, defined, field_of, groups_of, index_of, samples_of, vote
 
 
 def agin(predictions: Predictions) -> dict[str, float]:
-    """SRCC, PLCC (without a fitted curve) and KRCC of the expected grade or P(good) with the mean opinion score.
+    """SRCC, PLCC and KRCC of the expected grade or P(good) with the mean opinion score. Source: AGIN, JOINT/utils/function.py.
 
+    `plcc_fitted` is AGIN's own PLCC: of the scores mapped by a logistic curve that was fitted to these very opinion scores. It is
+    above `plcc`, of the scores as they are, and of a falling relation it is above 0. None of fewer than five rows.
     `scored` is the share of rows that have both; the others cannot enter a correlation.
     """
     both = [p for p in predictions if p["score_expected"] is not None and p["score_true"] is not None]
     x, y = [p["score_expected"] for p in both], [p["score_true"] for p in both]
-    found = {"srcc": spearman(x, y), "plcc": pearson(x, y), "krcc": kendall_tau_b(x, y)}
+    curve = fit_logistic(x, y)
+    fitted = None if curve is None else pearson(curve, y)
+    found = {"srcc": spearman(x, y), "plcc": pearson(x, y), "plcc_fitted": fitted, "krcc": kendall_tau_b(x, y)}
     return defined(found | {"scored": len(both) / len(predictions)})
 
 
