@@ -10,7 +10,7 @@ from commands import commands
 from PIL import Image
 
 from mtjudge_jax.report.compare import Cell, compare
-from mtjudge_jax.report.compare_pages import markdown, shown, write_comparison
+from mtjudge_jax.report.compare_pages import look, markdown, shown, write_comparison
 from mtjudge_jax.report.compare_read import read_runs
 from mtjudge_jax.report.intervals import difference_interval
 from mtjudge_jax.report.paper import PAPER, paper_arm
@@ -177,6 +177,10 @@ def test_what_is_no_run_is_said(tmp_path, name):
     with pytest.raises(ValueError, match=BAD[name]) as refused:
         read_runs([name if name.startswith("=") else str(tmp_path / name)])
     assert "\n" not in str(refused.value)
+
+
+def test_arms_look_different():
+    assert len({look(number) for number in range(36)}) == 36 and look(0) == ("#0072b2", "o") and look(6) == ("#0072b2", "s")
 
 
 def test_pages_and_plots(tmp_path):

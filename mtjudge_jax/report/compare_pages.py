@@ -192,20 +192,25 @@ def draw_plots(comparison: Comparison) -> dict[str, tuple[str, bytes]]:
     """Name -> (alternative text, PNG)."""
     c = comparison
     columns = [*c.tasks, *(["mean"] if c.tasks else []), *c.unseen]
-    plots = {"comparison": draw_rows(c.scores, columns, "percent", f"Scores of {', '.join(c.arms)} by task")}
+    plots = {"comparison": draw_rows(c.scores, c.arms, columns, "percent", f"Scores of {', '.join(c.arms)} by task")}
     if c.transfer:
         text = f"Pairwise scores minus those of {c.base}"
-        plots["transfer"] = draw_rows(c.transfer, [*c.unseen, "mean"], f"percentage points above {c.base}", text)
+        plots["transfer"] = draw_rows(c.transfer, c.arms, [*c.unseen, "mean"], f"percentage points above {c.base}", text)
     return plots
 
 
-def draw_rows(rows: dict[str, Row], columns: list[str], unit: str, alt: str) -> tuple[str, bytes]:
-    """A line of the plot a column, a marker an arm with its interval."""
+def look(number: int) -> tuple[str, str]:
+    """Colour and marker of an arm, different for the first 36."""
+    return TASK_COLORS[number % len(TASK_COLORS)], MARKERS[(number + number // len(TASK_COLORS)) % len(MARKERS)]
+
+
+def draw_rows(rows: dict[str, Row], arms: list[str], columns: list[str], unit: str, alt: str) -> tuple[str, bytes]:
+    """A line of the plot a column, a marker an arm with its interval; an arm looks the same in every plot of `arms`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.1 + (0.16 * len(rows) + 0.25) * len(columns)), dpi=150, layout="constrained")
         axes, step = figure.subplots(), 0.7 / max(len(rows), 1)
         for i, (name, row) in enumerate(rows.items()):
-            color, marker = TASK_COLORS[i % len(TASK_COLORS)], MARKERS[i % len(MARKERS)]
+            color, marker = look(arms.index(name))
             at = [(column, row[column]) for column in columns if column in row]
             heights = [columns.index(column) + (i - (len(rows) - 1) / 2) * step for column, _ in at]
             axes.plot([100 * cell.value for _, cell in at], heights, marker, color=color, ms=5, label=name, zorder=4)
