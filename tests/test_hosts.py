@@ -85,6 +85,20 @@ def test_processes_train_as_one(processes):
     assert_near(first, alone, 1e-5)
 
 
+def test_two_processes_draw_and_learn_as_one_by_mt_grpo():
+    """The next batch follows what the steps measured on all of them."""
+    folder = commands().folder / "hosts_mt_grpo"
+    folder.mkdir()
+    runs = {n: facts(start_training(folder / str(n), n, data__mixture="mt_grpo")) for n in (1, 2)}
+    assert len(batches(runs[1])) == 3 and batches(runs[2]) == batches(runs[1])
+    alone, two = (drills.ending(folder / str(n))["data"] for n in (1, 2))
+    assert two["step"] == alone["step"] == 3 and sum(task["position"] for task in alone["tasks"].values()) == 48
+    for name, task in alone["tasks"].items():
+        assert task["reward"] is not None and task["logit"] != 0
+        assert two["tasks"][name] == pytest.approx(task, rel=1e-4, abs=1e-7), name
+    assert_near(parameters(folder, "2-0"), parameters(folder, "1-0"), 1e-5)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_metrics_and_judgements_are_those_of_one_process(processes):
     """Reduced over all rows, not over process 0's; every prediction is in the file."""
