@@ -22,7 +22,6 @@ from mtjudge_jax.score import Scores, rule_of, score
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
-from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.together import gather_rows, together
 from mtjudge_jax.types import PromptBatch, Rollout, TrainBatch
 from mtjudge_jax.update import grpo_loss, make_update
@@ -115,8 +114,9 @@ def objective_gain(batch: TrainBatch, logp, *, cfg: LossConfig):
 def by_task(run: Run, rows: dict, gains: tuple) -> dict[str, float]:
     """`objective_gain` by task, over the rows of all processes."""
     mine = tuple(local_rows(x, run.model.stages.mesh) for x in gains)
-    sums, weights, numbers = gather_rows((*mine, task_numbers(rows["task"].tolist())))
-    names, out = list(TASKS), {}
+    known = run.model.fmt.tasks
+    sums, weights, numbers = gather_rows((*mine, task_numbers(rows["task"].tolist(), known)))
+    names, out = list(known), {}
     for number in np.unique(numbers).tolist():
         of = numbers == number
         out[names[number]] = float(sums[of].sum(dtype=np.float64) / max(weights[of].sum(dtype=np.float64), 1.0))

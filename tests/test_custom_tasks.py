@@ -1,18 +1,22 @@
 """Tasks of a user's own: an entry in the config, no code; known to training, evaluation and `Judge` through judge.json."""
 
 import json
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_fixtures import encoded, noise
 from test_task_kinds import record
 
-from mtjudge_jax.config import Config, ConfigError, check, from_dict, get_tasks, to_dict
+from mtjudge_jax.config import Config, ConfigError, MeshConfig, check, from_dict, get_tasks, to_dict
 from mtjudge_jax.data.records import Label
 from mtjudge_jax.judge import judge_config, question_example
 from mtjudge_jax.metrics import task_score
 from mtjudge_jax.policy import JUDGE_FILE, judge_file
 from mtjudge_jax.score import score
+from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.tasks import TASKS, task_of
 from mtjudge_jax.tasks.truth import truth_of, write_truth
 from mtjudge_jax.workdir import templates
@@ -92,6 +96,16 @@ def test_rewards_of_an_own_task():
     known = {"labels": np.array([1]), "truths": [write_truth(truth)], "known": tasks}
     got = score(texts, np.zeros((1, 3), bool), tasks=["blur"], alpha=0.1, **known)
     np.testing.assert_allclose(got.total, [[1.0, 0.1, 0.0]], rtol=1e-6)
+
+
+def test_the_improvement_of_an_own_task_in_mt_grpo():
+    """Its sums and weights are put together by the run's own tasks: blur (3 + 1) / (4 + 4), safety 2 / 4."""
+    from mtjudge_jax.train import by_task
+
+    mesh, known = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1]), get_tasks(config(BLUR, tasks=("blur", "safety")))
+    run = SimpleNamespace(model=SimpleNamespace(stages=SimpleNamespace(mesh=mesh), fmt=SimpleNamespace(tasks=known)))
+    gains = jnp.array([3.0, 2.0, 1.0]), jnp.array([4.0, 4.0, 4.0])
+    assert by_task(run, {"task": np.array(["blur", "safety", "blur"])}, gains) == {"blur": 0.5, "safety": 0.5}
 
 
 def test_predictions_tell_their_own_task():
