@@ -193,6 +193,12 @@ def main() -> None:
     names = ("demo", *READERS)
     if DATASET.value not in names:
         raise ConfigError(unknown("data set", DATASET.value, names))
+    if DATASET.value != "demo" and not SOURCE.value:
+        reader = READERS[DATASET.value]
+        options = "; ".join(f"--option={name}=.. {meaning}" for name, meaning in reader.OPTIONS.items())
+        raise ConfigError(f"--dataset={DATASET.value} needs --source=FOLDER. {reader.HOW} Options: {options or 'none'}")
+    if not OUT.value:
+        raise ConfigError("--out=FOLDER is missing: where the prepared records are to be written")
     if DATASET.value == "demo":
         for flag in (SOURCE, OPTION, ALLOW_TERMS, LIMIT):
             if flag.present:
@@ -208,9 +214,6 @@ def main() -> None:
 
 def prepare_source() -> None:
     reader = READERS[DATASET.value]
-    if not SOURCE.value:
-        options = "; ".join(f"--option={name}=.. {meaning}" for name, meaning in reader.OPTIONS.items())
-        raise ConfigError(f"--dataset={DATASET.value} needs --source=FOLDER. {reader.HOW} Options: {options or 'none'}")
     arguments = Arguments(
         dataset=DATASET.value,
         source=str(absolute(as_path(SOURCE.value))),
@@ -233,7 +236,7 @@ def prepare_source() -> None:
 if __name__ == "__main__":
     DATASET = flags.DEFINE_string("dataset", "demo", f"One of {', '.join(('demo', *READERS))}.")
     SOURCE = flags.DEFINE_string("source", "", "Folder (or file) of the data set as its makers publish it.")
-    OUT = flags.DEFINE_string("out", None, "Folder to write.", required=True)
+    OUT = flags.DEFINE_string("out", "", "Folder to write.")
     OPTION = flags.DEFINE_multi_string("option", [], "name=value for the reader; without --source its options are listed.")
     SPLIT = flags.DEFINE_enum("split", "native", MODES, "native: as the source says, by group where it says nothing.")
     VAL = flags.DEFINE_float("val", 0.1, "Share of validation, where the source has none.")

@@ -470,3 +470,39 @@ def test_what_the_command_refuses(tmp_path, source, argv, said):
     ended = called(f"--out={tmp_path / 'out'}", *[a.replace("@source", str(source)) for a in argv])
     assert ended.returncode == 2 and said in ended.stderr and list(tmp_path.iterdir()) == [source]
     assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+
+
+def test_prepared_folders_are_joined(tmp_path, source):
+    """Splits, labels and ids stay; a picture in train of one set and in test of another leaves train."""
+    shared = picture(900)
+    one = [made(i, split="train" if i < 8 else "val") for i in range(10)]
+    one[0] = made(0, split="train", images=(shared,))
+    others = [made(i, example_id=f"b/{i}", task="nice", group_id=f"b{i}", split=("train", "test")[i % 2]) for i in range(20, 30)]
+    others[1] = made(21, example_id="b/21", task="nice", group_id="b21", split="test", images=(shared,))
+    for name, examples in (("one", one), ("other", others)):
+        prepare(reader_of(examples), arguments(source, val=0, test=0), tmp_path / "data" / name)
+    from mtjudge_jax.data.readers import prepared
+
+    joining = Arguments(dataset="prepared", source=str(tmp_path / "data"), options={}, val=0, test=0)
+    prepare(prepared, joining, tmp_path / "both")
+    counts = {name: entry["count"] for name, entry in read_manifest(tmp_path / "both")["files"].items()}
+    assert counts == {"train/sharp": 7, "val/sharp": 2, "train/nice": 5, "test/nice": 5}
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert report["left_out"]["leak"]["count"] == 1 and "fake/0" in report["left_out"]["leak"]["first"][0]
+    found = {e.example_id: (e.split, e.label.binary) for examples in by_split(tmp_path / "both").values() for e in examples}
+    assert found["fake/1"] == ("train", 1) and found["b/21"] == ("test", 1)
+    prepare(prepared, replace(joining, options={"folders": "one"}), tmp_path / "alone")
+    assert set(read_manifest(tmp_path / "alone")["files"]) == {"train/sharp", "val/sharp"}
+    for changed, text in (
+        ({"options": {"folders": "on"}}, "unknown prepared folder 'on', did you mean 'one'"),
+        ({"source": str(tmp_path / "data" / "one")}, "is one prepared folder itself"),
+        ({"source": str(source)}, "no folder in it has a manifest.json"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            prepare(prepared, replace(joining, **changed), tmp_path / "none")
+
+
+def test_without_out_the_command_says_so_and_without_source_where_to_get_it():
+    for flags, text in (([], "--out=FOLDER is missing"), (["--dataset=agin"], "--dataset=agin needs --source=FOLDER. Get AGIN")):
+        done = subprocess.run([sys.executable, "-m", "mtjudge_jax.cli", "prepare", *flags], capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(f"error: {text}") and len(done.stderr.splitlines()) == 1

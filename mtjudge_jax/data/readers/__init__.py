@@ -13,6 +13,7 @@ from mtjudge_jax.data.readers import (
     multimodal_rewardbench,
     parquet,
     pickapic,
+    prepared,
     seetrue,
     unsafebench,
     vl_rewardbench,
@@ -32,4 +33,5 @@ READERS: dict[str, ModuleType] = {
     "hpdv2": hpdv2,
     "jsonl": jsonl,
     "parquet": parquet,
+    "prepared": prepared,
 }
