@@ -47,6 +47,7 @@ def write_unwritten(run: Run, progress: Progress) -> Progress:
 
 def _write(run: Run, params: Params, step: int) -> str:
     """Why it could not be written, "" where it is. The same on every process."""
+    run.watch.beat(f"step {step} best model")
     files = {JUDGE_FILE: judge_file(run.cfg, step, templates(run.cfg))}
     how = {"source_folder": run.model.folder, "dtype": run.cfg.model.dtype, "overwrite": True, "files": files}
     try:

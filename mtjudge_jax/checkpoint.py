@@ -62,6 +62,7 @@ SLACK_BYTES = 1 << 20  # beside the arrays: record, array metadata, manifests
 BARRIER_MS = 30 * 60 * 1000  # for processes to wait for each other's writing
 POLL_SECONDS = 1  # between two looks whether another process has failed
 
+
 class Restored(NamedTuple):
     step: int
     state: Any

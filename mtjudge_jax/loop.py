@@ -60,7 +60,6 @@ def validate(run: Run, progress: Progress) -> Progress:
     progress = progress._replace(judged=progress.step)
     if not better:
         return progress._replace(since_best=progress.since_best + 1)
-    run.watch.beat(f"step {progress.step} best model")
     hosts.stop_if_asked(STOP)  # the last moment before many bytes are written
     return write_best(run, progress, mean)
 

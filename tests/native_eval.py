@@ -8,6 +8,9 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from mtjudge_jax.data.records import BadRecord, check_example, pack, unpack
+from mtjudge_jax.paths import as_path
+
 CANARY = "CANARY"  # in every field that a question must not show
 
 
@@ -153,3 +156,38 @@ def hpdv2_row(number: int, *, count: int = 3, **changes) -> dict:
         "rank": list(range(1, count + 1)),
         "raw_annotations": [{"rank": list(range(1, count + 1)), "user_hash": f"{CANARY}-user"}],
     } | changes
+
+
+def mmrb(tmp_path, rows, missing=()):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "all_data.json").write_text(json.dumps(rows))
+    for number, row in enumerate(rows):
+        if isinstance(row, dict) and number not in missing:
+            write_image(tmp_path / "data" / "images" / "mathvista" / f"{number}.png", number)
+    return tmp_path
+
+
+def hpd(tmp_path, rows, *, folder="test", missing=()):
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    number = 0
+    for row in rows:
+        for name in row["image_path"]:
+            if number not in missing:
+                write_image(tmp_path / folder / name, number)
+            number += 1
+    return tmp_path
+
+
+def read_all(reader, source, **options):
+    """(examples, [(reason, text)] of bad rows)"""
+    got = list(reader.read(as_path(source), options))
+    examples = [item for item in got if not isinstance(item, BadRecord)]
+    for example in examples:
+        check_example(example)
+        assert unpack(pack(example)) == example
+    assert len({example.example_id for example in examples}) == len(examples)
+    return examples, [(item.reason, str(item)) for item in got if isinstance(item, BadRecord)]
+
+
+def reasons(bad):
+    return [reason for reason, _ in bad]

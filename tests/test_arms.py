@@ -134,7 +134,7 @@ NAMES = "off_the_shelf,sft_unified"
 
 
 def start(workdir: Path, names: str = NAMES) -> Ended:
-    return commands().wait(commands().start_call("drills.arms", workdir=str(workdir), names=names))
+    return commands().wait(commands().start_call("command_drills.arms", workdir=str(workdir), names=names))
 
 
 @cache

@@ -172,7 +172,7 @@ def test_other_commands_refuse_what_cannot_be(argv, said):
 
 def test_a_mistake_of_ours_keeps_its_traceback_and_ends_at_once():
     began = time.monotonic()
-    ended: Ended = commands().wait(commands().start_call("drills.bug"))
+    ended: Ended = commands().wait(commands().start_call("command_drills.bug"))
     assert ended.status == 1 and "Traceback" in ended.err and "KeyError: 'nothing'" in ended.err
     assert time.monotonic() - began < 20
 

@@ -10,7 +10,7 @@ from commands import Ended, commands
 @cache
 def demo() -> tuple[Path, Ended]:
     workdir = commands().folder / "demo"
-    return workdir, commands().wait(commands().start_call("drills.demo", workdir=str(workdir)))
+    return workdir, commands().wait(commands().start_call("command_drills.demo", workdir=str(workdir)))
 
 
 def test_the_demo_leaves_every_file_of_a_run():
@@ -30,7 +30,7 @@ def test_the_demo_leaves_every_file_of_a_run():
 def test_the_demo_again_computes_nothing_again():
     workdir, _ = demo()
     before = {path: path.stat().st_mtime_ns for path in (workdir / "eval").iterdir()}
-    ended = commands().wait(commands().start_call("drills.demo", workdir=str(workdir)))
+    ended = commands().wait(commands().start_call("command_drills.demo", workdir=str(workdir)))
     assert ended.status == 0, ended.err[-3000:]
     assert "resumed" in ended.out and "\nstep " not in ended.out
     assert before == {path: path.stat().st_mtime_ns for path in (workdir / "eval").iterdir()}

@@ -64,7 +64,7 @@ def test_the_command_judges_in_words():
 
 @cache
 def judged() -> dict:
-    return commands().call("drills.judging", folder=str(pictures()))
+    return commands().call("command_drills.judging", folder=str(pictures()))
 
 
 def test_a_path_bytes_and_a_pil_image_are_the_same_picture():
@@ -117,7 +117,7 @@ def test_bad_questions_are_refused(case):
 def evaluated() -> tuple[str, dict, list[dict]]:
     """What `mtjudge eval` prints and writes about two tasks of a test split with a damaged record."""
     folder = commands().folder / "evaluated"
-    commands().call("drills.damaged_test_split", folder=str(folder / "data"))
+    commands().call("command_drills.damaged_test_split", folder=str(folder / "data"))
     tasks = "--tasks=technical,pairwise_technical"
     ended = commands().run(
         "eval", f"--model={DEMO_BASE}", f"--data={folder / 'data'}", f"--out={folder}", tasks, "--samples=2", "--batch=4"

@@ -163,7 +163,7 @@ def test_over_one_percent_of_damaged_records_stops_the_run():
 
 def test_an_sft_run_resumes():
     folder = commands().folder / "sft"
-    facts = commands().call("drills.sft", folder=str(folder), data=str(commands().folder / "data"))
+    facts = commands().call("regime_drills.sft", folder=str(folder), data=str(commands().folder / "data"))
     assert facts["stopped"] == "KeyboardInterrupt: "
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
     losses = [line["loss"] for line in facts["whole"]["metrics"] if line["kind"] == "train"]
@@ -173,7 +173,7 @@ def test_an_sft_run_resumes():
 
 def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
     folder = commands().folder / "adaptive"
-    facts = commands().call("drills.adaptive", folder=str(folder), data=str(commands().folder / "data"))
+    facts = commands().call("regime_drills.adaptive", folder=str(folder), data=str(commands().folder / "data"))
     assert facts["stopped"] == "KeyboardInterrupt: "
     assert facts["asked"] == "Preempted: asked to stop: step 2 is saved, the same command goes on from it"
     assert facts["again"] == facts["whole"] and facts["on"] == facts["reward"] and facts["whole"]["step"] == 5
@@ -204,7 +204,7 @@ def test_adapters_on_a_mixture_of_experts_train_and_resume():
     """The checkpoint holds adapters and their moments alone; what comes out is the base but for what was adapted."""
     folder = commands().folder / "adapters"
     folder.mkdir()
-    facts = commands().call("drills.adapters", folder=str(folder), data=str(commands().folder / "data"))
+    facts = commands().call("regime_drills.adapters", folder=str(folder), data=str(commands().folder / "data"))
     assert facts["stopped"] == "KeyboardInterrupt: "
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
     assert sorted(name.split(" (")[0] for name in facts["traces"]) == ["logp of the reference", "sample"]

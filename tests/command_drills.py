@@ -1,0 +1,93 @@
+"""What the tests of judging and of the demo's commands do in a process of their own (see commands.py)."""
+
+from pathlib import Path
+
+import commands
+from drills import config, damage, message
+
+
+def bug() -> None:
+    """A command with a mistake of ours in it, while a reader thread is busy."""
+    import threading
+    import time
+
+    from mtjudge_jax.command import run_command
+
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    run_command(lambda: {}["nothing"])
+
+
+def judging(*, folder: str) -> dict:
+    """The same pictures in several forms, alone and together, and questions that cannot be asked."""
+    from PIL import Image
+
+    from mtjudge_jax.judge import Judge
+    from mtjudge_jax.policy import DEMO_BASE
+
+    folder = Path(folder)
+    judge = Judge.from_pretrained(DEMO_BASE, batch=1)
+
+    def ask(images, task="technical", instruction="") -> dict:
+        return judge.judge(images=images, task=task, instruction=instruction)._asdict()
+
+    facts = {"forms": {}, "errors": {}}
+    for name in ("a.png", "turned.png", "cmyk.jpg", "palette.png"):
+        path = folder / name
+        facts["forms"][name] = [ask(path), ask(path.read_bytes()), ask([Image.open(path)])]
+    facts["shapes"] = {name: ask(str(folder / f"{name}.png")) for name in ("wide", "tall", "small", "large")}
+    names = ("a.png", "b.png", "wide.png")
+    facts["alone"] = [ask(folder / name, "alignment", "a dog") for name in names]
+    questions = [([folder / name], "a dog") for name in names]
+    pairs = Judge.from_pretrained(DEMO_BASE, batch=2)
+    facts["together"] = [verdict._asdict() for verdict in pairs.judge_all(questions, task="alignment")]
+    facts["none"] = judge.judge_all([], task="technical")
+    a = folder / "a.png"
+    for case, arguments in {
+        "two images": ([a, a],),
+        "one image": (a, "pairwise_technical"),
+        "instruction": (a, "alignment"),
+        "url": ("http://a.b/c.png",),
+        "no file": (folder / "none.png",),
+        "unreadable": (a.read_bytes()[:-500],),
+        "16 bits": (Image.new("I;16", (64, 64), 40000),),
+        "task": (a, "technicall"),
+    }.items():
+        facts["errors"][case] = message(ask, *arguments)
+    facts["errors"]["folder"] = message(Judge.from_pretrained, folder)
+    return facts
+
+
+def damaged_test_split(*, folder: str) -> None:
+    """Demo data with two damaged records among the test records of a task."""
+    commands.write_data(folder=folder)
+    damage(Path(folder), "test", "technical")
+
+
+def demo(*, workdir: str) -> None:
+    """`mtjudge demo` with the sizes of commands.py."""
+    import functools
+    import sys
+
+    import mtjudge_jax.demo.config
+    import mtjudge_jax.demo.dataset
+    from mtjudge_jax import cli
+
+    whole = mtjudge_jax.demo.dataset.write_demo_data
+    mtjudge_jax.demo.dataset.write_demo_data = functools.partial(whole, train=12, val=4, test=4, pairwise=4)
+    mtjudge_jax.demo.config.get_config = lambda: config(steps=3)
+    sys.argv = ["mtjudge", "demo", f"--workdir={workdir}"]
+    cli.main()
+
+
+def arms(*, workdir: str, names: str) -> None:
+    """`mtjudge demo --arms=NAMES --seeds=1` with the sizes of commands.py, one step a task."""
+    import functools
+    import sys
+
+    import mtjudge_jax.demo.arms as module
+    from mtjudge_jax import cli
+
+    module.write_demo_data = functools.partial(module.write_demo_data, train=12, val=4, test=4, pairwise=4)
+    module.get_config, module.STEPS, module.EVAL_BATCH = config, 1, 12
+    sys.argv = ["mtjudge", "demo", f"--arms={names}", "--seeds=1", f"--workdir={workdir}"]
+    cli.main()

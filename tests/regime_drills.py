@@ -1,0 +1,138 @@
+"""What the tests of the other regimes do in a process of their own: SFT, MT-GRPO's mixture, adapters (see commands.py)."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from drills import Spy, config, ending, message
+
+from mtjudge_jax.data.sources import BadRowCounter
+
+
+def sft(*, folder: str, data: str) -> dict:
+    """SFT whole, and stopped by Ctrl-C in its third step and gone on."""
+    from mtjudge_jax import sft, train
+    from mtjudge_jax.policy import open_model
+
+    folder = Path(folder)
+    cfg = config(stage="sft", steps=4, data__path=data, eval__every_steps=4)
+    model = open_model(cfg)
+    with Spy(sft) as spy:
+        train.fit(cfg, folder / "whole", model)
+    facts = {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
+    facts["update"] = [update._cache_size() for update in spy.jitted]
+    steps = iter(range(9))
+    add = BadRowCounter.add
+
+    def stop_at_third(counter, rows):
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        add(counter, rows)
+
+    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+        facts["stopped"] = message(train.fit, cfg, folder / "again", model)
+    train.fit(cfg, folder / "again", model)
+    return facts | {"again": ending(folder / "again")}
+
+
+def adaptive(*, folder: str, data: str) -> dict:
+    """MT-GRPO whole, by Ctrl-C stopped in its third step's update and gone on; and with the change of the mean reward, stopped
+    by a SIGTERM before its third step's update."""
+    from mtjudge_jax import hosts, train
+    from mtjudge_jax.policy import open_model
+
+    folder, facts = Path(folder), {}
+    cfg = config(steps=5, data__path=data, eval__every_steps=5, data__mixture="mt_grpo", data__mt_grpo_beta=20.0)
+    model = open_model(cfg)
+    with Spy(train) as spy:
+        train.fit(cfg, folder / "whole", model)
+    facts |= {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
+    facts["update"] = [update._cache_size() for update in spy.jitted]
+    left, add = iter(range(2)), BadRowCounter.add
+
+    def stop_at_third(counter, rows):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        add(counter, rows)
+
+    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+        facts["stopped"] = message(train.fit, cfg, folder / "again", model)
+    train.fit(cfg, folder / "again", model)
+    facts["again"] = ending(folder / "again")
+
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
+    train.fit(cfg, folder / "reward", model)
+    facts["reward"] = ending(folder / "reward")
+    points = iter(range(7 + 2 + 2 + 1))  # of the first validation, of two steps, before the third
+
+    def asked(what):
+        if next(points, None) is None:
+            raise hosts.Preempted(what)
+
+    with mock.patch.object(hosts, "stop_if_asked", asked):
+        facts["asked"] = message(train.fit, cfg, folder / "asked", model)
+    train.fit(cfg, folder / "asked", model)
+    return facts | {"on": ending(folder / "asked")}
+
+
+def experts_folder(folder: Path) -> Path:
+    """A random mixture of experts with the demo base's tokenizer."""
+    from mtjudge_jax.models.qwen3_vl import vlm
+    from mtjudge_jax.models.qwen3_vl.config import load_config
+    from mtjudge_jax.models.qwen3_vl.convert import save_hf
+    from mtjudge_jax.policy import DEMO_BASE
+
+    source = folder / "source"
+    shutil.copytree(DEMO_BASE, source)
+    raw = json.loads((source / "config.json").read_text())
+    raw["model_type"], raw["architectures"] = "qwen3_vl_moe", ["Qwen3VLMoeForConditionalGeneration"]
+    raw["text_config"] |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40, "num_hidden_layers": 2}
+    (source / "config.json").write_text(json.dumps(raw))
+    save_hf(vlm.init_params(load_config(source), seed=0), folder / "experts", source_folder=source, dtype="float32")
+    return folder / "experts"
+
+
+def adapters(*, folder: str, data: str) -> dict:
+    """Adapters on a mixture of experts, computed in bfloat16: whole, and stopped by Ctrl-C in its third step and gone on."""
+    from mtjudge_jax import train
+    from mtjudge_jax.models.qwen3_vl.config import load_config
+    from mtjudge_jax.models.qwen3_vl.convert import flatten, load_params, save_hf
+
+    folder = Path(folder)
+    base = experts_folder(folder)
+    half = {"update__micro_prompts": 6, "data__tasks": ("technical", "alignment", "safety")}
+    small = {"model__path": str(base), "model__dtype": "bfloat16", "lora__rank": 2, "data__path": data, "loss__kl_coef": 0.1}
+    cfg = config(steps=4, eval__every_steps=4, **half, **small)
+    run, progress = train.fit(cfg, folder / "whole")
+    facts = {"whole": ending(folder / "whole"), "traces": dict(run.model.stages.traces)}
+    facts["bytes"] = sum(x.nbytes for x in flatten(progress.frozen).values())
+    steps = iter(range(9))
+    add = BadRowCounter.add
+
+    def stop_at_third(counter, rows):
+        if next(steps) == 2:
+            raise KeyboardInterrupt
+        add(counter, rows)
+
+    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+        facts["stopped"] = message(train.fit, cfg, folder / "again")
+    train.fit(cfg, folder / "again")
+    facts["again"] = ending(folder / "again")
+
+    def weights(path: Path) -> dict:
+        read = load_params(path, load_config(path), dtype="float32", sharding_of=lambda path, shape: None)
+        return {name: np.asarray(leaf) for name, leaf in flatten(read).items()}
+
+    save_hf(train_params(run, progress), folder / "last", source_folder=base, dtype="float32")
+    before, after = weights(base), weights(folder / "last")
+    facts["changed"] = sorted(name for name in before if not np.array_equal(before[name].astype("bfloat16"), after[name]))
+    return facts
+
+
+def train_params(run, progress):
+    from mtjudge_jax.policy import exportable
+
+    return exportable(progress.params, run.model)
