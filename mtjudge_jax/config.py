@@ -61,6 +61,7 @@ class DataConfig:
     mt_grpo_beta: float = 1.0  # step of the logits: of six tasks one 0.3 of reward behind doubles its weight in some 25 steps
     mt_grpo_max_oversample: float = 4.0  # M: more would give a hopeless task the whole batch
     mt_grpo_rho_decay: float = 0.9  # of the running no-gradient rates: the last 10 steps or so
+    mt_grpo_rounds: int = 3  # rollouts a step at most, another one while fewer prompts than wanted give a gradient; 1: no more
     mt_grpo_improvement: str = "objective"  # change by the update, a forward pass or two | reward: since the task's last step
     custom_tasks: tuple[dict, ...] = ()  # tasks of your own, one dict each, see tasks/custom.py
     polarity: str = "plain"  # plain | varied: some examples are asked for the opposite class ("is it safe?" "is it unsafe?")

@@ -34,6 +34,7 @@ AT_LEAST = {
     "update.micro_prompts": 1,
     "data.prompt_tokens": 1,
     "data.mt_grpo_max_oversample": 1,
+    "data.mt_grpo_rounds": 1,
     "model.head_chunk": 1,
     "eval.every_steps": 1,
     "eval.samples": 1,

@@ -9,7 +9,7 @@ the weights, with more prompts of a task whose prompts often give no gradient be
 
 import numpy as np
 
-__all__ = ["allocate", "next_logits", "oversampling", "running_rate", "task_weights", "wanted_counts"]
+__all__ = ["allocate", "next_logits", "oversampling", "running_rate", "select", "task_weights", "wanted_counts"]
 
 
 def task_weights(logits: np.ndarray) -> np.ndarray:
@@ -54,3 +54,24 @@ def allocate(wanted: np.ndarray, factors: np.ndarray, batch: int) -> np.ndarray:
     rest = np.argsort(counts - exact, kind="stable")[: batch - counts.sum()]
     counts[rest] += 1
     return counts
+
+
+def select(
+    task: np.ndarray, *, teaches: np.ndarray, usable: np.ndarray, broken: np.ndarray, wanted: np.ndarray, size: int, blocks: int
+) -> np.ndarray:
+    """Which of N prompts of several rounds are learned from, int64 [size]: places in the arrays [N].
+
+    task: number of its task in `wanted` [K]; teaches: its rewards are not all equal; usable: its record could be read; broken: a
+    reward of it is not finite. Taken are, the oldest first: those that are broken, so that the step tells of them; those that
+    teach, up to what is wanted of their task; then usable ones that do not teach, which change no task's share of the gradient;
+    those that teach beyond what is wanted; the rest. They are dealt to `blocks` updates in turn, so that each has its part of
+    every task.
+
+        task (0, 0, 0, 1, 1, 1), all usable, all but the last teach, wanted (2, 2), size 4, 2 blocks -> (0, 3, 1, 4)
+    """
+    before = np.cumsum((task[:, None] == np.arange(len(wanted))) & teaches[:, None], axis=0)[np.arange(len(task)), task]
+    beyond = before > wanted[task]
+    kind = np.select([broken, ~usable, ~teaches, beyond], [0, 4, 2, 3], 1)
+    chosen = np.argsort(kind, kind="stable")[:size]
+    chosen = chosen[np.lexsort((chosen, task[chosen], kind[chosen]))]
+    return np.concatenate([chosen[block::blocks] for block in range(blocks)])

@@ -116,9 +116,11 @@ def decode_texts(stages: Stages, out: Rollout) -> list[list[str]]:
     return [[tokenizer.decode_answer(t[m]) for t, m in zip(*group, strict=True)] for group in zip(tokens, mask, strict=True)]
 
 
-def stage_key(seed: int, step: int, stage: str) -> Array:
-    """The random key of a stage of a step: derived, never stored, so a resumed run draws what the first one drew."""
+def stage_key(seed: int, step: int, stage: str, again: int = 0) -> Array:
+    """The random key of a stage of a step: derived, never stored, so a resumed run draws what the first one drew. `again`: how
+    often the stage has run in this step, as an example may come twice."""
     number = ("sample", "evaluate").index(stage)
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
+    return jax.random.fold_in(key, again) if again else key
 
 

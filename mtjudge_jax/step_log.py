@@ -31,7 +31,8 @@ def summarise(metrics: list[dict], *, kl: bool) -> dict:
 
 
 class Clock:
-    """Seconds by phase; a phase ends when its results are on the host or waited for. `reached` is told each end."""
+    """Seconds by phase, of all its times together; a phase ends when its results are on the host or waited for. `reached` is told
+    each end."""
 
     def __init__(self, reached: Callable[[str], None]):
         self.seconds: dict[str, float] = {}
@@ -39,6 +40,6 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
         self._reached(name)

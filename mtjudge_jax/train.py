@@ -8,22 +8,21 @@ import traceback
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mtjudge_jax import grpo, hosts, sft
 from mtjudge_jax.command import run_command, train_flags, typed
 from mtjudge_jax.config import Config, ConfigError, LossConfig, check, to_dict
 from mtjudge_jax.loop import Drawn, loop, note_skipped, of_hosts
-from mtjudge_jax.metrics import Answers, task_numbers, train_metrics
+from mtjudge_jax.metrics import task_numbers, train_metrics
 from mtjudge_jax.policy import Model
+from mtjudge_jax.rounds import Rolled, roll_out
 from mtjudge_jax.run import STOP, Progress, Run, close_run, compare_hosts, open_run, start
-from mtjudge_jax.score import Scores, rule_of, score
+from mtjudge_jax.score import rule_of
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
-from mtjudge_jax.stages import decode_texts, place_prompts, stage_key
 from mtjudge_jax.step_log import Clock, summarise
 from mtjudge_jax.together import gather_rows, together
-from mtjudge_jax.types import PromptBatch, Rollout, TrainBatch
+from mtjudge_jax.types import TrainBatch
 from mtjudge_jax.update import grpo_loss, make_update
 
 
@@ -55,23 +54,13 @@ def train(run: Run) -> Progress:
     adaptive = cfg.data.mixture == "mt_grpo"
     objective = adaptive and cfg.data.mt_grpo_improvement == "objective"
     gain = jax.jit(partial(objective_gain, cfg=cfg.loss), out_shardings=batch_sharding(stages.mesh))
-    temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
-    rule, tasks = rule_of(cfg), run.model.fmt.tasks
+    rule = rule_of(cfg)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
         clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
-        state, rows = progress.state, next(progress.data)
-        prompts = place_prompts(rows, stages.mesh)
-        clock.lap("data")
-        key = stage_key(cfg.seed, progress.step, "sample")
-        out = stages.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
-        texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
-        clock.lap("rollout")
-        lengths = local_rows(out.mask, stages.mesh).sum(-1, dtype=np.int32)
-        truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": tasks}
-        scores = score(texts, truncated, tasks=rows["task"].tolist(), alpha=rule, tokens=lengths, **truth)
-        clock.lap("score")
-        numbers = step_metrics(run, rows, scores, out)
+        rolled = roll_out(run, progress, rule, clock)
+        rows, prompts, out, texts, scores = rolled.batch
+        numbers = train_metrics(rolled.answers, run.model.fmt.tasks)
         if adaptive and not objective:  # the next batch is read while this one is learned from
             numbers["mixture"] = progress.data.learn(numbers["tasks"])
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), stages.mesh)
@@ -82,7 +71,7 @@ def train(run: Run) -> Progress:
         jax.block_until_ready(ref_logp)
         clock.lap("logp")
         hosts.stop_if_asked(STOP)  # the last moment: the update takes the state's memory
-        metrics = []
+        state, metrics = progress.state, []
         for i in range(updates):
             state, m = update(state, progress.frozen, batch if updates == 1 else take(batch, i))
             metrics.append(jax.device_get(m))
@@ -93,7 +82,7 @@ def train(run: Run) -> Progress:
             gains = by_task(run, rows, gain(batch, stages.logp(progress.params, prompts, out.tokens)))
             numbers["mixture"] = progress.data.learn(numbers["tasks"], gains)
             clock.lap("mixture")
-        return progress, numbers | line | rates(prompts, out, clock) | of_hosts(run, rows, clock)
+        return progress, numbers | line | rates(rolled, clock) | of_hosts(run, rolled.rows, clock)
 
     return loop(run, progress, step_fn)
 
@@ -123,20 +112,12 @@ def by_task(run: Run, rows: dict, gains: tuple) -> dict[str, float]:
     return out
 
 
-def step_metrics(run: Run, rows: dict, scores: Scores, out: Rollout) -> dict:
-    """Means of the answers of all processes."""
-    mask, logp = local_rows(out.mask, run.model.stages.mesh), local_rows(out.logp, run.model.stages.mesh)
-    known = run.model.fmt.tasks
-    numbers = task_numbers(rows["task"].tolist(), known)
-    mine = Answers(scores, numbers, rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1))
-    return train_metrics(gather_rows(mine), known)
-
-
-def rates(prompts: PromptBatch, out: Rollout, clock: Clock) -> dict:
+def rates(rolled: Rolled, clock: Clock) -> dict:
     """Tokens of prompts and answers a second over the whole step, and where the seconds went."""
-    tokens = int(jnp.sum(out.mask)) + int(jnp.sum(prompts.valid))
-    length = float(jnp.mean(out.mask.sum(-1)))
-    return {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": length, "seconds": clock.seconds}
+    lengths = rolled.answers.tokens
+    tokens = int(lengths.sum()) + rolled.prompt_tokens
+    length = {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(lengths.mean(dtype=np.float64))}
+    return length | {"rounds": rolled.rounds, "seconds": clock.seconds}
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def sft(*, folder: str, data: str) -> dict:
 
 def adaptive(*, folder: str, data: str) -> dict:
     """MT-GRPO whole, by Ctrl-C stopped in its third step's update and gone on; and with the change of the mean reward, stopped
-    by a SIGTERM before its third step's update."""
+    by a SIGTERM between the rounds of its third step, and before its update."""
     from mtjudge_jax import hosts, train
     from mtjudge_jax.policy import open_model
 
@@ -66,16 +66,20 @@ def adaptive(*, folder: str, data: str) -> dict:
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
     train.fit(cfg, folder / "reward", model)
     facts["reward"] = ending(folder / "reward")
-    points = iter(range(7 + 2 + 2 + 1))  # of the first validation, of two steps, before the third
+    rounds = [line["rounds"] for line in facts["reward"]["metrics"] if line["kind"] == "train"]
+    points = 7 + sum(rounds[:2]) + 2 + 1  # of the first validation, of two whole steps, before the third
+    for name, more in (("asked", 0), ("asked_late", rounds[2] - 1)):
+        left = iter(range(points + more))
 
-    def asked(what):
-        if next(points, None) is None:
-            raise hosts.Preempted(what)
+        def asked(what, left=left):
+            if next(left, None) is None:
+                raise hosts.Preempted(what)
 
-    with mock.patch.object(hosts, "stop_if_asked", asked):
-        facts["asked"] = message(train.fit, cfg, folder / "asked", model)
-    train.fit(cfg, folder / "asked", model)
-    return facts | {"on": ending(folder / "asked")}
+        with mock.patch.object(hosts, "stop_if_asked", asked):
+            facts[name] = message(train.fit, cfg, folder / name, model)
+        train.fit(cfg, folder / name, model)
+        facts[f"{name}_on"] = ending(folder / name)
+    return facts | {"rounds": rounds}
 
 
 def experts_folder(folder: Path) -> Path:

@@ -90,9 +90,15 @@ def test_two_processes_draw_and_learn_as_one_by_mt_grpo():
     folder = commands().folder / "hosts_mt_grpo"
     folder.mkdir()
     runs = {n: facts(start_training(folder / str(n), n, data__mixture="mt_grpo")) for n in (1, 2)}
-    assert len(batches(runs[1])) == 3 and batches(runs[2]) == batches(runs[1])
-    alone, two = (drills.ending(folder / str(n))["data"] for n in (1, 2))
-    assert two["step"] == alone["step"] == 3 and sum(task["position"] for task in alone["tasks"].values()) == 48
+    endings = {n: drills.ending(folder / str(n)) for n in (1, 2)}
+    rounds = {n: [line["rounds"] for line in end["metrics"] if line["kind"] == "train"] for n, end in endings.items()}
+    assert rounds[1] == rounds[2] and len(rounds[1]) == 3 and max(rounds[1]) > 1
+    for step, count in enumerate(rounds[1]):  # a process counts its rows of one round after the other
+        parts = [one["ids"][step] for one in runs[2]]
+        assert [name for r in range(count) for part in parts for name in part[8 * r : 8 * r + 8]] == runs[1][0]["ids"][step]
+    alone, two = (endings[n]["data"] for n in (1, 2))
+    assert two["step"] == alone["step"] == 3
+    assert sum(task["position"] for task in alone["tasks"].values()) == 16 * sum(rounds[1])
     for name, task in alone["tasks"].items():
         assert task["reward"] is not None and task["logit"] != 0
         assert two["tasks"][name] == pytest.approx(task, rel=1e-4, abs=1e-7), name

@@ -54,6 +54,7 @@ ORDER = [
     "loop",
     "model_card",
     "sft",
+    "rounds",
     "train",
     "judge",
     "eval",

@@ -175,8 +175,10 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
     folder = commands().folder / "adaptive"
     facts = commands().call("regime_drills.adaptive", folder=str(folder), data=str(commands().folder / "data"))
     assert facts["stopped"] == "KeyboardInterrupt: "
-    assert facts["asked"] == "Preempted: asked to stop: step 2 is saved, the same command goes on from it"
-    assert facts["again"] == facts["whole"] and facts["on"] == facts["reward"] and facts["whole"]["step"] == 5
+    assert facts["asked"] == facts["asked_late"] == "Preempted: asked to stop: step 2 is saved, the same command goes on from it"
+    assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 5
+    assert facts["asked_on"] == facts["asked_late_on"] == facts["reward"]
+    assert facts["rounds"][2] > 1 and set(facts["rounds"]) <= {1, 2, 3}
     assert facts["update"] == [1] and set(facts["traces"].values()) == {1}
     assert sorted(name.split(" ")[0] for name in facts["traces"]) == ["logp", "sample"]
     for run, zeros in ((facts["whole"], 0), (facts["reward"], 1)):
@@ -197,7 +199,7 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
                 rates = [line["tasks"].get(name, {"zero_variance": 0.0})["zero_variance"] for name in TASKS]
                 assert np.allclose([seen[name]["no_gradient"] for name in TASKS], 0.1 * np.array(rates), atol=1e-9)
         assert run["data"]["step"] == 5
-        assert sum(task["position"] for task in run["data"]["tasks"].values()) == 5 * 12
+        assert sum(task["position"] for task in run["data"]["tasks"].values()) == sum(line["rounds"] for line in lines) * 12
 
 
 def test_adapters_on_a_mixture_of_experts_train_and_resume():

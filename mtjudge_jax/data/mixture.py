@@ -149,7 +149,8 @@ class AdaptiveMixture:
     Batch t is a function of (seed, the state after step t - 1): task counts are drawn by a generator of (seed, t), each task
     goes on in its own endless shuffled stream (its labels in turn, where there is a pool a label), and the rows are shuffled
     by (seed, t). So hosts agree without a word, as long as each is told the same measurements. No batch is drawn before
-    `learn` was told of the one before; from then on its rows are made in threads.
+    `learn` was told of the one before; from then on its rows are made in threads. Until then `more` draws further ones for the
+    same step, of the tasks that are short of prompts with a gradient.
 
     The state is JSON: per task its position and logit, its running no-gradient rate and its last mean reward (None before the
     first); and the number of batches drawn.
@@ -170,6 +171,7 @@ class AdaptiveMixture:
         self._how, self._threads = how, ThreadPoolExecutor(max(1, threads))
         self._state = {"step": 0, "tasks": {name: _fresh() for name in pools}}
         self._waiting, self._pending = False, None
+        self._wanted, self._round = np.zeros(len(pools), np.int64), 0
 
     def get_state(self) -> dict:
         return _copy(self._state)
@@ -186,14 +188,35 @@ class AdaptiveMixture:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._waiting:
             raise RuntimeError(f"batch {self._state['step']} was not learned from: the next one's weights are not known")
-        after, rows = self._pending or self._begin()
+        after, wanted, rows = self._pending or self._begin()
         batch = stack_rows([row.result() for row in rows])
         self._state, self._waiting, self._pending = after, True, None
+        self._wanted, self._round = wanted, 0
+        return batch
+
+    def wanted(self) -> dict[str, int]:
+        """How many prompts with a gradient the present step should have, by task: the whole batch together."""
+        return dict(zip(self._pools, self._wanted.tolist(), strict=True))
+
+    def more(self, found: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """One more batch for the present step, of the tasks of which fewer than wanted were `found`, over-sampled as the first.
+
+        Raises RuntimeError where no batch is being learned from, ValueError where nothing is missing.
+        """
+        if not self._waiting:
+            raise RuntimeError("no batch is being learned from: ask for the first one of the step by next()")
+        missing = np.maximum(self._wanted - np.array([found.get(name, 0) for name in self._pools]), 0)
+        if not missing.any():
+            raise ValueError(f"found {dict(found)} is all that is wanted, {self.wanted()}: learn from it")
+        after = _copy(self._state)
+        rows = self._draw(after, missing, (self._seed, after["step"] - 1, 1, self._round + 1))
+        batch = stack_rows([row.result() for row in rows])
+        self._state, self._round = after, self._round + 1
         return batch
 
     def learn(self, measured: Mapping[str, Mapping[str, float]], improvement: Mapping[str, float] | None = None) -> dict:
         """Moves the weights by a step's mean `reward` and share of `zero_variance` prompts by task, and by `improvement`: the
-        change of each task's objective; None takes the change of its mean reward since it was last seen.
+        change of each task's objective, 0 where it has none; None takes the change of its mean reward since it was last seen.
 
         A task that had no usable prompt keeps its rate and its reward (0 before the first: it is drawn more) and did not
         improve. A number that is not finite leaves all as it was. Returns, by task, what the next batch is drawn by.
@@ -205,7 +228,7 @@ class AdaptiveMixture:
                 continue
             task, reward = tasks[name], float(seen["reward"])
             before = reward if task["reward"] is None else task["reward"]
-            gains[i] = reward - before if improvement is None else improvement[name]
+            gains[i] = reward - before if improvement is None else improvement.get(name, 0.0)
             task["reward"] = reward
             task["rho"] = mt_grpo.running_rate(task["rho"], float(seen["zero_variance"]), self._how.rho_decay)
         logits, rewards = (np.array([tasks[name][key] or 0.0 for name in names]) for key in ("logit", "reward"))
@@ -224,19 +247,24 @@ class AdaptiveMixture:
     def _weights(self) -> np.ndarray:
         return mt_grpo.task_weights(np.array([task["logit"] for task in self._state["tasks"].values()]))
 
-    def _begin(self) -> tuple[dict, list[Future]]:
-        """The state after the next batch, and this process's rows of it in the making."""
+    def _begin(self) -> tuple[dict, np.ndarray, list[Future]]:
+        """The state after the next batch, what is wanted of each task, and this process's rows of it in the making."""
         after, step = _copy(self._state), self._state["step"]
         wanted = mt_grpo.wanted_counts(self._weights(), self._batch, seed=self._seed, step=step)
+        rows = self._draw(after, wanted, (self._seed, step, 1))
+        after["step"] += 1
+        return after, wanted, rows
+
+    def _draw(self, after: dict, wanted: np.ndarray, seed: tuple[int, ...]) -> list[Future]:
+        """This process's rows, in the making, of a batch in the ratio of `wanted`; moves the positions in `after`."""
         rates = np.array([task["rho"] for task in after["tasks"].values()])
         counts = mt_grpo.allocate(wanted, mt_grpo.oversampling(rates, self._how.max_oversample), self._batch)
         draws = []
         for (name, task), count in zip(after["tasks"].items(), counts.tolist(), strict=True):
             draws += [(name, task["position"] + i) for i in range(count)]
             task["position"] += count
-        order = np.random.default_rng((self._seed, step, 1)).permutation(self._batch)[self._part]
-        after["step"] += 1
-        return after, [self._threads.submit(self._row, *draws[i]) for i in order]
+        order = np.random.default_rng(seed).permutation(self._batch)[self._part]
+        return [self._threads.submit(self._row, *draws[i]) for i in order]
 
     def _row(self, name: str, position: int) -> Row:
         pools = self._pools[name]
