@@ -4,8 +4,9 @@
         --config.model.path=gs://BUCKET/Qwen3-VL-30B-A3B-Instruct --config.data.path=gs://BUCKET/six
 
 The argument is a size and a slice. Hardware: that of mt_rl_judge.py. Tasks that learn little are drawn more often, and prompts
-whose answers all earn the same are made up for. No numbers on these tasks are published; on its own ones its paper reports a
-worst task 16 to 28 points above plain GRPO's. To compare with: MT-RL-Judge's worst of the six is ImageReward, 64.97.
+whose answers all earn the same are made up for, by up to two further rollouts a step (--config.data.mt_grpo_rounds=1: by none).
+No numbers on these tasks are published; on its own ones its paper reports a worst task 16 to 28 points above plain GRPO's. To
+compare with: MT-RL-Judge's worst of the six is ImageReward, 64.97.
 """
 
 from mtjudge_jax.config import Config

@@ -40,6 +40,7 @@ class Rolled(NamedTuple):
     rows: dict[str, np.ndarray]  # of all rounds, this process's
     prompt_tokens: int  # of all rounds and processes
     rounds: int
+    met: float | None  # of mt_grpo: share of the wanted prompts that teach which the batch has
 
 
 def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
@@ -49,18 +50,19 @@ def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
     rows in the same order on any number of them.
     """
     cfg, known = run.cfg, run.model.fmt.tasks
-    most = cfg.data.mt_grpo_rounds if cfg.data.mixture == "mt_grpo" else 1
-    rows = next(progress.data)
-    kept = _one_round(run, progress, rows, rule, clock)
-    seen, every, tokens = [_answers(kept, run)], [kept.rows], _prompt_tokens(kept)
-    while len(seen) < most and (found := _found(seen, list(known), wanted := progress.data.wanted())) is not None:
-        hosts.stop_if_asked(STOP)
-        new = _one_round(run, progress, progress.data.more(found), rule, clock, number=len(seen))
-        seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
-        kept = _merge(kept, new, run, wanted)
-        clock.lap("merge")
+    kept = _one_round(run, progress, next(progress.data), rule, clock)
+    seen, every, tokens, met = [_answers(kept, run)], [kept.rows], _prompt_tokens(kept), None
+    if cfg.data.mixture == "mt_grpo":
+        wanted = progress.data.wanted()
+        while (met := _met(found := _found(seen, list(known)), wanted)) < 1 and len(seen) < cfg.data.mt_grpo_rounds:
+            hosts.stop_if_asked(STOP)
+            new = _one_round(run, progress, progress.data.more(found), rule, clock, number=len(seen))
+            seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
+            kept = _merge(kept, new, run, wanted)
+            clock.lap("merge")
     answers = jax.tree.map(lambda *x: np.concatenate(x), *seen)
-    return Rolled(kept, answers, {key: np.concatenate([rows[key] for rows in every]) for key in HOST_KEYS}, tokens, len(seen))
+    rows = {key: np.concatenate([rows[key] for rows in every]) for key in HOST_KEYS}
+    return Rolled(kept, answers, rows, tokens, len(seen), met)
 
 
 def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Clock, number: int = 0) -> Round:
@@ -96,12 +98,15 @@ def _teaches(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return ~(total.max(axis=1) == total.min(axis=1)) & (weight > 0)
 
 
-def _found(seen: list[Answers], names: list[str], wanted: dict[str, int]) -> dict[str, int] | None:
-    """Prompts that teach, by task, of all rounds; None where that is enough."""
+def _found(seen: list[Answers], names: list[str]) -> dict[str, int]:
+    """Prompts that teach, by task, of all rounds."""
     teaching = [one.task[_teaches(one.scores.total, one.weight)] for one in seen]
     counts = np.bincount(np.concatenate(teaching), minlength=len(names)).tolist()
-    found = dict(zip(names, counts, strict=True))
-    return found if any(found[name] < count for name, count in wanted.items()) else None
+    return dict(zip(names, counts, strict=True))
+
+
+def _met(found: dict[str, int], wanted: dict[str, int]) -> float:
+    return sum(min(found[name], count) for name, count in wanted.items()) / sum(wanted.values())
 
 
 def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:

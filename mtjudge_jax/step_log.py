@@ -16,6 +16,8 @@ def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) ->
     if len(zeros) > 1:  # the task whose prompts most often teach nothing
         worst = max(zeros, key=zeros.get)
         numbers += f" ({worst} {zeros[worst]:.2f})"
+    if line.get("wanted_met") is not None:
+        numbers += f" {line['rounds']} round{'s' * (line['rounds'] > 1)}, {line['wanted_met']:.0%} of what is wanted"
     minutes, seconds = divmod(int(seconds_left or 0), 60)
     left = "" if seconds_left is None else f" {minutes}:{seconds:02d} left"
     width = len(str(cfg.steps))

@@ -117,7 +117,7 @@ def rates(rolled: Rolled, clock: Clock) -> dict:
     lengths = rolled.answers.tokens
     tokens = int(lengths.sum()) + rolled.prompt_tokens
     length = {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(lengths.mean(dtype=np.float64))}
-    return length | {"rounds": rolled.rounds, "seconds": clock.seconds}
+    return length | {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """`mtjudge plan`: slices and chips, the command on this machine and for a TPU slice, what does not fit, bad input."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -19,10 +20,10 @@ from mtjudge_jax.plan import search
 from mtjudge_jax.plan.__main__ import without_a_tpu
 from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice
 from mtjudge_jax.plan.compiled import memory_rows, peak, refused
-from mtjudge_jax.plan.programs import programs_of
-from mtjudge_jax.plan.roofline import step_phases
+from mtjudge_jax.plan.programs import device_bytes, phases_of, programs_of, rollout_batch
+from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
 from mtjudge_jax.plan.run import model_of
-from mtjudge_jax.plan.table import memory_table, step_text
+from mtjudge_jax.plan.table import memory_table, step_text, summary
 from mtjudge_jax.policy import DEMO_BASE
 
 
@@ -158,6 +159,28 @@ def test_sft_has_its_own_phases():
     assert programs_of(cfg) == ["rollout", "logp", "update", "evaluation"], "six answers, where a rollout draws four"
     cfg.rollout.group_size = 6
     assert programs_of(cfg) == ["rollout", "logp", "update"]
+
+
+def test_mt_grpo_is_planned_with_as_many_rollouts_as_it_may_take():
+    """And with the forward passes before and after the update that measure what it changed."""
+    cfg, model, devices = small(), tiny.config(), jax.devices()[:2]
+    cfg.loss.kl_coef = 0.01
+    with quick():
+        one = search.compile_plan(cfg, model, place(1e12), devices)
+        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mixture="mt_grpo", mt_grpo_rounds=3))
+        three = search.compile_plan(cfg, model, place(1e12), devices)
+    updates = cfg.rollout.prompts // cfg.update.prompts
+    assert phases_of(cfg) == {"rollout": 3, "logp": 3, "update": updates}
+    assert phases_of(one.setup.cfg)["rollout"] == 1 and tokens_a_step(cfg) == 3 * tokens_a_step(one.setup.cfg)
+    before, after = ({p.name: p.costs["flops"] for p in step_phases(x.setup.cfg, x.compiled, x.place)} for x in (one, three))
+    assert after["prefill"] == 3 * before["prefill"] > 0 and after["decode"] == 3 * before["decode"] > 0
+    assert after["update"] == before["update"]
+    kept = device_bytes(rollout_batch(three.setup, cfg.rollout.prompts)[:3])  # prompts, tokens and mask, beside the next round's
+    batches = [memory_rows(x.setup, x.compiled, "rollout")["batch"] for x in (one, three)]
+    assert batches[1] - batches[0] == kept > 0
+    assert "A step of 3 rollouts, as many as MT-GRPO may take, takes at least" in summary(
+        cfg, [mock.Mock(seconds=1.0)], mock.Mock(chip=1)
+    )
 
 
 def test_remedies_end_with_what_changes_the_learning():

@@ -134,10 +134,11 @@ def test_what_is_found_is_counted_over_all_rounds():
 
     seen = [answers([0, 1, 1], [[0, 1], [0, 1], [1, 1]], [1, 0, 1]), answers([1, 2, 0], [[1, 0], [0.5, 0.5], [0, 1]], [1, 1, 1])]
     names = ["a", "b", "c"]
-    assert rounds._found(seen, names, {"a": 2, "b": 2, "c": 0}) == {"a": 2, "b": 1, "c": 0}
-    assert rounds._found(seen, names, {"a": 2, "b": 1}) is None
+    found = rounds._found(seen, names)
+    assert found == {"a": 2, "b": 1, "c": 0}
+    assert rounds._met(found, {"a": 1, "b": 2, "c": 1}) == 0.5 and rounds._met(found, {"a": 2, "b": 1}) == 1
     broken = answers([2], [[np.nan, 1]], [1])
-    assert rounds._found([*seen, broken], names, {"a": 1, "b": 1, "c": 2})["c"] == 1
+    assert rounds._found([*seen, broken], names)["c"] == 1
 
 
 @pytest.fixture(scope="module")

@@ -95,9 +95,11 @@ def memory_rows(setup: Setup, compiled: dict[str, Compiled], phase: str) -> dict
 def waiting(setup: Setup, phase: str) -> int:
     """The parts of a rollout batch that are there and that the program does not take."""
     cfg = setup.cfg
-    if cfg.stage == "sft" or phase == "rollout":
+    if cfg.stage == "sft" or (phase == "rollout" and phases_of(cfg)["rollout"] == 1):
         return 0
     whole = device_bytes(rollout_batch(setup, cfg.rollout.prompts))
+    if phase == "rollout":  # a further round has what is kept of those before beside it
+        return device_bytes(rollout_batch(setup, cfg.rollout.prompts)[:3])
     if phase == "logp":
         return whole - device_bytes(rollout_batch(setup, cfg.rollout.prompts)[:2])
     return whole if phases_of(cfg)["update"] > 1 else 0

@@ -67,13 +67,19 @@ def make_setup(cfg: Config, model_cfg: Qwen3VLConfig, devices: list[jax.Device])
     return Setup(cfg, model_cfg, mesh, stages, optimizer, abstract_state(trained, optimizer, mesh), frozen, reference)
 
 
+def rounds_of(cfg: Config) -> int:
+    """Rollouts a step, at most."""
+    return cfg.data.mt_grpo_rounds if cfg.data.mixture == "mt_grpo" else 1
+
+
 def phases_of(cfg: Config) -> dict[str, int]:
-    """How often a step runs each program."""
+    """How often a step runs each program, at most."""
     if cfg.stage == "sft":
         return {"update": 1}
     updates = cfg.rollout.prompts // cfg.update.prompts
-    logps = (updates > 1) + bool(cfg.loss.kl_coef)
-    return {"rollout": 1} | ({"logp": logps} if logps else {}) | {"update": updates}
+    objective = cfg.data.mixture == "mt_grpo" and cfg.data.mt_grpo_improvement == "objective"  # before and after the update
+    logps = (updates > 1 or objective) + bool(cfg.loss.kl_coef) + objective
+    return {"rollout": rounds_of(cfg)} | ({"logp": logps} if logps else {}) | {"update": updates}
 
 
 def programs_of(cfg: Config) -> list[str]:

@@ -9,7 +9,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.compiled import Compiled
 from mtjudge_jax.plan.costs import COLLECTIVES, Costs, scaled
-from mtjudge_jax.plan.programs import phases_of
+from mtjudge_jax.plan.programs import phases_of, rounds_of
 
 
 class Phase(NamedTuple):
@@ -38,8 +38,8 @@ def step_phases(cfg: Config, compiled: dict[str, Compiled], place: Slice) -> lis
         if counted is None:
             continue
         if name == "rollout":
-            out.append(phase("prefill", counted.fixed, place))
-            out.append(phase("decode", scaled(counted.loop, cfg.rollout.completion_tokens - 1), place))
+            out.append(phase("prefill", scaled(counted.fixed, calls), place))
+            out.append(phase("decode", scaled(counted.loop, calls * (cfg.rollout.completion_tokens - 1)), place))
         else:
             out.append(phase(name, scaled(counted.fixed, calls), place))
     return out
@@ -56,4 +56,5 @@ def tokens_a_step(cfg: Config) -> int:
     """Of prompts and answers at their longest."""
     if cfg.stage == "sft":
         return cfg.update.prompts * (cfg.data.prompt_tokens + cfg.rollout.completion_tokens)
-    return cfg.rollout.prompts * (cfg.data.prompt_tokens + cfg.rollout.group_size * cfg.rollout.completion_tokens)
+    prompts, answers = rounds_of(cfg) * cfg.rollout.prompts, cfg.rollout.group_size * cfg.rollout.completion_tokens
+    return prompts * (cfg.data.prompt_tokens + answers)

@@ -5,7 +5,7 @@ from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.compiled import Compiled, memory_rows, peak
 from mtjudge_jax.plan.costs import COLLECTIVES
-from mtjudge_jax.plan.programs import Setup, phases_of
+from mtjudge_jax.plan.programs import Setup, phases_of, rounds_of
 from mtjudge_jax.plan.roofline import Phase, tokens_a_step
 
 TITLES = {
@@ -76,9 +76,10 @@ def memory_table(setup: Setup, compiled: dict[str, Compiled], place: Slice) -> s
 
 def costs_table(setup: Setup, phases: list[Phase], place: Slice) -> str:
     cfg, calls = setup.cfg, phases_of(setup.cfg)
-    own = {name: n / place.devices * calls.get(name, 1) for name, n in analytic.flops(setup.model_cfg, cfg).items()}
+    rounds = rounds_of(cfg)
+    own = {name: n / place.devices * calls.get(name, rounds) for name, n in analytic.flops(setup.model_cfg, cfg).items()}
     total = lambda values: [*values, sum(values)]  # noqa: E731
-    times = {"prefill": 1, "decode": cfg.rollout.completion_tokens - 1} | calls
+    times = {"prefill": rounds, "decode": rounds * (cfg.rollout.completion_tokens - 1)} | calls
     lines = [
         row("a step on a device", [*[PHASES.get(p.name, p.name) for p in phases], "sum"]),
         row("  runs", [f"{times[p.name]:,}" for p in phases]),
@@ -120,8 +121,10 @@ def summary(cfg: Config, phases: list[Phase], place: Slice) -> str:
         return "No figures are published of this device: no times. Of a TPU slice: --topology=v5p:4x4x4"
     seconds = sum(p.seconds for p in phases)
     rate = tokens_a_step(cfg) / seconds
+    rounds = rounds_of(cfg)
+    of = f" of {rounds} rollouts, as many as MT-GRPO may take," if rounds > 1 else ""
     return (
-        f"A step takes at least {seconds:.1f} s, {rate:,.0f} tokens/s; the config's {cfg.steps:,} steps at least "
+        f"A step{of} takes at least {seconds:.1f} s, {rate:,.0f} tokens/s; the config's {cfg.steps:,} steps at least "
         f"{cfg.steps * seconds / 3600:.1f} hours.\nThat is a roofline from the maker's peaks, with answers at their longest and "
         "without evaluation, data and saving:\nno measurement, and no run is as fast."
     )
