@@ -25,13 +25,26 @@ def define_config(name: str = "config"):
     return config_flags.DEFINE_config_file(name, None, "Python file with get_config(), see configs/.", lock_config=True)
 
 
+class _ListFlag(flags.Flag):
+    def parse(self, argument):
+        before = self.value if self.present else []
+        super().parse(argument)
+        self.value = [*before, *self.value]
+
+
+def define_list(name: str, default: list[str], text: str) -> flags.FlagHolder[list[str]]:
+    """A flag of names by commas; given twice it holds both, where absl's own would forget the first."""
+    parser, serializer = flags.ListParser(), flags.CsvListSerializer(",")
+    return flags.DEFINE_flag(_ListFlag(parser=parser, serializer=serializer, name=name, default=default, help_string=text))
+
+
 def train_flags():
     """(config, workdir, print_config, allow_change)."""
     return (
         define_config(),
         flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not."),
         flags.DEFINE_bool("print_config", False, "Check and print the resolved config, compute nothing."),
-        flags.DEFINE_list(
+        define_list(
             "allow_change", [], "What may differ from the run in --workdir, by name: optim.lr, seed, data.path, training_data .."
         ),
     )
@@ -41,7 +54,7 @@ def plan_flags():
     """(config, topology, model, sweep, tries, json)."""
     return (
         define_config(),
-        flags.DEFINE_list("topology", [], "TPU slices that need not be here, e.g. v5p:4x4x4; default: this machine's devices."),
+        define_list("topology", [], "TPU slices that need not be here, e.g. v5p:4x4x4; default: this machine's devices."),
         flags.DEFINE_string("model", "", "A published size instead of model.path, e.g. 30b-a3b; no weights are needed."),
         flags.DEFINE_bool("sweep", False, "Rank the shapes of the mesh, and the slices, by the roofline time of a step."),
         flags.DEFINE_integer("tries", 6, "Variants compiled at most, in a sweep or where it does not fit.", lower_bound=0),
@@ -58,13 +71,13 @@ def eval_flags():
         flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
         flags.DEFINE_string("name", "", "Name of the files; default: the split."),
         flags.DEFINE_string("split", "test", "Which split to judge."),
-        flags.DEFINE_list("tasks", [], "Tasks to judge; default: all of the split."),
+        define_list("tasks", [], "Tasks to judge; default: all of the split."),
         flags.DEFINE_integer("limit", 0, "Examples a task; 0 = all.", lower_bound=0),
         flags.DEFINE_integer("batch", 24, "Prompts judged at a time; with --config its rollout.prompts.", lower_bound=1),
         flags.DEFINE_integer("samples", 8, "Answers a prompt: one greedy, the rest sampled.", lower_bound=1),
         flags.DEFINE_integer("seed", 0, "Of the sampled answers.", lower_bound=0),
         flags.DEFINE_enum("templates", "train", TEMPLATES, "Wordings that are asked: those of training, those held out, all."),
-        flags.DEFINE_list("mesh", [], "Devices along the axes, e.g. fsdp=2,tensor=2; default: all along data."),
+        define_list("mesh", [], "Devices along the axes, e.g. fsdp=2,tensor=2; default: all along data."),
     )
 
 

@@ -11,7 +11,7 @@ from mtjudge_jax.plan.chips import tpu_slice
 from mtjudge_jax.tasks.paper import TRAINED
 
 TRAIN = dict(zip(TRAINED, (4_839, 4_839, 4_839, 5_544, 6_194, 7_298), strict=True))  # questions
-FOLDERS = {"30b-a3b": "models/Qwen3-VL-30B-A3B-Instruct", "8b": "models/Qwen3-VL-8B-Instruct"}
+FOLDERS = {"30b-a3b": "models/Qwen3-VL-30B-A3B-Instruct", "8b": "models/Qwen3-VL-8B-Instruct", "rehearsal": "demo"}
 # Our choices, the paper gives none. It stops where validation no longer rises: after so many evaluations without a better one,
 # at the latest after so many times through the data.
 PASSES, EVALUATIONS, PATIENCE = 3, 20, 5
@@ -64,7 +64,7 @@ def split_argument(argument: str, *, file: str, single: bool) -> tuple[str, str,
     task = rest.pop() if single and rest else ""
     if single and task not in TRAINED:
         raise ConfigError(f"{file}:{argument}: {unknown('task', task, TRAINED)}; write {file}:SIZE,SLICE,TASK")
-    place = tpu_slice(rest[0]).name if rest else next(iter(places), "")
+    place = rest[0] if rest and rest[0] in places else tpu_slice(rest[0]).name if rest else next(iter(places), "")
     if len(rest) > 1 or place not in places:
         pairs = " ".join(",".join(pair) for pair in LAYOUTS)
         raise ConfigError(f"{file}:{argument}: planned are {pairs}; others by flags, see mtjudge plan")
@@ -104,10 +104,25 @@ def v5e_16_lora(cfg: Config) -> None:
     cfg.model.head_chunk = 4 * 2048
 
 
-# Each was compiled for its slice: launch/PLAN.md has the plans.
+def laptop(cfg: Config) -> None:
+    """Not the paper's run but its rehearsal on a CPU, with the demo's model: an arm's own steps on its own data. It shows what
+    the data folder lacks and what does not fit, not how good a judge is.
+    """
+    cfg.steps, cfg.mesh.data = 4, -1
+    cfg.data.prompt_tokens, cfg.data.patches = 512, 256
+    cfg.rollout.prompts, cfg.rollout.completion_tokens = 16, 32
+    cfg.rollout.group_size = min(4, cfg.rollout.group_size)
+    cfg.update.prompts, cfg.update.micro_prompts = 8, 8
+    cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = 2, 4, 2
+    cfg.checkpoint.every_steps = 2
+    cfg.model.dtype, cfg.model.remat = "float32", "none"
+
+
+# Each slice's was compiled for it: launch/PLAN.md has the plans.
 LAYOUTS: dict[tuple[str, str], Callable[[Config], None]] = {
     ("30b-a3b", "v5p:4x4x4"): v5p_64,
     ("30b-a3b", "v5p:2x4x4"): v5p_32,
     ("30b-a3b", "v6e:8x8"): v6e_64,
     ("8b", "v5e:4x4"): v5e_16_lora,
+    ("rehearsal", "laptop"): laptop,
 }

@@ -18,7 +18,7 @@ from types import ModuleType
 from absl import flags
 from tqdm import tqdm
 
-from mtjudge_jax.command import run_command
+from mtjudge_jax.command import define_list, run_command
 from mtjudge_jax.config import ConfigError, unknown
 from mtjudge_jax.data.checking import Checked, check_source, spooled
 from mtjudge_jax.data.out_folder import hand_over, is_done, listing, start_or_go_on, work_folder, work_path
@@ -242,7 +242,7 @@ if __name__ == "__main__":
     VAL = flags.DEFINE_float("val", 0.1, "Share of validation, where the source has none.")
     TEST = flags.DEFINE_float("test", 0.1, "Share of test, where the source has none.")
     SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
-    ALLOW_TERMS = flags.DEFINE_list("allow_terms", [], f"Terms to train on all the same: {', '.join(NOT_FOR_TRAINING)}.")
+    ALLOW_TERMS = define_list("allow_terms", [], f"Terms to train on all the same: {', '.join(NOT_FOR_TRAINING)}.")
     LIMIT = flags.DEFINE_integer("limit", 0, "Records read; 0 = all.", lower_bound=0)
     MAX_BAD_SHARE = flags.DEFINE_float("max_bad", MAX_BAD, "Share of records that may be unusable.", lower_bound=0, upper_bound=1)
     run_command(main)

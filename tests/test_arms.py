@@ -1,5 +1,6 @@
 """The paper's arms: their config files, what SFT teaches, `mtjudge demo --arms`, the tables."""
 
+import dataclasses
 import json
 from functools import cache
 from pathlib import Path
@@ -49,9 +50,24 @@ def test_a_config_of_the_paper(name):
     assert f"configs/{name}.py:30b-a3b,v5p:4x4x4" in text and "Hardware" in text
     assert ("The paper's numbers (macro-F1" in text) == (name != "mt_grpo")
     assert (cfg.data.mixture == "mt_grpo") == (name == "mt_grpo")
-    if name != "mt_grpo":
-        place = tpu_slice("v5p:2x4x4")
-        check(cfg, place.devices, place.devices // place.host_devices)
+    place = tpu_slice("v5p:2x4x4")
+    check(cfg, place.devices, place.devices // place.host_devices)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_arm_is_rehearsed_with_all_but_its_sizes(name):
+    """Four steps with the demo's model on any CPU; tasks, reward, loss, optimizer and mixture are the arm's."""
+    single = FILES[name][1]
+    whole, cfg = (config_of(name, f"{place}{',seetrue' if single else ''}") for place in ("30b-a3b,v5p:4x4x4", "rehearsal"))
+    assert cfg == config_of(name, f"rehearsal,laptop{',seetrue' if single else ''}")
+    assert cfg.model.path == "demo" and (cfg.steps, cfg.model.dtype) == (4, "float32")
+    for same in ("stage", "reward", "loss", "optim", "sft", "lora"):
+        assert getattr(cfg, same) == getattr(whole, same), same
+    sizes = {"prompt_tokens": 512, "patches": 256}
+    assert cfg.data == dataclasses.replace(whole.data, **sizes)
+    assert cfg.rollout.group_size == min(4, whole.rollout.group_size)
+    check(cfg, 1)
+    check(cfg, 2, 2)
 
 
 WRONG = [

@@ -189,6 +189,25 @@ def test_names_are_separated_by_commas():
     assert shown["data"]["tasks"] == ["technical", "safety"] and shown["model"]["freeze"] == ["vision", "mergers"]
 
 
+def test_a_list_that_is_given_twice_is_both():
+    """absl's own would keep the last: terms that were allowed would be left out in silence."""
+    from absl import flags
+
+    from mtjudge_jax.command import define_list
+
+    name = "twice_given"
+    given = define_list(name, ["all"], "")
+    values = flags.FLAGS
+    if not values.is_parsed():
+        values.mark_as_parsed()
+    assert given.value == ["all"]
+    for text, want in (("a,b", ["a", "b"]), ("c", ["a", "b", "c"])):
+        values[name].parse(text)
+        values[name].present += 1
+        assert given.value == want
+    delattr(values, name)
+
+
 def test_usage_lists_the_commands():
     for argv, status in ((["--help"], 0), (["help"], 0), ([], 2)):
         ended = commands().run(*argv)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
-from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, open_split, read_manifest, read_split
+from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest, read_split
 from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare import Arguments, prepare
 from mtjudge_jax.report.examples import read_examples
@@ -112,30 +112,6 @@ def test_a_record_in_a_tf_example_is_found_and_damage_is_told():
     for damaged in (text, held[: len(held) // 2], held[:9], b"\n", b"\n\x08\x01"):
         with pytest.raises(ValueError, match=r"tf\.Example|ends at byte"):
             record_in(damaged)
-
-
-def test_doubles_planted_in_native_splits_are_found(tmp_path, source):
-    """Ten of 1,000, half as the same bytes, half as the same pixels in another file."""
-    examples = [made(i, split="train" if i < 900 else "test") for i in range(1000)]
-    for k in range(10):
-        kind = "PNG" if k < 5 else "BMP"
-        twin = made(900 + k, images=(picture(900 + k, kind),), split="train", group_id=f"other {k}")
-        examples[k * 50] = replace(twin, example_id=f"fake/twin{k}")
-    out, report = run(tmp_path, source, examples, val=0)
-    assert report["left_out"]["duplicate_across_splits"]["count"] == 10 and report["records_written"] == 990
-    assert len(open_split(out, "test", "sharp")) == 100
-
-
-def test_doubles_within_a_source_without_splits_are_found_too(tmp_path, source):
-    examples = [made(i) for i in range(1000)]
-    for k in range(10):
-        twin = made(900 + k, group_id=f"other {k}", label=Label(binary=1 - k % 2))
-        examples[k * 50] = replace(twin, example_id=f"fake/twin{k}")
-    _, report = run(tmp_path, source, examples)
-    assert report["left_out"]["duplicate"]["count"] == 10 and report["records_written"] == 990
-    first = report["left_out"]["duplicate"]["first"]
-    assert "fake/901: in val, the same question as fake/twin1 in val, whose label is 0, not 1" in first
-    assert report["notes"] == ["10 of the duplicates left out have another label than the one that stays: the labels disagree."]
 
 
 @pytest.mark.parametrize("mode", ["native", "grouped"])

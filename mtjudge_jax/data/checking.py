@@ -14,7 +14,7 @@ import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mtjudge_jax.data.images import MAX_ASPECT, decode
-from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack
+from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack, reordered
 from mtjudge_jax.data.splits import STRICTEST, Drop, Row
 
 Item = JudgeExample | BadRecord
@@ -91,11 +91,17 @@ def answer_of(label: Label) -> str:
     return f"score {label.score:g}"
 
 
-def question_of(example: JudgeExample) -> str:
-    """Hash of all that is asked, but the images."""
-    texts = [(candidate.images, candidate.text) for candidate in candidates_of(example)]
-    about = (example.task, example.kind, example.criterion, example.instruction, example.context_images, texts)
-    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:HEX]
+def asked_and_told(example: JudgeExample, pixels: Sequence[str]) -> tuple[str, str]:
+    """Hash of all that is asked and shown, and the label as text, both with the candidates in an order that is theirs: a pair and
+    the same pair turned have both in common where their labels agree. pixels: hash of each image."""
+    context, at = example.context_images, example.context_images
+    shown = []
+    for candidate in candidates_of(example):
+        shown.append((candidate.text, pixels[at : at + candidate.images]))
+        at += candidate.images
+    order = sorted(range(len(shown)), key=shown.__getitem__)
+    about = (example.task, example.kind, example.criterion, example.instruction, pixels[:context], [shown[i] for i in order])
+    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:HEX], answer_of(reordered(example, order).label)
 
 
 class _Spool:
@@ -122,8 +128,8 @@ class _Spool:
                     entry = json.loads(line)
                 except ValueError:  # a machine that lost power left zeros
                     break
-                if entry.get("row", {"stop": 0})["stop"] > spooled_bytes:
-                    break
+                if "row" in entry and (set(entry["row"]) != set(Row._fields) or entry["row"]["stop"] > spooled_bytes):
+                    break  # written by other code, or its record is not there
                 self._take(entry)
                 whole += len(line)
         self._lines.truncate(whole)
@@ -153,6 +159,8 @@ class _Spool:
     def add(self, example: JudgeExample, packed: bytes, files: tuple[str, ...], looks: list[Look]) -> None:
         start = self.rows[-1].stop if self.rows else 0
         self._bytes.write(packed)
+        pixels = tuple(seen.pixels for seen in looks)
+        asked, told = asked_and_told(example, pixels)
         row = Row(
             place=len(self.ids),
             example_id=example.example_id,
@@ -164,9 +172,10 @@ class _Spool:
             answer=answer_of(example.label),
             score=example.label.score,
             median=needs_median(example),
-            question=question_of(example),
+            asked=asked,
+            told=told,
             files=files,
-            pixels=tuple(seen.pixels for seen in looks),
+            pixels=pixels,
             sizes=tuple(seen.size for seen in looks),
             start=start,
             stop=start + len(packed),

@@ -29,7 +29,8 @@ class Row(NamedTuple):
     answer: str  # the label as text: "1", "winner 0", "score 3.5", "ranks 1 2 2"
     score: float | None
     median: bool  # the binary label is still to be made, from the median of train
-    question: str  # hash of all that is asked, but the images
+    asked: str  # hash of all that is asked and shown, the same for every order of the candidates
+    told: str  # the label as text, in the order that `asked` is of
     files: tuple[str, ...]  # hash of each image's bytes
     pixels: tuple[str, ...]  # hash of each image's decoded pixels
     sizes: tuple[tuple[int, int], ...]  # width, height
@@ -72,6 +73,8 @@ def decide(
     medians = _medians(rows, split, drops, margin)
     for terms in allow_terms:
         count = sum(row.terms == terms and name in ("train", "val") for row, name in zip(rows, split, strict=True))
+        if not count:
+            continue
         notes.append(f"{count} records of terms {terms} are in train or val, because --allow_terms={terms} said so.")
     largest = max(collections.Counter(components).values(), default=0)
     if len(rows) >= 100 and largest > len(rows) / 10:
@@ -192,18 +195,19 @@ def _in_order(rows: Sequence[Row], split: Sequence[str]) -> Iterable[int]:
 
 
 def _drop_doubles(rows: Sequence[Row], split: list[str], drops: list[Drop], notes: list[str]) -> None:
-    """Of equal questions about equal pixels the one in the strictest split stays, or the first."""
+    """Of equal questions about equal pixels, in any order of the candidates, the one in the strictest split stays, or the first."""
     differing = 0
-    first: dict[tuple, int] = {}
+    first: dict[str, int] = {}
     for i in _in_order(rows, split):
         row = rows[i]
-        kept = first.setdefault((row.task, row.question, row.pixels), i)
+        kept = first.setdefault(row.asked, i)
         if kept == i:
             continue
-        differing += rows[kept].answer != row.answer
-        other = "" if rows[kept].answer == row.answer else f", whose label is {rows[kept].answer}, not {row.answer}"
+        differing += rows[kept].told != row.told
+        turned = " with its candidates in another order" if rows[kept].pixels != row.pixels else ""
+        other = "" if rows[kept].told == row.told else f", whose label is {rows[kept].told}, not {row.told}"
         reason = "duplicate" if split[kept] == split[i] else "duplicate_across_splits"
-        text = f"in {split[i]}, the same question as {rows[kept].example_id} in {split[kept]}{other}"
+        text = f"in {split[i]}, the same question as {rows[kept].example_id} in {split[kept]}{turned}{other}"
         drops.append(Drop(reason, text, row.example_id))
         split[i] = ""
     if differing:

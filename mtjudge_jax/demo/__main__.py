@@ -8,7 +8,7 @@ from absl import flags
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
-from mtjudge_jax.command import run_command
+from mtjudge_jax.command import define_list, run_command
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.arms import ARMS, chosen, run_arms
@@ -95,6 +95,6 @@ def demonstrate(cfg: Config) -> None:
 if __name__ == "__main__":
     WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.", required=True)
     SEED = flags.DEFINE_integer("seed", 0, "Of sampling and of the order of examples.")
-    ARMS_FLAG = flags.DEFINE_list("arms", [], f"Instead: train and compare all, or some of {', '.join(ARMS)}.")
+    ARMS_FLAG = define_list("arms", [], f"Instead: train and compare all, or some of {', '.join(ARMS)}.")
     SEEDS = flags.DEFINE_integer("seeds", 3, "Of each arm.", lower_bound=1)
     run_command(main)

@@ -2,7 +2,7 @@
 
 from absl import flags
 
-from mtjudge_jax.command import run_command
+from mtjudge_jax.command import define_list, run_command
 from mtjudge_jax.paths import address, as_path
 from mtjudge_jax.report import write_report
 from mtjudge_jax.report.compare import compare
@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of one run (config.json, metrics.jsonl, eval/).")
 flags.DEFINE_string("out", None, "Of one run: file to write, default report.html in the workdir. Of several: folder, default .")
 flags.DEFINE_string("base", "", "Of several: the run that the others are compared with; default: off_the_shelf, else the first.")
-flags.DEFINE_list("tasks", [], "Of several: the columns; default: all tasks that were judged.")
+define_list("tasks", [], "Of several: the columns; default: all tasks that were judged.")
 
 
 def main(runs: list[str]) -> None:
