@@ -6,6 +6,8 @@ import shutil
 import signal
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps
 from mtjudge_jax import evaluation
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS
+from mtjudge_jax.evaluation import batches
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
@@ -197,6 +200,22 @@ def test_the_official_metric_stands_beside_its_task(monkeypatch):
 
     _, result = evaluation.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
     assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
+
+
+def test_the_two_orders_of_a_pair_are_sampled_apart():
+    """By the same random numbers the second order's answers would be no others than the first's of a model that sees no order."""
+    seen = {}
+
+    def batch(params, rows, here, task, how, *, order, **_):
+        seen[order] = rows["uid"].tolist()
+        return []
+
+    pair = SimpleNamespace(task="pairwise_safety", images=(b"", b""))
+    rows = lambda *_, **__: [{"uid": np.array([5, 7], np.uint32)}]  # noqa: E731
+    with mock.patch.object(batches, "judge_batch", batch), mock.patch.object(batches, "eval_batches", rows):
+        for order in ("", "ab", "ba"):
+            batches.judge({}, [pair], JUDGING, step=0, probabilities=False, order=order)
+    assert seen == {"": [5, 7], "ab": [5, 7], "ba": [5 + 2**31, 7 + 2**31]}
 
 
 JUDGING = evaluation.Judging(None, RowFormat(TASKS, None, None, 0, 0), 1, np.zeros(1, np.float32), 0.1, 0)

@@ -18,7 +18,8 @@ from mtjudge_jax.report import format_ci, format_duration, write_report
 from mtjudge_jax.report.examples import choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import Series, draw_curves, smooth
-from mtjudge_jax.report.read import latest_by_step
+from mtjudge_jax.report.read import latest_by_step, read_run
+from mtjudge_jax.report.views import mixture_plot
 from mtjudge_jax.tasks import DEMO, TASKS
 
 POINTWISE = [name for name, task in DEMO.items() if task.kind == "pointwise_binary"]
@@ -81,6 +82,7 @@ def score_task(rows, *, pairwise):
         "accuracy_ci": around(accuracy), "sampled_accuracy": sampled, "sampled_accuracy_ci": around(sampled),
         "invalid_rate": float(np.mean([r["verdict"] is None for r in rows])), "constant_macro_f1": 1 / 3,
         "label_share": {"no": 0.5, "yes": 0.5}, "verdict_share": {"no": 0.5, "yes": 0.5},
+        "kappa": 2 * accuracy - 1, "ece": 0.125, "official": {"acc_with_tie": accuracy},
     }  # fmt: skip
     if pairwise:
         score |= {
@@ -217,8 +219,32 @@ def test_page_is_complete(workdir, source):
     assert "Not in this page" not in page.text
     plots = [a for a in page.all("img") if a["src"].startswith("data:image/svg+xml")]
     assert len(plots) == 1 + 9 and all(len(a["alt"]) > 30 for a in plots)
-    order = [source.index(f'id="{name}"') for name in ("tasks", "curves", "pairwise", "work", "examples")]
+    order = [source.index(f'id="{name}"') for name in ("tasks", "curves", "pairwise", "measured", "work", "examples")]
     assert [source.index('class="honest"'), *order] == sorted([source.index('class="honest"'), *order])
+
+
+def test_all_numbers_of_the_test_split_are_there(workdir, source):
+    """Kappa, calibration and the official metric of every task, of the base and of the trained model."""
+    table = source[source.index('id="measured"') : source.index('id="work"')]
+    heads = re.findall(r'<th scope="col">(.*?)</th>', table)
+    assert heads[:3] == ["task", "arm", "answers"] and {"kappa", "ECE", "consistency", "official"} <= set(heads)
+    rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
+    assert [row[:2] for row in rows] == [[task, arm] for task in (*POINTWISE, *PAIRWISE) for arm in ("base", "trained")]
+    for task, arm, *cells in rows:
+        score = json.loads((workdir / "eval" / f"{arm}_test.json").read_text())["tasks"][task]
+        shown = dict(zip(heads[2:], cells, strict=True))
+        assert shown["kappa"] == f"{score['kappa']:.3f}" and shown["ECE"] == "0.125"
+        assert shown["official"] == f"acc_with_tie {score['accuracy']:.3f}"
+        assert shown["consistency"] == ("0.700" if task in PAIRWISE else "")
+
+
+def test_the_weights_of_mt_grpo_are_drawn(workdir, source):
+    run = read_run(workdir)
+    assert mixture_plot(run, POINTWISE) is None
+    for line in run.train:
+        line["mixture"] = {task: {"weight": 0.1 * (i + line["step"] % 2)} for i, task in enumerate(POINTWISE)}
+    drawn = mixture_plot(run, POINTWISE)
+    assert drawn.title == "Weights of the tasks" and all(task in drawn.alt for task in POINTWISE)
 
 
 def test_cards_have_pictures_question_and_filters(source):

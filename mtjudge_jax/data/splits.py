@@ -195,7 +195,7 @@ def _in_order(rows: Sequence[Row], split: Sequence[str]) -> Iterable[int]:
 
 
 def _drop_doubles(rows: Sequence[Row], split: list[str], drops: list[Drop], notes: list[str]) -> None:
-    """Of equal questions about equal pixels, in any order of the candidates, the one in the strictest split stays, or the first."""
+    """Of equal questions about equal pixels, in any order of the candidates, that in the strictest split stays, or the first."""
     differing = 0
     first: dict[str, int] = {}
     for i in _in_order(rows, split):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mtjudge_jax.data.pipeline import RowFormat, eval_batches
+from mtjudge_jax.data.pipeline import TURNED, RowFormat, eval_batches
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
 from mtjudge_jax.evaluation.kept import Kept
@@ -74,6 +74,8 @@ def judge(
     task, part, mine = how.fmt.tasks[examples[0].task], my_rows(how.batch), []
     settings = {"key": stage_key(how.seed, step, "evaluate"), "order": order, "probabilities": probabilities}
     for number, batch in enumerate(eval_batches(examples, batch=how.batch, fmt=how.fmt, part=part)):
+        if order == "ba":
+            batch["uid"] ^= TURNED
         asked = examples[number * how.batch : (number + 1) * how.batch]
         rows = judge_batch(params, batch, asked[part], task, how, **settings)
         if kept is None:

@@ -11,6 +11,8 @@ from markupsafe import Markup
 
 from mtjudge_jax.paths import AnyPath, as_path, write_whole
 from mtjudge_jax.report import views
+from mtjudge_jax.report.compare import compare
+from mtjudge_jax.report.compare_pages import Table, detail_table
 from mtjudge_jax.report.examples import TEST_QUOTA, VAL_QUOTA, build_cards
 from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Run, read_run
 
@@ -49,13 +51,20 @@ def render(run: Run) -> str:
     }
     return environment.get_template("report.html.jinja").render(
         run=run, before=before, after=after, reference=reference, tasks=tasks, rows=rows, pairs=views.pair_rows(run),
-        dumbbells=views.dumbbell_plot(rows, before, after, reference), curves=views.learning_curves(run, tasks),
-        colors=views.task_colors(tasks), work=views.summarise_work(run), best=views.best_validation(run),
+        measured=measured(run), dumbbells=views.dumbbell_plot(rows, before, after, reference),
+        curves=views.learning_curves(run, tasks), colors=views.task_colors(tasks), work=views.summarise_work(run), best=views.best_validation(run),
         config=config, highlights=views.highlight(config), counts=views.split_counts(run.manifest),
         stage=run.config.get("stage", "grpo"), is_demo=run.manifest.get("dataset", "demo") == "demo",
         cards=cards, quota=TEST_QUOTA + VAL_QUOTA, splits=list(dict.fromkeys(card.split for card in cards)),
         card_tasks=list(dict.fromkeys(card.task for card in cards)), script=Markup(script), script_hash=digest,
     )  # fmt: skip
+
+
+def measured(run: Run) -> Table | None:
+    """All numbers of the two judgings of the test split, None before the first."""
+    both = {"base": run.evaluations.get(BASE), "trained": run.evaluations.get(TRAINED)}
+    judged = {name: {"tasks": found.tasks} for name, found in both.items() if found and found.tasks}
+    return detail_table(compare(judged)) if judged else None
 
 
 def format_score(value: float | None) -> str:

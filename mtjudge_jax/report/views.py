@@ -137,6 +137,7 @@ def learning_curves(run: Run, tasks: list[str]) -> list[Plot]:
             run, tasks, key="zero_variance", title="Groups without a signal", limits=share,
             note="share of prompts whose answers all earned the same",
         ),
+        mixture_plot(run, tasks),
         training_plot(run, [], key="kl", title="KL to the starting model", note="nats a token"),
         training_plot(run, [], key="entropy", title="Entropy of the policy", note="nats a token"),
         training_plot(run, [], key="loss", title="Loss", note="of the update"),
@@ -154,6 +155,14 @@ def training_plot(
     ]
     series.append(Series("all", steps, [line.get(key) for line in run.train], ALL_COLOR, wide=True))
     return plots.draw_curves(title, series, limits=limits, note=note)
+
+
+def mixture_plot(run: Run, tasks: list[str]) -> Plot | None:
+    """Where MT-GRPO draws from; None of another mixture."""
+    lines, colors = [line for line in run.train if line.get("mixture")], task_colors(tasks)
+    steps = [line["step"] for line in lines]
+    series = [Series(t, steps, [line["mixture"].get(t, {}).get("weight") for line in lines], colors[t]) for t in tasks]
+    return plots.draw_curves("Weights of the tasks", series, limits=(-0.02, 1.02), note="shares of the next prompts wanted")
 
 
 def validation_plot(run: Run, tasks: list[str], *, key: str, title: str) -> Plot | None:
