@@ -222,9 +222,10 @@ JUDGING = evaluation.Judging(None, RowFormat(TASKS, None, None, 0, 0), 1, np.zer
 
 
 def eval_flags(out: Path, *changed: str) -> list[str]:
-    data = f"--data={commands().folder / 'data'}"
-    tasks = "--tasks=technical,pairwise_technical"
-    return ["eval", f"--model={DEMO_BASE}", data, f"--out={out}", tasks, "--samples=2", "--batch=2", *changed]
+    flags = {"model": DEMO_BASE, "data": commands().folder / "data", "out": out, "tasks": "technical,pairwise_technical"}
+    given = [f"--{name}={value}" for name, value in (flags | {"samples": 2, "batch": 2}).items()]
+    again = tuple(flag.partition("=")[0] + "=" for flag in changed)
+    return ["eval", *(flag for flag in given if not again or not flag.startswith(again)), *changed]
 
 
 @cache

@@ -52,7 +52,8 @@ def render(run: Run) -> str:
     return environment.get_template("report.html.jinja").render(
         run=run, before=before, after=after, reference=reference, tasks=tasks, rows=rows, pairs=views.pair_rows(run),
         measured=measured(run), dumbbells=views.dumbbell_plot(rows, before, after, reference),
-        curves=views.learning_curves(run, tasks), colors=views.task_colors(tasks), work=views.summarise_work(run), best=views.best_validation(run),
+        curves=views.learning_curves(run, tasks), colors=views.task_colors(tasks), work=views.summarise_work(run),
+        best=views.best_validation(run),
         config=config, highlights=views.highlight(config), counts=views.split_counts(run.manifest),
         stage=run.config.get("stage", "grpo"), is_demo=run.manifest.get("dataset", "demo") == "demo",
         cards=cards, quota=TEST_QUOTA + VAL_QUOTA, splits=list(dict.fromkeys(card.split for card in cards)),
