@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent / "mtjudge_jax"
 ORDER = [
     "paths",
     "data.records",
+    "correlate",
     "tasks",
     "fields",
     "limits",
@@ -37,7 +38,6 @@ ORDER = [
     "leaves",
     "checkpoint",
     "workdir",
-    "correlate",
     "official",
     "metrics",
     "metrics_log",
@@ -66,7 +66,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITHOUT_JAX = ("paths", "data.records", "tasks", "fields", "limits", "config", "mt_grpo", "data")
+WITHOUT_JAX = ("paths", "data.records", "correlate", "tasks", "fields", "limits", "config", "mt_grpo", "data")
 FILE_LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(ROOT.rglob("*.py"))
 

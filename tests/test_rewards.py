@@ -8,12 +8,13 @@ from scipy import stats
 from test_task_kinds import record
 
 from mtjudge_jax.config import Config, ConfigError, check
+from mtjudge_jax.correlate import kendall_tau_b
 from mtjudge_jax.data.records import TIE, Label
 from mtjudge_jax.metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.score import rule_of, score
 from mtjudge_jax.skipped import suspects
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.reward import Rule, consistency, graded, kendall_tau_b, overlong, ranking, ties, weights_of
+from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, ranking, ties, weights_of
 from mtjudge_jax.tasks.truth import Truth, truth_of, write_truth
 
 
@@ -47,7 +48,8 @@ def test_rank_correlation():
     assert ranking((2, 1, 3, 4), truth) == (4 / 6 + 1) / 2  # one of six pairs the other way round
     assert ranking((1, 1, 2, 3), truth) == pytest.approx((5 / np.sqrt(5 * 6) + 1) / 2)
     assert ranking((1, 1, 1, 1), truth) == 0.5
-    assert kendall_tau_b((1, 1), (1, 1)) == 1.0 and kendall_tau_b((1, 1), (1, 2)) == 0.0
+    tied = truth._replace(ranks=(1, 1, 1, 1))
+    assert ranking((1, 1, 1, 1), tied) == 1.0 and ranking((1, 1, 1, 2), tied) == 0.5
 
 
 def test_rank_correlation_against_scipy():

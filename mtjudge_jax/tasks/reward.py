@@ -5,10 +5,10 @@ anything: all parts but `overlong` are 0 without it. `consistency` is of two row
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
-from math import isfinite, sqrt
+from math import isfinite
 from typing import NamedTuple
 
+from mtjudge_jax.correlate import kendall_tau_b
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
 from mtjudge_jax.tasks.truth import Truth
@@ -91,25 +91,14 @@ def ties(verdict: int | tuple[int, ...], truth: Truth, *, credit: float) -> floa
 
 def ranking(verdict: int | tuple[int, ...], truth: Truth) -> float:
     """Of a list (tau_b + 1) / 2, Kendall's rank correlation with ties, mapped to 0 (reversed) .. 1 (the same); the accuracy
-    elsewhere.
+    elsewhere. An order that is all ties has no correlation with another one, tau_b 0, and is the same as one that is all ties.
     """
-    return (kendall_tau_b(verdict, truth.ranks) + 1.0) / 2.0 if truth.ranked else accuracy(verdict, truth)
-
-
-def kendall_tau_b(a: Sequence[float], b: Sequence[float]) -> float:
-    """(concordant - discordant) / sqrt(pairs not tied in a * pairs not tied in b) (Kendall 1945).
-
-    Where one of the two is all ties the quotient is 0 / 0: 1 if the other is too, else 0, no correlation.
-    """
-    pairs = [(_sign(a[i] - a[j]), _sign(b[i] - b[j])) for i, j in combinations(range(len(a)), 2)]
-    apart_a, apart_b = sum(x != 0 for x, _ in pairs), sum(y != 0 for _, y in pairs)
-    if not apart_a or not apart_b:
-        return float(apart_a == apart_b)
-    return sum(x * y for x, y in pairs) / sqrt(apart_a * apart_b)
-
-
-def _sign(x: float) -> int:
-    return (x > 0) - (x < 0)
+    if not truth.ranked:
+        return accuracy(verdict, truth)
+    tau = kendall_tau_b(verdict, truth.ranks)
+    if tau is None:
+        tau = float(len(set(verdict)) == len(set(truth.ranks)))
+    return (tau + 1.0) / 2.0
 
 
 def overlong(tokens: int, *, most: int, buffer: int) -> float:
