@@ -8,7 +8,10 @@ import numpy as np
 from PIL import Image
 
 from mtjudge_jax.data.images import ImageConfig
+from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.data.records import JudgeExample, Label, pack
+from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.tasks import TASKS
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 SPECIAL += ("<|image_pad|>", "<|video_pad|>")
@@ -110,3 +113,8 @@ def write_records(path: Path, examples: list[JudgeExample]) -> Path:
         writer.write(pack(e))
     writer.close()
     return path
+
+
+def row_format(folder: Path) -> RowFormat:
+    """All tasks in prompts of 200 tokens and 36 patches, by a tokenizer of its own in `folder`."""
+    return RowFormat(TASKS, load_tokenizer(write_tokenizer(folder)), CONFIG, 200, 36)

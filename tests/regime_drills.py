@@ -12,6 +12,18 @@ from drills import Spy, config, ending, message
 from mtjudge_jax.data.sources import BadRowCounter
 
 
+def interrupt_in_third_step():
+    """Patches a run so that Ctrl-C comes after its third update, before the step counts."""
+    steps, add = iter(range(1, 10)), BadRowCounter.add
+
+    def counted(counter, rows):
+        if next(steps) == 3:
+            raise KeyboardInterrupt
+        add(counter, rows)
+
+    return mock.patch.object(BadRowCounter, "add", counted)
+
+
 def sft(*, folder: str, data: str) -> dict:
     """SFT whole, and stopped by Ctrl-C in its third step and gone on."""
     from mtjudge_jax import sft, train
@@ -24,15 +36,7 @@ def sft(*, folder: str, data: str) -> dict:
         train.fit(cfg, folder / "whole", model)
     facts = {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
     facts["update"] = [update._cache_size() for update in spy.jitted]
-    steps = iter(range(9))
-    add = BadRowCounter.add
-
-    def stop_at_third(counter, rows):
-        if next(steps) == 2:
-            raise KeyboardInterrupt
-        add(counter, rows)
-
-    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+    with interrupt_in_third_step():
         facts["stopped"] = message(train.fit, cfg, folder / "again", model)
     train.fit(cfg, folder / "again", model)
     return facts | {"again": ending(folder / "again")}
@@ -51,14 +55,7 @@ def adaptive(*, folder: str, data: str) -> dict:
         train.fit(cfg, folder / "whole", model)
     facts |= {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
     facts["update"] = [update._cache_size() for update in spy.jitted]
-    left, add = iter(range(2)), BadRowCounter.add
-
-    def stop_at_third(counter, rows):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        add(counter, rows)
-
-    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+    with interrupt_in_third_step():
         facts["stopped"] = message(train.fit, cfg, folder / "again", model)
     train.fit(cfg, folder / "again", model)
     facts["again"] = ending(folder / "again")
@@ -113,15 +110,7 @@ def adapters(*, folder: str, data: str) -> dict:
     run, progress = train.fit(cfg, folder / "whole")
     facts = {"whole": ending(folder / "whole"), "traces": dict(run.model.stages.traces)}
     facts["bytes"] = sum(x.nbytes for x in flatten(progress.frozen).values())
-    steps = iter(range(9))
-    add = BadRowCounter.add
-
-    def stop_at_third(counter, rows):
-        if next(steps) == 2:
-            raise KeyboardInterrupt
-        add(counter, rows)
-
-    with mock.patch.object(BadRowCounter, "add", stop_at_third):
+    with interrupt_in_third_step():
         facts["stopped"] = message(train.fit, cfg, folder / "again")
     train.fit(cfg, folder / "again")
     facts["again"] = ending(folder / "again")

@@ -11,9 +11,9 @@ import msgpack
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from data_fixtures import CONFIG, encoded, example, noise, write_records, write_tokenizer
+from data_fixtures import encoded, example, noise, row_format, write_records
 
-from mtjudge_jax.data.pipeline import RowFormat, eval_batches, mixture, to_row, train_iterator
+from mtjudge_jax.data.pipeline import eval_batches, mixture, to_row, train_iterator
 from mtjudge_jax.data.records import BadRecord, Label, pack, swapped, unpack
 from mtjudge_jax.data.rows import completion_text
 from mtjudge_jax.data.sources import (
@@ -25,7 +25,6 @@ from mtjudge_jax.data.sources import (
     read_manifest,
     read_split,
 )
-from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.tasks import TASKS
 
 NAMES = ("technical", "safety", "alignment")
@@ -43,8 +42,7 @@ def write_data(folder, counts=COUNTS):
 
 @pytest.fixture(scope="module")
 def fmt(tmp_path_factory):
-    tokenizer = load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    return RowFormat(TASKS, tokenizer, CONFIG, 200, 36)
+    return row_format(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

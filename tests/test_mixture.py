@@ -5,19 +5,17 @@ import json
 
 import numpy as np
 import pytest
-from data_fixtures import CONFIG, write_tokenizer
+from data_fixtures import row_format
 from test_data_pipeline import COUNTS, NAMES, iterator, sources, write_data
 
 from mtjudge_jax import mt_grpo
-from mtjudge_jax.data.pipeline import Adapting, RowFormat, mixture
-from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.data.pipeline import Adapting, mixture
 from mtjudge_jax.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
 def fmt(tmp_path_factory):
-    tokenizer = load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    return RowFormat(TASKS, tokenizer, CONFIG, 200, 36)
+    return row_format(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")

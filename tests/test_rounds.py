@@ -6,13 +6,12 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from data_fixtures import CONFIG, write_tokenizer
+from data_fixtures import row_format
 from test_data_pipeline import NAMES, iterator, write_data
 
 from mtjudge_jax import mt_grpo, rounds
 from mtjudge_jax.config import MeshConfig
-from mtjudge_jax.data.pipeline import Adapting, RowFormat
-from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.data.pipeline import Adapting
 from mtjudge_jax.metrics import Answers
 from mtjudge_jax.score import Scores
 from mtjudge_jax.sharding import local_rows, make_mesh, shard_batch
@@ -143,8 +142,7 @@ def test_what_is_found_is_counted_over_all_rounds():
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory):
-    tokenizer = load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
-    data, fmt = write_data(tmp_path_factory.mktemp("data")), RowFormat(TASKS, tokenizer, CONFIG, 200, 36)
+    data, fmt = write_data(tmp_path_factory.mktemp("data")), row_format(tmp_path_factory.mktemp("tokenizer"))
 
     def some(**changes):
         return iterator(data, fmt, **{"mode": "mt_grpo", "adapting": Adapting(lam=1.0, beta=2.0, rho_decay=0.0), **changes})
