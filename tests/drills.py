@@ -190,14 +190,14 @@ def non_finite(*, folder: str, data: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from mtjudge_jax import train
+    from mtjudge_jax import rounds, train
     from mtjudge_jax.digest import digests
     from mtjudge_jax.policy import open_model
 
     folder, lines, facts = Path(folder), [], {}
     cfg = config(steps=5, data__path=data, eval__every_steps=5, checkpoint__every_steps=5, optim__schedule="constant")
     model = open_model(cfg)
-    make, give, calls = train.make_update, train.score, iter(range(100))
+    make, give, calls = train.make_update, rounds.score, iter(range(100))
 
     def poisoned(loss):
         def of(params, *rest):
@@ -229,13 +229,13 @@ def non_finite(*, folder: str, data: str) -> dict:
         return score
 
     said = mock.patch("mtjudge_jax.loop.say", lines.append)
-    with said, mock.patch.object(train, "make_update", make_update), mock.patch.object(train, "score", nan_at({1})):
+    with said, mock.patch.object(train, "make_update", make_update), mock.patch.object(rounds, "score", nan_at({1})):
         train.fit(cfg, folder / "two", model)
     facts["end"], facts["said"] = ending(folder / "two"), [line for line in lines if "not finite" in line]
     facts["files"] = {path.name: path.read_text() for path in (folder / "two" / "skipped").iterdir()}
 
     cfg.update.max_skipped = 2
-    with said, mock.patch.object(train, "score", nan_at(range(100))):
+    with said, mock.patch.object(rounds, "score", nan_at(range(100))):
         facts["stopped"] = message(train.fit, cfg, folder / "all", model)
     facts["all"] = ending(folder / "all")
     return facts

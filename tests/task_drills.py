@@ -85,7 +85,7 @@ def both_orders(*, folder: str) -> dict:
     """Three steps of GRPO rewarded for consistency: what was scored, and what was logged. The pairs are the demo's, whose answer
     form its base model knows.
     """
-    from mtjudge_jax import train
+    from mtjudge_jax import rounds, train
     from mtjudge_jax.tasks import TASKS
 
     name, folder, scored = "pairwise_technical", Path(folder), []
@@ -100,7 +100,7 @@ def both_orders(*, folder: str) -> dict:
     changes |= {"data__balance_labels": False, "data__path": str(folder / "data")}
     changes |= {"data__prompt_tokens": 96, "data__patches": 72, "rollout__group_size": 4}
     changes |= {"reward__weights": ("accuracy=0.5", "format=0.1", "consistency=0.4")}
-    score = train.score
+    score = rounds.score
 
     def watched(texts, truncated, **arguments):
         scores = score(texts, truncated, **arguments)
@@ -108,7 +108,7 @@ def both_orders(*, folder: str) -> dict:
         scored.append(told | {"part": scores.parts["consistency"].tolist(), "total": scores.total.tolist()})
         return scores
 
-    with mock.patch.object(train, "score", watched):
+    with mock.patch.object(rounds, "score", watched):
         train.fit(config(steps=3, **changes), folder / "grpo")
     lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
     return {"scored": scored, "train": [line for line in lines if line["kind"] == "train"]}
