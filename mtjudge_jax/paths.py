@@ -14,6 +14,7 @@ import importlib.util
 import os
 import re
 import shutil
+import stat
 import tempfile
 import traceback
 import zlib
@@ -164,13 +165,18 @@ def remove_tree(path: AnyPath) -> None:
 
 
 def files_below(folder: AnyPath) -> dict[str, int]:
-    """Size of every file by its name from the folder on, sorted."""
+    """Size of every file by its name from the folder on, sorted. A file that goes while they are listed is left out."""
     if in_bucket(folder):
         start = os.fspath(folder).removeprefix(SCHEME) + "/"
         found = bucket_files().find(os.fspath(folder), detail=True)
         return {name.removeprefix(start): entry["size"] for name, entry in sorted(found.items()) if not name.endswith("/")}
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return {name: (folder / name).stat().st_size for name in names}
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            facts = path.stat()
+            if stat.S_ISREG(facts.st_mode):
+                found[path.relative_to(folder).as_posix()] = facts.st_size
+    return dict(sorted(found.items()))
 
 
 def checksums(folder: AnyPath, names: Sequence[str]) -> dict[str, str]:

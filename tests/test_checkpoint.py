@@ -371,6 +371,25 @@ def test_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
     assert np.array_equal(got.state["w"], jax.random.bits(jax.random.key(1), (2**24,)))
 
 
+def test_a_file_that_another_process_renames_meanwhile_is_none_of_a_steps(tmp_path, monkeypatch):
+    """Process 0 lists a step while process 1 writes its part, as a file beside it that it renames."""
+    (tmp_path / "ocdbt.process_0").mkdir()
+    (tmp_path / "ocdbt.process_0" / "d").write_bytes(b"abc")
+    passing = tmp_path / "part-1.json.tmp-77"
+    whole = Path.stat
+
+    def stat(path, **how):
+        found = whole(path, **how)
+        if path == passing:
+            passing.unlink()
+        return found
+
+    passing.write_bytes(b"{}")
+    monkeypatch.setattr(Path, "stat", stat)
+    assert step_folders.files_of(tmp_path, 0) == ["ocdbt.process_0/d"]
+    assert not passing.exists()
+
+
 def test_check_workdir(tmp_path):
     ck.check_workdir(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
