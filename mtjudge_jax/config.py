@@ -346,7 +346,8 @@ def _check_processes(cfg: Config, devices: int, processes: int) -> None:
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
     if small > large or large % small:
         near = max(1, round(large / small)) * small
-        raise ConfigError(f"{large_name} = {large} is not divisible by {small_name} = {small}: take for example {near}")
+        instead = f", or {small_name} = {large}" if small > large and small_name.split(".")[0] in ("update", "rollout") else ""
+        raise ConfigError(f"{large_name} = {large} is not divisible by {small_name} = {small}: take for example {near}{instead}")
 
 
 def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:

@@ -22,6 +22,7 @@ from mtjudge_jax.metrics_log import (
     truncate_metrics,
     write_json_atomic,
 )
+from mtjudge_jax.opening import check_records, opening_lines
 from mtjudge_jax.optim import make_optimizer
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy import Model, open_model, read_weights, reference_of
@@ -117,6 +118,8 @@ def open_run(
     validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
     for change in refuse_other_config(cfg, workdir / "config.json", allowed):
         say(f"changed, as --allow_change says: {change}")
+    for line in check_records(cfg, folder, model.fmt):
+        say(line)
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
     bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
@@ -168,6 +171,8 @@ def start(run: Run) -> tuple[Progress, Params]:
         data = open_data(run)
     base = read_weights(run.model, cfg)
     run.watch.beat("weights read")
+    for line in opening_lines(cfg, join(*base)):
+        say(line)
     sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
     mesh = run.model.stages.mesh
     abstract = abstract_state(base.trained, run.optimizer, mesh)

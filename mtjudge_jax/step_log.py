@@ -1,4 +1,4 @@
-"""What is told about a training step: the seconds of its phases, the means over its updates, its line on the terminal."""
+"""What is told about a training step: its sizes, the seconds of its phases, means over its updates, its line on the terminal."""
 
 import time
 from collections.abc import Callable
@@ -6,6 +6,23 @@ from collections.abc import Callable
 import numpy as np
 
 from mtjudge_jax.config import Config
+
+
+def step_text(cfg: Config) -> str:
+    """The sizes of a step, in two lines."""
+    size = f"of up to {cfg.data.prompt_tokens:,} tokens and {cfg.data.patches:,} patches"
+    micro = f"{cfg.update.micro_prompts} at a time"
+    sampled = f", {cfg.rollout.micro_prompts} at a time" if cfg.rollout.micro_prompts else ""
+    if cfg.stage == "sft":
+        return (
+            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, one answer of up to "
+            f"{cfg.rollout.completion_tokens:,};\n        no rollout, no reference policy; an evaluation samples "
+            f"{cfg.eval.samples} answers of {cfg.rollout.prompts} prompts{sampled}"
+        )
+    answers = f"{cfg.rollout.group_size} answers each of up to {cfg.rollout.completion_tokens:,} tokens"
+    updates = cfg.rollout.prompts // cfg.update.prompts
+    learned = f"{updates} update{'s' * (updates > 1)} of {cfg.update.prompts} prompts, {micro}"
+    return f"a step: {cfg.rollout.prompts} prompts {size}{sampled}; {answers};\n        {learned}"
 
 
 def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) -> str:

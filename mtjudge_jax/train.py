@@ -15,7 +15,7 @@ from mtjudge_jax.command import run_command, train_flags, typed
 from mtjudge_jax.config import Config, ConfigError, LossConfig, check, to_dict
 from mtjudge_jax.loop import Drawn, loop, note_skipped, of_hosts
 from mtjudge_jax.metrics import task_numbers, train_metrics
-from mtjudge_jax.policy import Model
+from mtjudge_jax.policy import JUDGE_FILE, Model
 from mtjudge_jax.rounds import Rolled, roll_out
 from mtjudge_jax.run import STOP, Progress, Run, close_run, compare_hosts, open_run, start
 from mtjudge_jax.score import rule_of
@@ -120,6 +120,17 @@ def rates(rolled: Rolled, clock: Clock) -> dict:
     return length | {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
 
 
+def when_best(run: Run) -> str:
+    """`, after step 80, model in runs/mine/best`; nothing where no model was written."""
+    folder = run.workdir / "best"
+    try:
+        step = json.loads((folder / JUDGE_FILE).read_text())["step"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    start = " (the model it began with: no validation was better)" if step == 0 else ""
+    return f", after step {step}{start}, model in {folder}"
+
+
 def main() -> None:
     cfg = typed(CONFIG.value)
     if PRINT_CONFIG.value:
@@ -134,7 +145,7 @@ def main() -> None:
         first = jax.process_index() == 0
     if not first:
         return
-    print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}, model in {run.workdir / 'best'}")
+    print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}{when_best(run)}")
     print(f"to give it away with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
 
 

@@ -47,6 +47,7 @@ ORDER = [
     "health",
     "skipped",
     "policy",
+    "opening",
     "plan",
     "paper",
     "run",

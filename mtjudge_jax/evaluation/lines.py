@@ -28,30 +28,22 @@ def answered_line(example: JudgeExample, task: Task, order: str, answers: Answer
     truth = truth_of(task, example)
     form = {"labels": truth.words, "ranked": truth.ranked}
     right = truth.ranks if truth.ranked else truth.label
-    strict = [parse_strict(text, **form) for text in answers.texts]
+    strict = parse_strict(answers.texts[0], **form)
     lenient = [parse_lenient(text, **form) for text in answers.texts]
-    rewards = np.array(
-        [
-            reward_of(parsed, label_index=right, truncated=bool(cut), alpha=alpha)
-            for parsed, cut in zip(strict, answers.truncated, strict=True)
-        ],
-        np.float32,
-    )
-    sampled_accuracy = rewards[answers.sampled, 1]
-    greedy = lenient[0]
+    reward = reward_of(strict, label_index=right, truncated=bool(answers.truncated[0]), alpha=alpha).total
+    drawn = [parsed for parsed, sampled in zip(lenient, answers.sampled, strict=True) if sampled]
+    greedy = lenient[0]  # read as leniently as the sampled ones, so that their scores compare
     return blank_line(example, task, order, truth) | {
         "verdict": verdict_text(greedy, task, truth),
         "correct": greedy.verdict == right,
         "text": answers.texts[0],
         "reasoning": greedy.reasoning,
         "error": greedy.error,
-        "parse": "invalid" if greedy.verdict is None else "lenient" if strict[0].verdict is None else "strict",
-        "reward": float(rewards[0, 0]),
+        "parse": "invalid" if greedy.verdict is None else "lenient" if strict.verdict is None else "strict",
+        "reward": reward,
         "closeness": closeness(greedy, truth),
-        "sampled_accuracy": float(sampled_accuracy.mean()) if sampled_accuracy.size else None,
-        "sampled_verdicts": [
-            verdict_text(parsed, task, truth) for parsed, drawn in zip(lenient, answers.sampled, strict=True) if drawn
-        ],
+        "sampled_accuracy": sum(parsed.verdict == right for parsed in drawn) / len(drawn) if drawn else None,
+        "sampled_verdicts": [verdict_text(parsed, task, truth) for parsed in drawn],
         "tokens": int(answers.tokens[0]),
         "sampled_tokens": int(answers.tokens[1:].sum()),
     }

@@ -7,6 +7,7 @@ from mtjudge_jax.plan.compiled import Compiled, memory_rows, peak
 from mtjudge_jax.plan.costs import COLLECTIVES
 from mtjudge_jax.plan.programs import Setup, phases_of, rounds_of
 from mtjudge_jax.plan.roofline import Phase, tokens_a_step
+from mtjudge_jax.step_log import step_text
 
 TITLES = {
     "parameters": "parameters",
@@ -42,22 +43,6 @@ def heading(setup: Setup, place: Slice, name: str) -> str:
 def number(count: float) -> str:
     """31_070_754_032 -> "31.07 billion", 940_000 -> "0.94 million"."""
     return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
-
-
-def step_text(cfg: Config) -> str:
-    size = f"of up to {cfg.data.prompt_tokens:,} tokens and {cfg.data.patches:,} patches"
-    micro = f"{cfg.update.micro_prompts} at a time"
-    sampled = f", {cfg.rollout.micro_prompts} at a time" if cfg.rollout.micro_prompts else ""
-    if cfg.stage == "sft":
-        return (
-            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, one answer of up to "
-            f"{cfg.rollout.completion_tokens:,};\n        no rollout, no reference policy; an evaluation samples "
-            f"{cfg.eval.samples} answers of {cfg.rollout.prompts} prompts{sampled}"
-        )
-    answers = f"{cfg.rollout.group_size} answers each of up to {cfg.rollout.completion_tokens:,} tokens"
-    updates = cfg.rollout.prompts // cfg.update.prompts
-    learned = f"{updates} update{'s' * (updates > 1)} of {cfg.update.prompts} prompts, {micro}"
-    return f"a step: {cfg.rollout.prompts} prompts {size}{sampled}; {answers};\n        {learned}"
 
 
 def memory_table(setup: Setup, compiled: dict[str, Compiled], place: Slice) -> str:
