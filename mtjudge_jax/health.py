@@ -44,8 +44,8 @@ class Health:
         if self._formless != FORMLESS_STEPS:
             return []
         return [
-            f"warning: no answer of the first {FORMLESS_STEPS} steps has the form <think>reasoning</think><answer>label</answer>: "
-            "none is rewarded and nothing is learned; their texts are in eval/val_*.predictions.jsonl; start from a model that "
+            f"warning: no answer in the first {FORMLESS_STEPS} steps has the form <think>reasoning</think><answer>label</answer>"
+            "; none is rewarded, nothing is learned. Their texts are in eval/val_*.predictions.jsonl; start from a model that "
             "answers so, an instruction-tuned one or one that SFT has taught with reasoning"
         ]
 

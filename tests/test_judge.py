@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 
 from mtjudge_jax import evaluation
 from mtjudge_jax.data.pipeline import RowFormat
-from mtjudge_jax.demo.dataset import DEMO_TASKS
+from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
 from mtjudge_jax.evaluation import batches
+from mtjudge_jax.evaluation.lines import Answers, answered_line
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
@@ -184,8 +185,7 @@ def test_predictions_carry_what_official_metrics_read():
             assert line["probability"] == line["probabilities"][line["verdict"]]
         if not line["unusable"]:
             assert len(line["sampled_verdicts"]) == 1 and line["tokens"] > 4 and line["sampled_tokens"] > 4
-            right = line["sampled_verdicts"] == [line["label"]]
-            assert right or line["sampled_accuracy"] == 0
+            assert line["sampled_accuracy"] == (line["sampled_verdicts"] == [line["label"]])  # one is sampled
     used = [line["tokens"] for line in lines if line["task"] == "technical" and not line["unusable"]]
     assert result["tasks"]["technical"]["mean_tokens"] == np.mean(used)
 
@@ -200,6 +200,19 @@ def test_the_official_metric_stands_beside_its_task(monkeypatch):
 
     _, result = evaluation.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
     assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
+
+
+def test_sampled_answers_are_read_as_the_greedy_one_is():
+    """Leniently: a model that gives its verdict alone is not wrong by that."""
+    example = next(iter(make_examples(split="test", task="safety", count=2, seed=0)))
+    word = TASKS["safety"].labels[example.label.binary]
+    texts = ["<answer>maybe</answer>", f"<answer>{word}</answer>", f"<think>a</think><answer>{word}</answer>", "?"]
+    answers = Answers(texts, np.zeros(4, bool), np.full(4, 5), np.arange(4) > 0)
+    line = answered_line(example, TASKS["safety"], "", answers, 0.1)
+    assert line["sampled_verdicts"] == [word, word, None] and line["sampled_accuracy"] == 2 / 3
+    assert (line["verdict"], line["correct"], line["parse"], line["reward"]) == (None, False, "invalid", 0.0)
+    line = answered_line(example, TASKS["safety"], "", answers._replace(texts=texts[1:], sampled=np.zeros(3, bool)), 0.1)
+    assert (line["verdict"], line["correct"], line["parse"], line["sampled_accuracy"]) == (word, True, "lenient", None)
 
 
 def test_the_two_orders_of_a_pair_are_sampled_apart():
