@@ -64,7 +64,9 @@ def split_argument(argument: str, *, file: str, single: bool) -> tuple[str, str,
     task = rest.pop() if single and rest else ""
     if single and task not in TRAINED:
         raise ConfigError(f"{file}:{argument}: {unknown('task', task, TRAINED)}; write {file}:SIZE,SLICE,TASK")
-    place = rest[0] if rest and rest[0] in places else tpu_slice(rest[0]).name if rest else next(iter(places), "")
+    place = rest[0] if rest else next(iter(places), "")
+    if rest and place not in places and places != ["laptop"]:
+        place = tpu_slice(place).name  # v5p-128 is v5p:4x4x4
     if len(rest) > 1 or place not in places:
         pairs = " ".join(",".join(pair) for pair in LAYOUTS)
         raise ConfigError(f"{file}:{argument}: planned are {pairs}; others by flags, see mtjudge plan")

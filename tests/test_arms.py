@@ -76,6 +76,7 @@ WRONG = [
     ("rl_single", "30b-a3b,v5p:4x4x4", "rl_single.py:30b-a3b,v5p:4x4x4: unknown task 'v5p:4x4x4'"),
     ("rl_single", "30b-a3b,v5p:4x4x4,unsafebnch", "write rl_single.py:SIZE,SLICE,TASK"),
     ("mt_rl_judge", "30b-a3b,v5p:4x4x4,agin_nat", "planned are"),
+    ("mt_grpo", "rehearsal,v5p:4x4x4", "mt_grpo.py:rehearsal,v5p:4x4x4: planned are 30b-a3b,v5p:4x4x4"),
 ]
 
 
