@@ -3,6 +3,7 @@
 import dataclasses
 import dis
 import os
+import re
 import signal
 import sys
 import traceback
@@ -66,7 +67,7 @@ def eval_flags():
     """(config, model, data, out, name, split, tasks, limit, batch, samples, seed, templates, mesh)."""
     return (
         define_config(),
-        flags.DEFINE_string("model", None, "Hugging Face folder, or the workdir of a run, whose best/ it is.", required=True),
+        flags.DEFINE_string("model", "", "Hugging Face folder, or the workdir of a run, whose best/ it is; default: --config's."),
         flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
         flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
         flags.DEFINE_string("name", "", "Name of the files; default: the split."),
@@ -144,7 +145,8 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        fail(one_line(error))
+        absent = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value other than None", str(error))
+        fail(f"--{absent[1]} is missing: {flags.FLAGS[absent[1]].help}" if absent else one_line(error))
     except Exception as error:  # a config file is a program, it can raise anything
         if os.environ.get("MTJUDGE_TRACEBACK"):
             raise
@@ -190,7 +192,8 @@ def is_ours(error: Exception) -> bool:
 def stop(*_) -> NoReturn:
     """What Ctrl-C does. Not by KeyboardInterrupt: raised while jax collects garbage, Python drops it, and the run goes on."""
     newline = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
-    os.write(2, f"{newline}stopped; the same command goes on from the last checkpoint of a run\n".encode())
+    text = "stopped; the same command goes on from a run's last checkpoint, or begins anew where there is none yet"
+    os.write(2, f"{newline}{text}\n".encode())
     os._exit(130)
 
 

@@ -29,7 +29,7 @@ from mtjudge_jax.judge import judge_config
 from mtjudge_jax.official import official
 from mtjudge_jax.paths import AnyPath, as_path, remove_tree
 from mtjudge_jax.policy import eval_format, open_model, read_params
-from mtjudge_jax.tasks import Task, get_task
+from mtjudge_jax.tasks import Task
 from mtjudge_jax.together import gather, together
 from mtjudge_jax.types import Params
 
@@ -41,7 +41,10 @@ def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[
     if SPLIT.value not in splits:
         raise ValueError(f"{DATA.value}: {unknown('split', SPLIT.value, splits)}")
     names = TASKS_FLAG.value or [name.split("/")[1] for name in files if name.split("/")[0] == SPLIT.value]
-    examples = {get_task(name, known).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
+    if absent := [name for name in names if name not in known]:
+        own = "a task of your own comes with --config=FILE.py, or with a --model that was trained on it"
+        raise ValueError(f"{unknown('task', absent[0], known)}; {own}")
+    examples = {name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
     if empty := [name for name, group in examples.items() if not group]:
         raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
     return {name: group[: LIMIT.value or None] for name, group in examples.items()}
@@ -95,12 +98,15 @@ def already_judged(path: AnyPath, settings: dict) -> dict | None:
 
 def config_of_flags() -> Config:
     """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config."""
-    cfg = judge_config(MODEL.value, batch=BATCH.value)
+    given = typed(CONFIG.value) if config_file(sys.argv) else None
+    if not (MODEL.value or given):
+        raise ConfigError("--model is missing: give a Hugging Face folder, or the workdir of a run, or a --config that names one")
+    cfg = judge_config(MODEL.value or given.model.path, batch=BATCH.value)
     cfg.mesh = mesh_config(MESH.value)
-    if config_file(sys.argv):
+    if given:
         if MESH.value:
             raise ConfigError(f"--mesh={','.join(MESH.value)} with --config, which has one: give --config.mesh.fsdp=.. instead")
-        folder, cfg = cfg.model.path, typed(CONFIG.value)
+        folder, cfg = cfg.model.path, given
         cfg.stage, cfg.model.path = "grpo", folder
         check(cfg, jax.device_count(), jax.process_count())
     cfg.eval.templates = TEMPLATES.value

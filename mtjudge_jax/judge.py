@@ -17,13 +17,13 @@ from mtjudge_jax.data.images import check_depth, decode
 from mtjudge_jax.data.records import BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.evaluation.batches import Judging, judge
 from mtjudge_jax.paths import as_path
-from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, open_model, read_params
+from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, model_folder, open_model, read_params
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
 
 EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-Picture = str | os.PathLike | bytes | Image.Image
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 class Verdict(NamedTuple):
@@ -59,7 +59,8 @@ class Judge:
     def judge(
         self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()
     ) -> Verdict:
-        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes or a PIL image, never a URL.
+        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes, a PIL image or an array,
+        uint8 [h, w, 3], never a URL.
 
         texts: where texts are judged, one each; the images are then what they are about. The task may be one of the run that
         made the model. Raises ValueError for an unknown task, a wrong number of images, a missing instruction or an
@@ -116,6 +117,7 @@ def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
     """
     cfg = Config()
     folder = best_of(folder)
+    model_folder(os.fspath(folder))
     cfg.model.path = os.fspath(folder)
     devices = jax.device_count()
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
@@ -142,6 +144,12 @@ def encode(image: Picture) -> bytes:
         plain = image if image.mode in PNG_MODES else image.convert("RGB")
         plain.save(file, "PNG", exif=image.getexif())  # which may hold a rotation
         return file.getvalue()
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return encode(Image.fromarray(image))
+    if not isinstance(image, (str, os.PathLike)):
+        what = f"array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        forms = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
+        raise BadRecord("image_type", f"an image is a {what}, must be {forms}")
     path = os.fspath(image)
     if "://" in path:
         raise BadRecord("image_path", f"{path!r} looks like a URL: download it and give the file")

@@ -7,6 +7,7 @@ First every record is read and checked, which is journaled beside --out and goes
 written. --out appears when all is there; in a bucket its manifest.json comes last.
 """
 
+import collections
 import functools
 import json
 import shutil
@@ -115,15 +116,16 @@ def check_bad(checked: Checked, max_bad: float) -> None:
         return
     if not read:
         raise ValueError("the source has no record: nothing is written")
-    reasons: dict[str, int] = {}
+    counts = collections.Counter(drop.reason for drop in checked.bad)
+    first: dict[str, str] = {}
     for drop in checked.bad:
-        reasons[drop.reason] = reasons.get(drop.reason, 0) + 1
-    counts = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
-    shown = "; ".join(f"{drop.reason}: {drop.detail}" for drop in checked.bad[:SHOWN_IDS])
-    raise TooManyBadRecords(
-        f"{bad} of {read} records cannot be used, the limit is {max_bad:.1%}. Reasons: {counts}. First: {shown}. "
-        f"Mend the source, or raise --max_bad: what is checked need not be checked again"
-    )
+        first.setdefault(drop.reason, drop.detail)
+    shown = "; ".join(f"{reason} {count}, first {first[reason]}" for reason, count in counts.most_common(SHOWN_IDS))
+    limit = f", the limit is {max_bad:.1%}"
+    remedy = "Mend the source, or raise --max_bad: what is checked need not be checked again"
+    if not checked.rows:
+        limit, remedy = ", so nothing is written", "Mend the source"
+    raise TooManyBadRecords(f"{bad} of {read} records cannot be used{limit}: {shown}. {remedy}")
 
 
 def write_files(work: Path, checked: Checked, decision: Decision, given: dict, reader: ModuleType) -> Path:

@@ -268,7 +268,8 @@ def _finish(item: Item, files: tuple[str, ...], spool: _Spool, looking: dict[str
         for number, seen in enumerate(looks):
             if isinstance(seen, BadRecord):
                 detail = str(seen).removeprefix(f"{seen.reason}: ")
-                raise BadRecord(seen.reason, f"{item.example_id}: image {number}: {detail}", item.example_id)
+                where = f"{item.example_id} (record {len(spool.ids) + 1} of the source)"
+                raise BadRecord(seen.reason, f"{where}: image {number}: {detail}", item.example_id)
         packed = pack(replace(item, source_split=item.source_split or item.split))
     except BadRecord as e:
         return spool.add_bad(e, item.example_id)

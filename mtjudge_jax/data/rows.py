@@ -131,7 +131,7 @@ def prompt_row(
         raise BadRecord(
             "prompt_too_long",
             f"{name} has {len(tokens)} tokens, {sum(counts)} of them image tokens; the limit is "
-            f"{prompt_tokens} (prompt_tokens): raise it or lower max_pixels",
+            f"{prompt_tokens}: raise data.prompt_tokens, or lower max_pixels in the model's preprocessor_config.json",
         )
     positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=image_cfg.merge)
     return {**_pad_prompt(tokens, positions, prompt_tokens, tokenizer), "next_position": np.int32(following), **patch_fields}
@@ -193,8 +193,8 @@ def _pack_patches(images: Sequence[Patches], example_id: str, cfg: ImageConfig, 
     if total > patch_count:
         raise BadRecord(
             "too_many_patches",
-            f"{example_id} has {total} patches in {len(images)} images; the limit is {patch_count} (patch_count): "
-            "raise it or lower max_pixels",
+            f"{example_id} has {total} patches in {len(images)} images; the limit is {patch_count}: raise data.patches, "
+            "or lower max_pixels in the model's preprocessor_config.json",
         )
     patches = np.zeros((patch_count, cfg.patch_dim), np.uint8)
     hw, grid = np.zeros((patch_count, 2), np.int32), np.ones((patch_count, 2), np.int32)

@@ -133,7 +133,8 @@ class Task:
             raise ValueError(f"the question has {got} image(s), its context and candidates say {held}")
         least, most = {"pairwise": (2, 2), "listwise": (2, len(LETTERS))}.get(self.kind, (1, 1))
         if not least <= len(candidates) <= most:
-            raise ValueError(f"task {self.name!r} judges {least} to {most} candidates, the question has {len(candidates)}")
+            allowed = f"{least} to {most} candidates" if least < most else f"{least} candidate{'s' * (least > 1)}"
+            raise ValueError(f"task {self.name!r} judges {allowed}, the question has {len(candidates)}")
         if self.kind == "pointwise_score":
             grades = (question.score_min, question.score_max)
             if grades != (float(self.labels[0]), float(self.labels[-1])):

@@ -231,7 +231,8 @@ def _readable(path: AnyPath) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: not readable as parquet ({' '.join(str(e).split())[:200]}); download it again") from e
+        why = " ".join(str(e).split())[:200]
+        raise ValueError(f"{path}: not readable as parquet ({why}); download it again, or write it again") from e
 
 
 def _parquet(file: Any) -> Any:

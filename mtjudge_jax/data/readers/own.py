@@ -13,7 +13,7 @@ its name (who made it) is never shown. Fields that are the same in all rows may 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtjudge_jax.config import unknown
@@ -78,7 +78,7 @@ def example_of(row: files.Row, images: pictures.ReadImage, taken: Taken) -> Judg
     native = {name: value for name, value in row.fields.items() if value is not None}
     for name in native:
         if name not in FIELDS:
-            raise BadRecord("unknown_field", unknown("field", name, FIELDS))
+            raise BadRecord("unknown_field", f"{unknown('field', name, FIELDS)}; fields are {', '.join(FIELDS)}")
     said = {name: native.get(name, taken.options.get(name, "")) for name in FIELDS}
     task = _text(said, "task", needed=True)
     kind = kind_of(said["kind"])
@@ -127,7 +127,7 @@ def label_of(value: Any, kind: str, count: int, scale: tuple[float | None, float
     """Label of what a row says, given as a word or a number. Raises BadRecord `label_outside`."""
     word = _word(value)
     if kind == "pointwise_binary":
-        return Label(binary=_one_of(word, "label", taken.binary))
+        return Label(binary=_one_of(value, taken.binary, taken.binary))
     if kind == "pointwise_score":
         score = common.finite(value, "label")
         if not scale[0] <= score <= scale[1]:
@@ -135,7 +135,7 @@ def label_of(value: Any, kind: str, count: int, scale: tuple[float | None, float
         return Label(score=score)
     if kind == "listwise":
         return Label(ranks=ranks_of(value, count))
-    winner = _one_of(word, "label", PAIR)
+    winner = _one_of(value, PAIR, PAIR if allow_tie else ("A", "B"))
     if winner == TIE and not allow_tie:
         raise BadRecord(
             "label_outside", f"label is {files.shown(value)}, but the row has no allow_tie; give --option=allow_tie=yes"
@@ -210,9 +210,10 @@ def _word(value: Any) -> str:
     return str(value).strip().lower() if isinstance(value, str | int) else ""
 
 
-def _one_of(word: str, name: str, words: Mapping[str, int]) -> int:
+def _one_of(value: Any, words: Mapping[str, int], offered: Iterable[str]) -> int:
+    word = _word(value)
     if word not in words:
-        raise BadRecord("label_outside", f"{name} is {files.shown(word)}, must be {' or '.join(words)}")
+        raise BadRecord("label_outside", f"label is {files.shown(value)}, must be {' or '.join(offered)}")
     return words[word]
 
 
