@@ -33,9 +33,9 @@ def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = 
 
 def render(run: Run) -> str:
     """The page as a string. The policy names the hash of the page's own script, so no text can start another."""
-    before, after, reference = (views.summarise(run.evaluations.get(name)) for name in (BASE, TRAINED, REFERENCE))
     config = views.flatten(run.config)
-    tasks, rows = views.trained_tasks(run), views.task_rows(run)
+    tasks, rows, in_mean = views.trained_tasks(run), views.task_rows(run), views.mean_tasks(run)
+    before, after, reference = (views.summarise(run.evaluations.get(name), in_mean) for name in (BASE, TRAINED, REFERENCE))
     cards = build_cards(run)  # before the page is filled: it adds to run.problems
     script = (FOLDER / "filter.js.jinja").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -50,8 +50,8 @@ def render(run: Run) -> str:
         "duration": format_duration,
     }
     return environment.get_template("report.html.jinja").render(
-        run=run, before=before, after=after, reference=reference, tasks=tasks, rows=rows, pairs=views.pair_rows(run),
-        measured=measured(run), dumbbells=views.dumbbell_plot(rows, before, after, reference),
+        run=run, before=before, after=after, reference=reference, in_mean=in_mean, rows=rows, pairs=views.pair_rows(run),
+        measured=measured(run), dumbbells=views.dumbbell_plot(rows, in_mean, before, after, reference),
         curves=views.learning_curves(run, tasks), colors=views.task_colors(tasks), work=views.summarise_work(run),
         best=views.best_validation(run),
         config=config, highlights=views.highlight(config), counts=views.split_counts(run.manifest),

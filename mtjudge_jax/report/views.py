@@ -1,5 +1,6 @@
 """From a run's files to the sentences, table rows and plots of the page; no HTML here."""
 
+import math
 import statistics
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ class PairRow(NamedTuple):
     """One pairwise task: the TaskScore dicts of base and trained, {} where not evaluated."""
 
     task: str
+    trained: bool  # whether the run trained it; else what it shows is transfer
     before: dict
     after: dict
 
@@ -61,7 +63,11 @@ def is_pairwise(score: dict) -> bool:
 
 
 def trained_tasks(run: Run) -> list[str]:
-    """Pointwise tasks in the order in which the files name them: test scores first, else validation, else training."""
+    """Those that the config names. Of a run without a config the pointwise tasks in the order in which its files name them: test
+    scores first, else validation, else training.
+    """
+    if named := (run.config.get("data") or {}).get("tasks"):
+        return list(named)
     sources = [e.tasks for e in run.evaluations.values()] + [
         line.get("tasks", {}) for line in run.validation[:1] + run.train[:1]
     ]
@@ -69,17 +75,32 @@ def trained_tasks(run: Run) -> list[str]:
     return list(names)
 
 
-def summarise(evaluation: Evaluation | None) -> Means:
-    """The evaluation's own means; its own intervals where it wrote them, else a bootstrap over its predictions."""
-    if evaluation is None:
+def mean_tasks(run: Run) -> list[str]:
+    """The trained tasks that base and trained model were both judged on, so that their means are over the same."""
+    judged = [run.evaluations[name].tasks for name in (BASE, TRAINED) if name in run.evaluations]
+    return [task for task in trained_tasks(run) if all(task in tasks for tasks in judged if tasks)]
+
+
+def summarise(evaluation: Evaluation | None, tasks: list[str]) -> Means:
+    """The means over `tasks`, unknown where one was not judged, and their intervals: the evaluation's own where it wrote them of
+    the same mean, else a bootstrap over its predictions.
+    """
+    if evaluation is None or not tasks or any(task not in evaluation.tasks for task in tasks):
         return Means(Score(None, None), Score(None, None))
-    tasks = [name for name, score in evaluation.tasks.items() if not is_pairwise(score)]
     scores = []
     for name in Means._fields:
         key = {"sampled": "sampled_accuracy"}.get(name, name)
-        ci = evaluation.mean.get(f"{key}_ci") or mean_interval(evaluation.predictions, tasks, score=key)
-        scores.append(Score(evaluation.mean.get(key), ci))
+        value, own = mean_of([evaluation.tasks[task] for task in tasks], key), evaluation.mean.get(key)
+        same = value is not None and own is not None and math.isclose(value, own)
+        ci = evaluation.mean.get(f"{key}_ci") if same else None
+        scores.append(Score(value, ci or mean_interval(evaluation.predictions, tasks, score=key)))
     return Means(*scores)
+
+
+def mean_of(scores: list[dict], key: str) -> float | None:
+    """As metrics.mean_score: a list task, which has no macro-F1, counts with its accuracy. None unless all have a value."""
+    values = [score.get("accuracy") if key == "macro_f1" and score.get(key) is None else score.get(key) for score in scores]
+    return statistics.fmean(values) if values and None not in values else None
 
 
 def task_rows(run: Run) -> list[TaskRow]:
@@ -98,10 +119,12 @@ def task_rows(run: Run) -> list[TaskRow]:
 def pair_rows(run: Run) -> list[PairRow]:
     before, after = (run.evaluations[name].tasks if name in run.evaluations else {} for name in (BASE, TRAINED))
     names = dict.fromkeys(name for tasks in (after, before) for name, score in tasks.items() if is_pairwise(score))
-    return [PairRow(name, before.get(name, {}), after.get(name, {})) for name in names]
+    trained = trained_tasks(run)
+    return [PairRow(name, name in trained, before.get(name, {}), after.get(name, {})) for name in names]
 
 
-def dumbbell_plot(rows: list[TaskRow], before: Means, after: Means, reference: Means) -> Plot | None:
+def dumbbell_plot(rows: list[TaskRow], tasks: list[str], before: Means, after: Means, reference: Means) -> Plot | None:
+    """tasks: those of the means."""
     dumbbells = [
         Dumbbell(
             row.task, row.before.get("macro_f1"), row.before.get("macro_f1_ci"), row.after.get("macro_f1"),
@@ -109,7 +132,7 @@ def dumbbell_plot(rows: list[TaskRow], before: Means, after: Means, reference: M
         )
         for row in rows
     ]  # fmt: skip
-    constants = [row.constant for row in rows if row.constant is not None]
+    constants = [row.constant for row in rows if row.constant is not None and row.task in tasks]
     mean = Dumbbell(
         "mean",
         *before.macro_f1,
@@ -174,7 +197,8 @@ def validation_plot(run: Run, tasks: list[str], *, key: str, title: str) -> Plot
         )
         for i, task in enumerate(tasks)
     ]  # fmt: skip
-    means = [(line.get("mean") or {}).get(key) for line in run.validation]
+    judged = [[line["tasks"][task] for task in tasks if task in line.get("tasks", {})] for line in run.validation]
+    means = [mean_of(scores, key) for scores in judged]
     series.append(Series("mean", steps, means, ALL_COLOR, marker="o", wide=True))
     return plots.draw_curves(title, series, limits=(-0.02, 1.02), note="the whole validation split")
 
