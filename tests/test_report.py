@@ -291,7 +291,32 @@ def test_hostile_text_is_inert_and_cut(tmp_path):
     assert "1,000,0" in page.text and len(source) < 3_000_000  # 24 answers of a megabyte were cut, and it is said
 
 
+def test_missing_judgings_come_with_their_commands(tmp_path):
+    """Each flag is one of mtjudge eval, and --out and --name are where the report looks."""
+    folder, data = tmp_path / "my run", tmp_path / "data"
+    folder.mkdir()
+    data.mkdir()
+    config = {"model": {"path": "demo"}, "data": {"path": str(data), "tasks": ["mine"], "custom_tasks": [{"name": "mine"}]}}
+    (folder / "config.json").write_text(json.dumps(config))
+    base, trained = (line for line in read_run(folder).problems if "mtjudge eval" in line)
+    rest = f"--data={data} '--out={folder}/eval'"
+    assert f"mtjudge eval --config=CONFIG.py --model=demo {rest} --name=base_test" in base and "CONFIG.py" in base
+    assert f"mtjudge eval --config=CONFIG.py '--model={folder}' {rest} --name=trained_test" in trained
+    config["data"]["path"], config["model"] = "", {}
+    (folder / "config.json").write_text(json.dumps(config))
+    base, trained = (line for line in read_run(folder).problems if "mtjudge eval" in line)
+    assert f"--model=BASE_MODEL '--data={folder}/data' '--out={folder}/eval'" in base
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"is no run: .*config\.json, metrics\.jsonl and eval/") as refused:
+        write_report(tmp_path)
+    assert "\n" not in str(refused.value) and [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
 def test_unfinished_run_says_what_is_missing(tmp_path):
+    (tmp_path / "eval").mkdir()
     page = Page(write_report(tmp_path, out=tmp_path / "other.html").read_text(encoding="utf-8"))
     assert "has not been evaluated on its test split yet (0 training steps done)" in page.text
     for part in ("config.json", "metrics.jsonl", "eval/base_test.json", "eval/trained_test.json", "data folder"):
