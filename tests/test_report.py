@@ -14,12 +14,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from mtjudge_jax.data.records import JudgeExample, Label, pack
-from mtjudge_jax.report import format_ci, format_duration, views, write_report
+from mtjudge_jax.report import format_ci, format_duration, write_report
 from mtjudge_jax.report.examples import choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import Series, draw_curves, smooth
 from mtjudge_jax.report.read import latest_by_step, read_run
-from mtjudge_jax.report.views import mixture_plot, validation_plot
+from mtjudge_jax.report.views import mixture_plot
 from mtjudge_jax.tasks import DEMO, TASKS
 
 POINTWISE = [name for name, task in DEMO.items() if task.kind == "pointwise_binary"]
@@ -291,30 +291,6 @@ def test_hostile_text_is_inert_and_cut(tmp_path):
     assert "1,000,0" in page.text and len(source) < 3_000_000  # 24 answers of a megabyte were cut, and it is said
 
 
-def test_missing_judgings_come_with_their_commands(tmp_path):
-    """Each flag is one of mtjudge eval, and --out and --name are where the report looks."""
-    folder, data = tmp_path / "my run", tmp_path / "data"
-    folder.mkdir()
-    data.mkdir()
-    config = {"model": {"path": "demo"}, "data": {"path": str(data), "tasks": ["mine"], "custom_tasks": [{"name": "mine"}]}}
-    (folder / "config.json").write_text(json.dumps(config))
-    base, trained = (line for line in read_run(folder).problems if "mtjudge eval" in line)
-    rest = f"--data={data} '--out={folder}/eval'"
-    assert f"mtjudge eval --config=CONFIG.py --model=demo {rest} --name=base_test" in base and "CONFIG.py" in base
-    assert f"mtjudge eval --config=CONFIG.py '--model={folder}' {rest} --name=trained_test" in trained
-    config["data"]["path"], config["model"] = "", {}
-    (folder / "config.json").write_text(json.dumps(config))
-    base, trained = (line for line in read_run(folder).problems if "mtjudge eval" in line)
-    assert f"--model=BASE_MODEL '--data={folder}/data' '--out={folder}/eval'" in base
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"is no run: .*config\.json, metrics\.jsonl and eval/") as refused:
-        write_report(tmp_path)
-    assert "\n" not in str(refused.value) and [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
-
-
 def test_unfinished_run_says_what_is_missing(tmp_path):
     (tmp_path / "eval").mkdir()
     page = Page(write_report(tmp_path, out=tmp_path / "other.html").read_text(encoding="utf-8"))
@@ -412,57 +388,3 @@ def test_command_line(workdir, tmp_path):
     assert done.stdout.startswith("report: file:///") and (tmp_path / "r.html").stat().st_size > 100_000
     failed = subprocess.run([*command[:3], f"--workdir={tmp_path / 'no'}"], capture_output=True, text=True)
     assert failed.returncode == 2 and "is not a folder" in failed.stderr
-
-
-TRAINED_TASKS = ["safety", "pairwise_safety"]
-
-
-@pytest.fixture(scope="module")
-def pair_run(tmp_path_factory):
-    """A run that trained a pairwise task too, as its config says, and judged others beside."""
-    folder = make_workdir(tmp_path_factory.mktemp("pairs"))
-    config = json.loads((folder / "config.json").read_text()) | {"data": {"path": "", "tasks": TRAINED_TASKS}}
-    (folder / "config.json").write_text(json.dumps(config))
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:  # what validation and training say of pairs
-        line["tasks"]["pairwise_safety"] = line["tasks"]["technical"] | {"consistency": 0.5}
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return folder
-
-
-def test_what_is_trained_is_told_by_the_config(pair_run):
-    """Score table, curves, mean and interval are over the same tasks, a pairwise one among them."""
-    run = read_run(pair_run)
-    tasks = views.mean_tasks(run)
-    assert tasks == views.trained_tasks(run) == [row.task for row in views.task_rows(run)] == TRAINED_TASKS
-    for name in ("base_test", "trained_test"):
-        scores = json.loads((pair_run / "eval" / f"{name}.json").read_text())["tasks"]
-        found = views.summarise(run.evaluations[name], tasks).macro_f1
-        assert found.value == pytest.approx((scores["safety"]["macro_f1"] + scores["pairwise_safety"]["macro_f1"]) / 2)
-        assert found.ci == mean_interval(run.evaluations[name].predictions, TRAINED_TASKS, score="macro_f1")
-    last = run.validation[-1]["tasks"]
-    drawn = validation_plot(run, tasks, key="macro_f1", title="F1")
-    assert re.findall(r"(\w+) [\d.]+ to (\d[.\d]*\d)", drawn.alt.split(": ")[1]) == [
-        (name, f"{value:.3g}") for name, value in (
-            ("safety", last["safety"]["macro_f1"]), ("pairwise_safety", last["technical"]["macro_f1"]),
-            ("mean", (last["safety"]["macro_f1"] + last["technical"]["macro_f1"]) / 2),
-        )
-    ]  # fmt: skip
-
-
-def test_tasks_that_one_of_the_two_lacks_are_in_no_mean(pair_run):
-    run = read_run(pair_run)
-    del run.evaluations["base_test"].tasks["safety"]
-    assert views.mean_tasks(run) == ["pairwise_safety"]
-    score = run.evaluations["trained_test"].tasks["pairwise_safety"]["macro_f1"]
-    assert views.summarise(run.evaluations["trained_test"], ["pairwise_safety"]).macro_f1.value == score
-    assert views.summarise(run.evaluations["base_test"], ["safety"]).macro_f1.value is None
-
-
-def test_pairs_that_were_trained_are_no_transfer(pair_run, source):
-    assert "<h2>Pairwise transfer</h2>" in source and "never trained" in source
-    page = write_report(pair_run).read_text(encoding="utf-8")
-    assert "<h2>Pairs in both orders</h2>" in page and "Pairwise transfer" not in page
-    table = page[page.index('id="pairwise"') : page.index('id="measured"')]
-    told = re.findall(r'<th scope="rowgroup".*?>(\w+)<span class="ci">(.*?)</span>', table)
-    assert told == [(name, "trained" if name == "pairwise_safety" else "never trained") for name in PAIRWISE]

@@ -22,8 +22,9 @@ FOLDER = pathlib.Path(__file__).parent
 DETAILS = {
     "count": "answers", "macro_f1": "macro-F1", "constant_macro_f1": "constant answer", "accuracy": "accuracy",
     "sampled_accuracy": "sampled accuracy", "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE",
-    "auroc": "AUROC", "spearman": "Spearman", "pearson": "Pearson", "kendall": "Kendall tau-b", "tau_b": "tau-b of lists", "levenshtein": "Levenshtein",
-    "accuracy_with_ties": "with ties", "accuracy_without_ties": "without ties", "consistency": "consistency", "consistent_accuracy": "both orders right",
+    "auroc": "AUROC", "spearman": "Spearman", "pearson": "Pearson", "kendall": "Kendall tau-b", "tau_b": "tau-b of lists",
+    "levenshtein": "Levenshtein", "accuracy_with_ties": "with ties", "accuracy_without_ties": "without ties",
+    "consistency": "consistency", "consistent_accuracy": "both orders right",
     "flip_rate": "flips", "first_share": "first wins", "position_bias": "position bias", "ece": "ECE", "brier": "Brier",
     "confidence_auroc": "confidence AUROC", "risk_coverage": "risk-coverage", "majority_accuracy": "majority",
     "self_agreement": "self-agreement", "invalid_rate": "invalid", "mean_tokens": "tokens",

@@ -8,6 +8,7 @@ from mtjudge_jax.report import plots
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import ALL_COLOR, MARKERS, TASK_COLORS, Dumbbell, Plot, Series
 from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Evaluation, Run
+from mtjudge_jax.tasks import TASKS
 
 
 class Score(NamedTuple):
@@ -123,8 +124,29 @@ def pair_rows(run: Run) -> list[PairRow]:
     return [PairRow(name, name in trained, before.get(name, {}), after.get(name, {})) for name in names]
 
 
-def dumbbell_plot(rows: list[TaskRow], tasks: list[str], before: Means, after: Means, reference: Means) -> Plot | None:
-    """tasks: those of the means."""
+def constant_mean(rows: list[TaskRow], tasks: list[str]) -> float | None:
+    """Mean macro-F1 of the tasks' best constant answers, None unless all have one."""
+    found = {row.task: row.constant for row in rows if row.constant is not None}
+    return statistics.fmean(found[task] for task in tasks) if tasks and found.keys() >= set(tasks) else None
+
+
+def constant_words(run: Run, rows: list[TaskRow], tasks: list[str]) -> str:
+    """What answers that never look would earn; "" where that is not known."""
+    if tasks and all(label_count(run, task) == 2 for task in tasks):
+        return "always the same word earns about 0.33, a coin flip 0.50, where labels are balanced"
+    constant = constant_mean(rows, tasks)
+    return "" if constant is None else f"the best answer that never looks at the picture earns {constant:.2f}"
+
+
+def label_count(run: Run, task: str) -> int | None:
+    """As the scores tell it, else the tasks of the package; None of a task of the run's own that was not judged yet."""
+    judged = [e.tasks for e in run.evaluations.values()] + [line.get("tasks", {}) for line in run.validation[:1]]
+    shares = [shares for tasks in judged if (shares := tasks.get(task, {}).get("label_share"))]
+    return len(shares[0]) if shares else len(TASKS[task].labels) if task in TASKS else None
+
+
+def dumbbell_plot(rows: list[TaskRow], constant: float | None, before: Means, after: Means, reference: Means) -> Plot | None:
+    """constant: the mean of the tasks' constant answers."""
     dumbbells = [
         Dumbbell(
             row.task, row.before.get("macro_f1"), row.before.get("macro_f1_ci"), row.after.get("macro_f1"),
@@ -132,14 +154,7 @@ def dumbbell_plot(rows: list[TaskRow], tasks: list[str], before: Means, after: M
         )
         for row in rows
     ]  # fmt: skip
-    constants = [row.constant for row in rows if row.constant is not None and row.task in tasks]
-    mean = Dumbbell(
-        "mean",
-        *before.macro_f1,
-        *after.macro_f1,
-        statistics.fmean(constants) if constants else None,
-        reference.macro_f1.value,
-    )
+    mean = Dumbbell("mean", *before.macro_f1, *after.macro_f1, constant, reference.macro_f1.value)
     return plots.draw_dumbbells([*dumbbells, mean])
 
 
@@ -200,7 +215,9 @@ def validation_plot(run: Run, tasks: list[str], *, key: str, title: str) -> Plot
     judged = [[line["tasks"][task] for task in tasks if task in line.get("tasks", {})] for line in run.validation]
     means = [mean_of(scores, key) for scores in judged]
     series.append(Series("mean", steps, means, ALL_COLOR, marker="o", wide=True))
-    return plots.draw_curves(title, series, limits=(-0.02, 1.02), note="the whole validation split")
+    limit = (run.config.get("eval") or {}).get("limit")
+    note = f"validation, {limit} questions a task" if limit else "the whole validation split"
+    return plots.draw_curves(title, series, limits=(-0.02, 1.02), note=note)
 
 
 def summarise_work(run: Run) -> Work:
@@ -237,12 +254,16 @@ HIGHLIGHTS = {
     "rollout.temperature": "temperature", "reward.alpha": "weight of the form", "loss.kl_coef": "weight of the KL",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
+SFT_HIGHLIGHTS = {
+    "stage": "stage", "model.path": "base model", "update.prompts": "prompts a step", "sft.target": "taught",
+    "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
+}  # fmt: skip
 
 
-def highlight(config: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The few fields of the flat configuration that a reader looks for first, in words."""
-    values = dict(config)
-    return [(words, values[name]) for name, words in HIGHLIGHTS.items() if name in values]
+def highlight(config: list[tuple[str, str]], stage: str) -> list[tuple[str, str]]:
+    """The few fields of the flat configuration that a reader looks for first, in words; only what the stage reads."""
+    values, wanted = dict(config), SFT_HIGHLIGHTS if stage == "sft" else HIGHLIGHTS
+    return [(words, values[name]) for name, words in wanted.items() if name in values]
 
 
 def flatten(config: dict, prefix: str = "") -> list[tuple[str, str]]:
