@@ -95,7 +95,7 @@ def test_constant_answer_and_position_bias_are_named_and_empty_columns_left_out(
         "task": "pairwise_safety", "arm": "a", "macro-F1": "0.500", "constant answer": "", "accuracy": "0.500",
         "first wins": "0.188", "position bias": "-0.312",
     }  # fmt: skip
-    assert "Position bias: first wins minus" in table.note
+    assert "Position bias: first wins, ties left out, minus" in table.note
 
 
 def test_the_papers_numbers_stand_beside():

@@ -56,9 +56,7 @@ def test_tasks_that_one_of_the_two_lacks_are_in_no_mean(pair_run):
     assert views.summarise(run.evaluations["base_test"], ["safety"]).macro_f1.value is None
 
 
-def test_pairs_that_were_trained_are_no_transfer(pair_run, tmp_path):
-    other = write_report(make_workdir(tmp_path)).read_text(encoding="utf-8")
-    assert "<h2>Pairwise transfer</h2>" in other and "never trained" in other
+def test_pairs_that_were_trained_are_no_transfer(pair_run):
     page = write_report(pair_run).read_text(encoding="utf-8")
     assert "<h2>Pairs in both orders</h2>" in page and "Pairwise transfer" not in page
     table = page[page.index('id="pairwise"') : page.index('id="measured"')]
