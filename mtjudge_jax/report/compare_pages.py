@@ -32,7 +32,7 @@ DETAILS = {
 # Said where a table has the column.
 MEANINGS = {
     "constant answer": "Constant answer: the macro-F1 of the best answer that never looks.",
-    "position bias": "Position bias: first wins, ties left out, minus the share of pairs where the first is the better; 0 is none.",
+    "position bias": "Position bias: first wins, ties left out, minus the share of pairs where the first is better; 0 is none.",
     "official": "Official: the data set's own metric by its own rules.",
 }
 
