@@ -10,7 +10,7 @@ from commands import commands
 from PIL import Image
 
 from mtjudge_jax.report.compare import Cell, compare
-from mtjudge_jax.report.compare_pages import look, markdown, shown, write_comparison
+from mtjudge_jax.report.compare_pages import detail_table, look, markdown, shown, write_comparison
 from mtjudge_jax.report.compare_read import read_runs
 from mtjudge_jax.report.intervals import difference_interval
 from mtjudge_jax.report.paper import PAPER, paper_arm
@@ -80,6 +80,22 @@ def test_both_orders_stand_beside_the_unseen_form():
     text = markdown(compare(runs, metric="macro_f1"))
     assert "| arm | pairwise_safety | pairwise_technical | mean | accuracy | same winner | invalid |" in text
     assert "| off_the_shelf | 50.0 | 25.0 | 37.5 | 40.0 | 62.5 | 0.0 |" in text
+
+
+def test_constant_answer_and_position_bias_are_named_and_empty_columns_left_out():
+    runs = {"a": result(technical=0.5, pairwise_safety=0.5), "b": result(technical=0.75)}
+    runs["a"]["tasks"]["technical"] |= {"constant_macro_f1": 1 / 3, "kappa": None}
+    table = detail_table(compare(runs))
+    assert table.head == ["task", "arm", "macro-F1", "constant answer", "accuracy"]  # no kappa, no official
+    assert table.rows[0] == ["technical", "a", "0.500", "0.333", "0.500"] and table.rows[1][3] == ""
+    assert "osition bias" not in table.note and "Official" not in table.note
+    runs["a"]["tasks"]["pairwise_safety"] |= {"first_share": 0.1875, "position_bias": -0.3125}
+    table = detail_table(compare(runs))
+    assert dict(zip(table.head, table.rows[2], strict=True)) == {
+        "task": "pairwise_safety", "arm": "a", "macro-F1": "0.500", "constant answer": "", "accuracy": "0.500",
+        "first wins": "0.188", "position bias": "-0.312",
+    }  # fmt: skip
+    assert "Position bias: first wins, ties left out, minus" in table.note
 
 
 def test_the_papers_numbers_stand_beside():

@@ -9,6 +9,7 @@ from scipy import stats
 from test_metrics import HAND, pair, prediction, rows
 
 from mtjudge_jax import correlate, metrics, tasks
+from mtjudge_jax.evaluation.terminal import table
 from mtjudge_jax.metrics import agreement, calibration, mean_score, pairwise_score, task_score
 from mtjudge_jax.metrics.bootstrap import rows_interval
 from mtjudge_jax.metrics.details import list_score
@@ -96,7 +97,7 @@ def test_votes_by_hand():
     assert calibration.majority([1, 0, 0, 1, -1]) == 1  # two each, 1 came first
     assert calibration.majority([-1, 0, -1]) == 0 and calibration.majority([-1, -1]) == -1
     assert calibration.self_agreement([0, 0, 1, -1]) == 1 / 6
-    assert calibration.self_agreement([-1, -1]) == 0 and calibration.self_agreement([0]) == 1
+    assert calibration.self_agreement([-1, -1]) == 0
 
 
 def test_details_of_a_binary_task_by_hand():
@@ -134,6 +135,29 @@ def test_what_cannot_be_known_is_none():
         assert got[name] is None, name
     assert got["calibrated_share"] == 0 and "spearman" not in got
     assert task_score([prediction("a", "yes", "yes", yes=0.9)])["auroc"] is None  # one class
+
+
+VOTES = [(["yes"], None), ([None, None], None), (["yes", None], 0.0), (["no", "no"], 1.0)]
+
+
+@pytest.mark.parametrize(("votes", "agreement"), VOTES)
+def test_self_agreement_needs_two_samples_and_a_valid_one(votes, agreement):
+    got = task_score([p | {"sampled_verdicts": votes} for p in rows(HAND)])
+    assert got["self_agreement"] == agreement and (got["self_agreement_ci"] is None) == (agreement is None)
+    assert got["majority_k"] == len(votes) and got["majority_accuracy"] is not None
+
+
+def test_the_terminal_leaves_out_what_has_no_value():
+    """A task of pairs of the user's own has no question about one picture alone."""
+    got = pairwise_score([p for i in range(4) for p in pair(f"p{i}", i % 2, "no", "no")])
+    told = table({"tasks": {"mine": got}, "mean": None, "unusable": {}})
+    line = next(line for line in told.splitlines() if "both orders" in line)
+    assert line.strip() == (
+        "both orders: accuracy 0.500, same winner 0.000, both right 0.000, first wins 1.000, by probability 0.500"
+    )
+    assert "position bias 0.500" in told
+    alone = table({"tasks": {"mine": got | {"single_accuracy": 0.75}}, "mean": None, "unusable": {}})
+    assert "by probability 0.500, each picture alone 0.750" in alone
 
 
 def test_grades_by_hand(monkeypatch):

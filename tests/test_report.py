@@ -292,6 +292,7 @@ def test_hostile_text_is_inert_and_cut(tmp_path):
 
 
 def test_unfinished_run_says_what_is_missing(tmp_path):
+    (tmp_path / "eval").mkdir()
     page = Page(write_report(tmp_path, out=tmp_path / "other.html").read_text(encoding="utf-8"))
     assert "has not been evaluated on its test split yet (0 training steps done)" in page.text
     for part in ("config.json", "metrics.jsonl", "eval/base_test.json", "eval/trained_test.json", "data folder"):

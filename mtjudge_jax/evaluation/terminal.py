@@ -18,10 +18,20 @@ BESIDE = {
     "tau_b": "tau-b", "levenshtein": "Levenshtein", "ece": "ECE", "brier": "Brier", "majority_accuracy": "majority",
     "self_agreement": "self-agreement", "flip_rate": "flips", "position_bias": "position bias", "mean_tokens": "tokens",
 }  # fmt: skip
+# And of a pair.
+BOTH_ORDERS = {
+    "accuracy": "accuracy", "consistency": "same winner", "consistent_accuracy": "both right", "first_share": "first wins",
+    "probability_accuracy": "by probability", "single_accuracy": "each picture alone",
+}  # fmt: skip
 
 
 def shown(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def told(score: Mapping[str, float | None], labels: Mapping[str, str]) -> str:
+    """The values that are there: "kappa 0.400, tokens 7.000"."""
+    return ", ".join(f"{label} {score[key]:.3f}" for key, label in labels.items() if score.get(key) is not None)
 
 
 def table(result: dict) -> str:
@@ -34,16 +44,13 @@ def table(result: dict) -> str:
             f"{name:20s} {score['count']:5d} {shown(score['macro_f1']):>9s}     {interval:11s}"
             f" {shown(score['constant_macro_f1']):>9s} {shown(score['sampled_accuracy']):>8s} {score['invalid_rate']:8.3f}"
         )
-        if beside := [f"{label} {shown(score[key])}" for key, label in BESIDE.items() if score.get(key) is not None]:
-            lines.append(f"{'':20s} {', '.join(beside)}")
+        if beside := told(score, BESIDE):
+            lines.append(f"{'':20s} {beside}")
         if score.get("official"):
-            lines.append(f"{'':20s} official: {', '.join(f'{key} {shown(v)}' for key, v in score['official'].items())}")
+            official = {key: key for key in score["official"]}
+            lines.append(f"{'':20s} official: {told(score['official'], official)}")
         if "consistency" in score:
-            lines.append(
-                f"{'':20s} both orders: accuracy {score['accuracy']:.3f}, same winner {score['consistency']:.3f}, both right "
-                f"{score['consistent_accuracy']:.3f}; by probability {shown(score['probability_accuracy'])}, each picture alone "
-                f"{shown(score['single_accuracy'])}"
-            )
+            lines.append(f"{'':20s} both orders: {told(score, BOTH_ORDERS)}")
     if result["mean"]:
         sampled = shown(result["mean"]["sampled_accuracy"])
         lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")

@@ -50,7 +50,7 @@ def majority(votes: Sequence[int]) -> int:
 
 
 def self_agreement(votes: Sequence[int]) -> float:
-    """Share of pairs among the votes that say the same; an invalid one agrees with none. no no yes invalid: 1 of 6."""
+    """Share of pairs among two or more votes that say the same; an invalid one agrees with none. no no yes invalid: 1 of 6."""
     pairs = len(votes) * (len(votes) - 1) // 2
     counts = np.bincount([vote for vote in votes if vote >= 0], minlength=1)
-    return float((counts * (counts - 1) // 2).sum() / pairs) if pairs else 1.0
+    return float((counts * (counts - 1) // 2).sum() / pairs)

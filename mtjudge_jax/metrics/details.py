@@ -120,15 +120,21 @@ def _calibration(predictions: list[dict], task: Task, label: np.ndarray, verdict
 
 
 def _votes(predictions: list[dict], task: Task, label: np.ndarray, group: np.ndarray) -> dict:
-    """Majority over the sampled answers (`sampled_verdicts`), None where a line has none."""
+    """Majority over the sampled answers (`sampled_verdicts`), None where a line has none.
+
+    No self-agreement where a question was answered once, or no answer to any was valid: there is nothing that could agree.
+    """
     names = ("majority_k", "majority_accuracy", "majority_accuracy_ci", "self_agreement", "self_agreement_ci")
     if not all(p.get("sampled_verdicts") for p in predictions):
         return dict.fromkeys(names)
     index = {word: i for i, word in enumerate(task.labels)} | {None: -1}
     votes = [[index[word] for word in p["sampled_verdicts"]] for p in predictions]
     right = np.array([calibration.majority(v) for v in votes]) == label
-    agree, ones = np.array([calibration.self_agreement(v) for v in votes]), np.ones(len(votes))
-    values = (min(map(len, votes)), float(right.mean()), ratio_interval(right.astype(float), ones, group))
+    least, ones = min(map(len, votes)), np.ones(len(votes))
+    values = (least, float(right.mean()), ratio_interval(right.astype(float), ones, group))
+    if least < 2 or all(vote < 0 for v in votes for vote in v):
+        return dict(zip(names, (*values, None, None), strict=True))
+    agree = np.array([calibration.self_agreement(v) for v in votes])
     return dict(zip(names, (*values, float(agree.mean()), ratio_interval(agree, ones, group)), strict=True))
 
 

@@ -33,9 +33,10 @@ def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = 
 
 def render(run: Run) -> str:
     """The page as a string. The policy names the hash of the page's own script, so no text can start another."""
-    before, after, reference = (views.summarise(run.evaluations.get(name)) for name in (BASE, TRAINED, REFERENCE))
-    config = views.flatten(run.config)
-    tasks, rows = views.trained_tasks(run), views.task_rows(run)
+    config, stage = views.flatten(run.config), run.config.get("stage", "grpo")
+    tasks, rows, in_mean = views.trained_tasks(run), views.task_rows(run), views.mean_tasks(run)
+    before, after, reference = (views.summarise(run.evaluations.get(name), in_mean) for name in (BASE, TRAINED, REFERENCE))
+    constant = views.constant_mean(rows, in_mean)
     cards = build_cards(run)  # before the page is filled: it adds to run.problems
     script = (FOLDER / "filter.js.jinja").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -50,12 +51,13 @@ def render(run: Run) -> str:
         "duration": format_duration,
     }
     return environment.get_template("report.html.jinja").render(
-        run=run, before=before, after=after, reference=reference, tasks=tasks, rows=rows, pairs=views.pair_rows(run),
-        measured=measured(run), dumbbells=views.dumbbell_plot(rows, before, after, reference),
+        run=run, before=before, after=after, reference=reference, in_mean=in_mean, rows=rows, pairs=views.pair_rows(run),
+        measured=measured(run), dumbbells=views.dumbbell_plot(rows, constant, before, after, reference),
+        constant=constant, constant_words=views.constant_words(run, rows, in_mean),
         curves=views.learning_curves(run, tasks), colors=views.task_colors(tasks), work=views.summarise_work(run),
         best=views.best_validation(run),
-        config=config, highlights=views.highlight(config), counts=views.split_counts(run.manifest),
-        stage=run.config.get("stage", "grpo"), is_demo=run.manifest.get("dataset", "demo") == "demo",
+        config=config, highlights=views.highlight(config, stage), counts=views.split_counts(run.manifest),
+        stage=stage, is_demo=run.manifest.get("dataset") == "demo",
         cards=cards, quota=TEST_QUOTA + VAL_QUOTA, splits=list(dict.fromkeys(card.split for card in cards)),
         card_tasks=list(dict.fromkeys(card.task for card in cards)), script=Markup(script), script_hash=digest,
     )  # fmt: skip

@@ -20,14 +20,21 @@ from mtjudge_jax.report.plots import MARKERS, STYLE, TASK_COLORS
 FOLDER = pathlib.Path(__file__).parent
 # Shown below the tables where a score has it; name of the column.
 DETAILS = {
-    "count": "answers", "macro_f1": "macro-F1", "accuracy": "accuracy", "sampled_accuracy": "sampled accuracy", "kappa": "kappa",
-    "quadratic_kappa": "quadratic kappa", "mae": "MAE", "auroc": "AUROC", "spearman": "Spearman", "pearson": "Pearson",
-    "kendall": "Kendall tau-b", "tau_b": "tau-b of lists", "levenshtein": "Levenshtein", "accuracy_with_ties": "with ties",
-    "accuracy_without_ties": "without ties", "consistency": "consistency", "consistent_accuracy": "both orders right",
-    "flip_rate": "flips", "position_bias": "position bias", "ece": "ECE", "brier": "Brier",
-    "confidence_auroc": "confidence AUROC", "risk_coverage": "risk-coverage",
-    "majority_accuracy": "majority", "self_agreement": "self-agreement", "invalid_rate": "invalid", "mean_tokens": "tokens",
+    "count": "answers", "macro_f1": "macro-F1", "constant_macro_f1": "constant answer", "accuracy": "accuracy",
+    "sampled_accuracy": "sampled accuracy", "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE",
+    "auroc": "AUROC", "spearman": "Spearman", "pearson": "Pearson", "kendall": "Kendall tau-b", "tau_b": "tau-b of lists",
+    "levenshtein": "Levenshtein", "accuracy_with_ties": "with ties", "accuracy_without_ties": "without ties",
+    "consistency": "consistency", "consistent_accuracy": "both orders right",
+    "flip_rate": "flips", "first_share": "first wins", "position_bias": "position bias", "ece": "ECE", "brier": "Brier",
+    "confidence_auroc": "confidence AUROC", "risk_coverage": "risk-coverage", "majority_accuracy": "majority",
+    "self_agreement": "self-agreement", "invalid_rate": "invalid", "mean_tokens": "tokens",
 }  # fmt: skip
+# Said where a table has the column.
+MEANINGS = {
+    "constant answer": "Constant answer: the macro-F1 of the best answer that never looks.",
+    "position bias": "Position bias: first wins, ties left out, minus the share of pairs where the first is better; 0 is none.",
+    "official": "Official: the data set's own metric by its own rules.",
+}
 
 
 class Table(NamedTuple):
@@ -135,7 +142,7 @@ def shown(cell: Cell | None, *, sign: bool = False) -> str:
 
 
 def detail_table(c: Comparison) -> Table:
-    """Every measure that some score has, a row an arm and task, means over seeds; and the data set's official numbers."""
+    """Every measure that some score has, a row an arm and task, means over seeds; and the data set's official numbers if any."""
     rows, keys = [], [key for key in DETAILS if any(known(c, arm, task, key) for arm in c.arms for task in (*c.tasks, *c.unseen))]
     for task in (*c.tasks, *c.unseen):
         for arm in c.arms:
@@ -143,8 +150,12 @@ def detail_table(c: Comparison) -> Table:
             if scores:
                 official = ", ".join(f"{key} {value:.3f}" for key, value in (scores[0].get("official") or {}).items())
                 rows.append([task, arm, *(mean_of(scores, key) for key in keys), official])
-    note = "Means over seeds. Official: the data set's own metric by its own rules, of the first seed."
-    return Table("Also measured", note, ["task", "arm", *(DETAILS[key] for key in keys), "official"], rows)
+    head = ["task", "arm", *(DETAILS[key] for key in keys), "official"]
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
+    first = ["Means over seeds, official numbers of the first."] if several(c) else []
+    note = " ".join([*first, *(words for name, words in MEANINGS.items() if name in head)])
+    return Table("Also measured", note, head, rows)
 
 
 def known(c: Comparison, arm: str, task: str, key: str) -> bool:

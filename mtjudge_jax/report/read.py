@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from typing import NamedTuple
 
 from mtjudge_jax.paths import AnyPath, as_path
@@ -33,10 +34,14 @@ class Run(NamedTuple):
 
 
 def read_run(workdir: str | os.PathLike) -> Run:
-    """Raises FileNotFoundError when the folder itself is missing; everything inside it may be."""
+    """Raises FileNotFoundError where there is no such folder, or nothing of a run in it; a part of a run may be missing."""
     workdir = as_path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"workdir={workdir} is not a folder; give the --workdir of a run")
+    if not any((workdir / name).exists() for name in ("config.json", "metrics.jsonl", "eval")):
+        raise FileNotFoundError(
+            f"workdir={workdir} is no run: it has none of config.json, metrics.jsonl and eval/; give the --workdir of a run"
+        )
     problems: list[str] = []
     config = read_json(workdir / "config.json", problems)
     lines = read_lines(workdir / "metrics.jsonl", problems)
@@ -45,10 +50,13 @@ def read_run(workdir: str | os.PathLike) -> Run:
     evaluations = {
         name: read_evaluation(workdir / "eval", name, problems) for name in evaluation_names(workdir / "eval")
     }
-    for name, meaning in ((BASE, "the base model on the test split"), (TRAINED, "the trained model on the test split")):
-        if name not in evaluations:
-            problems.append(f"eval/{name}.json is not there yet: {meaning} has not been evaluated.")
     data = find_data(workdir, config)
+    for name, meaning in ((BASE, "base"), (TRAINED, "trained")):
+        if name not in evaluations:
+            problems.append(
+                f"eval/{name}.json is not there yet: the {meaning} model has not been evaluated on the test split. To do it, "
+                f"with the run's own config file for CONFIG.py: {eval_command(workdir, config, data, name)}"
+            )
     if data is None:
         problems.append(
             "The data folder (config.json, data.path) was not found: the judged examples are shown without pictures."
@@ -56,6 +64,14 @@ def read_run(workdir: str | os.PathLike) -> Run:
         return Run(workdir, config, train, validation, evaluations, None, {}, problems)
     manifest = read_json(data / "manifest.json", problems)
     return Run(workdir, config, train, validation, evaluations, data, manifest, problems)
+
+
+def eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> str:
+    """What writes the evaluation where it is read. --config: so that both models are asked alike, also the run's own tasks."""
+    model = workdir if name == TRAINED else (config.get("model") or {}).get("path") or "BASE_MODEL"
+    flags = {"config": "CONFIG.py", "model": model, "data": data or data_path(config) or workdir / "data"}
+    flags |= {"out": workdir / "eval", "name": name}
+    return " ".join(["mtjudge eval", *(shlex.quote(f"--{flag}={value}") for flag, value in flags.items())])
 
 
 def evaluation_names(folder: AnyPath) -> list[str]:
@@ -128,6 +144,10 @@ def latest_by_step(lines: list[dict]) -> list[dict]:
 
 def find_data(workdir: AnyPath, config: dict) -> AnyPath | None:
     """`data.path` as written, else the workdir's own data/ (where it is when the path is empty, and after a move)."""
-    path = (config.get("data") or {}).get("path") or ""
+    path = data_path(config)
     candidates = ([as_path(path)] if path else []) + [workdir / "data"]
     return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+def data_path(config: dict) -> str:
+    return (config.get("data") or {}).get("path") or ""

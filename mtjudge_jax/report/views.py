@@ -1,5 +1,6 @@
 """From a run's files to the sentences, table rows and plots of the page; no HTML here."""
 
+import math
 import statistics
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ from mtjudge_jax.report import plots
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import ALL_COLOR, MARKERS, TASK_COLORS, Dumbbell, Plot, Series
 from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Evaluation, Run
+from mtjudge_jax.tasks import TASKS
 
 
 class Score(NamedTuple):
@@ -36,6 +38,7 @@ class PairRow(NamedTuple):
     """One pairwise task: the TaskScore dicts of base and trained, {} where not evaluated."""
 
     task: str
+    trained: bool  # whether the run trained it; else what it shows is transfer
     before: dict
     after: dict
 
@@ -61,7 +64,11 @@ def is_pairwise(score: dict) -> bool:
 
 
 def trained_tasks(run: Run) -> list[str]:
-    """Pointwise tasks in the order in which the files name them: test scores first, else validation, else training."""
+    """Those that the config names. Of a run without a config the pointwise tasks in the order in which its files name them: test
+    scores first, else validation, else training.
+    """
+    if named := (run.config.get("data") or {}).get("tasks"):
+        return list(named)
     sources = [e.tasks for e in run.evaluations.values()] + [
         line.get("tasks", {}) for line in run.validation[:1] + run.train[:1]
     ]
@@ -69,17 +76,32 @@ def trained_tasks(run: Run) -> list[str]:
     return list(names)
 
 
-def summarise(evaluation: Evaluation | None) -> Means:
-    """The evaluation's own means; its own intervals where it wrote them, else a bootstrap over its predictions."""
-    if evaluation is None:
+def mean_tasks(run: Run) -> list[str]:
+    """The trained tasks that base and trained model were both judged on, so that their means are over the same."""
+    judged = [run.evaluations[name].tasks for name in (BASE, TRAINED) if name in run.evaluations]
+    return [task for task in trained_tasks(run) if all(task in tasks for tasks in judged if tasks)]
+
+
+def summarise(evaluation: Evaluation | None, tasks: list[str]) -> Means:
+    """The means over `tasks`, unknown where one was not judged, and their intervals: the evaluation's own where it wrote them of
+    the same mean, else a bootstrap over its predictions.
+    """
+    if evaluation is None or not tasks or any(task not in evaluation.tasks for task in tasks):
         return Means(Score(None, None), Score(None, None))
-    tasks = [name for name, score in evaluation.tasks.items() if not is_pairwise(score)]
     scores = []
     for name in Means._fields:
         key = {"sampled": "sampled_accuracy"}.get(name, name)
-        ci = evaluation.mean.get(f"{key}_ci") or mean_interval(evaluation.predictions, tasks, score=key)
-        scores.append(Score(evaluation.mean.get(key), ci))
+        value, own = mean_of([evaluation.tasks[task] for task in tasks], key), evaluation.mean.get(key)
+        same = value is not None and own is not None and math.isclose(value, own)
+        ci = evaluation.mean.get(f"{key}_ci") if same else None
+        scores.append(Score(value, ci or mean_interval(evaluation.predictions, tasks, score=key)))
     return Means(*scores)
+
+
+def mean_of(scores: list[dict], key: str) -> float | None:
+    """As metrics.mean_score: a list task, which has no macro-F1, counts with its accuracy. None unless all have a value."""
+    values = [score.get("accuracy") if key == "macro_f1" and score.get(key) is None else score.get(key) for score in scores]
+    return statistics.fmean(values) if values and None not in values else None
 
 
 def task_rows(run: Run) -> list[TaskRow]:
@@ -98,10 +120,33 @@ def task_rows(run: Run) -> list[TaskRow]:
 def pair_rows(run: Run) -> list[PairRow]:
     before, after = (run.evaluations[name].tasks if name in run.evaluations else {} for name in (BASE, TRAINED))
     names = dict.fromkeys(name for tasks in (after, before) for name, score in tasks.items() if is_pairwise(score))
-    return [PairRow(name, before.get(name, {}), after.get(name, {})) for name in names]
+    trained = trained_tasks(run)
+    return [PairRow(name, name in trained, before.get(name, {}), after.get(name, {})) for name in names]
 
 
-def dumbbell_plot(rows: list[TaskRow], before: Means, after: Means, reference: Means) -> Plot | None:
+def constant_mean(rows: list[TaskRow], tasks: list[str]) -> float | None:
+    """Mean macro-F1 of the tasks' best constant answers, None unless all have one."""
+    found = {row.task: row.constant for row in rows if row.constant is not None}
+    return statistics.fmean(found[task] for task in tasks) if tasks and found.keys() >= set(tasks) else None
+
+
+def constant_words(run: Run, rows: list[TaskRow], tasks: list[str]) -> str:
+    """What answers that never look would earn; "" where that is not known."""
+    if tasks and all(label_count(run, task) == 2 for task in tasks):
+        return "always the same word earns about 0.33, a coin flip 0.50, where labels are balanced"
+    constant = constant_mean(rows, tasks)
+    return "" if constant is None else f"the best answer that never looks at the picture earns {constant:.2f}"
+
+
+def label_count(run: Run, task: str) -> int | None:
+    """As the scores tell it, else the tasks of the package; None of a task of the run's own that was not judged yet."""
+    judged = [e.tasks for e in run.evaluations.values()] + [line.get("tasks", {}) for line in run.validation[:1]]
+    shares = [shares for tasks in judged if (shares := tasks.get(task, {}).get("label_share"))]
+    return len(shares[0]) if shares else len(TASKS[task].labels) if task in TASKS else None
+
+
+def dumbbell_plot(rows: list[TaskRow], constant: float | None, before: Means, after: Means, reference: Means) -> Plot | None:
+    """constant: the mean of the tasks' constant answers."""
     dumbbells = [
         Dumbbell(
             row.task, row.before.get("macro_f1"), row.before.get("macro_f1_ci"), row.after.get("macro_f1"),
@@ -109,14 +154,7 @@ def dumbbell_plot(rows: list[TaskRow], before: Means, after: Means, reference: M
         )
         for row in rows
     ]  # fmt: skip
-    constants = [row.constant for row in rows if row.constant is not None]
-    mean = Dumbbell(
-        "mean",
-        *before.macro_f1,
-        *after.macro_f1,
-        statistics.fmean(constants) if constants else None,
-        reference.macro_f1.value,
-    )
+    mean = Dumbbell("mean", *before.macro_f1, *after.macro_f1, constant, reference.macro_f1.value)
     return plots.draw_dumbbells([*dumbbells, mean])
 
 
@@ -174,9 +212,12 @@ def validation_plot(run: Run, tasks: list[str], *, key: str, title: str) -> Plot
         )
         for i, task in enumerate(tasks)
     ]  # fmt: skip
-    means = [(line.get("mean") or {}).get(key) for line in run.validation]
+    judged = [[line["tasks"][task] for task in tasks if task in line.get("tasks", {})] for line in run.validation]
+    means = [mean_of(scores, key) for scores in judged]
     series.append(Series("mean", steps, means, ALL_COLOR, marker="o", wide=True))
-    return plots.draw_curves(title, series, limits=(-0.02, 1.02), note="the whole validation split")
+    limit = (run.config.get("eval") or {}).get("limit")
+    note = f"validation, {limit} questions a task" if limit else "the whole validation split"
+    return plots.draw_curves(title, series, limits=(-0.02, 1.02), note=note)
 
 
 def summarise_work(run: Run) -> Work:
@@ -213,12 +254,16 @@ HIGHLIGHTS = {
     "rollout.temperature": "temperature", "reward.alpha": "weight of the form", "loss.kl_coef": "weight of the KL",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
+SFT_HIGHLIGHTS = {
+    "stage": "stage", "model.path": "base model", "update.prompts": "prompts a step", "sft.target": "taught",
+    "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
+}  # fmt: skip
 
 
-def highlight(config: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The few fields of the flat configuration that a reader looks for first, in words."""
-    values = dict(config)
-    return [(words, values[name]) for name, words in HIGHLIGHTS.items() if name in values]
+def highlight(config: list[tuple[str, str]], stage: str) -> list[tuple[str, str]]:
+    """The few fields of the flat configuration that a reader looks for first, in words; only what the stage reads."""
+    values, wanted = dict(config), SFT_HIGHLIGHTS if stage == "sft" else HIGHLIGHTS
+    return [(words, values[name]) for name, words in wanted.items() if name in values]
 
 
 def flatten(config: dict, prefix: str = "") -> list[tuple[str, str]]:
