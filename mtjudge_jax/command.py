@@ -146,7 +146,7 @@ def parse(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except flags.Error as error:
         absent = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value other than None", str(error))
-        fail(f"--{absent[1]} is missing: {flags.FLAGS[absent[1]].help}" if absent else one_line(error))
+        fail(f"--{absent[1]} is missing: {' '.join(flags.FLAGS[absent[1]].help.split())}" if absent else one_line(error))
     except Exception as error:  # a config file is a program, it can raise anything
         if os.environ.get("MTJUDGE_TRACEBACK"):
             raise

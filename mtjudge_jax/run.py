@@ -56,6 +56,7 @@ class Run(NamedTuple):
     watch: Watch
     health: Health  # follows the steps on every process, speaks on the first
     allowed: tuple[str, ...]  # what may differ from the run in the workdir, see workdir.py
+    told: list[str]  # of the training records, before the first step
 
 
 STOP = "asked to stop"
@@ -116,17 +117,16 @@ def open_run(
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
     # Each process reads all of it, so one counts.
     validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
+    told = check_records(cfg, folder, model.fmt)
     for change in refuse_other_config(cfg, workdir / "config.json", allowed):
         say(f"changed, as --allow_change says: {change}")
-    for line in check_records(cfg, folder, model.fmt):
-        say(line)
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
     bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
     optimizer = make_optimizer(cfg.optim, updates)
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
-    return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed)
+    return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, told)
 
 
 def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
@@ -171,7 +171,7 @@ def start(run: Run) -> tuple[Progress, Params]:
         data = open_data(run)
     base = read_weights(run.model, cfg)
     run.watch.beat("weights read")
-    for line in opening_lines(cfg, join(*base)):
+    for line in (*run.told, *opening_lines(cfg, join(*base))):
         say(line)
     sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
     mesh = run.model.stages.mesh

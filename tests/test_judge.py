@@ -15,10 +15,13 @@ from commands import commands
 from PIL import Image, ImageOps
 
 from mtjudge_jax import evaluation
+from mtjudge_jax.data.images import decode
 from mtjudge_jax.data.pipeline import RowFormat
+from mtjudge_jax.data.records import BadRecord
 from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
 from mtjudge_jax.evaluation import batches
 from mtjudge_jax.evaluation.lines import Answers, answered_line
+from mtjudge_jax.judge import encode
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
@@ -200,6 +203,14 @@ def test_the_official_metric_stands_beside_its_task(monkeypatch):
 
     _, result = evaluation.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
     assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
+
+
+def test_what_a_picture_may_be():
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    assert np.array_equal(decode(encode(pixels)), pixels) and encode(b"raw") == b"raw"
+    for what, said in ((None, "NoneType"), (pixels / 255, r"array of float64 \(2, 3, 3\)"), (pixels[..., 0], r"uint8 \(2, 3\)")):
+        with pytest.raises(BadRecord, match=f"an image is a .*{said}, must be a path, encoded bytes, a PIL image or"):
+            encode(what)
 
 
 def test_sampled_answers_are_read_as_the_greedy_one_is():
