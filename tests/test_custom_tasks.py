@@ -91,6 +91,13 @@ def test_judge_json_tells_the_tasks(tmp_path):
     assert set(plain) == {"prompt_tokens", "patches", "completion_tokens", "step", "templates"}
 
 
+def test_a_task_has_the_kind_of_the_rows_it_is_of():
+    """`kind` may be written as in the rows of DATASETS.md."""
+    for short, kind in (("binary", "pointwise_binary"), ("graded", "pointwise_score"), ("pairwise", "pairwise")):
+        tasks = get_tasks(config({"name": "blur", "kind": short, "question": "Is it blurred?"}))
+        assert tasks["blur"].kind == kind
+
+
 def test_rewards_of_an_own_task():
     tasks = get_tasks(config(*OWN))
     e = record("agin_tech", 1)
@@ -126,7 +133,7 @@ def test_predictions_tell_their_own_task():
     [
         ({"name": "technical"}, "'technical' is the name of another task: take a new one"),
         ({"name": "my task"}, "must be letters, digits and _"),
-        ({"kind": "binary"}, "kind 'binary' is not one of pointwise_binary, pointwise_score, pairwise, listwise"),
+        ({"kind": "binry"}, "kind 'binry' is not one of pointwise_binary, pointwise_score, pairwise, listwise, binary, graded"),
         ({"question": " "}, "its question is empty"),
         ({"labels": ("same", "Same")}, "must be two or more different ASCII words"),
         ({"labels": ("one",)}, "must be two short words"),

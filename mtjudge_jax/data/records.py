@@ -9,6 +9,7 @@ import msgpack
 
 SCHEMA_VERSION = 2
 KINDS = ("pointwise_binary", "pointwise_score", "pairwise", "listwise")
+SHORT_KINDS = {"binary": "pointwise_binary", "graded": "pointwise_score"}  # taken in a user's rows and task entries
 TERMS = ("open", "research", "gated", "eval_only")
 TIE = -1  # as a winner
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from mtjudge_jax.data.records import KINDS
+from mtjudge_jax.data.records import KINDS, SHORT_KINDS
 from mtjudge_jax.tasks.base import NO_YES, RANKING, Task, check_words, pair_words
 from mtjudge_jax.tasks.wording import LETTERS, TIE_WORD, Form, Wordings
 
@@ -49,7 +49,7 @@ def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
     if not entry.name.isidentifier():
         raise ValueError(f"{where} must be letters, digits and _, as folders and columns are called by it")
     if entry.kind not in KINDS:
-        raise ValueError(f"{where}: kind {entry.kind!r} is not one of {', '.join(KINDS)}")
+        raise ValueError(f"{where}: kind {entry.kind!r} is not one of {', '.join((*KINDS, *SHORT_KINDS))}")
     if not entry.question.strip():
         raise ValueError(f"{where}: its question is empty")
     if entry.metric and entry.metric not in METRICS:
@@ -80,7 +80,8 @@ def read_entry(raw: dict) -> TaskEntry:
             raise ValueError(f"data.custom_tasks: {name!r}: {key} = {value!r} is a {type(value).__name__}, it must be {wanted}")
     if missing := [key for key in ("name", "kind", "question") if key not in raw]:
         raise ValueError(f"data.custom_tasks: {name!r} has no {', '.join(missing)}")
-    return TaskEntry(**{key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()})
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return TaskEntry(**given | {"kind": SHORT_KINDS.get(raw["kind"], raw["kind"])})
 
 
 def _labels(entry: TaskEntry, where: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from mtjudge_jax.config import unknown
 from mtjudge_jax.data.readers import agin, common, files, pictures
-from mtjudge_jax.data.records import KINDS, TIE, BadRecord, Candidate, JudgeExample, Label
+from mtjudge_jax.data.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label
 
 LICENSE = "the user's own"
 TERMS = "open"
@@ -40,7 +40,6 @@ FIELDS = (
     "id", "task", "kind", "criterion", "instruction", "image", "images", "text", "context", "candidates", "label", "scale",
     "allow_tie", "split", "group", "rationale", "raters", "license", "terms", "meta",
 )  # fmt: skip
-SHORT = {"binary": "pointwise_binary", "graded": "pointwise_score"}
 SPLITS = ("", "train", "val", "test", "ood")
 PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE, "both_bad": TIE}
 MAX_CANDIDATES = 26
@@ -69,7 +68,7 @@ def take(given: Mapping[str, str], known: Mapping[str, str], dataset: str) -> Ta
 
 
 def kind_of(name: Any) -> str | None:
-    kind = SHORT.get(name, name) if isinstance(name, str) else None
+    kind = SHORT_KINDS.get(name, name) if isinstance(name, str) else None
     return kind if kind in KINDS else None
 
 
