@@ -61,9 +61,9 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
 def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -> None:
     """A command as one of the processes. slow: seconds that its rewards take; stuck: its third rewards never come."""
     host(**place)
-    from mtjudge_jax import cli, score
+    from mtjudge_jax import cli, rounds
 
-    give, calls = score.score, iter(range(10**6))
+    give, calls = rounds.score, iter(range(10**6))
 
     def slowly(*arguments, **named):
         if next(calls) == 2 and stuck:
@@ -72,7 +72,7 @@ def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -
         return give(*arguments, **named)
 
     sys.argv = ["mtjudge", *argv]
-    with mock.patch.object(score, "score", slowly):
+    with mock.patch.object(rounds, "score", slowly):
         cli.main()
 
 
