@@ -261,6 +261,15 @@ def test_bad_records_are_counted_and_told(tmp_path, source):
         run(tmp_path, source, bad[:2], name="none")
 
 
+def test_what_cannot_be_decoded_is_told_with_its_file_and_row(tmp_path, source):
+    bad = made(2, images=(b"no picture",), place="rows.jsonl line 15")
+    half = made(3, instruction="half a \ud83d sign", place="rows.jsonl line 16")
+    _, report = run(tmp_path, source, [made(1), bad, half], val=0, test=0)
+    first = {reason: entry["first"][0] for reason, entry in report["unusable"].items()}
+    assert first["image_format"] == "rows.jsonl line 15: fake/2: image 0: 10 bytes are none of PNG, JPEG, WEBP, GIF, BMP"
+    assert first["broken_text"].startswith("rows.jsonl line 16: 'fake/3': ")
+
+
 def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, source):
     examples = [made(i) for i in range(30)]
     out, _ = run(tmp_path, source, examples)
