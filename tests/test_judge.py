@@ -190,6 +190,12 @@ def test_predictions_carry_what_official_metrics_read():
     assert result["tasks"]["technical"]["mean_tokens"] == np.mean(used)
 
 
+def test_no_usable_record_is_told_with_what_helps():
+    for error, remedy in (("image_hash: x", "Prepare the data again"), ("too_many_patches: x", "Change the config as that says")):
+        with pytest.raises(ValueError, match=rf"^no record of t can be used, e: {error}\. {remedy}"):
+            evaluation.usable([{"task": "t", "example_id": "e", "error": error, "unusable": True}])
+
+
 def test_the_official_metric_stands_beside_its_task(monkeypatch):
     rows = [{"task": "technical", "example_id": str(i), "error": "", "unusable": i == 2} for i in range(3)]
     score = {"macro_f1": 0.5, "sampled_accuracy": None}
