@@ -66,9 +66,11 @@ def eval_flags():
     """(config, model, data, out, name, split, tasks, limit, batch, samples, seed, templates, mesh)."""
     return (
         define_config(),
-        flags.DEFINE_string("model", None, "Hugging Face folder, or the workdir of a run, whose best/ it is.", required=True),
-        flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
-        flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
+        flags.DEFINE_string(
+            "model", None, "Hugging Face folder, or workdir of a run, whose best/ it is; default: --config's model.path."
+        ),
+        flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data."),
+        flags.DEFINE_string("out", None, "Folder for scores and predictions."),
         flags.DEFINE_string("name", "", "Name of the files; default: the split."),
         flags.DEFINE_string("split", "test", "Which split to judge."),
         define_list("tasks", [], "Tasks to judge; default: all of the split."),
@@ -84,9 +86,9 @@ def eval_flags():
 def judge_flags():
     """(model, image, task, instruction, json)."""
     return (
-        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True),
-        flags.DEFINE_multi_string("image", None, "Image file; give it twice for a pair.", required=True),
-        flags.DEFINE_string("task", None, "Task name, e.g. technical or pairwise_safety.", required=True),
+        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best."),
+        flags.DEFINE_multi_string("image", None, "Image file; give it twice for a pair."),
+        flags.DEFINE_string("task", None, "Task name, e.g. technical or pairwise_safety."),
         flags.DEFINE_string("instruction", "", "What the picture should show, for tasks that ask: 'a dog'."),
         flags.DEFINE_bool("json", False, "Print one JSON object."),
     )
@@ -98,12 +100,19 @@ def export_flags():
         flags.DEFINE_string("workdir", "", "Folder of the run, e.g. runs/mine."),
         flags.DEFINE_string("step", "", "A number, or latest, or best (the default), which is best by validation."),
         flags.DEFINE_string("checkpoint", "", "Instead of the two: the folder of a step, e.g. runs/mine/checkpoints/8."),
-        flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True),
+        flags.DEFINE_string("out", None, "Folder to write; must not exist."),
         flags.DEFINE_enum("dtype", "", ["", "bfloat16", "float32"], "Of the weights; default: what the run computed in."),
         flags.DEFINE_enum("adapter", "merge", ["merge", "peft"], "A run with LoRA: a whole model, or adapters alone for PEFT."),
         flags.DEFINE_string("base", "", "Folder of the starting model, where that has moved."),
         flags.DEFINE_bool("overwrite", False, "Replace an older export."),
     )
+
+
+def need(*wanted: tuple[flags.FlagHolder, str]) -> None:
+    """Raises ConfigError that names each flag that is not given, and what to give: absl's own text for it is none to read."""
+    missing = [f"--{flag.name} is missing: {remedy}" for flag, remedy in wanted if not flag.value]
+    if missing:
+        raise ConfigError("; ".join(missing))
 
 
 def run_command(main: Callable[..., None], *, positional: bool = False) -> None:

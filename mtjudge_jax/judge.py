@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mtjudge_jax.command import judge_flags, run_command
+from mtjudge_jax.command import judge_flags, need, run_command
 from mtjudge_jax.config import Config, ConfigError, get_tasks
 from mtjudge_jax.data.images import check_depth, decode
 from mtjudge_jax.data.records import BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.evaluation.batches import Judging, judge
 from mtjudge_jax.paths import as_path
-from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, open_model, read_params
+from mtjudge_jax.policy import JUDGE_FILE, Model, eval_format, model_folder, open_model, read_params
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
 
@@ -151,8 +151,14 @@ def encode(image: Picture) -> bytes:
 
 
 def main() -> None:
-    known = get_tasks(judge_config(MODEL.value, batch=1))
-    question = question_example(IMAGE.value, INSTRUCTION.value, task=get_task(TASK.value, known), number=0)
+    need(
+        (MODEL, "give a model folder or the workdir of a run, e.g. --model=runs/demo"),
+        (IMAGE, "name an image file, e.g. --image=a.jpg, and give it twice for a pair"),
+        (TASK, "name one, e.g. --task=technical"),
+    )
+    cfg = judge_config(MODEL.value, batch=1)
+    model_folder(cfg.model.path, said="--model=")  # it tells the tasks: without it one of a run's own would seem unknown
+    question = question_example(IMAGE.value, INSTRUCTION.value, task=get_task(TASK.value, get_tasks(cfg)), number=0)
     for path, data in zip(IMAGE.value, question.images, strict=True):  # before the model is read
         try:
             decode(data)

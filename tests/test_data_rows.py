@@ -165,7 +165,7 @@ def test_long_prompts_are_refused_not_cut(tokenizer):
 
 
 def test_too_many_patches(tokenizer):
-    with pytest.raises(BadRecord, match=r"technical-1 has 36 patches in 2 images; the limit is 35: raise data\.patches in the config"):
+    with pytest.raises(BadRecord, match=r"has 36 patches in 2 images; the limit is 35: raise data\.patches in the config"):
         row_of(pair(), tokenizer, patch_count=35)
 
 

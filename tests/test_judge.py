@@ -293,6 +293,15 @@ def other_model() -> Path:
     return workdir
 
 
+def test_eval_takes_the_model_of_the_config():
+    out = commands().folder / "model_of_the_config"
+    flags = (f"--config={commands().config}", "--tasks=technical", "--limit=2", f"--data={commands().folder / 'data'}")
+    for model in ((), (f"--model={DEMO_BASE}",)):
+        ended = commands().run("eval", *flags, f"--out={out}", "--samples=2", *model)
+        assert ended.status == 0, ended.err[-3000:]
+    assert "2 predictions, judged before" in ended.out  # by the same model
+
+
 def test_a_part_of_another_evaluation_is_refused():
     out = commands().folder / "part"
     folder = out / "test.partial"
