@@ -23,7 +23,8 @@ from mtjudge_jax.types import Params
 
 EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-Picture = str | os.PathLike | bytes | Image.Image
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+PICTURE = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
 
 
 class Verdict(NamedTuple):
@@ -59,7 +60,8 @@ class Judge:
     def judge(
         self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()
     ) -> Verdict:
-        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes or a PIL image, never a URL.
+        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes, a PIL
+        image or a uint8 array [h, w, 3], never a URL.
 
         texts: where texts are judged, one each; the images are then what they are about. The task may be one of the run that
         made the model. Raises ValueError for an unknown task, a wrong number of images, a missing instruction or an
@@ -133,15 +135,21 @@ def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
 
 
 def encode(image: Picture) -> bytes:
-    """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read."""
+    """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read or is no picture."""
     if isinstance(image, bytes):
         return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise BadRecord("image_array", f"an array of {image.dtype} {list(image.shape)} is no picture: give {PICTURE}")
+        image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         check_depth(image)
         file = io.BytesIO()
         plain = image if image.mode in PNG_MODES else image.convert("RGB")
         plain.save(file, "PNG", exif=image.getexif())  # which may hold a rotation
         return file.getvalue()
+    if not isinstance(image, (str, os.PathLike)):
+        raise BadRecord("image_type", f"{image!r:.60} is no picture: give {PICTURE}")
     path = os.fspath(image)
     if "://" in path:
         raise BadRecord("image_path", f"{path!r} looks like a URL: download it and give the file")

@@ -15,9 +15,11 @@ from commands import commands
 from PIL import Image, ImageOps
 
 from mtjudge_jax import evaluation
+from mtjudge_jax.data.images import decode
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS
 from mtjudge_jax.evaluation import batches
+from mtjudge_jax.judge import Judge, encode
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
@@ -75,6 +77,31 @@ def test_a_path_bytes_and_a_pil_image_are_the_same_picture():
         path, data, image = judged()["forms"][name]
         assert path == data == image, name
     assert judged()["forms"]["turned.png"][0] == judged()["forms"]["a.png"][0]
+
+
+def test_an_array_is_a_picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    for array in (pixels, pixels[::-1, ::2]):
+        assert np.array_equal(decode(encode(array)), array)
+
+
+JUDGE = Judge(None, None, SimpleNamespace(fmt=SimpleNamespace(tasks=TASKS)))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (None, "image_type: None is no picture"),
+        (7, "image_type: 7 is no picture"),
+        ([["a.png"]], r"image_type: \['a.png'\] is no picture"),
+        (np.zeros((4, 4)), r"image_array: an array of float64 \[4, 4\] is no picture"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"image_array: an array of uint8 \[2, 4, 4, 3\] is no picture"),
+        (np.zeros((0, 4, 3), np.uint8), r"image_array: an array of uint8 \[0, 4, 3\] is no picture"),
+    ],
+)
+def test_what_is_no_picture_is_told_what_may_be_one(images, said):
+    with pytest.raises(ValueError, match=f"^{said}: give a path, encoded bytes, a PIL image or a uint8 array"):
+        JUDGE.judge(images=images, task="technical")
 
 
 def test_many_questions_keep_their_order():
