@@ -1,5 +1,6 @@
 """What the commands share: their flags, a clean exit on bad input. Imports nothing heavy, so that --help answers at once."""
 
+import contextlib
 import dataclasses
 import dis
 import os
@@ -115,10 +116,11 @@ def need(*wanted: tuple[flags.FlagHolder, str]) -> None:
         raise ConfigError("; ".join(missing))
 
 
-def run_command(main: Callable[..., None], *, positional: bool = False) -> None:
+def run_command(main: Callable[..., None], *, positional: bool = False, workdir: flags.FlagHolder | None = None) -> None:
     """Runs `main` after parsing the flags. What is the user's to mend ends in one line and exit status 2, not a traceback.
 
-    positional: the arguments that are no flags are allowed, and are main's argument.
+    positional: the arguments that are no flags are allowed, and are main's argument. workdir: the flag with the folder of the
+    run that a stopped command goes on with.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -126,7 +128,7 @@ def run_command(main: Callable[..., None], *, positional: bool = False) -> None:
             fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         logging.set_verbosity(logging.WARNING)  # Orbax and jax tell every file they write
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGINT, lambda *_: stop(None if workdir is None else workdir.value))
         try:
             main(argv[1:]) if positional else main()
         except Exception as error:
@@ -196,10 +198,21 @@ def is_ours(error: Exception) -> bool:
     return code.co_filename.startswith(PACKAGE) and code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def stop(*_) -> NoReturn:
+def going_on(workdir: str | None) -> str:
+    """What the same command does after a stop. A bucket is not asked: that takes time, and Ctrl-C must not."""
+    steps = []
+    if workdir and "://" not in workdir:
+        with contextlib.suppress(OSError):
+            steps = [int(name) for name in os.listdir(Path(workdir) / "checkpoints") if name.isdecimal()]
+    if steps:
+        return f"the same command goes on after step {max(steps)}"
+    return "the same command goes on from what it has saved, or begins anew where that is nothing"
+
+
+def stop(workdir: str | None) -> NoReturn:
     """What Ctrl-C does. Not by KeyboardInterrupt: raised while jax collects garbage, Python drops it, and the run goes on."""
     newline = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
-    os.write(2, f"{newline}stopped; the same command goes on from the last checkpoint of a run\n".encode())
+    os.write(2, f"{newline}stopped; {going_on(workdir)}\n".encode())
     os._exit(130)
 
 

@@ -1,7 +1,9 @@
 """The command line: help, and bad input refused in one line with status 2, before anything is compiled."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mtjudge_jax.cli import COMMANDS
+from mtjudge_jax.command import going_on
 from mtjudge_jax.policy import DEMO_BASE
 
 
@@ -207,6 +210,27 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_ends_at_once():
     ended: Ended = commands().wait(commands().start_call("command_drills.bug"))
     assert ended.status == 1 and "Traceback" in ended.err and "KeyError: 'nothing'" in ended.err
     assert time.monotonic() - began < 20
+
+
+def test_a_stop_names_the_step_that_is_saved(tmp_path):
+    anew = "the same command goes on from what it has saved, or begins anew where that is nothing"
+    assert going_on(None) == going_on(str(tmp_path)) == going_on("gs://bucket/run") == anew
+    for name in ("2.unfinished", "notes"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert going_on(str(tmp_path)) == anew
+    for step in (2, 10):
+        (tmp_path / "checkpoints" / str(step)).mkdir()
+    assert going_on(str(tmp_path)) == "the same command goes on after step 10"
+
+
+def test_ctrl_c_before_the_first_save_promises_none():
+    workdir = commands().folder / "stopped_early"
+    run = commands().train(workdir)
+    assert commands().until(workdir.is_dir, run)
+    os.kill(run.pid, signal.SIGINT)
+    ended = commands().wait(run)
+    assert not any(path.name.isdecimal() for path in workdir.glob("checkpoints/*"))
+    assert (ended.status, ended.err) == (130, f"stopped; {going_on(str(workdir))}\n")
 
 
 def test_print_config_needs_no_workdir():

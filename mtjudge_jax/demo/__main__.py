@@ -98,4 +98,4 @@ if __name__ == "__main__":
     SEED = flags.DEFINE_integer("seed", 0, "Of sampling and of the order of examples.")
     ARMS_FLAG = define_list("arms", [], f"Instead: train and compare all, or some of {', '.join(ARMS)}.")
     SEEDS = flags.DEFINE_integer("seeds", 3, "Of each arm.", lower_bound=1)
-    run_command(main)
+    run_command(main, workdir=WORKDIR)
