@@ -1,9 +1,9 @@
 """What the commands share: their flags, a clean exit on bad input. Imports nothing heavy, so that --help answers at once."""
 
+import contextlib
 import dataclasses
 import dis
 import os
-import re
 import signal
 import sys
 import traceback
@@ -67,9 +67,11 @@ def eval_flags():
     """(config, model, data, out, name, split, tasks, limit, batch, samples, seed, templates, mesh)."""
     return (
         define_config(),
-        flags.DEFINE_string("model", "", "Hugging Face folder, or the workdir of a run, whose best/ it is; default: --config's."),
-        flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.", required=True),
-        flags.DEFINE_string("out", None, "Folder for scores and predictions.", required=True),
+        flags.DEFINE_string(
+            "model", None, "Hugging Face folder, or workdir of a run, whose best/ it is; default: --config's model.path."
+        ),
+        flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data."),
+        flags.DEFINE_string("out", None, "Folder for scores and predictions."),
         flags.DEFINE_string("name", "", "Name of the files; default: the split."),
         flags.DEFINE_string("split", "test", "Which split to judge."),
         define_list("tasks", [], "Tasks to judge; default: all of the split."),
@@ -85,9 +87,9 @@ def eval_flags():
 def judge_flags():
     """(model, image, task, instruction, json)."""
     return (
-        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best.", required=True),
-        flags.DEFINE_multi_string("image", None, "Image file; give it twice for a pair.", required=True),
-        flags.DEFINE_string("task", None, "Task name, e.g. technical or pairwise_safety.", required=True),
+        flags.DEFINE_string("model", None, "Hugging Face folder, e.g. runs/demo/best."),
+        flags.DEFINE_multi_string("image", None, "Image file; give it twice for a pair."),
+        flags.DEFINE_string("task", None, "Task name, e.g. technical or pairwise_safety."),
         flags.DEFINE_string("instruction", "", "What the picture should show, for tasks that ask: 'a dog'."),
         flags.DEFINE_bool("json", False, "Print one JSON object."),
     )
@@ -99,7 +101,7 @@ def export_flags():
         flags.DEFINE_string("workdir", "", "Folder of the run, e.g. runs/mine."),
         flags.DEFINE_string("step", "", "A number, or latest, or best (the default), which is best by validation."),
         flags.DEFINE_string("checkpoint", "", "Instead of the two: the folder of a step, e.g. runs/mine/checkpoints/8."),
-        flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True),
+        flags.DEFINE_string("out", None, "Folder to write; must not exist."),
         flags.DEFINE_enum("dtype", "", ["", "bfloat16", "float32"], "Of the weights; default: what the run computed in."),
         flags.DEFINE_enum("adapter", "merge", ["merge", "peft"], "A run with LoRA: a whole model, or adapters alone for PEFT."),
         flags.DEFINE_string("base", "", "Folder of the starting model, where that has moved."),
@@ -107,10 +109,18 @@ def export_flags():
     )
 
 
-def run_command(main: Callable[..., None], *, positional: bool = False) -> None:
+def need(*wanted: tuple[flags.FlagHolder, str]) -> None:
+    """Raises ConfigError that names each flag that is not given, and what to give: absl's own text for it is none to read."""
+    missing = [f"--{flag.name} is missing: {remedy}" for flag, remedy in wanted if not flag.value]
+    if missing:
+        raise ConfigError("; ".join(missing))
+
+
+def run_command(main: Callable[..., None], *, positional: bool = False, workdir: flags.FlagHolder | None = None) -> None:
     """Runs `main` after parsing the flags. What is the user's to mend ends in one line and exit status 2, not a traceback.
 
-    positional: the arguments that are no flags are allowed, and are main's argument.
+    positional: the arguments that are no flags are allowed, and are main's argument. workdir: the flag with the folder of the
+    run that a stopped command goes on with.
     """
 
     def guarded(argv: list[str]) -> None:
@@ -118,7 +128,7 @@ def run_command(main: Callable[..., None], *, positional: bool = False) -> None:
             fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         logging.set_verbosity(logging.WARNING)  # Orbax and jax tell every file they write
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, stop)
+            signal.signal(signal.SIGINT, lambda *_: stop(None if workdir is None else workdir.value))
         try:
             main(argv[1:]) if positional else main()
         except Exception as error:
@@ -145,8 +155,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        absent = re.match(r"flag --(\w+)=None: Flag --\w+ must have a value other than None", str(error))
-        fail(f"--{absent[1]} is missing: {' '.join(flags.FLAGS[absent[1]].help.split())}" if absent else one_line(error))
+        fail(one_line(error))
     except Exception as error:  # a config file is a program, it can raise anything
         if os.environ.get("MTJUDGE_TRACEBACK"):
             raise
@@ -189,11 +198,21 @@ def is_ours(error: Exception) -> bool:
     return code.co_filename.startswith(PACKAGE) and code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-def stop(*_) -> NoReturn:
+def going_on(workdir: str | None) -> str:
+    """What the same command does after a stop. A bucket is not asked: that takes time, and Ctrl-C must not."""
+    steps = []
+    if workdir and "://" not in workdir:
+        with contextlib.suppress(OSError):
+            steps = [int(name) for name in os.listdir(Path(workdir) / "checkpoints") if name.isdecimal()]
+    if steps:
+        return f"the same command goes on after step {max(steps)}"
+    return "the same command goes on from what it has saved, or begins anew where that is nothing"
+
+
+def stop(workdir: str | None) -> NoReturn:
     """What Ctrl-C does. Not by KeyboardInterrupt: raised while jax collects garbage, Python drops it, and the run goes on."""
     newline = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
-    text = "stopped; the same command goes on from a run's last checkpoint, or begins anew where there is none yet"
-    os.write(2, f"{newline}{text}\n".encode())
+    os.write(2, f"{newline}stopped; {going_on(workdir)}\n".encode())
     os._exit(130)
 
 

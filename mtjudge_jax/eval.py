@@ -6,6 +6,7 @@ Each batch is kept as it is done, so a killed evaluation goes on, to the same by
 import collections
 import dataclasses
 import json
+import os
 import sys
 import time
 import zlib
@@ -16,7 +17,7 @@ import numpy as np
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
-from mtjudge_jax.command import config_file, eval_flags, run_command, typed
+from mtjudge_jax.command import config_file, eval_flags, need, run_command, typed
 from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, check, get_tasks, unknown
 from mtjudge_jax.data.records import JudgeExample
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
@@ -25,11 +26,11 @@ from mtjudge_jax.evaluation import evaluate, write_evaluation
 from mtjudge_jax.evaluation.batches import Judging
 from mtjudge_jax.evaluation.kept import Kept, open_kept, refuse_other
 from mtjudge_jax.evaluation.terminal import progress_bar, table
-from mtjudge_jax.judge import judge_config
+from mtjudge_jax.judge import best_of, judge_config
 from mtjudge_jax.official import official
 from mtjudge_jax.paths import AnyPath, as_path, remove_tree
-from mtjudge_jax.policy import eval_format, open_model, read_params
-from mtjudge_jax.tasks import Task
+from mtjudge_jax.policy import eval_format, model_folder, open_model, read_params
+from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.together import gather, together
 from mtjudge_jax.types import Params
 
@@ -41,16 +42,28 @@ def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[
     if SPLIT.value not in splits:
         raise ValueError(f"{DATA.value}: {unknown('split', SPLIT.value, splits)}")
     names = TASKS_FLAG.value or [name.split("/")[1] for name in files if name.split("/")[0] == SPLIT.value]
-    if absent := [name for name in names if name not in known]:
-        own = "a task of your own comes with --config=FILE.py, or with a --model that was trained on it"
-        raise ValueError(f"{unknown('task', absent[0], known)}; {own}")
-    examples = {name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
+    for name in names:
+        if name not in known and f"{SPLIT.value}/{name}" in files:
+            raise ConfigError(
+                f"unknown task {name!r}, of which {DATA.value} has records: give the config that describes it in "
+                "data.custom_tasks, --config=FILE.py, or leave it out by --tasks"
+            )
+    examples = {get_task(name, known).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
     if empty := [name for name, group in examples.items() if not group]:
         raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
     return {name: group[: LIMIT.value or None] for name, group in examples.items()}
 
 
 def main() -> None:
+    model = (
+        MODEL,
+        "give a model folder or the workdir of a run, e.g. --model=runs/demo, or a --config=FILE.py with a model",
+    )
+    need(
+        *([] if config_file(sys.argv) else [model]),
+        (DATA, "give a folder of mtjudge prepare, e.g. --data=runs/demo/data"),
+        (OUT, "name a folder for the scores, e.g. --out=runs/demo/eval"),
+    )
     with hosts.joined(HostsConfig()):
         evaluate_split()
 
@@ -97,18 +110,19 @@ def already_judged(path: AnyPath, settings: dict) -> dict | None:
 
 
 def config_of_flags() -> Config:
-    """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config."""
-    given = typed(CONFIG.value) if config_file(sys.argv) else None
-    if not (MODEL.value or given):
-        raise ConfigError("--model is missing: give a Hugging Face folder, or the workdir of a run, or a --config that names one")
-    cfg = judge_config(MODEL.value or given.model.path, batch=BATCH.value)
-    cfg.mesh = mesh_config(MESH.value)
-    if given:
+    """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config, the
+    model too where --model names none."""
+    if config_file(sys.argv):
         if MESH.value:
             raise ConfigError(f"--mesh={','.join(MESH.value)} with --config, which has one: give --config.mesh.fsdp=.. instead")
-        folder, cfg = cfg.model.path, given
-        cfg.stage, cfg.model.path = "grpo", folder
+        cfg = typed(CONFIG.value)
+        cfg.stage = "grpo"
+        cfg.model.path = os.fspath(best_of(MODEL.value)) if MODEL.value else cfg.model.path
         check(cfg, jax.device_count(), jax.process_count())
+    else:
+        cfg = judge_config(MODEL.value, batch=BATCH.value)
+        cfg.mesh = mesh_config(MESH.value)
+    model_folder(cfg.model.path, said="--model=" if MODEL.value else "model.path = ")  # it tells the tasks, see judge.json
     cfg.eval.templates = TEMPLATES.value
     return cfg
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.command import export_flags, run_command
+from mtjudge_jax.command import export_flags, need, run_command
 from mtjudge_jax.config import Config, ConfigError, MeshConfig, check, from_dict
 from mtjudge_jax.model_card import model_card, origin_of
 from mtjudge_jax.models.qwen3_vl import lora
@@ -174,6 +174,7 @@ def whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
 
 
 def main() -> None:
+    need((OUT, "name the folder to write, e.g. --out=my_judge"))
     chosen, out = choose(WORKDIR.value, STEP.value, CHECKPOINT.value), as_path(OUT.value)
     export(chosen, out, dtype=DTYPE.value, form=ADAPTER.value, base=BASE.value, overwrite=OVERWRITE.value)
     if jax.process_index() == 0:

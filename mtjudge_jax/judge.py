@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mtjudge_jax.command import judge_flags, run_command
+from mtjudge_jax.command import judge_flags, need, run_command
 from mtjudge_jax.config import Config, ConfigError, get_tasks
 from mtjudge_jax.data.images import check_depth, decode
 from mtjudge_jax.data.records import BadRecord, Candidate, JudgeExample, Label
@@ -24,6 +24,7 @@ from mtjudge_jax.types import Params
 EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+PICTURE = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
 
 
 class Verdict(NamedTuple):
@@ -59,8 +60,8 @@ class Judge:
     def judge(
         self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()
     ) -> Verdict:
-        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes, a PIL image or an array,
-        uint8 [h, w, 3], never a URL.
+        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes, a PIL
+        image or a uint8 array [h, w, 3], never a URL.
 
         texts: where texts are judged, one each; the images are then what they are about. The task may be one of the run that
         made the model. Raises ValueError for an unknown task, a wrong number of images, a missing instruction or an
@@ -117,7 +118,6 @@ def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
     """
     cfg = Config()
     folder = best_of(folder)
-    model_folder(os.fspath(folder))
     cfg.model.path = os.fspath(folder)
     devices = jax.device_count()
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
@@ -135,21 +135,21 @@ def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
 
 
 def encode(image: Picture) -> bytes:
-    """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read."""
+    """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read or is no picture."""
     if isinstance(image, bytes):
         return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise BadRecord("image_array", f"an array of {image.dtype} {list(image.shape)} is no picture: give {PICTURE}")
+        image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         check_depth(image)
         file = io.BytesIO()
         plain = image if image.mode in PNG_MODES else image.convert("RGB")
         plain.save(file, "PNG", exif=image.getexif())  # which may hold a rotation
         return file.getvalue()
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
-        return encode(Image.fromarray(image))
     if not isinstance(image, (str, os.PathLike)):
-        what = f"array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        forms = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
-        raise BadRecord("image_type", f"an image is a {what}, must be {forms}")
+        raise BadRecord("image_type", f"{image!r:.60} is no picture: give {PICTURE}")
     path = os.fspath(image)
     if "://" in path:
         raise BadRecord("image_path", f"{path!r} looks like a URL: download it and give the file")
@@ -159,8 +159,14 @@ def encode(image: Picture) -> bytes:
 
 
 def main() -> None:
-    known = get_tasks(judge_config(MODEL.value, batch=1))
-    question = question_example(IMAGE.value, INSTRUCTION.value, task=get_task(TASK.value, known), number=0)
+    need(
+        (MODEL, "give a model folder or the workdir of a run, e.g. --model=runs/demo"),
+        (IMAGE, "name an image file, e.g. --image=a.jpg, and give it twice for a pair"),
+        (TASK, "name one, e.g. --task=technical"),
+    )
+    cfg = judge_config(MODEL.value, batch=1)
+    model_folder(cfg.model.path, said="--model=")  # it tells the tasks: without it one of a run's own would seem unknown
+    question = question_example(IMAGE.value, INSTRUCTION.value, task=get_task(TASK.value, get_tasks(cfg)), number=0)
     for path, data in zip(IMAGE.value, question.images, strict=True):  # before the model is read
         try:
             decode(data)

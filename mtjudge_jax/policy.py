@@ -40,11 +40,11 @@ class Model(NamedTuple):
     fmt: RowFormat
 
 
-def model_folder(path: str) -> AnyPath:
-    """The folder that `model.path` names. Raises ConfigError where there is none."""
+def model_folder(path: str, *, said: str = "model.path = ") -> AnyPath:
+    """The folder that `model.path` names, or what else `said` it. Raises ConfigError where there is none."""
     folder = DEMO_BASE if path == "demo" else as_path(path)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"model.path = {path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
+        raise ConfigError(f"{said}{path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
     return folder
 
 

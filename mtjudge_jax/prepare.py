@@ -7,7 +7,6 @@ First every record is read and checked, which is journaled beside --out and goes
 written. --out appears when all is there; in a bucket its manifest.json comes last.
 """
 
-import collections
 import functools
 import json
 import shutil
@@ -26,13 +25,14 @@ from mtjudge_jax.data.out_folder import hand_over, is_done, listing, start_or_go
 from mtjudge_jax.data.prepare_report import write_report
 from mtjudge_jax.data.readers import READERS
 from mtjudge_jax.data.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
-from mtjudge_jax.data.sources import MANIFEST_VERSION, MIN_ROWS_TO_JUDGE, SHOWN_IDS, TooManyBadRecords, read_manifest
+from mtjudge_jax.data.sources import MANIFEST_VERSION, MIN_ROWS_TO_JUDGE, TooManyBadRecords, read_manifest
 from mtjudge_jax.data.splits import MODES, NOT_FOR_TRAINING, Decision, Row, decide, final_answer
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
 
 RECIPE = 1  # changes whenever the same arguments would give other data
 MAX_BAD = 0.05
+SHOWN_CHARACTERS = 250  # of the first record of each reason, where too many cannot be used
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,22 @@ def check_bad(checked: Checked, max_bad: float) -> None:
         return
     if not read:
         raise ValueError("the source has no record: nothing is written")
-    counts = collections.Counter(drop.reason for drop in checked.bad)
-    first: dict[str, str] = {}
+    reasons: dict[str, list[str]] = {}
     for drop in checked.bad:
-        first.setdefault(drop.reason, drop.detail)
-    shown = "; ".join(f"{reason} {count}, first {first[reason]}" for reason, count in counts.most_common(SHOWN_IDS))
-    limit = f", the limit is {max_bad:.1%}"
-    remedy = "Mend the source, or raise --max_bad: what is checked need not be checked again"
+        reasons.setdefault(drop.reason, []).append(drop.detail)
+    commonest = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    shown = "; ".join(f"{reason} {len(details)}, as {shortened(details[0])}" for reason, details in commonest)
     if not checked.rows:
-        limit, remedy = ", so nothing is written", "Mend the source"
-    raise TooManyBadRecords(f"{bad} of {read} records cannot be used{limit}: {shown}. {remedy}")
+        said, remedy = f"none of {read} records can be used", "Mend the source"
+    else:
+        said = f"{bad} of {read} records cannot be used, the limit is {max_bad:.1%}"
+        remedy = "Mend the source, or raise --max_bad: what is checked need not be checked again"
+    raise TooManyBadRecords(f"{said}. Reasons: {shown}. {remedy}")
+
+
+def shortened(text: str, most: int = SHOWN_CHARACTERS) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]}.."
 
 
 def write_files(work: Path, checked: Checked, decision: Decision, given: dict, reader: ModuleType) -> Path:

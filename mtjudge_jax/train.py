@@ -26,9 +26,7 @@ from mtjudge_jax.types import TrainBatch
 from mtjudge_jax.update import grpo_loss, make_update
 
 
-def fit(
-    cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()
-) -> tuple[Run, Progress]:
+def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()) -> tuple[Run, Progress]:
     """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
     compare_hosts(cfg, workdir)
     with together():
@@ -151,4 +149,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     CONFIG, WORKDIR, PRINT_CONFIG, ALLOW_CHANGE = train_flags()
-    run_command(main)
+    run_command(main, workdir=WORKDIR)

@@ -1,7 +1,9 @@
 """The command line: help, and bad input refused in one line with status 2, before anything is compiled."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mtjudge_jax.cli import COMMANDS
+from mtjudge_jax.command import going_on
 from mtjudge_jax.policy import DEMO_BASE
 
 
@@ -138,6 +141,16 @@ def test_a_workdir_of_another_config_names_the_changes():
     assert "optim.lr: 5.0 -> 0.001" in said and "loss.clip_low: 0.1 -> 0.2" in said
 
 
+@cache
+def own_data() -> Path:
+    """The manifest of data with a task of the user's own."""
+    folder = commands().folder / "own_data"
+    folder.mkdir()
+    files = {"test/my_own": {"count": 1, "sha256": ""}}
+    (folder / "manifest.json").write_text(json.dumps({"version": 2, "dataset": "jsonl", "files": files}))
+    return folder
+
+
 MODEL = f"--model={DEMO_BASE}"
 OTHERS = [
     (("eval", MODEL, "--out=@out", "--data=@nowhere"), "manifest.json missing"),
@@ -156,12 +169,26 @@ OTHERS = [
     (("judge", MODEL, "--image=@black.png", "--image=@black.png", "--task=technical"), "exactly 1 image(s), the question has 2"),
     (("judge", MODEL, "--image=@black.png", "--task=pairwise_technical"), "exactly 2 image(s), the question has 1"),
     (("judge", MODEL, "--image=@black.png", "--task=alignment"), "needs an instruction"),
-    (("eval", "--out=@out", "--data=DATA"), "--model is missing: give a Hugging Face folder, or the workdir of a run"),
-    (("eval", MODEL, "--out=@out"), "--data is missing: Folder of `mtjudge prepare`"),
-    (("eval", MODEL, "--out=@out", "--data=DATA", "--tasks=mine"), "a task of your own comes with --config=FILE.py"),
-    (("judge", MODEL, "--task=technical"), "--image is missing: Image file"),
-    (("judge", MODEL, "--image=@black.png"), "--task is missing: Task name"),
-    (("judge", "--model=@nowhere", "--image=@black.png", "--task=mine"), "has no config.json"),
+    (
+        ("judge", MODEL, "--task=technical"),
+        "--image is missing: name an image file, e.g. --image=a.jpg",
+    ),
+    (("judge", MODEL, "--image=@black.png"), "--task is missing: name one, e.g. --task=technical"),
+    (("judge",), "--model is missing: give a model folder or the workdir of a run, e.g. --model=runs/demo; --image is missing: "),
+    (("judge", "--model=@nowhere", "--image=@black.png", "--task=my_own"), "nowhere' has no config.json"),
+    (("eval", "--model=@nowhere", "--out=@out", "--data=OWN"), "nowhere' has no config.json"),
+    (("eval", MODEL, "--out=@out", "--data=OWN"), "unknown task 'my_own', of which"),
+    (("eval", MODEL, "--out=@out"), "--data is missing: give a folder of mtjudge prepare, e.g. --data=runs/demo/data"),
+    (("eval", MODEL, "--data=DATA"), "--out is missing: name a folder for the scores, e.g. --out=runs/demo/eval"),
+    (
+        ("eval", "--out=@out", "--data=DATA"),
+        "--model is missing: give a model folder or the workdir of a run, e.g. --model=runs/demo",
+    ),
+    (("eval", "--config=CONFIG", "--out=@out"), "--data is missing"),
+    (("eval", "--config=CONFIG", "--config.model.path=@nowhere", "--out=@out", "--data=DATA"), "nowhere' has no config.json"),
+    (("eval", "--config=CONFIG", "--out=@out", "--data=DATA", "--split=tset"), "unknown split 'tset'"),
+    (("export",), "--out is missing: name the folder to write"),
+    (("demo",), "--workdir is missing: name the folder of the run"),
     (("judge", "--model=@nowhere", "--image=@black.png", "--task=technical"), "has no config.json"),
     (("prepare", "--dataset=dmeo", "--out=@out"), "unknown data set 'dmeo', did you mean 'demo'?"),
     (("prepare", "--out=@other"), "is not empty and has no manifest.json"),
@@ -172,7 +199,10 @@ OTHERS = [
 
 @pytest.mark.parametrize(("argv", "said"), OTHERS)
 def test_other_commands_refuse_what_cannot_be(argv, said):
-    assert said in refused(*[a.replace("DATA", str(commands().folder / "data")) for a in argv])
+    given = {"DATA": commands().folder / "data", "OWN": own_data(), "CONFIG": commands().config}
+    for name, path in given.items():
+        argv = [a.replace(name, str(path)) for a in argv]
+    assert said in refused(*argv)
 
 
 def test_a_mistake_of_ours_keeps_its_traceback_and_ends_at_once():
@@ -180,6 +210,27 @@ def test_a_mistake_of_ours_keeps_its_traceback_and_ends_at_once():
     ended: Ended = commands().wait(commands().start_call("command_drills.bug"))
     assert ended.status == 1 and "Traceback" in ended.err and "KeyError: 'nothing'" in ended.err
     assert time.monotonic() - began < 20
+
+
+def test_a_stop_names_the_step_that_is_saved(tmp_path):
+    anew = "the same command goes on from what it has saved, or begins anew where that is nothing"
+    assert going_on(None) == going_on(str(tmp_path)) == going_on("gs://bucket/run") == anew
+    for name in ("2.unfinished", "notes"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert going_on(str(tmp_path)) == anew
+    for step in (2, 10):
+        (tmp_path / "checkpoints" / str(step)).mkdir()
+    assert going_on(str(tmp_path)) == "the same command goes on after step 10"
+
+
+def test_ctrl_c_before_the_first_save_promises_none():
+    workdir = commands().folder / "stopped_early"
+    run = commands().train(workdir)
+    assert commands().until(workdir.is_dir, run)
+    os.kill(run.pid, signal.SIGINT)
+    ended = commands().wait(run)
+    assert not any(path.name.isdecimal() for path in workdir.glob("checkpoints/*"))
+    assert (ended.status, ended.err) == (130, f"stopped; {going_on(str(workdir))}\n")
 
 
 def test_print_config_needs_no_workdir():

@@ -176,6 +176,22 @@ def test_damaged_record_is_counted_and_the_rest_goes_on(tmp_path, fmt):
     assert reading.reasons == {"damaged_record": 1} and reading.rows == 20
 
 
+@pytest.mark.parametrize(
+    ("reasons", "remedy"),
+    [
+        (["image_hash"], "Prepare the data again or leave these records out"),
+        (["too_many_patches", "prompt_too_long"], "Change the config as that says"),
+        (["target_too_long", "image_hash"], "Change the config as that says; prepare the data again or leave these records out"),
+    ],
+)
+def test_what_the_config_mends_is_not_to_be_prepared_again(reasons, remedy):
+    counter = BadRowCounter()
+    for number in range(100):
+        counter.add_one(f"e{number}", f"{reasons[number % len(reasons)]}: why")
+    with pytest.raises(TooManyBadRecords, match=rf"why\)\. {remedy}$"):
+        counter.check()
+
+
 def test_bad_rows_stop_the_run_over_one_percent():
     def batch(n, bad):
         errors = ["truncated_image: cut"] * bad + [""] * (n - bad)

@@ -156,7 +156,8 @@ def test_long_prompts_are_refused_not_cut(tokenizer):
         except BadRecord as e:
             refused += 1
             assert limit < needed and e.reason == "prompt_too_long"
-            assert f"pairwise_technical-1 has {needed} tokens, 9 of them image tokens; the limit is {limit}" in str(e)
+            assert f"pairwise_technical-1 has {needed} tokens, 9 of them image tokens; the limit is {limit}: " in str(e)
+            assert str(e).endswith("raise data.prompt_tokens in the config, or scale the pictures down")
         else:
             made += 1
             assert limit >= needed and (row["tokens"] == IMAGE).sum() == 9
@@ -164,7 +165,7 @@ def test_long_prompts_are_refused_not_cut(tokenizer):
 
 
 def test_too_many_patches(tokenizer):
-    with pytest.raises(BadRecord, match="pairwise_technical-1 has 36 patches in 2 images; the limit is 35"):
+    with pytest.raises(BadRecord, match=r"has 36 patches in 2 images; the limit is 35: raise data\.patches in the config"):
         row_of(pair(), tokenizer, patch_count=35)
 
 
@@ -239,5 +240,5 @@ def test_target(tokenizer):
     assert ids.dtype == np.int32 and ids[n - 1] == tokenizer.eos and (ids[n:] == tokenizer.pad).all()
     assert mask.tolist() == [True] * n + [False] * (24 - n) and tokenizer.decode(ids) == text
     assert make_target(text, tokenizer, n)[1].all()
-    with pytest.raises(BadRecord, match="target_too_long: 19 tokens with the eos, the limit is 18"):
+    with pytest.raises(BadRecord, match=r"target_too_long: 19 tokens with the eos, the limit is 18: raise rollout\.completion"):
         make_target(text, tokenizer, n - 1)

@@ -17,11 +17,10 @@ from PIL import Image, ImageOps
 from mtjudge_jax import evaluation
 from mtjudge_jax.data.images import decode
 from mtjudge_jax.data.pipeline import RowFormat
-from mtjudge_jax.data.records import BadRecord
 from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
 from mtjudge_jax.evaluation import batches
 from mtjudge_jax.evaluation.lines import Answers, answered_line
-from mtjudge_jax.judge import encode
+from mtjudge_jax.judge import Judge, encode
 from mtjudge_jax.policy import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
@@ -79,6 +78,31 @@ def test_a_path_bytes_and_a_pil_image_are_the_same_picture():
         path, data, image = judged()["forms"][name]
         assert path == data == image, name
     assert judged()["forms"]["turned.png"][0] == judged()["forms"]["a.png"][0]
+
+
+def test_an_array_is_a_picture():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    for array in (pixels, pixels[::-1, ::2]):
+        assert np.array_equal(decode(encode(array)), array)
+
+
+JUDGE = Judge(None, None, SimpleNamespace(fmt=SimpleNamespace(tasks=TASKS)))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (None, "image_type: None is no picture"),
+        (7, "image_type: 7 is no picture"),
+        ([["a.png"]], r"image_type: \['a.png'\] is no picture"),
+        (np.zeros((4, 4)), r"image_array: an array of float64 \[4, 4\] is no picture"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"image_array: an array of uint8 \[2, 4, 4, 3\] is no picture"),
+        (np.zeros((0, 4, 3), np.uint8), r"image_array: an array of uint8 \[0, 4, 3\] is no picture"),
+    ],
+)
+def test_what_is_no_picture_is_told_what_may_be_one(images, said):
+    with pytest.raises(ValueError, match=f"^{said}: give a path, encoded bytes, a PIL image or a uint8 array"):
+        JUDGE.judge(images=images, task="technical")
 
 
 def test_many_questions_keep_their_order():
@@ -193,6 +217,12 @@ def test_predictions_carry_what_official_metrics_read():
     assert result["tasks"]["technical"]["mean_tokens"] == np.mean(used)
 
 
+def test_no_usable_record_is_told_with_what_helps():
+    for error, remedy in (("image_hash: x", "Prepare the data again"), ("too_many_patches: x", "Change the config as that says")):
+        with pytest.raises(ValueError, match=rf"^no record of t can be used, e: {error}\. {remedy}"):
+            evaluation.usable([{"task": "t", "example_id": "e", "error": error, "unusable": True}])
+
+
 def test_the_official_metric_stands_beside_its_task(monkeypatch):
     rows = [{"task": "technical", "example_id": str(i), "error": "", "unusable": i == 2} for i in range(3)]
     score = {"macro_f1": 0.5, "sampled_accuracy": None}
@@ -203,14 +233,6 @@ def test_the_official_metric_stands_beside_its_task(monkeypatch):
 
     _, result = evaluation.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
     assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
-
-
-def test_what_a_picture_may_be():
-    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    assert np.array_equal(decode(encode(pixels)), pixels) and encode(b"raw") == b"raw"
-    for what, said in ((None, "NoneType"), (pixels / 255, r"array of float64 \(2, 3, 3\)"), (pixels[..., 0], r"uint8 \(2, 3\)")):
-        with pytest.raises(BadRecord, match=f"an image is a .*{said}, must be a path, encoded bytes, a PIL image or"):
-            encode(what)
 
 
 def test_sampled_answers_are_read_as_the_greedy_one_is():
@@ -309,6 +331,15 @@ def other_model() -> Path:
     data[-1] ^= 1
     path.write_bytes(data)
     return workdir
+
+
+def test_eval_takes_the_model_of_the_config():
+    out = commands().folder / "model_of_the_config"
+    flags = (f"--config={commands().config}", "--tasks=technical", "--limit=2", f"--data={commands().folder / 'data'}")
+    for model in ((), (f"--model={DEMO_BASE}",)):
+        ended = commands().run("eval", *flags, f"--out={out}", "--samples=2", *model)
+        assert ended.status == 0, ended.err[-3000:]
+    assert "2 predictions, judged before" in ended.out  # by the same model
 
 
 def test_a_part_of_another_evaluation_is_refused():

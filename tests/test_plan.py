@@ -367,8 +367,9 @@ def test_the_papers_configs_can_be_trained_where_they_are_planned():
     """A process a host of four chips: what `mtjudge train` checks there."""
     scope = {}
     exec((Path(__file__).parent.parent / "configs" / "mt_rl_judge.py").read_text(), scope)
-    assert len(scope["LAYOUTS"]) == 4
-    for size, name in scope["LAYOUTS"]:
+    planned = [pair for pair in scope["LAYOUTS"] if pair != ("rehearsal", "laptop")]
+    assert len(planned) == 4
+    for size, name in planned:
         place, cfg = tpu_slice(name), scope["get_config"](f"{size},{name}")
         check(cfg, place.devices, place.devices // place.host_devices)
         assert place.host_devices == 4 and cfg.rollout.group_size == 20 and cfg.rollout.prompts == 512

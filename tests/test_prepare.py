@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
 from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest, read_split
@@ -254,12 +254,54 @@ def test_bad_records_are_counted_and_told(tmp_path, source):
     assert report["unusable"]["missing_image"]["first"] == ["fake/9: rows.csv line 9: images/9.png is not there"]
     assert "10000x10000 is over 50000000 pixels" in report["unusable"]["image_too_large"]["first"][0]
     assert len(by_split(out)["train"]) == 190
-    said = r"11 of 201 records cannot be used, the limit is 2.0%: wrong_fields 4, first fake/203: .*; truncated_image 1"
+    said = r"11 of 201 records cannot be used, the limit is 2.0%. Reasons: wrong_fields 4, as fake/203: .*; truncated_image 1"
     with pytest.raises(TooManyBadRecords, match=said):
         run(tmp_path, source, [*good, *bad], name="strict", max_bad=0.02)
     assert not (tmp_path / "strict").exists()
-    with pytest.raises(TooManyBadRecords, match=r"2 of 2 records cannot be used, so nothing is written: .*\. Mend the source$"):
+    with pytest.raises(TooManyBadRecords, match=r"^none of 2 records can be used\. Reasons: .*\. Mend the source$"):
         run(tmp_path, source, bad[:2], name="none")
+
+
+def test_the_contact_sheet_keeps_pairs_apart_and_names_labels(tmp_path, source, monkeypatch):
+    """White columns of the first row of pictures: 4 pixels within a pair, 20 between pairs."""
+    pair = {"kind": "pairwise", "label": Label(winner=0), "task": "nicer"}
+    examples = [made(i, images=tuple(flat(90 + i, 90 + side) for side in (1, 2)), **pair) for i in range(3)]
+    out, _ = run(tmp_path, source, examples, val=0, test=0)
+    dark = np.asarray(Image.open(out / "contact_sheet.png").convert("L"))[:80].min(0) < 128
+    starts, ends = (np.flatnonzero(np.diff(dark.astype(int)) == step) for step in (1, -1))
+    assert (starts[1:] - ends[:-1]).tolist() == [4, 20, 4, 20, 4]
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, colour: written.append(text))
+    options = {"positive": "pass,good", "negative": "fail"}
+    run(tmp_path, source, [made(i) for i in range(4)], name="words", val=0, test=0, options=options)
+    assert written == ["train/sharp", "label fail", "train/sharp", "label pass"] * 2
+    written.clear()
+    run(tmp_path, source, [made(i) for i in range(2)], name="numbers", val=0, test=0)
+    assert written == ["train/sharp", "label 0", "train/sharp", "label 1"]
+
+
+def test_a_reason_is_told_once_with_its_count(tmp_path, source):
+    """Not ten times, over a thousand characters."""
+    bad = [BadRecord("unknown_field", f"rows.jsonl line {i}: unknown field 'picture'", f"fake/{i}") for i in range(1, 11)]
+    with pytest.raises(TooManyBadRecords) as told:
+        run(tmp_path, source, bad)
+    said = "Reasons: unknown_field 10, as rows.jsonl line 1: unknown field 'picture'"
+    assert str(told.value) == f"none of 10 records can be used. {said}. Mend the source"
+    with pytest.raises(TooManyBadRecords) as told:
+        run(tmp_path, source, [*(made(i) for i in range(90)), *bad, BadRecord("bad_json", "y" * 999)], name="other")
+    assert str(told.value) == (
+        f"11 of 101 records cannot be used, the limit is 5.0%. {said}; bad_json 1, as {'y' * 250}... "
+        "Mend the source, or raise --max_bad: what is checked need not be checked again"
+    )
+
+
+def test_what_cannot_be_decoded_is_told_with_its_file_and_row(tmp_path, source):
+    bad = made(2, images=(b"no picture",), place="rows.jsonl line 15")
+    half = made(3, instruction="half a \ud83d sign", place="rows.jsonl line 16")
+    _, report = run(tmp_path, source, [made(1), bad, half], val=0, test=0)
+    first = {reason: entry["first"][0] for reason, entry in report["unusable"].items()}
+    assert first["image_format"] == "rows.jsonl line 15: fake/2: image 0: 10 bytes are none of PNG, JPEG, WEBP, GIF, BMP"
+    assert first["broken_text"].startswith("rows.jsonl line 16: 'fake/3': ")
 
 
 def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, source):

@@ -135,6 +135,42 @@ def test_own_bad_rows(tmp_path):
     assert "unknown field 'lable', did you mean 'label'" in str(bad[len(paths) + 4])
 
 
+NAMES = ", ".join(own.FIELDS)
+SAID = [
+    ({"image": None, "picture": "0.png"}, f"unknown field 'picture' and no image: fields are {NAMES}"),
+    ({"image": None, "label": None, "score": 3}, f"unknown field 'score' and no image and no label: fields are {NAMES}"),
+    ({"photo": "0.png"}, f"unknown field 'photo': fields are {NAMES}"),
+    ({"imag": "0.png"}, "unknown field 'imag', did you mean 'image'?"),
+    ({"label": "Maybe"}, "label is 'Maybe', must be yes or true or 1 or no or false or 0"),
+]  # fmt: skip
+PAIR_SAID = [
+    ({"label": "C"}, "label is 'C', must be A or B or 0 or 1 or tie or both_good or both_bad"),
+    ({"label": "C", "allow_tie": False}, "label is 'C', must be A or B or 0 or 1"),
+    ({"candidates": ["0.png"]}, "pairwise takes 2 candidates, the row has 1"),
+]
+
+
+@pytest.mark.parametrize(("kind", "cases"), [("binary", SAID), ("pairwise", PAIR_SAID)])
+def test_what_is_said_of_a_row(tmp_path, kind, cases):
+    native.write_own(tmp_path, [native.own_row(0, kind, **changes) for changes, _ in cases], images=2)
+    _, bad = read_all(jsonl, tmp_path)
+    for number, (said, (_, text)) in enumerate(zip(bad, cases, strict=True), 1):
+        assert str(said) == f"{said.reason}: rows.jsonl line {number}: {text}"
+
+
+def test_a_record_knows_its_file_and_row(tmp_path):
+    native.write_own(tmp_path, native.own_rows(1), images=2)
+    examples, _ = read_all(jsonl, tmp_path)
+    assert [example.place for example in examples] == [f"rows.jsonl line {number}" for number in (1, 2, 3, 4)]
+
+
+def test_a_damaged_zip_beside_own_rows_is_to_be_written_again(tmp_path):
+    native.write_own(tmp_path, [native.own_row(0)])
+    native.write_bytes(tmp_path / "images.zip", b"no zip")
+    with pytest.raises(ValueError, match=r"images.zip: not readable as zip .*; write it again$"):
+        read_all(jsonl, tmp_path)
+
+
 def test_own_images_in_a_zip_beside_the_rows(tmp_path):
     native.write_own(tmp_path, [native.own_row(0), native.own_row(1)])
     native.write_zip(tmp_path / "images.zip", {"0.png": native.picture(0), "1.png": native.picture(1)})
@@ -150,8 +186,11 @@ def test_own_parquet_of_wrong_columns(tmp_path):
     native.write_parquet(tmp_path / "a.parquet", [{"image": native.picture(0)}])
     with pytest.raises(ValueError, match=r"a.parquet: no column label; it has image"):
         read_all(parquet, tmp_path)
+    native.write_parquet(tmp_path / "a.parquet", [{"picture": native.picture(0), "label": "yes"}])
+    with pytest.raises(ValueError, match=r"column 'picture' and no image: fields are id, .*, meta; rename it or leave it out"):
+        read_all(parquet, tmp_path)
     native.write_bytes(tmp_path / "a.parquet", b"PAR1 no parquet PAR1")
-    with pytest.raises(ValueError, match=r"a.parquet: not readable as parquet"):
+    with pytest.raises(ValueError, match=r"a.parquet: not readable as parquet .*; write it again$"):
         read_all(parquet, tmp_path)
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(ValueError, match=r"no file that ends in .parquet, there is nothing. Give a parquet file"):

@@ -268,14 +268,19 @@ def _finish(item: Item, files: tuple[str, ...], spool: _Spool, looking: dict[str
         for number, seen in enumerate(looks):
             if isinstance(seen, BadRecord):
                 detail = str(seen).removeprefix(f"{seen.reason}: ")
-                where = f"{item.example_id} (record {len(spool.ids) + 1} of the source)"
-                raise BadRecord(seen.reason, f"{where}: image {number}: {detail}", item.example_id)
+                raise BadRecord(seen.reason, f"{item.example_id}: image {number}: {detail}", item.example_id)
         packed = pack(replace(item, source_split=item.source_split or item.split))
     except BadRecord as e:
-        return spool.add_bad(e, item.example_id)
+        return spool.add_bad(placed(e, item), item.example_id)
     except UnicodeEncodeError as e:
-        return spool.add_bad(BadRecord("broken_text", f"{item.example_id!a}: {e}"), item.example_id)
+        return spool.add_bad(placed(BadRecord("broken_text", f"{item.example_id!a}: {e}"), item), item.example_id)
     spool.add(item, packed, files, looks)
+
+
+def placed(error: BadRecord, example: JudgeExample) -> BadRecord:
+    """The error with the file and row in front, where the reader knows them."""
+    detail = str(error).removeprefix(f"{error.reason}: ")
+    return BadRecord(error.reason, f"{example.place}: {detail}", error.example_id) if example.place else error
 
 
 def spooled(file: BinaryIO, row: Row) -> bytes:

@@ -99,7 +99,7 @@ def decode(data: bytes) -> np.ndarray:
     except UnidentifiedImageError as e:
         raise BadRecord("image_format", f"{len(data)} bytes are none of {', '.join(FORMATS)}") from e
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-        raise BadRecord("image_too_large", f"{e}; the limit is {MAX_PIXELS} pixels") from e
+        raise BadRecord("image_too_large", f"{e}; the limit is {MAX_PIXELS} pixels; scale it down first") from e
     except (OSError, EOFError) as e:
         raise BadRecord("truncated_image", f"{type(e).__name__}: {e}") from e
     except Exception as e:  # decoders meet damaged bytes with SyntaxError, ValueError, struct.error, ...

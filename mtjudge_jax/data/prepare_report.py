@@ -3,7 +3,7 @@
 import collections
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
@@ -17,6 +17,7 @@ SHOWN = 5  # ids a reason
 LOW, HIGH = 0.3, 0.7  # share of positive labels outside which it is said
 ENOUGH = 20  # labels to say it of
 PICTURES, COLUMNS, CELL, CAPTION = 24, 6, 180, 40
+GAP = 16  # pixels between the records of the contact sheet; less than that is between the two pictures of a pair
 
 
 def write_report(
@@ -35,7 +36,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
     (folder / "report.md").write_text(markdown(facts), encoding="utf-8", errors="replace")
-    contact_sheet(kept, decision, example).save(folder / "contact_sheet.png")
+    contact_sheet(kept, decision, example, words_of(arguments["options"])).save(folder / "contact_sheet.png")
     return facts
 
 
@@ -149,8 +150,17 @@ def one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
+def words_of(options: Mapping[str, str]) -> dict[str, str]:
+    """The first words that the user's own data have for the labels 1 and 0. {"positive": "pass,ok"} -> {"1": "pass"}"""
+    given = {label: options.get(name, "") for label, name in (("1", "positive"), ("0", "negative"))}
+    return {label: words.split(",")[0].strip() for label, words in given.items() if words}
+
+
 def contact_sheet(
-    kept: Sequence[tuple[Row, str]], decision: Decision, example: Callable[[Row, str], JudgeExample]
+    kept: Sequence[tuple[Row, str]],
+    decision: Decision,
+    example: Callable[[Row, str], JudgeExample],
+    words: Mapping[str, str],
 ) -> Image.Image:
     """Some records with their images, task, split and label; each task and label has its turn, which ones is drawn by id."""
     pools: dict[tuple[str, str], list] = collections.defaultdict(list)
@@ -163,15 +173,17 @@ def contact_sheet(
             if pools[name] and len(chosen) < PICTURES:
                 chosen.append(pools[name].pop(0))
     rows = max(1, -(-len(chosen) // COLUMNS))
-    sheet = Image.new("RGB", (COLUMNS * CELL, rows * (CELL + CAPTION)), "white")
+    wide, high = CELL + GAP, CELL + CAPTION
+    sheet = Image.new("RGB", (COLUMNS * wide, rows * high), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (row, split) in enumerate(chosen):
-        x, y = number % COLUMNS * CELL, number // COLUMNS * (CELL + CAPTION)
+        x, y = number % COLUMNS * wide, number // COLUMNS * high
         images = example(row, split).images[:3]
         for at, image in enumerate(images):
             small = Image.fromarray(decode(image))
             small.thumbnail((CELL // len(images) - 4, CELL - 4))
             sheet.paste(small, (x + at * (CELL // len(images)) + 2, y + 2))
+        label = final_answer(row, decision)
         draw.text((x + 4, y + CELL), f"{split}/{row.task}"[:28], "black")
-        draw.text((x + 4, y + CELL + 16), f"label {final_answer(row, decision)}"[:28], "black")
+        draw.text((x + 4, y + CELL + 16), f"label {words.get(label, label)}"[:28], "black")
     return sheet

@@ -82,6 +82,7 @@ class JudgeExample:
     raters: tuple[float, ...] = ()
     revision: str = ""
     source_split: str = ""
+    place: str = dataclasses.field(default="", compare=False)  # file and row it was read from, for messages; not written
 
     @property
     def question(self) -> Question:
@@ -115,6 +116,7 @@ def pack(example: JudgeExample) -> bytes:
     fields["label"] = example.label._asdict()
     fields["candidates"] = [candidate._asdict() for candidate in example.candidates]
     fields["sha256"] = [hashlib.sha256(image).digest() for image in example.images]
+    del fields["place"]
     return msgpack.packb({"schema_version": SCHEMA_VERSION, **fields})
 
 
@@ -138,6 +140,12 @@ def unpack(data: bytes) -> JudgeExample:
     if [hashlib.sha256(image).digest() for image in example.images] != hashes:
         raise BadRecord("image_hash", f"{example.example_id}: image bytes differ from the hash stored at preparation")
     return example
+
+
+def counted(least: int, most: int) -> str:
+    """counted(1, 1) -> "1 candidate"; counted(2, 26) -> "2 to 26 candidates"."""
+    number = str(least) if least == most else f"{least} to {most}"
+    return f"{number} candidate{'' if most == 1 else 's'}"
 
 
 def candidates_of(example: JudgeExample | Question) -> tuple[Candidate, ...]:
@@ -192,7 +200,7 @@ def check_example(example: JudgeExample) -> None:
         "example_id, dataset, split, group_id and task must not be empty": not all(
             (example.example_id, example.dataset, example.split, example.group_id, example.task)
         ),
-        f"{len(candidates)} candidates, {example.kind} takes {least} to {most}": not least <= len(candidates) <= most,
+        f"{example.kind} takes {counted(least, most)}, the record has {len(candidates)}": not least <= len(candidates) <= most,
         f"{len(example.images)} images, question and candidates say {held}": len(example.images) != held,
         f"label.binary is {label.binary}, must be 0 or 1": example.kind == "pointwise_binary" and label.binary not in (0, 1),
         f"label.score is {label.score}, must be between score_min {low} and score_max {high}": example.kind == "pointwise_score"

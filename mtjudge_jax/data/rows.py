@@ -130,8 +130,8 @@ def prompt_row(
     if len(tokens) > prompt_tokens:
         raise BadRecord(
             "prompt_too_long",
-            f"{name} has {len(tokens)} tokens, {sum(counts)} of them image tokens; the limit is "
-            f"{prompt_tokens}: raise data.prompt_tokens, or lower max_pixels in the model's preprocessor_config.json",
+            f"{name} has {len(tokens)} tokens, {sum(counts)} of them image tokens; the limit is {prompt_tokens}: "
+            "raise data.prompt_tokens in the config, or scale the pictures down",
         )
     positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=image_cfg.merge)
     return {**_pad_prompt(tokens, positions, prompt_tokens, tokenizer), "next_position": np.int32(following), **patch_fields}
@@ -193,8 +193,8 @@ def _pack_patches(images: Sequence[Patches], example_id: str, cfg: ImageConfig, 
     if total > patch_count:
         raise BadRecord(
             "too_many_patches",
-            f"{example_id} has {total} patches in {len(images)} images; the limit is {patch_count}: raise data.patches, "
-            "or lower max_pixels in the model's preprocessor_config.json",
+            f"{example_id} has {total} patches in {len(images)} images; the limit is {patch_count}: "
+            "raise data.patches in the config, or scale the pictures down",
         )
     patches = np.zeros((patch_count, cfg.patch_dim), np.uint8)
     hw, grid = np.zeros((patch_count, 2), np.int32), np.ones((patch_count, 2), np.int32)
@@ -228,7 +228,8 @@ def make_target(text: str, tokenizer: Tokenizer, completion_tokens: int) -> tupl
     if len(tokens) > completion_tokens:
         raise BadRecord(
             "target_too_long",
-            f"{len(tokens)} tokens with the eos, the limit is {completion_tokens} (completion_tokens): {text[:80]!r}",
+            f"{len(tokens)} tokens with the eos, the limit is {completion_tokens}: raise rollout.completion_tokens in the config "
+            f"for {text[:80]!r}",
         )
     ids = np.full(completion_tokens, tokenizer.pad, np.int32)
     ids[: len(tokens)] = tokens

@@ -22,6 +22,9 @@ SHOWN_IDS = 10
 MIN_ROWS_TO_JUDGE = 100  # below, one bad row would already be over the limit
 
 
+OF_CONFIG = ("too_many_patches", "prompt_too_long", "target_too_long")  # reasons that no other preparation mends
+
+
 class TooManyBadRecords(ValueError):
     """More records than the limit allows could not be used; the text lists reasons and ids."""
 
@@ -166,8 +169,16 @@ class BadRowCounter:
         shown = "; ".join(f"{example_id} ({error})" for example_id, error in list(self.ids.items())[:SHOWN_IDS])
         raise TooManyBadRecords(
             f"{self.bad} of {self.rows} rows cannot be used, the limit is {self.max_share:.1%}. Reasons: {reasons}. "
-            f"First ids: {shown}. Prepare the data again or leave these records out"
+            f"First ids: {shown}. {remedy_of(self.reasons)}"
         )
+
+
+def remedy_of(reasons: Iterable[str]) -> str:
+    """What helps where records cannot be used for these reasons, or for "reason: detail"."""
+    names = {reason.partition(":")[0] for reason in reasons}
+    remedies = ["change the config as that says"] if names & set(OF_CONFIG) else []
+    remedies += ["prepare the data again or leave these records out"] if names - set(OF_CONFIG) else []
+    return "; ".join(remedies).capitalize()
 
 
 def read_split(folder: str | os.PathLike, split: str, task: str, counter: BadRowCounter | None = None) -> list[JudgeExample]:

@@ -8,7 +8,7 @@ from absl import flags
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
-from mtjudge_jax.command import define_list, run_command
+from mtjudge_jax.command import define_list, need, run_command
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.arms import ARMS, chosen, run_arms
@@ -58,6 +58,7 @@ def count_compilation() -> list[float]:
 
 
 def main() -> None:
+    need((WORKDIR, "name the folder of the run, e.g. --workdir=runs/demo"))
     cfg = get_config()
     cfg.seed = SEED.value
     arms = chosen(ARMS_FLAG.value) if ARMS_FLAG.value else []
@@ -93,8 +94,8 @@ def demonstrate(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.", required=True)
+    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.")
     SEED = flags.DEFINE_integer("seed", 0, "Of sampling and of the order of examples.")
     ARMS_FLAG = define_list("arms", [], f"Instead: train and compare all, or some of {', '.join(ARMS)}.")
     SEEDS = flags.DEFINE_integer("seeds", 3, "Of each arm.", lower_bound=1)
-    run_command(main)
+    run_command(main, workdir=WORKDIR)

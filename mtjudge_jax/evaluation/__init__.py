@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from mtjudge_jax.data.pipeline import BadRowCounter
 from mtjudge_jax.data.records import JudgeExample, Label, swapped
+from mtjudge_jax.data.sources import BadRowCounter, remedy_of
 from mtjudge_jax.evaluation.batches import Judging, judge
 from mtjudge_jax.evaluation.kept import Kept
 from mtjudge_jax.metrics import mean_score, pairwise_score, task_score
@@ -118,7 +118,7 @@ def usable(predictions: list[dict]) -> list[dict]:
     kept = [p for p in predictions if not p["unusable"]]
     if not kept:
         name, example_id, error = (predictions[0][key] for key in ("task", "example_id", "error"))
-        raise ValueError(f"no record of {name} can be used, {example_id}: {error}: prepare the data again")
+        raise ValueError(f"no record of {name} can be used, {example_id}: {error}. {remedy_of([error])}")
     return kept
 
 

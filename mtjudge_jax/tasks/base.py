@@ -5,7 +5,7 @@ import hashlib
 import math
 from typing import NamedTuple
 
-from mtjudge_jax.data.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, reordered
+from mtjudge_jax.data.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, counted, reordered
 from mtjudge_jax.tasks.wording import IMAGE, LETTERS, RANKING_FORM, TIE_WORD, Wordings, listing, order_of, parts_of
 
 # Ends the demo's questions, so one answer form is learned by all tasks and carries over to tasks never trained on.
@@ -133,8 +133,7 @@ class Task:
             raise ValueError(f"the question has {got} image(s), its context and candidates say {held}")
         least, most = {"pairwise": (2, 2), "listwise": (2, len(LETTERS))}.get(self.kind, (1, 1))
         if not least <= len(candidates) <= most:
-            allowed = f"{least} to {most} candidates" if least < most else f"{least} candidate{'s' * (least > 1)}"
-            raise ValueError(f"task {self.name!r} judges {allowed}, the question has {len(candidates)}")
+            raise ValueError(f"task {self.name!r} judges {counted(least, most)}, the question has {len(candidates)}")
         if self.kind == "pointwise_score":
             grades = (question.score_min, question.score_max)
             if grades != (float(self.labels[0]), float(self.labels[-1])):

@@ -18,6 +18,7 @@ from mtjudge_jax.data.records import BadRecord, JudgeExample, check_example
 from mtjudge_jax.paths import AnyPath, files_below
 
 REVISION = {"revision": "revision of the data set, kept in every record (default: none)"}
+AGAIN = "download it again"  # what helps against a damaged file of a published set
 BATCH_ROWS = 16  # rows of a parquet file in memory at once
 
 
@@ -71,7 +72,7 @@ def find_files(source: AnyPath, ending: str, how: str) -> list[AnyPath]:
     return found
 
 
-def parquet_rows(paths: Sequence[AnyPath], wanted: Fields) -> Iterator[Row | BadRecord]:
+def parquet_rows(paths: Sequence[AnyPath], wanted: Fields, *, remedy: str = AGAIN) -> Iterator[Row | BadRecord]:
     """The wanted columns of parquet files. In memory is one page of each column (1 MB, or of large
     values up to 1,024 rows), at most a row group.
 
@@ -80,7 +81,7 @@ def parquet_rows(paths: Sequence[AnyPath], wanted: Fields) -> Iterator[Row | Bad
     """
     index = 0
     for path in paths:
-        with path.open("rb") as file, _readable(path):
+        with path.open("rb") as file, _readable(path, remedy):
             table = _parquet(file)
             columns = columns_of(path, table.schema_arrow.names, wanted)
             start = 0
@@ -111,9 +112,9 @@ def _group_rows(table: Any, group: int, columns: Mapping[str, str | None], count
         yield from [lost] * (count - done)
 
 
-def column_names(path: AnyPath) -> list[str]:
+def column_names(path: AnyPath, *, remedy: str = AGAIN) -> list[str]:
     """Of a parquet file. Raises ValueError as `parquet_rows`."""
-    with path.open("rb") as file, _readable(path):
+    with path.open("rb") as file, _readable(path, remedy):
         return _parquet(file).schema_arrow.names
 
 
@@ -169,7 +170,8 @@ def records(
         for example in examples:
             seen[example.example_id] += 1
             again = seen[example.example_id]
-            yield example if again == 1 else replace(example, example_id=f"{example.example_id}#{again}")
+            name = example.example_id if again == 1 else f"{example.example_id}#{again}"
+            yield replace(example, example_id=name, place=row.place)
 
 
 def text_of(value: Any, name: str, *, empty: bool = False) -> str:
@@ -225,14 +227,13 @@ def shown(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def _readable(path: AnyPath) -> Iterator[None]:
+def _readable(path: AnyPath, remedy: str) -> Iterator[None]:
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
-        why = " ".join(str(e).split())[:200]
-        raise ValueError(f"{path}: not readable as parquet ({why}); download it again, or write it again") from e
+        raise ValueError(f"{path}: not readable as parquet ({' '.join(str(e).split())[:200]}); {remedy}") from e
 
 
 def _parquet(file: Any) -> Any:

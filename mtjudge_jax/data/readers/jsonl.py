@@ -23,7 +23,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     if len(found) > 1:
         shown = ", ".join(path.name for path in found[:5])
         raise ValueError(f"{source}: several JSONL files ({shown}); name one with --option=file=NAME, or give the file itself")
-    with pictures.image_reader(found[0]) as images:
+    with pictures.image_reader(found[0], remedy=own.AGAIN) as images:
         yield from files.records(_rows(found[0]), lambda row: [own.example_of(row, images, taken)], common.check_waiting)
 
 

@@ -10,15 +10,16 @@ An image is a path from the JSONL file's folder on, or bytes. A candidate is an 
 its name (who made it) is never shown. Fields that are the same in all rows may be given as options instead.
 """
 
+import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtjudge_jax.config import unknown
 from mtjudge_jax.data.readers import agin, common, files, pictures
-from mtjudge_jax.data.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label
+from mtjudge_jax.data.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label, counted
 
 LICENSE = "the user's own"
 TERMS = "open"
@@ -40,6 +41,8 @@ FIELDS = (
     "id", "task", "kind", "criterion", "instruction", "image", "images", "text", "context", "candidates", "label", "scale",
     "allow_tie", "split", "group", "rationale", "raters", "license", "terms", "meta",
 )  # fmt: skip
+SHOWN = ("image", "images", "text", "candidates")  # a row has one of these at least
+AGAIN = "write it again"  # what helps against a damaged file of the user's own
 SPLITS = ("", "train", "val", "test", "ood")
 PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE, "both_bad": TIE}
 MAX_CANDIDATES = 26
@@ -77,7 +80,7 @@ def example_of(row: files.Row, images: pictures.ReadImage, taken: Taken) -> Judg
     native = {name: value for name, value in row.fields.items() if value is not None}
     for name in native:
         if name not in FIELDS:
-            raise BadRecord("unknown_field", f"{unknown('field', name, FIELDS)}; fields are {', '.join(FIELDS)}")
+            raise BadRecord("unknown_field", unknown_field("field", name, native))
     said = {name: native.get(name, taken.options.get(name, "")) for name in FIELDS}
     task = _text(said, "task", needed=True)
     kind = kind_of(said["kind"])
@@ -117,6 +120,15 @@ def example_of(row: files.Row, images: pictures.ReadImage, taken: Taken) -> Judg
     )
 
 
+def unknown_field(what: str, name: str, there: Collection[str]) -> str:
+    """Names the field that was meant where the name is nearly right, else all of them and what is missing for want of it."""
+    if near := difflib.get_close_matches(name, FIELDS, 1, 0.7):
+        return f"unknown {what} {name!r}, did you mean {near[0]!r}?"
+    missing = ["image"] * (not any(field in there for field in SHOWN)) + ["label"] * ("label" not in there)
+    lacks = f" and no {' and no '.join(missing)}" if missing else ""
+    return f"unknown {what} {name!r}{lacks}: fields are {', '.join(FIELDS)}"
+
+
 def _about(native: Mapping, images: tuple[bytes, ...]) -> str | bytes:
     """What a row shares with others of its group: its instruction, if it has one of its own, else its first image or text."""
     return native.get("instruction") or (images[0] if images else native.get("text") or repr(native.get("candidates")))
@@ -124,9 +136,8 @@ def _about(native: Mapping, images: tuple[bytes, ...]) -> str | bytes:
 
 def label_of(value: Any, kind: str, count: int, scale: tuple[float | None, float | None], allow_tie: bool, taken: Taken) -> Label:
     """Label of what a row says, given as a word or a number. Raises BadRecord `label_outside`."""
-    word = _word(value)
     if kind == "pointwise_binary":
-        return Label(binary=_one_of(value, taken.binary, taken.binary))
+        return Label(binary=_one_of(value, taken.binary, tuple(taken.binary)))
     if kind == "pointwise_score":
         score = common.finite(value, "label")
         if not scale[0] <= score <= scale[1]:
@@ -134,7 +145,8 @@ def label_of(value: Any, kind: str, count: int, scale: tuple[float | None, float
         return Label(score=score)
     if kind == "listwise":
         return Label(ranks=ranks_of(value, count))
-    winner = _one_of(value, PAIR, PAIR if allow_tie else ("A", "B"))
+    ties = ("tie", "both_good", "both_bad") if allow_tie else ()
+    word, winner = _word(value), _one_of(value, PAIR, ("A", "B", "0", "1", *ties))
     if winner == TIE and not allow_tie:
         raise BadRecord(
             "label_outside", f"label is {files.shown(value)}, but the row has no allow_tie; give --option=allow_tie=yes"
@@ -171,7 +183,7 @@ def _candidates(native: Mapping, kind: str, images: pictures.ReadImage) -> tuple
         given = _list(native, "candidates") or _list(native, "images")
     least, most = (1, 1) if single else (2, 2) if kind == "pairwise" else (2, MAX_CANDIDATES)
     if not least <= len(given) <= most:
-        raise BadRecord("wrong_field", f"{len(given)} candidates, {kind} takes {least} to {most}")
+        raise BadRecord("wrong_field", f"{kind} takes {counted(least, most)}, the row has {len(given)}")
     made = [_candidate(value, images) for value in given]
     return tuple(candidate for candidate, _ in made), tuple(image for _, held in made for image in held)
 
@@ -209,7 +221,7 @@ def _word(value: Any) -> str:
     return str(value).strip().lower() if isinstance(value, str | int) else ""
 
 
-def _one_of(value: Any, words: Mapping[str, int], offered: Iterable[str]) -> int:
+def _one_of(value: Any, words: Mapping[str, int], offered: Sequence[str]) -> int:
     word = _word(value)
     if word not in words:
         raise BadRecord("label_outside", f"label is {files.shown(value)}, must be {' or '.join(offered)}")

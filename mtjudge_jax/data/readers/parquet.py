@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.config import unknown
 from mtjudge_jax.data.readers import common, files, own, pictures
 from mtjudge_jax.data.records import BadRecord, JudgeExample
 from mtjudge_jax.paths import AnyPath
@@ -20,10 +19,10 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     taken = own.take(options, OPTIONS, "parquet")
     found = files.find_files(source, ".parquet", HOW)
     for path in found:
-        for name in files.column_names(path):
+        there = files.column_names(path, remedy=own.AGAIN)
+        for name in there:
             if name not in own.FIELDS:
-                raise ValueError(f"{path}: {unknown('column', name, own.FIELDS)}; rename it or leave it out")
-    with pictures.image_reader(source) as images:
-        yield from files.records(
-            files.parquet_rows(found, WANTED), lambda row: [own.example_of(row, images, taken)], common.check_waiting
-        )
+                raise ValueError(f"{path}: {own.unknown_field('column', name, there)}; rename it or leave it out")
+    with pictures.image_reader(source, remedy=own.AGAIN) as images:
+        rows = files.parquet_rows(found, WANTED, remedy=own.AGAIN)
+        yield from files.records(rows, lambda row: [own.example_of(row, images, taken)], common.check_waiting)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from mtjudge_jax.data.readers.files import shown
+from mtjudge_jax.data.readers.files import AGAIN, shown
 from mtjudge_jax.data.records import BadRecord
 from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
 
@@ -18,7 +18,7 @@ ReadImage = Callable[[str], bytes]
 
 
 @contextlib.contextmanager
-def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS) -> Iterator[ReadImage]:
+def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS, remedy: str = AGAIN) -> Iterator[ReadImage]:
     """A function from an image's native name to its bytes, out of the source folder or the zips that lie in it.
 
     A name is looked for below each of `folders`, and with or without one of them in front: "7.jpg", "image/7.jpg".
@@ -29,7 +29,7 @@ def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS) -> 
     with contextlib.ExitStack() as stack:
         members = {}
         for path in sorted(p for p in folder.iterdir() if p.name.endswith(".zip")):
-            archive = stack.enter_context(opened_zip(path))
+            archive = stack.enter_context(opened_zip(path, remedy=remedy))
             members |= {info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()}
 
         def read(name: str) -> bytes:
@@ -58,13 +58,13 @@ def image_of(value: Any, read: ReadImage, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def opened_zip(path: AnyPath) -> Iterator[zipfile.ZipFile]:
+def opened_zip(path: AnyPath, *, remedy: str = AGAIN) -> Iterator[zipfile.ZipFile]:
     """Raises ValueError where the file is no zip."""
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as e:  # by the place of the damage
-            raise ValueError(f"{path}: not readable as zip ({e}); download it again") from e
+            raise ValueError(f"{path}: not readable as zip ({e}); {remedy}") from e
         yield archive
 
 
