@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mtjudge_jax import hosts, mt_grpo
 from mtjudge_jax.data.rows import HOST_KEYS
-from mtjudge_jax.metrics import Answers, task_numbers
+from mtjudge_jax.metrics import Answers, all_equal, task_numbers
 from mtjudge_jax.run import STOP, Progress, Run
 from mtjudge_jax.score import Scores, score
 from mtjudge_jax.sharding import batch_sharding, local_rows
@@ -94,8 +94,8 @@ def _prompt_tokens(one: Round) -> int:
 
 
 def _teaches(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """bool [N] of rewards [N, G]. A group with NaN is not equal: it is not passed over."""
-    return ~(total.max(axis=1) == total.min(axis=1)) & (weight > 0)
+    """bool [N] of rewards [N, G]. A group with NaN counts: it is not passed over."""
+    return ~all_equal(total) & (weight > 0)
 
 
 def _found(seen: list[Answers], names: list[str]) -> dict[str, int]:

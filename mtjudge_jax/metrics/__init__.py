@@ -184,6 +184,12 @@ def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dic
     }
 
 
+def all_equal(total: np.ndarray) -> np.ndarray:
+    """bool [Q] of rewards [Q, G]: whether a prompt teaches nothing. By equality, not by a small deviation: float32 rounding gives
+    eight equal rewards a nonzero one. A group with NaN is not equal."""
+    return total.max(axis=1) == total.min(axis=1)
+
+
 def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
     total = scores.total[rows]
     return {
@@ -191,8 +197,7 @@ def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
         "accuracy": float(scores.accuracy[rows].mean()),
         "format": float(scores.format[rows].mean()),
         **{name: float(part[rows].mean()) for name, part in scores.parts.items()},
-        # By equality, not by a small deviation: float32 rounding gives eight equal rewards a nonzero one.
-        "zero_variance": float(np.mean(total.max(axis=1) == total.min(axis=1))),
+        "zero_variance": float(np.mean(all_equal(total))),
     }
 
 
