@@ -19,11 +19,11 @@ from mtjudge_jax.config import Config, ModelConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.presets import preset
-from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.policy.programs import make_stages
+from mtjudge_jax.policy.update import abstract_state, grpo_loss, make_update
+from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import batch_sharding, make_mesh
-from mtjudge_jax.stages import make_stages
 from mtjudge_jax.types import PromptBatch, TrainBatch
-from mtjudge_jax.update import abstract_state, grpo_loss, make_update
 
 PROMPTS, GROUP, P, C, M = 4, 4, 64, 16, 64
 

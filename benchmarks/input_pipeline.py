@@ -30,10 +30,10 @@ from PIL import Image
 
 from mtjudge_jax.data.images import load_image_config
 from mtjudge_jax.data.pipeline import RowFormat, train_iterator
-from mtjudge_jax.data.records import JudgeExample, Label
 from mtjudge_jax.data.tokenizer import load_tokenizer
-from mtjudge_jax.policy import model_folder
-from mtjudge_jax.prepare import Arguments, prepare
+from mtjudge_jax.policy.model import model_folder
+from mtjudge_jax.prepare.prepare import Arguments, prepare
+from mtjudge_jax.records import JudgeExample, Label
 from mtjudge_jax.tasks import TASKS
 
 BATCH, PATCHES, PROMPT_TOKENS = 24, 1024, 300

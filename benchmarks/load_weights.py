@@ -67,9 +67,9 @@ def make(folder: Path, args: argparse.Namespace) -> dict:
     """Writes the folder, a tensor at a time."""
     import numpy as np
 
+    from mtjudge_jax.models.hf.convert import weights
+    from mtjudge_jax.models.hf.folder import Tensor, write_folder
     from mtjudge_jax.models.qwen3_vl.config import from_hf
-    from mtjudge_jax.models.qwen3_vl.convert import weights
-    from mtjudge_jax.models.qwen3_vl.folder import Tensor, write_folder
     from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 
     preset(args.size)  # names the near one where there is none
@@ -125,9 +125,9 @@ def load(folder: Path, *, dtype: str, devices: int, way: str) -> dict:
     import jax
 
     from mtjudge_jax.config import MeshConfig
+    from mtjudge_jax.models.hf.convert import load_params
+    from mtjudge_jax.models.hf.place import SMALL_BYTES
     from mtjudge_jax.models.qwen3_vl.config import load_config
-    from mtjudge_jax.models.qwen3_vl.convert import load_params
-    from mtjudge_jax.models.qwen3_vl.place import SMALL_BYTES
     from mtjudge_jax.sharding import make_mesh, param_sharding
 
     cfg = load_config(folder)

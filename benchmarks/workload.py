@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtjudge_jax import grpo
 from mtjudge_jax.config import Config, LossConfig, ModelConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
-from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.policy.programs import Stages, make_stages, stage_key
+from mtjudge_jax.policy.update import grpo_loss, init_state, make_update
+from mtjudge_jax.rl import grpo
+from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import batch_sharding, make_mesh, shard_batch, tree_shardings
-from mtjudge_jax.stages import Stages, make_stages, stage_key
-from mtjudge_jax.train import take_part
+from mtjudge_jax.train.grpo import take_part
 from mtjudge_jax.types import Array, Params, PromptBatch, TrainBatch, TrainState
-from mtjudge_jax.update import grpo_loss, init_state, make_update
 
 PAD, EOS, IMAGE, VIDEO, VISION_START, VISION_END, FIRST_TEXT = 0, 2, 6, 7, 3, 4, 10
 

@@ -10,7 +10,7 @@ compare with: MT-RL-Judge's worst of the six is ImageReward, 64.97.
 """
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.paper import rl
+from mtjudge_jax.plan.layouts import rl
 
 
 def get_config(argument: str = "30b-a3b,v5p:4x4x4") -> Config:

@@ -19,7 +19,7 @@ UnsafeBench 85.22; pairs never trained on: MJ-Bench alignment 60.59, safety 82.2
 """
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.paper import LAYOUTS, rl
+from mtjudge_jax.plan.layouts import LAYOUTS, rl
 
 __all__ = ["LAYOUTS", "get_config"]
 

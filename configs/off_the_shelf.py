@@ -12,7 +12,7 @@ UnsafeBench 72.78; pairs: MJ-Bench alignment 59.41, safety 73.07.
 """
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.paper import rl
+from mtjudge_jax.plan.layouts import rl
 
 
 def get_config(argument: str = "30b-a3b,v5p:4x4x4") -> Config:

@@ -11,7 +11,7 @@ The paper's numbers (macro-F1, test, each model on its own task): AGIN-Nat 80.50
 """
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.paper import rl
+from mtjudge_jax.plan.layouts import rl
 
 
 def get_config(argument: str = "30b-a3b,v5p:4x4x4,agin_nat") -> Config:

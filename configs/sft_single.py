@@ -12,7 +12,7 @@ The paper's numbers (macro-F1, test, each model on its own task): AGIN-Nat 78.64
 """
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.paper import sft
+from mtjudge_jax.plan.layouts import sft
 
 
 def get_config(argument: str = "30b-a3b,v5p:4x4x4,agin_nat") -> Config:

@@ -11,7 +11,7 @@ UnsafeBench 89.49; pairs never trained on: MJ-Bench alignment 55.82, safety 49.4
 """
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.paper import sft
+from mtjudge_jax.plan.layouts import sft
 
 
 def get_config(argument: str = "30b-a3b,v5p:4x4x4") -> Config:

@@ -27,7 +27,7 @@ def help_of(command: str) -> str:
     """The flags of a command whose module takes seconds to import, without importing it."""
     from absl import flags
 
-    from mtjudge_jax.command import eval_flags, export_flags, judge_flags, plan_flags, train_flags
+    from mtjudge_jax.flags import eval_flags, export_flags, judge_flags, plan_flags, train_flags
 
     known = {"plan": plan_flags, "train": train_flags, "eval": eval_flags, "judge": judge_flags, "export": export_flags}
     known[command]()

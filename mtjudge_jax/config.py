@@ -9,8 +9,8 @@ import math
 import types
 from dataclasses import dataclass, field
 
-from mtjudge_jax.fields import ConfigError, differences, flatten, unknown
-from mtjudge_jax.limits import AMONG, AT_LEAST, BELOW_ONE, CHOICES, POSITIVE, WITHIN
+from mtjudge_jax.config_check import AMONG, AT_LEAST, BELOW_ONE, CHOICES, POSITIVE, WITHIN
+from mtjudge_jax.errors import ConfigError, differences, flatten, unknown
 from mtjudge_jax.tasks import Task, tasks_with
 from mtjudge_jax.tasks.reward import weights_of
 

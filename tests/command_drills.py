@@ -11,7 +11,7 @@ def bug() -> None:
     import threading
     import time
 
-    from mtjudge_jax.command import run_command
+    from mtjudge_jax.flags import run_command
 
     threading.Thread(target=time.sleep, args=(60,)).start()
     run_command(lambda: {}["nothing"])
@@ -21,8 +21,8 @@ def judging(*, folder: str) -> dict:
     """The same pictures in several forms, alone and together, and questions that cannot be asked."""
     from PIL import Image
 
-    from mtjudge_jax.judge import Judge
-    from mtjudge_jax.policy import DEMO_BASE
+    from mtjudge_jax.judge.judge import Judge
+    from mtjudge_jax.policy.model import DEMO_BASE
 
     folder = Path(folder)
     judge = Judge.from_pretrained(DEMO_BASE, batch=1)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from mtjudge_jax.data.images import ImageConfig
 from mtjudge_jax.data.pipeline import RowFormat
-from mtjudge_jax.data.records import JudgeExample, Label, pack
 from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.records import JudgeExample, Label, pack
 from mtjudge_jax.tasks import TASKS
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")

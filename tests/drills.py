@@ -84,8 +84,8 @@ class Spy:
 
 def grpo(*, folder: str) -> dict:
     """Two updates a rollout batch: whole; stopped by a full disk and gone on; with other sources; with bad records."""
-    from mtjudge_jax import train
-    from mtjudge_jax.policy import DEMO_BASE, open_model
+    from mtjudge_jax.policy.model import DEMO_BASE, open_model
+    from mtjudge_jax.train import grpo
 
     folder = Path(folder)
     shutil.copytree(DEMO_BASE, folder / "model")
@@ -95,8 +95,8 @@ def grpo(*, folder: str) -> dict:
     commands.write_data(folder=cfg.data.path)
     model = open_model(cfg)
     facts = {}
-    with Spy(train) as spy:
-        train.fit(cfg, folder / "whole", model)
+    with Spy(grpo) as spy:
+        grpo.fit(cfg, folder / "whole", model)
     facts["whole"] = ending(folder / "whole")
     facts["traces"] = dict(model.stages.traces)
     facts["update"] = [update._cache_size() for update in spy.jitted]
@@ -104,9 +104,9 @@ def grpo(*, folder: str) -> dict:
     one_failure = dataclasses.replace(cfg.checkpoint, max_failed_saves=1)
     free = iter([10**12, 10**12, 1000, 1000])  # as best/ is written, then at each checkpoint
     with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=next(free))):
-        facts["full disk"] = message(train.fit, dataclasses.replace(cfg, checkpoint=one_failure), folder / "again", model)
+        facts["full disk"] = message(grpo.fit, dataclasses.replace(cfg, checkpoint=one_failure), folder / "again", model)
     facts["kept"] = ending(folder / "again")
-    train.fit(cfg, folder / "again", model)
+    grpo.fit(cfg, folder / "again", model)
     facts["again"] = ending(folder / "again")
 
     manifest = folder / "data" / "manifest.json"
@@ -115,13 +115,13 @@ def grpo(*, folder: str) -> dict:
     for split in ("train", "val"):
         changed["files"][f"{split}/safety"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(changed))
-    facts["other data"] = message(train.fit, cfg, folder / "again", model)
+    facts["other data"] = message(grpo.fit, cfg, folder / "again", model)
     manifest.write_text(right)
     weights = folder / "model" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    facts["other model"] = message(train.fit, cfg, folder / "again", model)
+    facts["other model"] = message(grpo.fit, cfg, folder / "again", model)
 
     facts |= bad_records(folder, model, half)
     return facts
@@ -132,8 +132,8 @@ def bad_records(folder: Path, model, half: dict) -> dict:
 
     In the first run the disk is full as the first best model is written.
     """
-    from mtjudge_jax import train
-    from mtjudge_jax.models.qwen3_vl.convert import save_hf
+    from mtjudge_jax.models.hf.convert import save_hf
+    from mtjudge_jax.train import grpo
 
     data = folder / "damaged"
     commands.write_data(folder=str(data), val=32)
@@ -149,14 +149,14 @@ def bad_records(folder: Path, model, half: dict) -> dict:
         save_hf(*arguments, **more)
 
     said = (mock.patch(f"mtjudge_jax.{module}.say", lines.append) for module in ("loop", "run"))
-    with Spy(train) as spy, next(said), next(said), mock.patch("mtjudge_jax.best_model.save_hf", write_best):
-        run, _ = train.fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
+    with Spy(grpo) as spy, next(said), next(said), mock.patch("mtjudge_jax.train.best_model.save_hf", write_best):
+        run, _ = grpo.fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
     facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
     facts |= {"weights": spy.weights, "learned": spy.learned, "best": (folder / "bad" / "best" / "config.json").is_file()}
     facts["warnings"] = [line for line in lines if line.startswith("warning")]
     metrics = (folder / "bad" / "metrics.jsonl").read_text().splitlines()
     facts["logged"] = [line for line in map(json.loads, metrics) if line["kind"] == "warning"]
-    facts["too many"] = message(train.fit, config(steps=3, **changes), folder / "too_many", model)
+    facts["too many"] = message(grpo.fit, config(steps=3, **changes), folder / "too_many", model)
     return facts
 
 
@@ -167,8 +167,8 @@ def damage(data: Path, split: str, task: str) -> None:
 
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from mtjudge_jax.data.records import pack
     from mtjudge_jax.data.sources import open_split
+    from mtjudge_jax.records import pack
 
     source = open_split(data, split, task)
     examples = [source[index] for index in range(len(source))]  # reading past the end gives bad records, not an error
@@ -190,14 +190,14 @@ def non_finite(*, folder: str, data: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from mtjudge_jax import rounds, train
-    from mtjudge_jax.digest import digests
-    from mtjudge_jax.policy import open_model
+    from mtjudge_jax.checkpoint.digest import digests
+    from mtjudge_jax.policy.model import open_model
+    from mtjudge_jax.train import grpo, rollouts
 
     folder, lines, facts = Path(folder), [], {}
     cfg = config(steps=5, data__path=data, eval__every_steps=5, checkpoint__every_steps=5, optim__schedule="constant")
     model = open_model(cfg)
-    make, give, calls = train.make_update, rounds.score, iter(range(100))
+    make, give, calls = grpo.make_update, rollouts.score, iter(range(100))
 
     def poisoned(loss):
         def of(params, *rest):
@@ -228,35 +228,35 @@ def non_finite(*, folder: str, data: str) -> dict:
 
         return score
 
-    said = mock.patch("mtjudge_jax.loop.say", lines.append)
-    with said, mock.patch.object(train, "make_update", make_update), mock.patch.object(rounds, "score", nan_at({1})):
-        train.fit(cfg, folder / "two", model)
+    said = mock.patch("mtjudge_jax.train.loop.say", lines.append)
+    with said, mock.patch.object(grpo, "make_update", make_update), mock.patch.object(rollouts, "score", nan_at({1})):
+        grpo.fit(cfg, folder / "two", model)
     facts["end"], facts["said"] = ending(folder / "two"), [line for line in lines if "not finite" in line]
     facts["files"] = {path.name: path.read_text() for path in (folder / "two" / "skipped").iterdir()}
 
     cfg.update.max_skipped = 2
-    with said, mock.patch.object(rounds, "score", nan_at(range(100))):
-        facts["stopped"] = message(train.fit, cfg, folder / "all", model)
+    with said, mock.patch.object(rollouts, "score", nan_at(range(100))):
+        facts["stopped"] = message(grpo.fit, cfg, folder / "all", model)
     facts["all"] = ending(folder / "all")
     return facts
 
 
 def allowed(*, folder: str, data: str) -> dict:
     """A run that goes on with another learning rate, and another of float32 weights that goes on in bfloat16."""
-    from mtjudge_jax import train
-    from mtjudge_jax.models.qwen3_vl.convert import flatten
+    from mtjudge_jax.models.hf.convert import flatten
+    from mtjudge_jax.train import grpo
 
     folder, facts = Path(folder), {}
     changes = {"data__path": data, "eval__every_steps": 9, "model__dtype": "bfloat16", "optim__schedule": "constant"}
-    train.fit(config(steps=1, **changes), folder / "run")
+    grpo.fit(config(steps=1, **changes), folder / "run")
     more = config(steps=2, optim__lr=2e-3, **changes)
-    facts["refused"] = message(train.fit, more, folder / "run")
-    facts["one name"] = message(train.fit, more, folder / "run", None, ("steps",))
-    facts["unknown"] = message(train.fit, more, folder / "run", None, ("optim.lrr",))
-    train.fit(more, folder / "run", allowed=("steps", "optim.lr"))
+    facts["refused"] = message(grpo.fit, more, folder / "run")
+    facts["one name"] = message(grpo.fit, more, folder / "run", None, ("steps",))
+    facts["unknown"] = message(grpo.fit, more, folder / "run", None, ("optim.lrr",))
+    grpo.fit(more, folder / "run", allowed=("steps", "optim.lr"))
     facts["on"] = ending(folder / "run")
     half = config(steps=3, optim__lr=2e-3, **(changes | {"model__param_dtype": "bfloat16"}))
-    _, progress = train.fit(half, folder / "run", allowed=("steps", "model.param_dtype"))
+    _, progress = grpo.fit(half, folder / "run", allowed=("steps", "model.param_dtype"))
     facts["dtypes"] = sorted({str(leaf.dtype) for leaf in flatten(progress.state.params).values()})
     facts["half"] = ending(folder / "run")
     return facts
@@ -264,11 +264,12 @@ def allowed(*, folder: str, data: str) -> dict:
 
 def asked_in_validation(*, folder: str, data: str) -> dict:
     """A SIGTERM while the last step is judged, twice; then the run goes on, and the finished command is given again."""
-    from mtjudge_jax import hosts, train
+    from mtjudge_jax import hosts
+    from mtjudge_jax.train import grpo
 
     folder = Path(folder)
     cfg = config(steps=2, data__path=data, eval__every_steps=2, checkpoint__every_steps=1)
-    train.fit(cfg, folder / "whole")
+    grpo.fit(cfg, folder / "whole")
 
     def stop_in(points: int):
         left = iter(range(points))
@@ -282,13 +283,13 @@ def asked_in_validation(*, folder: str, data: str) -> dict:
     facts, workdir = {}, folder / "again"
     # A validation asks after each of its 6 tasks, and before a better model is written; a step asks twice.
     with stop_in(7 + 4 + 2):
-        facts["first"] = message(train.fit, cfg, workdir)
+        facts["first"] = message(grpo.fit, cfg, workdir)
     facts["judged"] = [ending(workdir)["step"], ending(workdir)["meta"]["judged"]]
     with stop_in(2):
-        facts["second"] = message(train.fit, cfg, workdir)
-    train.fit(cfg, workdir)
+        facts["second"] = message(grpo.fit, cfg, workdir)
+    grpo.fit(cfg, workdir)
     facts["on"] = ending(workdir) == ending(folder / "whole")
     before = (workdir / "metrics.jsonl").read_bytes()
-    train.fit(cfg, workdir)
+    grpo.fit(cfg, workdir)
     facts["same"] = (workdir / "metrics.jsonl").read_bytes() == before
     return facts | {"finished": ending(workdir) == ending(folder / "whole")}

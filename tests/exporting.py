@@ -7,8 +7,8 @@ def together(*, checkpoint: str, out: str, process: int, port: int) -> dict:
     """Exports on 4 devices of each of two processes; says how often this one put a finished folder in its place."""
     import jax
 
-    from mtjudge_jax.export import choose, export
-    from mtjudge_jax.models.qwen3_vl import folder
+    from mtjudge_jax.export.export import choose, export
+    from mtjudge_jax.models.hf import folder
 
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

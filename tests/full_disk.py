@@ -8,8 +8,8 @@ from unittest import mock
 
 import drills
 
-from mtjudge_jax.models.qwen3_vl.convert import save_hf
-from mtjudge_jax.policy import JUDGE_FILE
+from mtjudge_jax.models.hf.convert import save_hf
+from mtjudge_jax.policy.model import JUDGE_FILE
 
 
 def late_best(*, folder: str, data: str) -> dict:
@@ -20,7 +20,7 @@ def late_best(*, folder: str, data: str) -> dict:
 def train(workdir: Path, data: str, refused: int) -> dict:
     """`refused`: how many writings of a best model find no room. `saved` of the facts: step, best and since_best as saved."""
     from mtjudge_jax import checkpoint
-    from mtjudge_jax.train import fit
+    from mtjudge_jax.train.grpo import fit
 
     lines, written, saved, left = [], [], [], iter(range(refused))
     save = checkpoint.save
@@ -39,7 +39,7 @@ def train(workdir: Path, data: str, refused: int) -> dict:
     # A learning rate of almost nothing: no step makes the model better.
     cfg = drills.config(steps=3, data__path=data, eval__every_steps=3, checkpoint__every_steps=1, optim__lr=1e-12)
     said = (mock.patch(f"mtjudge_jax.{module}.say", lines.append) for module in ("best_model", "run"))
-    writing = mock.patch("mtjudge_jax.best_model.save_hf", write)
+    writing = mock.patch("mtjudge_jax.train.best_model.save_hf", write)
     with next(said), next(said), writing, mock.patch.object(checkpoint, "save", noted):
         fit(cfg, workdir)
     ending = drills.ending(workdir)

@@ -39,8 +39,8 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
     import jax
 
     from mtjudge_jax import hosts
-    from mtjudge_jax.models.qwen3_vl.convert import flatten
-    from mtjudge_jax.train import fit
+    from mtjudge_jax.models.hf.convert import flatten
+    from mtjudge_jax.train.grpo import fit
 
     ids, add = [], BadRowCounter.add
 
@@ -61,9 +61,10 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
 def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -> None:
     """A command as one of the processes. slow: seconds that its rewards take; stuck: its third rewards never come."""
     host(**place)
-    from mtjudge_jax import cli, rounds
+    from mtjudge_jax import cli
+    from mtjudge_jax.train import rollouts
 
-    give, calls = rounds.score, iter(range(10**6))
+    give, calls = rollouts.score, iter(range(10**6))
 
     def slowly(*arguments, **named):
         if next(calls) == 2 and stuck:
@@ -72,31 +73,33 @@ def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -
         return give(*arguments, **named)
 
     sys.argv = ["mtjudge", *argv]
-    with mock.patch.object(rounds, "score", slowly):
+    with mock.patch.object(rollouts, "score", slowly):
         cli.main()
 
 
 def differ(*, facts: list[dict], port: int, process: int, processes: int) -> str:
     """What a process says of facts that differ."""
     host(port=port, process=process, processes=processes, devices=1)
-    from mtjudge_jax import hosts, together
+    from mtjudge_jax import hosts
     from mtjudge_jax.config import HostsConfig
+    from mtjudge_jax.hosts import exchange
 
     with hosts.joined(HostsConfig()):
-        return drills.message(together.refuse_differences, facts[process])
+        return drills.message(exchange.refuse_differences, facts[process])
 
 
 def exchange(*, port: int, process: int, processes: int) -> dict:
     host(port=port, process=process, processes=processes, devices=1)
-    from mtjudge_jax import hosts, together
+    from mtjudge_jax import hosts
     from mtjudge_jax.config import HostsConfig
+    from mtjudge_jax.hosts import exchange
 
     with hosts.joined(HostsConfig()):
         rows = np.arange(2) + 10 * process
         return {
-            "gathered": together.gather({"é": [process] * (process + 1)}),
-            "rows": together.gather_rows({"a": rows, "b": rows[:, None] > 10})["b"].tolist(),
-            "part": [together.my_rows(8).start, together.my_rows(8).stop],
+            "gathered": exchange.gather({"é": [process] * (process + 1)}),
+            "rows": exchange.gather_rows({"a": rows, "b": rows[:, None] > 10})["b"].tolist(),
+            "part": [exchange.my_rows(8).start, exchange.my_rows(8).stop],
         }
 
 

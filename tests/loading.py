@@ -13,9 +13,9 @@ from unittest import mock
 import jax
 import numpy as np
 
-from mtjudge_jax.models.qwen3_vl import place
+from mtjudge_jax.models.hf import place
+from mtjudge_jax.models.hf.convert import flatten, load_params
 from mtjudge_jax.models.qwen3_vl.config import load_config
-from mtjudge_jax.models.qwen3_vl.convert import flatten, load_params
 from mtjudge_jax.sharding import param_sharding
 
 AXES = ("data", "fsdp", "expert", "tensor")

@@ -11,9 +11,9 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from mtjudge_jax.data.readers.common import check_waiting
-from mtjudge_jax.data.records import BadRecord, pack, unpack
 from mtjudge_jax.paths import as_path
+from mtjudge_jax.prepare.readers.tables import check_waiting
+from mtjudge_jax.records import BadRecord, pack, unpack
 
 CANARY = "CANARY"  # in every native field that a question must not show
 

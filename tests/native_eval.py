@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
-from mtjudge_jax.data.records import BadRecord, check_example, pack, unpack
 from mtjudge_jax.paths import as_path
+from mtjudge_jax.records import BadRecord, check_example, pack, unpack
 
 CANARY = "CANARY"  # in every field that a question must not show
 

@@ -17,9 +17,9 @@ from tiny import jit
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.hf.convert import flatten, load_params, nest, to_hf, weights
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
-from mtjudge_jax.models.qwen3_vl.convert import flatten, load_params, nest, to_hf, weights
 from mtjudge_jax.types import Params, PromptBatch
 
 HERE = Path(__file__).parent / "goldens"

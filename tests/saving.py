@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from mtjudge_jax import checkpoint as ck
-from mtjudge_jax import step_folders
+from mtjudge_jax.checkpoint import folders
 from mtjudge_jax.config import CheckpointConfig, MeshConfig
+from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.sharding import make_mesh, tree_shardings
-from mtjudge_jax.together import together
 
 SHAPES = {"text/embed_vd": (64, 32), "text/norm_d": (32,), "text/layers/q_ldnh": (2, 32, 4, 8)}
 
@@ -66,7 +66,7 @@ def refusing(step: int):
             raise PermissionError(13, "Permission denied")
         return real(path, *arguments)
 
-    real = step_folders.damage_in
+    real = folders.damage_in
     return mock.patch.object(ck, "damage_in", refuse)
 
 
@@ -83,7 +83,7 @@ def undecodable(folder: Path, mesh: jax.sharding.Mesh) -> dict:
             raise PermissionError(13, "Permission denied")
         return real(path, step)
 
-    real = step_folders.read_record
+    real = folders.read_record
     with mock.patch.object(ck, "read_record", refuse) if jax.process_index() == 1 else contextlib.nullcontext(), kept(folder):
         return restore(folder, mesh)
 

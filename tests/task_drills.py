@@ -9,9 +9,9 @@ from unittest import mock
 from data_fixtures import encoded, example, noise, write_records
 from drills import config
 
-from mtjudge_jax.data.records import Label
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.dataset import write_demo_data
+from mtjudge_jax.records import Label
 
 BRIGHT = {"name": "bright", "kind": "pointwise_binary", "question": "Is it bright?", "labels": ("dark", "bright")}
 STARS = {"name": "stars", "kind": "pointwise_score", "question": "How good is it?", "score_min": 1, "score_max": 3}
@@ -48,10 +48,10 @@ def write_data(folder: Path) -> None:
 
 def own_tasks(*, folder: str) -> dict:
     """Two steps of GRPO and one of SFT, what was logged and predicted, and the model judging by its folder alone."""
-    from mtjudge_jax import train
-    from mtjudge_jax.evaluation.batches import judge
-    from mtjudge_jax.judge import Judge
-    from mtjudge_jax.loop import judging
+    from mtjudge_jax.eval.batches import judge
+    from mtjudge_jax.judge.judge import Judge
+    from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.loop import judging
 
     folder = Path(folder)
     write_data(folder / "data")
@@ -61,8 +61,8 @@ def own_tasks(*, folder: str) -> dict:
     changes |= {"eval__tasks": ("bright", "stars", "which"), "checkpoint__every_steps": 2}
     weights = ("accuracy=0.5", "format=0.1", "graded=0.4", "overlong=1", "own_rewards:short=0.5")
     reward = {"reward__weights": weights, "reward__custom": ("own_rewards:short",), "reward__overlong_buffer": 8}
-    run, progress = train.fit(config(steps=2, **changes, **reward), folder / "grpo")
-    train.fit(config(steps=1, stage="sft", **changes), folder / "sft")
+    run, progress = grpo.fit(config(steps=2, **changes, **reward), folder / "grpo")
+    grpo.fit(config(steps=1, stage="sft", **changes), folder / "sft")
     lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
     val = (folder / "grpo" / "eval" / "val_000002.predictions.jsonl").read_text().splitlines()
     lists = [record("order", "val", i) for i in range(3)]
@@ -85,8 +85,8 @@ def both_orders(*, folder: str) -> dict:
     """Three steps of GRPO rewarded for consistency: what was scored, and what was logged. The pairs are the demo's, whose answer
     form its base model knows.
     """
-    from mtjudge_jax import rounds, train
     from mtjudge_jax.tasks import TASKS
+    from mtjudge_jax.train import grpo, rollouts
 
     name, folder, scored = "pairwise_technical", Path(folder), []
     TASKS[name] = dataclasses.replace(TASKS[name], ood=False)
@@ -100,7 +100,7 @@ def both_orders(*, folder: str) -> dict:
     changes |= {"data__balance_labels": False, "data__path": str(folder / "data")}
     changes |= {"data__prompt_tokens": 96, "data__patches": 72, "rollout__group_size": 4}
     changes |= {"reward__weights": ("accuracy=0.5", "format=0.1", "consistency=0.4")}
-    score = rounds.score
+    score = rollouts.score
 
     def watched(texts, truncated, **arguments):
         scores = score(texts, truncated, **arguments)
@@ -108,7 +108,7 @@ def both_orders(*, folder: str) -> dict:
         scored.append(told | {"part": scores.parts["consistency"].tolist(), "total": scores.total.tolist()})
         return scores
 
-    with mock.patch.object(rounds, "score", watched):
-        train.fit(config(steps=3, **changes), folder / "grpo")
+    with mock.patch.object(rollouts, "score", watched):
+        grpo.fit(config(steps=3, **changes), folder / "grpo")
     lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
     return {"scored": scored, "train": [line for line in lines if line["kind"] == "train"]}

@@ -13,7 +13,7 @@ from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of, write_tables
 from mtjudge_jax.demo.config import TASKS, UNSEEN
 from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.plan.chips import tpu_slice
-from mtjudge_jax.policy import DEMO_BASE, true_target
+from mtjudge_jax.policy.model import DEMO_BASE, true_target
 from mtjudge_jax.tasks import TASKS as KNOWN
 from mtjudge_jax.tasks.paper import TRAINED
 from mtjudge_jax.tasks.parse import parse_lenient, parse_strict

@@ -11,10 +11,10 @@ from test_task_kinds import record
 
 from mtjudge_jax.config import Config, ConfigError, check
 from mtjudge_jax.data.pipeline import RowFormat, mixture, open_split, to_row, train_iterator
-from mtjudge_jax.data.records import TIE, BadRecord, Label, swapped
 from mtjudge_jax.data.tokenizer import load_tokenizer
-from mtjudge_jax.metrics import Answers, task_numbers, train_metrics
-from mtjudge_jax.score import rule_of, score
+from mtjudge_jax.eval.scores import Answers, task_numbers, train_metrics
+from mtjudge_jax.records import TIE, BadRecord, Label, swapped
+from mtjudge_jax.rl.score import rule_of, score
 from mtjudge_jax.tasks import TASKS, tasks_with
 from mtjudge_jax.tasks.parse import TAGS
 from mtjudge_jax.tasks.reward import Rule

@@ -17,16 +17,17 @@ from bucket import Bucket
 from commands import commands
 
 from mtjudge_jax import checkpoint as ck
-from mtjudge_jax import metrics_log, paths
+from mtjudge_jax import paths
 from mtjudge_jax.config import CheckpointConfig
-from mtjudge_jax.data.readers import READERS
 from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.models.qwen3_vl import files, folder, place
+from mtjudge_jax.models.hf import folder, place, shards
+from mtjudge_jax.models.hf.convert import flatten, load_params, save_hf
 from mtjudge_jax.models.qwen3_vl.config import load_config
-from mtjudge_jax.models.qwen3_vl.convert import flatten, load_params, save_hf
-from mtjudge_jax.policy import DEMO_BASE
-from mtjudge_jax.prepare import prepare
+from mtjudge_jax.policy.model import DEMO_BASE
+from mtjudge_jax.prepare.prepare import prepare
+from mtjudge_jax.prepare.readers import READERS
+from mtjudge_jax.train.monitor import metrics_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
 
@@ -203,12 +204,12 @@ def test_parts_of_tensors_in_a_bucket(bucket):
         paths.write_whole(at, b"1234567" + array.tobytes())
         cuts = [sorted(rng.choice(size + 1, 2, replace=False).tolist()) for size in shape]
         index = tuple(slice(first, last) for first, last in cuts)
-        files.GAP_BYTES, real = (1, files.GAP_BYTES) if number % 2 else (files.GAP_BYTES, files.GAP_BYTES)
+        shards.GAP_BYTES, real = (1, shards.GAP_BYTES) if number % 2 else (shards.GAP_BYTES, shards.GAP_BYTES)
         before = bucket.read
         try:
-            part = place.copy_part(files.Ranged(at, 7, np.dtype(np.uint16), shape, {}), index)
+            part = place.copy_part(shards.Ranged(at, 7, np.dtype(np.uint16), shape, {}), index)
         finally:
-            files.GAP_BYTES = real
+            shards.GAP_BYTES = real
         assert part.dtype == np.uint16 and np.array_equal(part, array[index]), (shape, index)
         if number % 2:
             assert bucket.read - before == part.nbytes, (shape, index)
@@ -218,7 +219,7 @@ def test_devices_that_share_rows_share_their_reading(bucket):
     array = np.arange(64 * 32, dtype=np.float32).reshape(64, 32)
     at = paths.as_path("gs://bucket/tensor")
     paths.write_whole(at, array.tobytes())
-    tensor, before = files.Ranged(at, 0, array.dtype, array.shape, {}), bucket.read
+    tensor, before = shards.Ranged(at, 0, array.dtype, array.shape, {}), bucket.read
     for first in range(0, 32, 8):
         assert np.array_equal(tensor.read((slice(8, 16), slice(first, first + 8))), array[8:16, first : first + 8])
     assert bucket.read - before == 8 * 32 * 4
@@ -285,26 +286,26 @@ def test_an_export_to_a_bucket_is_whole_whenever_its_marker_is_there(bucket, mon
 
 
 def test_metrics_in_a_bucket(bucket, monkeypatch):
-    metrics = metrics_log.open_metrics("gs://bucket/run/metrics.jsonl")
+    metrics = metrics_file.open_metrics("gs://bucket/run/metrics.jsonl")
     now = [100.0]
-    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: now[0])
-    add = lambda step: metrics_log.append_metrics(metrics, {"kind": "train", "step": step})  # noqa: E731
-    there = lambda: [line["step"] for line in metrics_log.read_metrics("gs://bucket/run/metrics.jsonl")]  # noqa: E731
+    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: now[0])
+    add = lambda step: metrics_file.append_metrics(metrics, {"kind": "train", "step": step})  # noqa: E731
+    there = lambda: [line["step"] for line in metrics_file.read_metrics("gs://bucket/run/metrics.jsonl")]  # noqa: E731
     for step in (1, 2, 3):
         add(step)
     assert there() == [1]
-    metrics_log.flush_metrics(metrics)
+    metrics_file.flush_metrics(metrics)
     assert there() == [1, 2, 3]
-    now[0] += metrics_log.REWRITE_SECONDS + 1
+    now[0] += metrics_file.REWRITE_SECONDS + 1
     add(4)
     assert there() == [1, 2, 3, 4]
-    again = metrics_log.open_metrics("gs://bucket/run/metrics.jsonl")
-    assert metrics_log.truncate_metrics(again, 2, 2) == 2 and there() == [1, 2]
+    again = metrics_file.open_metrics("gs://bucket/run/metrics.jsonl")
+    assert metrics_file.truncate_metrics(again, 2, 2) == 2 and there() == [1, 2]
     bucket.deny = {"write"}
-    metrics_log.append_metrics(again, {"kind": "train", "step": 3})
+    metrics_file.append_metrics(again, {"kind": "train", "step": 3})
     bucket.deny = set()
     assert there() == [1, 2]
-    metrics_log.flush_metrics(again)
+    metrics_file.flush_metrics(again)
     assert there() == [1, 2, 3]
 
 

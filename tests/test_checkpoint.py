@@ -19,9 +19,9 @@ import optax
 import pytest
 
 from mtjudge_jax import checkpoint as ck
-from mtjudge_jax import step_folders
+from mtjudge_jax.checkpoint import folders
+from mtjudge_jax.checkpoint.digest import digests
 from mtjudge_jax.config import CheckpointConfig, MeshConfig, differences
-from mtjudge_jax.digest import digests
 from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import TrainState
 
@@ -308,14 +308,14 @@ def test_a_real_disk_that_fills_up(small_disk, mesh):
     assert "step 3 was not written" in said and "kept and good: step 1" in said and "(this was number 2)" in said
     assert [p.name for p in (small_disk / "c").iterdir()] == ["1"] and left() >= 1 << 16
     ballast.unlink()
-    real = step_folders.write_whole
+    real = folders.write_whole
 
     def fill_up(*arguments):
         ballast.write_bytes(bytes(left()))
         real(*arguments)
 
     checkpoints.failed = 0
-    with mock.patch.object(step_folders, "write_whole", fill_up):
+    with mock.patch.object(folders, "write_whole", fill_up):
         ck.save(checkpoints, 4, state=make_state(4, mesh), data_state={}, meta={})
         (said,) = ck.wait(checkpoints)
     assert "step 4 was not written (OSError: [Errno 28] No space left on device" in said
@@ -386,7 +386,7 @@ def test_a_file_that_another_process_renames_meanwhile_is_none_of_a_steps(tmp_pa
 
     passing.write_bytes(b"{}")
     monkeypatch.setattr(Path, "stat", stat)
-    assert step_folders.files_of(tmp_path, 0) == ["ocdbt.process_0/d"]
+    assert folders.files_of(tmp_path, 0) == ["ocdbt.process_0/d"]
     assert not passing.exists()
 
 

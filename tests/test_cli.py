@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mtjudge_jax.cli import COMMANDS
-from mtjudge_jax.command import going_on
-from mtjudge_jax.policy import DEMO_BASE
+from mtjudge_jax.flags import going_on
+from mtjudge_jax.policy.model import DEMO_BASE
 
 
 @cache
@@ -249,7 +249,7 @@ def test_a_list_that_is_given_twice_is_both():
     """absl's own would keep the last: terms that were allowed would be left out in silence."""
     from absl import flags
 
-    from mtjudge_jax.command import define_list
+    from mtjudge_jax.flags import define_list
 
     name = "twice_given"
     given = define_list(name, ["all"], "")

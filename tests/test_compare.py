@@ -9,11 +9,11 @@ import pytest
 from commands import commands
 from PIL import Image
 
-from mtjudge_jax.report.compare import Cell, compare
-from mtjudge_jax.report.compare_pages import detail_table, look, markdown, shown, write_comparison
-from mtjudge_jax.report.compare_read import read_runs
+from mtjudge_jax.report.compare.compare import Cell, compare
+from mtjudge_jax.report.compare.pages import detail_table, look, markdown, shown, write_comparison
+from mtjudge_jax.report.compare.paper import PAPER, paper_arm
+from mtjudge_jax.report.compare.read import read_runs
 from mtjudge_jax.report.intervals import difference_interval
-from mtjudge_jax.report.paper import PAPER, paper_arm
 
 
 def result(**scores):

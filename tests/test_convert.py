@@ -13,8 +13,8 @@ import pytest
 import tiny
 from safetensors.numpy import load_file
 
+from mtjudge_jax.models.hf.convert import layouts, load_params, save_hf, to_hf, to_ours, weights
 from mtjudge_jax.models.qwen3_vl.config import from_hf, load_config
-from mtjudge_jax.models.qwen3_vl.convert import layouts, load_params, save_hf, to_hf, to_ours, weights
 
 GOLDEN = Path(__file__).parent / "goldens" / "qwen3_vl"
 

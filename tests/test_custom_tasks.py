@@ -11,15 +11,15 @@ from data_fixtures import encoded, noise
 from test_task_kinds import record
 
 from mtjudge_jax.config import Config, ConfigError, MeshConfig, check, from_dict, get_tasks, to_dict
-from mtjudge_jax.data.records import Label
-from mtjudge_jax.judge import judge_config, question_example
-from mtjudge_jax.metrics import task_score
-from mtjudge_jax.policy import JUDGE_FILE, judge_file
-from mtjudge_jax.score import score
+from mtjudge_jax.eval.scores import task_score
+from mtjudge_jax.judge.judge import judge_config, question_example
+from mtjudge_jax.policy.model import JUDGE_FILE, judge_file
+from mtjudge_jax.records import Label
+from mtjudge_jax.rl.score import score
 from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.tasks import TASKS, task_of
 from mtjudge_jax.tasks.truth import truth_of, write_truth
-from mtjudge_jax.workdir import templates
+from mtjudge_jax.train.workdir import templates
 
 BLUR = {
     "name": "blur",
@@ -107,7 +107,7 @@ def test_rewards_of_an_own_task():
 
 def test_the_improvement_of_an_own_task_in_mt_grpo():
     """Its sums and weights are put together by the run's own tasks: blur (3 + 1) / (4 + 4), safety 2 / 4."""
-    from mtjudge_jax.train import by_task
+    from mtjudge_jax.train.grpo import by_task
 
     mesh, known = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1]), get_tasks(config(BLUR, tasks=("blur", "safety")))
     run = SimpleNamespace(model=SimpleNamespace(stages=SimpleNamespace(mesh=mesh), fmt=SimpleNamespace(tasks=known)))

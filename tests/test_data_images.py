@@ -14,16 +14,8 @@ import pytest
 from data_fixtures import CONFIG, encoded, noise
 from PIL import Image, ImageOps
 
-from mtjudge_jax.data.images import (
-    MAX_PIXELS,
-    ImageConfig,
-    decode,
-    load_image_config,
-    patch_coordinates,
-    patchify,
-    smart_resize,
-)
-from mtjudge_jax.data.records import BadRecord
+from mtjudge_jax.data.images import MAX_PIXELS, ImageConfig, decode, load_image_config, patch_coordinates, patchify, smart_resize
+from mtjudge_jax.records import BadRecord
 
 QWEN = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # Qwen3-VL's published configuration
 REASONS = {"image_format", "image_too_large", "image_mode", "truncated_image", "broken_image"}

@@ -14,7 +14,6 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from data_fixtures import encoded, example, noise, row_format, write_records
 
 from mtjudge_jax.data.pipeline import eval_batches, mixture, to_row, train_iterator
-from mtjudge_jax.data.records import BadRecord, Label, pack, swapped, unpack
 from mtjudge_jax.data.rows import completion_text
 from mtjudge_jax.data.sources import (
     BadRowCounter,
@@ -25,6 +24,7 @@ from mtjudge_jax.data.sources import (
     read_manifest,
     read_split,
 )
+from mtjudge_jax.records import BadRecord, Label, pack, swapped, unpack
 from mtjudge_jax.tasks import TASKS
 
 NAMES = ("technical", "safety", "alignment")

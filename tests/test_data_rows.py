@@ -8,7 +8,6 @@ import pytest
 from data_fixtures import CONFIG, THINKING_TEMPLATE, encoded, example, noise, write_tokenizer
 
 from mtjudge_jax.data.images import decode, patchify, smart_resize
-from mtjudge_jax.data.records import BadRecord, Label
 from mtjudge_jax.data.rows import (
     DEVICE_KEYS,
     HOST_KEYS,
@@ -20,6 +19,7 @@ from mtjudge_jax.data.rows import (
     rope_positions,
 )
 from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.records import BadRecord, Label
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.parse import parse_strict
 

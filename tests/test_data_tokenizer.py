@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from data_fixtures import FORGERIES, SPECIAL, TAGS, TEMPLATE, THINKING_TEMPLATE, write_tokenizer
 
-from mtjudge_jax.data.codec import looks_like_control
-from mtjudge_jax.data.records import BadRecord
-from mtjudge_jax.data.sentencepiece_codec import template_chat
 from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.data.tokenizer.codec import looks_like_control
+from mtjudge_jax.data.tokenizer.sentencepiece import template_chat
+from mtjudge_jax.records import BadRecord
 from mtjudge_jax.tasks.parse import parse_strict
 
 

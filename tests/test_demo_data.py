@@ -9,8 +9,9 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from mtjudge_jax.data.records import unpack
-from mtjudge_jax.demo import cases, corpus, dataset, scenes, tokenizer
+from mtjudge_jax.demo import cases, dataset, scenes
+from mtjudge_jax.demo.pretrain import corpus, tokenizer
+from mtjudge_jax.records import unpack
 from mtjudge_jax.tasks import TASKS
 
 MAX_ASSET_BYTES = 8_000_000

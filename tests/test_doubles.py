@@ -6,7 +6,7 @@ import pytest
 from test_prepare import by_split, made, picture, run
 
 from mtjudge_jax.data.pipeline import open_split
-from mtjudge_jax.data.records import TIE, Candidate, Label, reordered
+from mtjudge_jax.records import TIE, Candidate, Label, reordered
 
 
 @pytest.fixture

@@ -21,19 +21,19 @@ from safetensors.numpy import load_file, safe_open
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, ConfigError, LoraConfig, to_dict
-from mtjudge_jax.export import choose, export
-from mtjudge_jax.judge import judge_config
-from mtjudge_jax.models.qwen3_vl import folder as files
+from mtjudge_jax.export.export import choose, export
+from mtjudge_jax.judge.judge import judge_config
+from mtjudge_jax.models.hf import folder as files
+from mtjudge_jax.models.hf.convert import flatten, load_params, save_hf
+from mtjudge_jax.models.hf.lora import load_peft, merge_lora
 from mtjudge_jax.models.qwen3_vl.config import from_hf, load_config
-from mtjudge_jax.models.qwen3_vl.convert import flatten, load_params, save_hf
-from mtjudge_jax.models.qwen3_vl.lora import load_peft, merge_lora
-from mtjudge_jax.optim import make_optimizer
-from mtjudge_jax.policy import DEMO_BASE, JUDGE_FILE, judge_file, open_model, read_weights, with_adapters
+from mtjudge_jax.policy.model import DEMO_BASE, JUDGE_FILE, judge_file, open_model, read_weights, with_adapters
+from mtjudge_jax.policy.trainable import join
+from mtjudge_jax.policy.update import init_state
+from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import make_mesh
-from mtjudge_jax.trainable import join
+from mtjudge_jax.train.workdir import weights_hash
 from mtjudge_jax.types import Params
-from mtjudge_jax.update import init_state
-from mtjudge_jax.workdir import weights_hash
 
 F32 = np.dtype("float32")
 

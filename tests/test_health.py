@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from mtjudge_jax.health import COLLAPSE, WINDOW, Health
-from mtjudge_jax.score import Scores
-from mtjudge_jax.skipped import MOST_FILES, dump_batch, skipped_line, suspects
-from mtjudge_jax.watch import BEAT_BYTES, Watch, watch_path
+from mtjudge_jax.hosts.watchdog import BEAT_BYTES, Watch, watch_path
+from mtjudge_jax.rl.score import Scores
+from mtjudge_jax.train.monitor.health import COLLAPSE, WINDOW, Health
+from mtjudge_jax.train.monitor.nonfinite import MOST_FILES, dump_batch, skipped_line, suspects
 
 WELL = {"entropy": 1.0, "format": 0.9, "completion_tokens": 100.0}
 

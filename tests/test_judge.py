@@ -14,14 +14,13 @@ import pytest
 from commands import commands
 from PIL import Image, ImageOps
 
-from mtjudge_jax import evaluation
 from mtjudge_jax.data.images import decode
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
-from mtjudge_jax.evaluation import batches
-from mtjudge_jax.evaluation.lines import Answers, answered_line
-from mtjudge_jax.judge import Judge, encode
-from mtjudge_jax.policy import DEMO_BASE
+from mtjudge_jax.eval import batches, evaluate
+from mtjudge_jax.eval.predictions import Answers, answered_line
+from mtjudge_jax.judge.judge import Judge, encode
+from mtjudge_jax.policy.model import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
 
@@ -220,18 +219,18 @@ def test_predictions_carry_what_official_metrics_read():
 def test_no_usable_record_is_told_with_what_helps():
     for error, remedy in (("image_hash: x", "Prepare the data again"), ("too_many_patches: x", "Change the config as that says")):
         with pytest.raises(ValueError, match=rf"^no record of t can be used, e: {error}\. {remedy}"):
-            evaluation.usable([{"task": "t", "example_id": "e", "error": error, "unusable": True}])
+            evaluate.usable([{"task": "t", "example_id": "e", "error": error, "unusable": True}])
 
 
 def test_the_official_metric_stands_beside_its_task(monkeypatch):
     rows = [{"task": "technical", "example_id": str(i), "error": "", "unusable": i == 2} for i in range(3)]
     score = {"macro_f1": 0.5, "sampled_accuracy": None}
-    monkeypatch.setattr(evaluation, "judge_task", lambda *_, **__: (rows, dict(score)))
+    monkeypatch.setattr(evaluate, "judge_task", lambda *_, **__: (rows, dict(score)))
 
     def official(task, predictions):
         return {"asked": len(predictions)} if task == "technical" else {}
 
-    _, result = evaluation.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
+    _, result = evaluate.evaluate({}, {"technical": [], "safety": []}, JUDGING, step=0, official=official)
     assert result["tasks"] == {"technical": score | {"official": {"asked": 2}}, "safety": score}
 
 
@@ -264,7 +263,7 @@ def test_the_two_orders_of_a_pair_are_sampled_apart():
     assert seen == {"": [5, 7], "ab": [5, 7], "ba": [5 + 2**31, 7 + 2**31]}
 
 
-JUDGING = evaluation.Judging(None, RowFormat(TASKS, None, None, 0, 0), 1, np.zeros(1, np.float32), 0.1, 0)
+JUDGING = evaluate.Judging(None, RowFormat(TASKS, None, None, 0, 0), 1, np.zeros(1, np.float32), 0.1, 0)
 
 
 def eval_flags(out: Path, *changed: str) -> list[str]:

@@ -24,10 +24,10 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from safetensors.numpy import load_file, save_file
 
-from mtjudge_jax.models.qwen3_vl import place
+from mtjudge_jax.models.hf import place
+from mtjudge_jax.models.hf.convert import flatten, layouts, load_params, save_hf, to_hf, weights
+from mtjudge_jax.models.hf.shards import open_checkpoint
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf, load_config
-from mtjudge_jax.models.qwen3_vl.convert import flatten, layouts, load_params, save_hf, to_hf, weights
-from mtjudge_jax.models.qwen3_vl.files import open_checkpoint
 from mtjudge_jax.sharding import param_sharding
 
 GOLDEN = Path(__file__).parent / "goldens" / "qwen3_vl"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.logp import completion_logp, sampling_logits
 from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.rl.logp import completion_logp, sampling_logits
 
 GROUP, LENGTH, TEMPERATURE = 3, 6, 0.8
 TOLERANCE = 1e-5  # relative, float32

@@ -14,9 +14,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from parity import HERE, TOLERANCE, compiled_logits, difference, golden_model, golden_rows, write_moe
 from safetensors.numpy import load_file, save_file
 
+from mtjudge_jax.models.hf.convert import flatten, nest, save_hf
+from mtjudge_jax.models.hf.lora import CONFIG, WEIGHTS, load_peft, merge_lora, read_peft_config, save_peft
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig
-from mtjudge_jax.models.qwen3_vl.convert import flatten, nest, save_hf
-from mtjudge_jax.models.qwen3_vl.lora import CONFIG, WEIGHTS, load_peft, merge_lora, read_peft_config, save_peft
 from mtjudge_jax.models.qwen3_vl.text import lora_shapes
 from mtjudge_jax.types import Params
 

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from mtjudge_jax.metrics import (
+from mtjudge_jax.eval.scores import (
     Answers,
     accuracy,
     bootstrap_interval,
@@ -19,7 +19,7 @@ from mtjudge_jax.metrics import (
     task_score,
     train_metrics,
 )
-from mtjudge_jax.score import score
+from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import TASKS
 
 TASK_SCORE_KEYS = {

@@ -8,12 +8,13 @@ import pytest
 from scipy import stats
 from test_metrics import HAND, pair, prediction, rows
 
-from mtjudge_jax import correlate, metrics, tasks
-from mtjudge_jax.evaluation.terminal import table
-from mtjudge_jax.metrics import agreement, calibration, mean_score, pairwise_score, task_score
+from mtjudge_jax import tasks
+from mtjudge_jax.eval.console import table
+from mtjudge_jax.eval.details import list_score
+from mtjudge_jax.eval.pairs import pair_details
+from mtjudge_jax.eval.scores import mean_score, pairwise_score, task_score
+from mtjudge_jax.metrics import agreement, calibration, correlation
 from mtjudge_jax.metrics.bootstrap import rows_interval
-from mtjudge_jax.metrics.details import list_score
-from mtjudge_jax.metrics.pairs import pair_details
 
 
 def test_kappa_by_hand():
@@ -36,33 +37,33 @@ def test_quadratic_kappa_by_hand():
 
 def test_auroc_with_ties_by_hand():
     positive, value = np.array([False, False, True, True]), np.array([1.0, 2.0, 2.0, 3.0])
-    assert correlate.roc_auc(positive, value) == 3.5 / 4
+    assert correlation.roc_auc(positive, value) == 3.5 / 4
     # The second drawn twice, the first not: 1/2 and 1 of two.
-    assert correlate.weighted_roc_auc(positive, value, np.array([0, 2, 1, 1])) == (0.5 + 0.5 + 1 + 1) / 4
-    assert np.isnan(correlate.weighted_roc_auc(np.array([True, True]), np.array([0.1, 0.2]), np.ones(2)))
-    assert correlate.roc_auc(positive, np.zeros(4)) == 0.5
+    assert correlation.weighted_roc_auc(positive, value, np.array([0, 2, 1, 1])) == (0.5 + 0.5 + 1 + 1) / 4
+    assert np.isnan(correlation.weighted_roc_auc(np.array([True, True]), np.array([0.1, 0.2]), np.ones(2)))
+    assert correlation.roc_auc(positive, np.zeros(4)) == 0.5
 
 
 def test_correlations_by_hand():
     x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 2.0])
-    assert correlate.kendall_tau_b(x, y) == pytest.approx(1 / np.sqrt(30), abs=1e-15)  # 3 concordant, 2 discordant, one tie in y
+    assert correlation.kendall_tau_b(x, y) == pytest.approx(1 / np.sqrt(30), abs=1e-15)  # 3 concordant, 2 discordant, one tie in y
     # ranks of y: 1, 4, 2.5, 2.5; sum of products of deviations 1.5; squares 5 and 4.5
-    assert correlate.spearman(x, y) == pytest.approx(1.5 / np.sqrt(5 * 4.5), abs=1e-15)
-    assert correlate.pearson(x, y) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)
-    assert correlate.pearson(x, np.ones(4)) is None and correlate.kendall_tau_b(x, np.ones(4)) is None
+    assert correlation.spearman(x, y) == pytest.approx(1.5 / np.sqrt(5 * 4.5), abs=1e-15)
+    assert correlation.pearson(x, y) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)
+    assert correlation.pearson(x, np.ones(4)) is None and correlation.kendall_tau_b(x, np.ones(4)) is None
     weight = np.array([[2.0, 0, 0, 1], [3, 0, 0, 0]])  # of the second resample one value is left
-    np.testing.assert_array_equal(correlate.weighted_pearson(x, y, weight), [1, np.nan])
-    assert correlate.pearson(x * 1e-9, y * 1e-9) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)  # whatever the unit
+    np.testing.assert_array_equal(correlation.weighted_pearson(x, y, weight), [1, np.nan])
+    assert correlation.pearson(x * 1e-9, y * 1e-9) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)  # whatever the unit
 
 
 def test_correlations_agree_with_scipy_also_on_drawn_rows():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 9, 60).astype(float), rng.integers(0, 5, 60).astype(float)
-    assert correlate.kendall_tau_b(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+    assert correlation.kendall_tau_b(x, y) == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
     weight = rng.multinomial(60, np.full(60, 1 / 60), size=3).astype(float)
     for statistic, other in (
-        (correlate.weighted_spearman, stats.spearmanr),
-        (correlate.weighted_pearson, stats.pearsonr),
+        (correlation.weighted_spearman, stats.spearmanr),
+        (correlation.weighted_pearson, stats.pearsonr),
     ):
         drawn = [other(*(np.repeat(v, w.astype(int)) for v in (x, y))).statistic for w in weight]
         np.testing.assert_allclose(statistic(x, y, weight), drawn, atol=1e-12)
@@ -72,11 +73,11 @@ def test_interval_of_ranks_resamples_groups():
     rng = np.random.default_rng(1)
     positive = rng.random(200) < 0.5
     value = positive + rng.normal(size=200)
-    low, high = rows_interval(lambda w: correlate.weighted_roc_auc(positive, value, w), np.arange(200))
-    assert low < correlate.roc_auc(positive, value) < high and 0.05 < high - low < 0.2
-    whole = rows_interval(lambda w: correlate.weighted_roc_auc(positive, value, w), np.zeros(200, int))
-    assert whole == pytest.approx([correlate.roc_auc(positive, value)] * 2)
-    assert rows_interval(lambda w: correlate.weighted_roc_auc(np.ones(3, bool), np.arange(3.0), w), np.arange(3)) is None
+    low, high = rows_interval(lambda w: correlation.weighted_roc_auc(positive, value, w), np.arange(200))
+    assert low < correlation.roc_auc(positive, value) < high and 0.05 < high - low < 0.2
+    whole = rows_interval(lambda w: correlation.weighted_roc_auc(positive, value, w), np.zeros(200, int))
+    assert whole == pytest.approx([correlation.roc_auc(positive, value)] * 2)
+    assert rows_interval(lambda w: correlation.weighted_roc_auc(np.ones(3, bool), np.arange(3.0), w), np.arange(3)) is None
 
 
 def test_calibration_by_hand():
@@ -235,4 +236,4 @@ def test_list_score_by_hand():
     assert got["macro_f1"] is None and got["sampled_accuracy"] is None
     scores = {"technical": {"macro_f1": 0.5, "sampled_accuracy": None}, "safety": got}
     assert mean_score(scores)["macro_f1"] == pytest.approx((0.5 + 1 / 3) / 2)
-    assert metrics.task_score is task_score
+    assert scores.task_score is task_score

@@ -7,8 +7,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from mtjudge_jax import metrics_log
-from mtjudge_jax.metrics_log import append_metrics, open_metrics, read_metrics, truncate_metrics, write_json_atomic
+from mtjudge_jax.train.monitor import metrics_file
+from mtjudge_jax.train.monitor.metrics_file import append_metrics, open_metrics, read_metrics, truncate_metrics, write_json_atomic
 
 
 def steps(path):
@@ -83,7 +83,7 @@ def test_a_full_disk_costs_no_line(tmp_path, monkeypatch, caplog):
     metrics = open_metrics(path)
     append_metrics(metrics, {"kind": "train", "step": 1})
     whole = path.read_bytes()
-    real = metrics_log._write_waiting
+    real = metrics_file._write_waiting
 
     def full(metrics):
         with mock.patch.object(type(path), "open", half_open):
@@ -104,7 +104,7 @@ def test_a_full_disk_costs_no_line(tmp_path, monkeypatch, caplog):
             raise OSError(28, "No space left on device")
 
     half_open = lambda self, mode: Half()  # noqa: E731
-    monkeypatch.setattr(metrics_log, "_write_waiting", full)
+    monkeypatch.setattr(metrics_file, "_write_waiting", full)
     for step in (2, 3):
         append_metrics(metrics, {"kind": "train", "step": step})
         assert path.read_bytes() == whole

@@ -8,8 +8,8 @@ import pytest
 from data_fixtures import row_format
 from test_data_pipeline import COUNTS, NAMES, iterator, sources, write_data
 
-from mtjudge_jax import mt_grpo
 from mtjudge_jax.data.pipeline import Adapting, mixture
+from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.tasks import TASKS
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.model_card import Origin, escape, license_of, model_card, origin_of
+from mtjudge_jax.export.model_card import Origin, escape, license_of, model_card, origin_of
 
 HUB = Origin("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-2B-Instruct", "apache-2.0")
 

@@ -13,9 +13,9 @@ import tiny
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
 from mtjudge_jax.config import ConfigError
+from mtjudge_jax.models.hf.convert import abstract_params, flatten, weights
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, MoeConfig, from_hf, load_config
-from mtjudge_jax.models.qwen3_vl.convert import abstract_params, flatten, weights
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 
 GOLDEN = Path(__file__).parent / "goldens" / "qwen3_vl"

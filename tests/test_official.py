@@ -7,10 +7,10 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from mtjudge_jax.correlate import average_ranks, f1, kendall_tau_b, levenshtein, pearson, roc_auc, spearman
-from mtjudge_jax.official import OFFICIAL, official
-from mtjudge_jax.official.logistic import fit_logistic
-from mtjudge_jax.official.verdicts import BINARY, WINNER, index_of, order_of, ranks_of
+from mtjudge_jax.eval.official import OFFICIAL, official
+from mtjudge_jax.eval.official.logistic import fit_logistic
+from mtjudge_jax.eval.official.verdicts import BINARY, WINNER, index_of, order_of, ranks_of
+from mtjudge_jax.metrics.correlation import average_ranks, f1, kendall_tau_b, levenshtein, pearson, roc_auc, spearman
 
 
 def row(example_id, label, verdict, *, group="", order="", score=None, true=None, **raw):

@@ -32,12 +32,12 @@ from tiny import jit
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
-from mtjudge_jax.logp import completion_logp
 from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.hf.convert import load_params, save_hf
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
-from mtjudge_jax.models.qwen3_vl.convert import load_params, save_hf
-from mtjudge_jax.rollout import sample
+from mtjudge_jax.policy.rollout import sample
+from mtjudge_jax.rl.logp import completion_logp
 from mtjudge_jax.sharding import make_mesh, shard_batch, tree_shardings
 from mtjudge_jax.types import PromptBatch
 

@@ -14,9 +14,9 @@ import pytest
 from parity import TOLERANCE, compiled_logits, difference, golden_model, golden_rows, goldens
 from tiny import jit
 
+from mtjudge_jax.models.hf.convert import flatten, nest
 from mtjudge_jax.models.qwen3_vl import layers, moe, text, vision, vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.models.qwen3_vl.convert import flatten, nest
 from mtjudge_jax.types import Params, PromptBatch
 
 BOTH = ("untied", "moe")

@@ -19,12 +19,12 @@ from mtjudge_jax.config import ConfigError, check
 from mtjudge_jax.plan import search
 from mtjudge_jax.plan.__main__ import without_a_tpu
 from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice
-from mtjudge_jax.plan.compiled import memory_rows, peak, refused
 from mtjudge_jax.plan.programs import device_bytes, phases_of, programs_of, rollout_batch
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
 from mtjudge_jax.plan.run import model_of
 from mtjudge_jax.plan.table import memory_table, step_text, summary
-from mtjudge_jax.policy import DEMO_BASE
+from mtjudge_jax.plan.xla.compiled import memory_rows, peak, refused
+from mtjudge_jax.policy.model import DEMO_BASE
 
 
 def test_chips_are_as_their_maker_says():

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mtjudge_jax.data.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
 from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest, read_split
 from mtjudge_jax.data.tf_example import record_in, tf_example
-from mtjudge_jax.prepare import Arguments, prepare
+from mtjudge_jax.prepare.prepare import Arguments, prepare
+from mtjudge_jax.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
 from mtjudge_jax.report.examples import read_examples
 from mtjudge_jax.report.read import Run
 
@@ -139,7 +139,7 @@ def test_no_prompt_and_no_image_is_in_two_splits(tmp_path, source, mode):
 
 
 def test_the_papers_random_split_has_the_papers_sizes_and_says_what_leaks(tmp_path, source):
-    from mtjudge_jax.data.splits import deal
+    from mtjudge_jax.prepare.splits import deal
 
     split = deal([i // 3 for i in range(3 * 6049)], ["nat", "tech", "rat"] * 6049, {"test": 0.1, "val": 0.1}, 0)
     assert [split.count(name) for name in ("train", "val", "test")] == [3 * 4839, 3 * 605, 3 * 605]
@@ -329,7 +329,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, so
 
 
 def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, monkeypatch):
-    from mtjudge_jax.data import checking
+    from mtjudge_jax.prepare import checking
 
     examples = [made(i) if i % 20 else BadRecord("missing_image", f"row {i}", f"fake/{i}") for i in range(200)]
     whole, _ = run(tmp_path, source, examples, name="whole")
@@ -364,14 +364,14 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
 
 
 def test_two_commands_do_not_write_one_folder(tmp_path, source):
-    from mtjudge_jax.data.out_folder import work_folder
+    from mtjudge_jax.prepare.folder import work_folder
 
     with work_folder(tmp_path / "out"), pytest.raises(ValueError, match="is being written by another `mtjudge prepare`"):
         run(tmp_path, source, [made(1)])
 
 
 def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
-    from mtjudge_jax.data import checking
+    from mtjudge_jax.prepare import checking
 
     examples = [made(i) for i in range(120)]
     broken = [replace(e, images=(b"",)) if i < 12 else e for i, e in enumerate(examples)]
@@ -451,9 +451,9 @@ if {hang}:
         yield from examples[:150]
         time.sleep(600)
     READERS["fake"].read = read
-del sys.modules["mtjudge_jax.prepare"]
+del sys.modules["mtjudge_jax.prepare.prepare"]
 sys.argv = ["mtjudge prepare", *sys.argv[1:]]
-runpy.run_module("mtjudge_jax.prepare", run_name="__main__", alter_sys=True)
+runpy.run_module("mtjudge_jax.prepare.prepare", run_name="__main__", alter_sys=True)
 """
 
 
@@ -500,7 +500,7 @@ def test_prepared_folders_are_joined(tmp_path, source):
     others[1] = made(21, example_id="b/21", task="nice", group_id="b21", split="test", images=(shared,))
     for name, examples in (("one", one), ("other", others)):
         prepare(reader_of(examples), arguments(source, val=0, test=0), tmp_path / "data" / name)
-    from mtjudge_jax.data.readers import prepared
+    from mtjudge_jax.prepare.readers import prepared
 
     joining = Arguments(dataset="prepared", source=str(tmp_path / "data"), options={}, val=0, test=0)
     prepare(prepared, joining, tmp_path / "both")

@@ -110,7 +110,7 @@ def test_a_block_is_left_together(tmp_path):
 
 
 def test_together_in_one_process():
-    from mtjudge_jax.together import first_text, on_any_process, together
+    from mtjudge_jax.hosts.exchange import first_text, on_any_process, together
 
     with pytest.raises(ValueError, match=r"^mine$"), together():
         raise ValueError("mine")

@@ -11,9 +11,10 @@ import pyarrow
 import pytest
 from native import CANARY, read_all, reasons
 
-from mtjudge_jax.data.readers import READERS, agin, imagereward, jsonl, mjbench, seetrue, unsafebench
-from mtjudge_jax.data.records import TERMS, BadRecord
 from mtjudge_jax.paths import as_path
+from mtjudge_jax.prepare.readers import READERS, jsonl
+from mtjudge_jax.prepare.readers.paper import agin, imagereward, mjbench, seetrue, unsafebench
+from mtjudge_jax.records import TERMS, BadRecord
 
 NAMES = ("agin", "seetrue", "imagereward", "unsafebench", "mjbench", "jsonl", "parquet")
 

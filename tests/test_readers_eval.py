@@ -26,7 +26,7 @@ from native_eval import (
     write_parquet,
 )
 
-from mtjudge_jax.data.readers import (
+from mtjudge_jax.prepare.readers.benchmarks import (
     genai_bench,
     hpdv2,
     mllm_judge,
@@ -34,7 +34,7 @@ from mtjudge_jax.data.readers import (
     pickapic,
     vl_rewardbench,
 )
-from mtjudge_jax.data.records import TIE, Label
+from mtjudge_jax.records import TIE, Label
 
 # VL-RewardBench
 

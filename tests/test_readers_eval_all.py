@@ -30,18 +30,16 @@ from native_eval import (
     write_parquet,
 )
 
-from mtjudge_jax.data.readers import (
-    READERS,
-    files,
+from mtjudge_jax.prepare.readers import READERS, files, image_files
+from mtjudge_jax.prepare.readers.benchmarks import (
     genai_bench,
     hpdv2,
     mllm_judge,
     multimodal_rewardbench,
     pickapic,
-    pictures,
     vl_rewardbench,
 )
-from mtjudge_jax.data.records import TERMS, BadRecord
+from mtjudge_jax.records import TERMS, BadRecord
 
 NAMES = ("vl_rewardbench", "multimodal_rewardbench", "genai_bench", "mllm_judge", "pickapic", "hpdv2")
 
@@ -192,17 +190,17 @@ def test_no_image_leads_out_of_the_folder(tmp_path, name):
     inside.mkdir()
     (inside / "out").symlink_to(tmp_path, target_is_directory=True)
     os.symlink(tmp_path / "secret.png", inside / "link.png")
-    with pictures.image_reader(inside) as read, pytest.raises(BadRecord) as e:
+    with image_files.image_reader(inside) as read, pytest.raises(BadRecord) as e:
         read(name)
     assert e.value.reason == "image_path" and "\n" not in str(e.value)
 
 
 def test_an_image_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "MAX_IMAGE_BYTES", 50)
+    monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 50)
     write_image(tmp_path / "a.png", 1)
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("b.png", bytes(51))
-    with pictures.image_reader(tmp_path) as read:
+    with image_files.image_reader(tmp_path) as read:
         for name in ("a.png", "b.png"):
             with pytest.raises(BadRecord, match=f"image_bytes: {name} has [0-9]+ bytes, more than 50"):
                 read(name)
@@ -216,12 +214,12 @@ def test_a_damaged_zip(tmp_path):
     data = bytearray(path.read_bytes())
     data[200:210] = bytes(10)
     path.write_bytes(data)
-    with pictures.image_reader(tmp_path) as read:
+    with image_files.image_reader(tmp_path) as read:
         assert read("2.png") == png(2)
         with pytest.raises(BadRecord, match=r"broken_zip: images/1.png: "):
             read("1.png")
     path.write_bytes(bytes(data[:500]))
-    with pytest.raises(ValueError, match=r"images.zip: not readable as zip"), pictures.image_reader(tmp_path):
+    with pytest.raises(ValueError, match=r"images.zip: not readable as zip"), image_files.image_reader(tmp_path):
         pass
 
 
@@ -262,10 +260,10 @@ def test_image_column_forms():
     def read(name):
         return name.encode()
 
-    assert pictures.image_of(b"x", read, "image") == b"x"
-    assert pictures.image_of({"bytes": b"x", "path": "a"}, read, "image") == b"x"
-    assert pictures.image_of({"bytes": None, "path": "a"}, read, "image") == b"a"
-    assert pictures.image_of("a", read, "image") == b"a"
+    assert image_files.image_of(b"x", read, "image") == b"x"
+    assert image_files.image_of({"bytes": b"x", "path": "a"}, read, "image") == b"x"
+    assert image_files.image_of({"bytes": None, "path": "a"}, read, "image") == b"a"
+    assert image_files.image_of("a", read, "image") == b"a"
     for value in (None, b"", "", {}, 3, io.BytesIO(b"x")):
         with pytest.raises(BadRecord, match="missing_image: image holds no image"):
-            pictures.image_of(value, read, "image")
+            image_files.image_of(value, read, "image")

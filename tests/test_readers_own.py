@@ -7,8 +7,8 @@ import native
 import pytest
 from native import CANARY, read_all, reasons
 
-from mtjudge_jax.data.readers import READERS, jsonl, own, parquet
-from mtjudge_jax.data.records import TIE, Candidate, Label
+from mtjudge_jax.prepare.readers import READERS, jsonl, parquet, user_rows
+from mtjudge_jax.records import TIE, Candidate, Label
 
 
 def binary(examples):
@@ -70,7 +70,7 @@ def test_own_labels_as_words_and_numbers(tmp_path, kind, field, cases):
 
 def test_the_rows_in_the_description_are_good(tmp_path):
     """What a user copies from there works as it stands."""
-    rows = [json.loads(text) for text in re.findall(r'^    (\{"(?:id|task)".*?\})$', own.__doc__, re.M | re.S)]
+    rows = [json.loads(text) for text in re.findall(r'^    (\{"(?:id|task)".*?\})$', user_rows.__doc__, re.M | re.S)]
     native.write_own(tmp_path, [*rows], images=0)
     for i, name in enumerate(("a.png", "b.png")):
         native.write_bytes(tmp_path / name, native.picture(i))
@@ -135,7 +135,7 @@ def test_own_bad_rows(tmp_path):
     assert "unknown field 'lable', did you mean 'label'" in str(bad[len(paths) + 4])
 
 
-NAMES = ", ".join(own.FIELDS)
+NAMES = ", ".join(user_rows.FIELDS)
 SAID = [
     ({"image": None, "picture": "0.png"}, f"unknown field 'picture' and no image: fields are {NAMES}"),
     ({"image": None, "label": None, "score": 3}, f"unknown field 'score' and no image and no label: fields are {NAMES}"),

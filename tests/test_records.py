@@ -7,7 +7,7 @@ import pickle
 import msgpack
 import pytest
 
-from mtjudge_jax.data.records import (
+from mtjudge_jax.records import (
     KINDS,
     TIE,
     BadRecord,

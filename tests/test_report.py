@@ -13,13 +13,13 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from mtjudge_jax.data.records import JudgeExample, Label, pack
-from mtjudge_jax.report import format_ci, format_duration, write_report
+from mtjudge_jax.records import JudgeExample, Label, pack
 from mtjudge_jax.report.examples import choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import Series, draw_curves, smooth
 from mtjudge_jax.report.read import latest_by_step, read_run
 from mtjudge_jax.report.views import mixture_plot
+from mtjudge_jax.report.write import format_ci, format_duration, write_report
 from mtjudge_jax.tasks import DEMO, TASKS
 
 POINTWISE = [name for name, task in DEMO.items() if task.kind == "pointwise_binary"]
@@ -383,7 +383,7 @@ def test_thumbnail_shrinks_and_encodes_again():
 
 
 def test_command_line(workdir, tmp_path):
-    command = [sys.executable, "-m", "mtjudge_jax.report", f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]
+    command = [sys.executable, "-m", "mtjudge_jax.report.write", f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("report: file:///") and (tmp_path / "r.html").stat().st_size > 100_000
     failed = subprocess.run([*command[:3], f"--workdir={tmp_path / 'no'}"], capture_output=True, text=True)

@@ -6,10 +6,11 @@ import re
 import pytest
 from test_report import PAIRWISE, Page, make_workdir
 
-from mtjudge_jax.report import views, write_report
+from mtjudge_jax.report import views
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.read import read_run
 from mtjudge_jax.report.views import validation_plot
+from mtjudge_jax.report.write import write_report
 
 TRAINED_TASKS = ["safety", "pairwise_safety"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.logp import completion_logp
-from mtjudge_jax.rollout import sample
+from mtjudge_jax.policy.rollout import sample
+from mtjudge_jax.rl.logp import completion_logp
 from mtjudge_jax.types import Rollout
 
 LENGTH = 8

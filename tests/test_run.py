@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from commands import Ended, Started, commands
 
+from mtjudge_jax.checkpoint.folders import UNFINISHED
 from mtjudge_jax.demo.config import TASKS
-from mtjudge_jax.step_folders import UNFINISHED
 
 STEPS = 8
 

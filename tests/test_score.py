@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtjudge_jax.score import score
+from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.reward import reward
 

@@ -13,11 +13,11 @@ from test_tasks import NO_LOOK_ALIKES, YES_LOOK_ALIKES, hostile_texts
 
 from mtjudge_jax.data.images import decode, patchify
 from mtjudge_jax.data.pipeline import RowFormat, to_row
-from mtjudge_jax.data.records import TIE, Candidate, JudgeExample, Label, candidates_of, check_example, reordered, swapped
 from mtjudge_jax.data.rows import DEVICE_KEYS
 from mtjudge_jax.data.tokenizer import load_tokenizer
-from mtjudge_jax.policy import true_target
-from mtjudge_jax.score import score
+from mtjudge_jax.policy.model import true_target
+from mtjudge_jax.records import TIE, Candidate, JudgeExample, Label, candidates_of, check_example, reordered, swapped
+from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import DEMO, TASKS, tasks_with
 from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, dense, parse_lenient, parse_strict, ranking_text
 from mtjudge_jax.tasks.reward import NEEDS_FORM, Rule

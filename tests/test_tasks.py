@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtjudge_jax.data.records import Label, Question
+from mtjudge_jax.records import Label, Question
 from mtjudge_jax.tasks import CONTRACT, DEMO, TASKS, Task, get_task
 from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, parse_lenient, parse_strict
 from mtjudge_jax.tasks.reward import reward

@@ -9,20 +9,20 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax import policy, rollout
 from mtjudge_jax.config import Config, LoraConfig, LossConfig, ModelConfig
-from mtjudge_jax.logp import completion_logp
 from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.hf.convert import flatten
+from mtjudge_jax.models.hf.lora import merge_lora
 from mtjudge_jax.models.qwen3_vl import config as model_config
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.models.qwen3_vl.convert import flatten
-from mtjudge_jax.models.qwen3_vl.lora import merge_lora
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
-from mtjudge_jax.optim import make_optimizer
+from mtjudge_jax.policy import model, rollout
+from mtjudge_jax.policy.trainable import cast, join, split, without_adapters
+from mtjudge_jax.policy.update import apply, init_state, sft_loss, summarise_router
+from mtjudge_jax.rl.logp import completion_logp
+from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import make_mesh
-from mtjudge_jax.trainable import cast, join, split, without_adapters
 from mtjudge_jax.types import SftBatch, TrainState
-from mtjudge_jax.update import apply, init_state, sft_loss, summarise_router
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -111,9 +111,9 @@ def test_adapters_add_their_product_and_nothing_while_b_is_zero(moe):
 
 def test_a_target_without_a_projection_is_refused():
     cfg = Config(lora=LoraConfig(rank=2, targets=("q", "down")))
-    with pytest.raises(policy.ConfigError, match=r"lora.targets = \('q', 'down'\): a mixture of experts has no single down"):
-        policy.with_adapters(tiny.config(moe=True), cfg)
-    assert policy.with_adapters(tiny.config(), cfg).lora == model_config.LoraConfig(2, 32.0, ("q", "down"))
+    with pytest.raises(model.ConfigError, match=r"lora.targets = \('q', 'down'\): a mixture of experts has no single down"):
+        model.with_adapters(tiny.config(moe=True), cfg)
+    assert model.with_adapters(tiny.config(), cfg).lora == model_config.LoraConfig(2, 32.0, ("q", "down"))
 
 
 @functools.cache
@@ -200,21 +200,21 @@ def test_the_reference_shares_what_is_frozen():
     """Under adapters it is the base itself; with everything trained in one dtype it is what the state was copied from."""
     params = tiny.params(tiny.config(blocks=1))
     cfg = Config(loss=LossConfig(kl_coef=0.1))
-    reference, shared = policy.reference_of(split(params, cfg), cfg)
+    reference, shared = model.reference_of(split(params, cfg), cfg)
     assert shared and flatten(reference).keys() == names(params)
     assert all(leaf is flatten(params)[name] for name, leaf in flatten(reference).items())
     cfg.model.freeze, cfg.model.dtype = ("vision",), "bfloat16"
     apart = split(params, cfg)
-    reference, shared = policy.reference_of(apart, cfg)
+    reference, shared = model.reference_of(apart, cfg)
     assert not shared
     assert all(flatten(reference)[name] is leaf for name, leaf in flatten(apart.frozen).items())
     assert all(flatten(reference)[name].dtype == jnp.bfloat16 for name in names(apart.trained))
     cfg = Config(loss=LossConfig(kl_coef=0.1), lora=LoraConfig(rank=3))
     apart = split(join(params, random_adapters(adapted())), cfg)
-    reference, _ = policy.reference_of(apart, cfg)
+    reference, _ = model.reference_of(apart, cfg)
     assert reference is apart.frozen and names(reference) == names(params)
     cfg.loss.kl_coef = 0.0
-    assert policy.reference_of(apart, cfg) == (None, False)
+    assert model.reference_of(apart, cfg) == (None, False)
 
 
 def test_routers_are_not_cast():

@@ -12,16 +12,16 @@ import optax
 import pytest
 import tiny
 
-from mtjudge_jax import grpo
 from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.data.tokenizer import Tokenizer
-from mtjudge_jax.logp import completion_logp
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.optim import make_optimizer, schedule
+from mtjudge_jax.policy.programs import Stages, make_stages, place_prompts, stage_key
+from mtjudge_jax.policy.update import grpo_loss, init_state, make_update
+from mtjudge_jax.rl import grpo
+from mtjudge_jax.rl.logp import completion_logp
+from mtjudge_jax.rl.optim import make_optimizer, schedule
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
-from mtjudge_jax.stages import Stages, make_stages, place_prompts, stage_key
 from mtjudge_jax.types import Params, PromptBatch, TrainBatch, TrainState
-from mtjudge_jax.update import grpo_loss, init_state, make_update
 
 PROMPTS, GROUP, LENGTH = 8, 4, 6
 MESHES = {"one device": (1, 1, 1, 1), "8 data": (8, 1, 1, 1), "2 data, 2 fsdp, 2 tensor": (2, 2, 1, 2)}

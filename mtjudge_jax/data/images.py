@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mtjudge_jax.data.records import BadRecord
 from mtjudge_jax.paths import as_path
+from mtjudge_jax.records import BadRecord
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of Pillow's 43 openers; EPS, for one, would start Ghostscript
 MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded

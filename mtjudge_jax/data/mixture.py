@@ -9,10 +9,10 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from mtjudge_jax import mt_grpo
-from mtjudge_jax.data.records import BadRecord, JudgeExample
 from mtjudge_jax.data.rows import Row
 from mtjudge_jax.data.sources import RecordSource
+from mtjudge_jax.records import BadRecord, JudgeExample
+from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.tasks.base import Task
 
 FIXED = ("uniform", "proportional", "temperature", "weights")

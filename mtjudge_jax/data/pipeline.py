@@ -9,10 +9,10 @@ import numpy as np
 
 from mtjudge_jax.data.images import ImageConfig
 from mtjudge_jax.data.mixture import FIXED, Adapting, AdaptiveMixture, Drawn, mixture, open_pools, stack_rows
-from mtjudge_jax.data.records import BadRecord, JudgeExample, swapped
 from mtjudge_jax.data.rows import Row, bad_row, make_row, make_target
 from mtjudge_jax.data.sources import BadRowCounter, RecordSource, fingerprint, open_split, read_manifest, read_split
 from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.records import BadRecord, JudgeExample, swapped
 from mtjudge_jax.tasks.base import Task
 
 __all__ = [

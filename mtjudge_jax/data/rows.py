@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mtjudge_jax.data.images import ImageConfig, Patches, decode, patch_coordinates, patchify
-from mtjudge_jax.data.records import BadRecord, JudgeExample
 from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.records import BadRecord, JudgeExample
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.truth import truth_of, write_truth
 

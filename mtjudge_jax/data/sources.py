@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from mtjudge_jax.data.records import BadRecord, JudgeExample, unpack
 from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.paths import as_path, in_bucket, local_copy
+from mtjudge_jax.records import BadRecord, JudgeExample, unpack
 
 MANIFEST_VERSION = 2  # 2: an entry may say where its file is; the demo writes 1
 MANIFEST_VERSIONS = (1, 2)

@@ -8,21 +8,21 @@ from absl import flags
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
-from mtjudge_jax.command import define_list, need, run_command
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.arms import ARMS, chosen, run_arms
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.evaluation import evaluate, write_evaluation
-from mtjudge_jax.evaluation.terminal import progress_bar, table
-from mtjudge_jax.loop import judging
-from mtjudge_jax.models.qwen3_vl.convert import load_params
+from mtjudge_jax.eval.console import progress_bar, table
+from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
+from mtjudge_jax.flags import define_list, need, run_command
+from mtjudge_jax.models.hf.convert import load_params
 from mtjudge_jax.paths import AnyPath, address, as_path, copy_file
-from mtjudge_jax.policy import DEMO_BASE, Model, open_model
-from mtjudge_jax.report import write_report
+from mtjudge_jax.policy.model import DEMO_BASE, Model, open_model
+from mtjudge_jax.report.write import write_report
 from mtjudge_jax.sharding import param_sharding
-from mtjudge_jax.train import fit
+from mtjudge_jax.train.grpo import fit
+from mtjudge_jax.train.loop import judging
 
 # SFT on the true verdicts, by configs/demo_sft.py on the same data: measured once and shipped, the demo does not run it.
 REFERENCE = Path(__file__).parent / "reference_sft_test.json"

@@ -16,16 +16,16 @@ from mtjudge_jax.config import Config, ConfigError, differences, to_dict, unknow
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.evaluation import evaluate, write_evaluation
-from mtjudge_jax.evaluation.batches import Judging
-from mtjudge_jax.evaluation.terminal import progress_bar
+from mtjudge_jax.eval.batches import Judging
+from mtjudge_jax.eval.console import progress_bar
+from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.paths import AnyPath, address, remove_tree
-from mtjudge_jax.policy import Model, eval_format, open_model, read_params, target_of
-from mtjudge_jax.report.compare import compare
-from mtjudge_jax.report.compare_pages import write_comparison
-from mtjudge_jax.report.compare_read import join_tasks, read_result
+from mtjudge_jax.policy.model import Model, eval_format, open_model, read_params, target_of
+from mtjudge_jax.report.compare.compare import compare
+from mtjudge_jax.report.compare.pages import write_comparison
+from mtjudge_jax.report.compare.read import join_tasks, read_result
 from mtjudge_jax.tasks import get_task
-from mtjudge_jax.train import fit
+from mtjudge_jax.train.grpo import fit
 
 STEPS = 27  # of 24 prompts, a task
 EVAL_BATCH = 40  # prompts; divides the 200 questions of a task

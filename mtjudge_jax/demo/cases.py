@@ -9,17 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.demo.scenes import (
-    DEFECTS,
-    DISORDERS,
-    HARMFUL,
-    HARMLESS,
-    Pool,
-    Scene,
-    choose,
-    glyph_scene,
-    photo_scene,
-)
+from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, HARMFUL, HARMLESS, Pool, Scene, choose, glyph_scene, photo_scene
 
 BOTH_DEFECTS = 0.1  # share of the unnatural pictures with both kinds of defect
 

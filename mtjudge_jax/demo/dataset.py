@@ -18,10 +18,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tqdm import tqdm
 
-from mtjudge_jax.data.records import JudgeExample, Label, pack
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
 from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucket
+from mtjudge_jax.records import JudgeExample, Label, pack
 
 DEMO_TASKS = (*POINTWISE, *PAIRWISE)
 # Changes whenever the same arguments would give other pictures, words or records, so old data are not taken for new.

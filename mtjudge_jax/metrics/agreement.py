@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mtjudge_jax.correlate import kendall_tau_b, levenshtein
+from mtjudge_jax.metrics.correlation import kendall_tau_b, levenshtein
 
 
 def kappa(counts: np.ndarray, *, grades: np.ndarray | None = None) -> np.ndarray:

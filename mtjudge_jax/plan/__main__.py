@@ -3,8 +3,8 @@
 import importlib.util
 import os
 
-from mtjudge_jax.command import plan_flags, run_command, typed
 from mtjudge_jax.config import ConfigError
+from mtjudge_jax.flags import plan_flags, run_command, typed
 from mtjudge_jax.plan.chips import tpu_slice
 
 # No chip is opened: libtpu only compiles, and asks no metadata server what machine this is.

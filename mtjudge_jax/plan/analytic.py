@@ -14,9 +14,9 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
 from mtjudge_jax.plan.chips import Slice
-from mtjudge_jax.policy import with_adapters
+from mtjudge_jax.policy.model import with_adapters
+from mtjudge_jax.policy.trainable import is_trained
 from mtjudge_jax.sharding import path_name
-from mtjudge_jax.trainable import is_trained
 
 
 class Tokens(NamedTuple):

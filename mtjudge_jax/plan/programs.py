@@ -15,13 +15,13 @@ from jax.sharding import PartitionSpec as P
 from mtjudge_jax.config import Config
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.optim import make_optimizer
-from mtjudge_jax.policy import with_adapters
+from mtjudge_jax.policy.model import with_adapters
+from mtjudge_jax.policy.programs import Stages, make_stages
+from mtjudge_jax.policy.trainable import join, split, without_adapters
+from mtjudge_jax.policy.update import abstract_state, grpo_loss, make_update, sft_loss
+from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
-from mtjudge_jax.stages import Stages, make_stages
-from mtjudge_jax.trainable import join, split, without_adapters
 from mtjudge_jax.types import Params, PromptBatch, SftBatch, TrainBatch, TrainState
-from mtjudge_jax.update import abstract_state, grpo_loss, make_update, sft_loss
 
 SAMPLING, LEARNING = ("rollout", "evaluation"), ("logp", "update")
 

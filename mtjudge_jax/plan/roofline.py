@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.plan.chips import Slice
-from mtjudge_jax.plan.compiled import Compiled
-from mtjudge_jax.plan.costs import COLLECTIVES, Costs, scaled
 from mtjudge_jax.plan.programs import phases_of, rounds_of
+from mtjudge_jax.plan.xla.compiled import Compiled
+from mtjudge_jax.plan.xla.costs import COLLECTIVES, Costs, scaled
 
 
 class Phase(NamedTuple):

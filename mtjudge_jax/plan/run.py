@@ -15,10 +15,10 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 from mtjudge_jax.plan import search, table
 from mtjudge_jax.plan.chips import Slice, chip_of, tpu_slice
-from mtjudge_jax.plan.compiled import memory_rows
-from mtjudge_jax.plan.costs import COLLECTIVES
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
-from mtjudge_jax.policy import DEMO_BASE
+from mtjudge_jax.plan.xla.compiled import memory_rows
+from mtjudge_jax.plan.xla.costs import COLLECTIVES
+from mtjudge_jax.policy.model import DEMO_BASE
 
 LEVEL = "O1"  # of XLA: a quarter of the time to compile, and the same memory within 1 % (30B-A3B on v5p:4x4x4)
 

@@ -3,11 +3,11 @@
 from mtjudge_jax.config import Config
 from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice
-from mtjudge_jax.plan.compiled import Compiled, memory_rows, peak
-from mtjudge_jax.plan.costs import COLLECTIVES
 from mtjudge_jax.plan.programs import Setup, phases_of, rounds_of
 from mtjudge_jax.plan.roofline import Phase, tokens_a_step
-from mtjudge_jax.step_log import step_text
+from mtjudge_jax.plan.xla.compiled import Compiled, memory_rows, peak
+from mtjudge_jax.plan.xla.costs import COLLECTIVES
+from mtjudge_jax.train.monitor.messages import step_text
 
 TITLES = {
     "parameters": "parameters",

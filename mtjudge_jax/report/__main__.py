@@ -2,12 +2,12 @@
 
 from absl import flags
 
-from mtjudge_jax.command import define_list, run_command
+from mtjudge_jax.flags import define_list, run_command
 from mtjudge_jax.paths import address, as_path
-from mtjudge_jax.report import write_report
-from mtjudge_jax.report.compare import compare
-from mtjudge_jax.report.compare_pages import markdown, write_comparison
-from mtjudge_jax.report.compare_read import read_runs
+from mtjudge_jax.report.compare.compare import compare
+from mtjudge_jax.report.compare.pages import markdown, write_comparison
+from mtjudge_jax.report.compare.read import read_runs
+from mtjudge_jax.report.write import write_report
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("workdir", None, "Folder of one run (config.json, metrics.jsonl, eval/).")

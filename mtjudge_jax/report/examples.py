@@ -12,10 +12,10 @@ from typing import NamedTuple
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from mtjudge_jax.data.records import JudgeExample, unpack
 from mtjudge_jax.data.sources import record_path
 from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.paths import local_copy
+from mtjudge_jax.records import JudgeExample, unpack
 from mtjudge_jax.report.read import BASE, TRAINED, Evaluation, Run
 from mtjudge_jax.tasks import get_task
 

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from mtjudge_jax.metrics import accuracy, bootstrap_interval, macro_f1
+from mtjudge_jax.eval.scores import accuracy, bootstrap_interval, macro_f1
 from mtjudge_jax.tasks import TASKS, task_of
 
 

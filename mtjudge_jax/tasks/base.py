@@ -5,7 +5,7 @@ import hashlib
 import math
 from typing import NamedTuple
 
-from mtjudge_jax.data.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, counted, reordered
+from mtjudge_jax.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, counted, reordered
 from mtjudge_jax.tasks.wording import IMAGE, LETTERS, RANKING_FORM, TIE_WORD, Wordings, listing, order_of, parts_of
 
 # Ends the demo's questions, so one answer form is learned by all tasks and carries over to tasks never trained on.

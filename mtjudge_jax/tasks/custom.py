@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from mtjudge_jax.data.records import KINDS, SHORT_KINDS
+from mtjudge_jax.records import KINDS, SHORT_KINDS
 from mtjudge_jax.tasks.base import NO_YES, RANKING, Task, check_words, pair_words
 from mtjudge_jax.tasks.wording import LETTERS, TIE_WORD, Form, Wordings
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import NamedTuple
 
-from mtjudge_jax.correlate import kendall_tau_b
+from mtjudge_jax.metrics.correlation import kendall_tau_b
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
 from mtjudge_jax.tasks.truth import Truth

@@ -3,7 +3,7 @@
 import json
 from typing import NamedTuple
 
-from mtjudge_jax.data.records import TIE, JudgeExample, candidates_of
+from mtjudge_jax.records import TIE, JudgeExample, candidates_of
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.parse import dense, ranking_text
 

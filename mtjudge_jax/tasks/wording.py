@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from typing import NamedTuple
 
-from mtjudge_jax.data.records import Question, candidates_of
+from mtjudge_jax.records import Question, candidates_of
 
 TEMPLATES = ("first", "train", "held_out", "all")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")

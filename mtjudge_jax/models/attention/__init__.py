@@ -19,14 +19,14 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from mtjudge_jax.models.attention import chunked, halves
-from mtjudge_jax.models.attention.halves import attend_decode
+from mtjudge_jax.models.attention import chunked, reference
+from mtjudge_jax.models.attention.reference import attend_decode
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.types import Array
 
 __all__ = ["attend", "attend_decode", "attend_grouped"]
 
-HALVES = {"xla": halves.attend_half, "chunked": chunked.attend_half}
+HALVES = {"xla": reference.attend_half, "chunked": chunked.attend_half}
 
 
 def attend(q: Array, k: Array, v: Array, *, segments: Array, causal: bool, scale: float, backend: Backend) -> Array:
@@ -69,7 +69,7 @@ def _two_halves(half: Callable, q: Array, k: Array, v: Array, *, group: int, val
     a, lse_a = half(q[:, p:], k[:, :p], v[:, :p], (ones, segment), causal=False, scale=scale)
     own = [x[:, p:].reshape(rows, group, -1, *x.shape[2:]) for x in (q, k, v)]
     b, lse_b = half(*own, None, causal=True, scale=scale)
-    completions = halves.merge(a.reshape(b.shape), lse_a.reshape(lse_b.shape), b, lse_b)
+    completions = reference.merge(a.reshape(b.shape), lse_a.reshape(lse_b.shape), b, lse_b)
     return jnp.concatenate([prompt, completions.reshape(rows, -1, n, h)], 1)
 
 
@@ -79,7 +79,7 @@ def _kernel(name: str) -> Callable:
         case "splash":
             from mtjudge_jax.models.attention import splash as module
         case "tokamax":
-            from mtjudge_jax.models.attention import gpu as module
+            from mtjudge_jax.models.attention import tokamax as module
         case _:
             raise ValueError(f"unknown attention {name!r}: known are {', '.join(HALVES)}, splash, tokamax")
     return module.attend

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mtjudge_jax.models.attention.halves import MASKED, Segments
+from mtjudge_jax.models.attention.reference import MASKED, Segments
 from mtjudge_jax.types import Array
 
 BLOCK = 512  # tokens at most; blocks of one sequence are of one length, so a sequence of 513 makes two of 257

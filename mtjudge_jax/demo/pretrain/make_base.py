@@ -1,0 +1,205 @@
+"""Makes the demo's base model from nothing: `python -m mtjudge_jax.demo.pretrain.make_base --out=mtjudge_jax/demo/base`.
+
+The base is to the demo's RL what a real vision-language model is: it was taught to describe pictures and to answer in the
+asked form, one picture or two. Every verdict it saw in that training was the toss of a fair coin, so it cannot judge. Fixed
+seeds; the folder's README.md holds the time it took and the losses.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import cache, partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from absl import app, flags
+
+OUT = flags.DEFINE_string("out", None, "folder to write, a Hugging Face folder of type qwen3_vl", required=True)
+STEPS = flags.DEFINE_integer("steps", 1200, "updates")
+SEED = flags.DEFINE_integer("seed", 0, "of weights and pictures")
+BATCH = flags.DEFINE_integer("batch", 64, "samples an update")
+LR = flags.DEFINE_float("lr", 0.01, "peak learning rate of Muon")
+CHECK_EVERY = flags.DEFINE_integer("check_every", 400, "updates between looks at validation pictures")
+WORKERS = flags.DEFINE_integer("workers", 1, "processes that draw pictures")
+
+PAIR_EVERY = 5  # every fifth batch shows two pictures a sample; separate batches keep both shapes free of padding
+SHAPES = {1: (48, 36), 2: (64, 72)}  # images a sample: prompt tokens, patches
+COMPLETION_TOKENS = 24
+SIZES = {
+    "text": {
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "vision": {
+        "depth": 4,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_heads": 4,
+        "deepstack_visual_indexes": [1, 2],
+    },
+}
+
+
+def hf_config(tokenizer) -> dict:
+    """config.json of the demo model, in the hub's spelling."""
+    rope = {"mrope_interleaved": True, "mrope_section": [6, 5, 5], "rope_type": "default"}
+    vocabulary = -(-tokenizer.size // 64) * 64
+    text = {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": vocabulary,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000,
+        "rope_scaling": rope,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "eos_token_id": tokenizer.eos,
+        "pad_token_id": tokenizer.pad,
+        **SIZES["text"],
+    }
+    vision = {
+        "model_type": "qwen3_vl",
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "spatial_merge_size": 2,
+        "in_channels": 3,
+        "hidden_act": "gelu_pytorch_tanh",
+        "num_position_embeddings": 64,
+        "out_hidden_size": SIZES["text"]["hidden_size"],
+        **SIZES["vision"],
+    }
+    video = tokenizer.encode("<|video_pad|>")[0]
+    return {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_id": tokenizer.image,
+        "video_token_id": video,
+        "vision_start_token_id": tokenizer.vision_start,
+        "vision_end_token_id": tokenizer.vision_end,
+        "tie_word_embeddings": True,
+    }
+
+
+@cache
+def _drawing(folder: str):
+    """What a worker process needs, read once: the training photographs, tokenizer and image settings."""
+    from mtjudge_jax.data.images import load_image_config
+    from mtjudge_jax.data.tokenizer import load_tokenizer
+    from mtjudge_jax.demo.scenes import load_pool
+
+    return load_pool("train"), load_tokenizer(folder), load_image_config(folder)
+
+
+def draw_batch(step: int, *, folder: str, seed: int, batch: int) -> dict[str, np.ndarray]:
+    """The rows of one update; depends on (seed, step) only."""
+    from mtjudge_jax.data.pipeline import stack_rows
+    from mtjudge_jax.data.rows import make_target, prompt_row
+    from mtjudge_jax.demo.pretrain.corpus import base_sample, pair_sample
+
+    pool, tokenizer, image_cfg = _drawing(folder)
+    pictures = 2 if step % PAIR_EVERY == PAIR_EVERY - 1 else 1
+    prompt_tokens, patch_count = SHAPES[pictures]
+    rng = np.random.default_rng((seed, step))
+    rows = []
+    while len(rows) < batch:
+        sample = base_sample(rng, pool) if pictures == 1 else pair_sample(rng, pool)
+        if len(sample.images) != pictures:
+            continue
+        row = prompt_row(
+            sample.question,
+            sample.images,
+            name=f"step {step}",
+            tokenizer=tokenizer,
+            image_cfg=image_cfg,
+            prompt_tokens=prompt_tokens,
+            patch_count=patch_count,
+        )
+        target, mask = make_target(sample.answer, tokenizer, COMPLETION_TOKENS)
+        rows.append({**row, "uid": np.uint32(len(rows)), "target": target, "target_mask": mask})
+    return stack_rows(rows)
+
+
+def batches(draw, steps: int, workers: int) -> Iterator[dict[str, np.ndarray]]:
+    """Batches in order, drawn a few ahead by other processes."""
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        ahead: list[Future] = [pool.submit(draw, step) for step in range(min(4, steps))]
+        for step in range(steps):
+            if step + len(ahead) < steps:
+                ahead.append(pool.submit(draw, step + len(ahead)))
+            yield ahead.pop(0).result()
+
+
+def train(folder: Path, out: Path) -> None:
+    import jax
+
+    from mtjudge_jax.config import Config
+    from mtjudge_jax.data.rows import DEVICE_KEYS
+    from mtjudge_jax.demo.pretrain.card import write_card
+    from mtjudge_jax.demo.pretrain.perception import Perception
+    from mtjudge_jax.models.hf.convert import save_hf
+    from mtjudge_jax.models.qwen3_vl import vlm
+    from mtjudge_jax.models.qwen3_vl.config import load_config
+    from mtjudge_jax.policy.model import JUDGE_FILE
+    from mtjudge_jax.policy.programs import place_prompts
+    from mtjudge_jax.policy.update import init_state, make_update, sft_loss
+    from mtjudge_jax.rl.optim import make_optimizer
+    from mtjudge_jax.sharding import make_mesh, shard_batch
+    from mtjudge_jax.types import SftBatch
+
+    cfg = Config(stage="sft", steps=STEPS.value, seed=SEED.value)
+    cfg.optim.name, cfg.optim.lr, cfg.optim.schedule, cfg.optim.final_lr_ratio = "muon", LR.value, "cosine", 0.02
+    cfg.optim.warmup_steps, cfg.optim.weight_decay, cfg.optim.b2 = 50, 0.0, 0.99
+    cfg.update.prompts = cfg.update.micro_prompts = BATCH.value
+    cfg.rollout.completion_tokens = COMPLETION_TOKENS
+    model_cfg, mesh = load_config(folder), make_mesh(cfg.mesh)
+    perception = Perception(cfg, model_cfg, folder, mesh, SHAPES)
+    optimizer = make_optimizer(cfg.optim, cfg.steps)
+    state = init_state(vlm.init_params(model_cfg, cfg.seed), optimizer, mesh)
+    update = make_update(state, partial(sft_loss, logp_fn=perception.stages.logp_fn), optimizer, mesh, cfg)
+    draw = partial(draw_batch, folder=str(folder), seed=cfg.seed, batch=BATCH.value)
+    history, losses, began = [], [], time.perf_counter()
+    for step, rows in enumerate(batches(draw, cfg.steps, WORKERS.value), start=1):
+        tokens, mask = shard_batch((rows["target"][:, None], rows["target_mask"][:, None]), mesh)
+        prompts = place_prompts({key: rows[key] for key in DEVICE_KEYS}, mesh)
+        state, metrics = update(state, {}, SftBatch(prompts, tokens, mask))
+        losses.append(metrics["loss"])
+        if step % 100 == 0 or step == cfg.steps:
+            minutes = (time.perf_counter() - began) / 60
+            print(f"step {step}/{cfg.steps} loss {np.mean(jax.device_get(losses)):.4f} {minutes:.1f} min", flush=True)
+            if step % CHECK_EVERY.value == 0 or step == cfg.steps:
+                seen = perception.measure(state.params)
+                history.append({"step": step, "loss": float(np.mean(jax.device_get(losses))), "minutes": minutes, **seen})
+                print(json.dumps(history[-1]), flush=True)
+            losses = []
+    save_hf(state.params, out, source_folder=folder, dtype="bfloat16")
+    sizes = {"prompt_tokens": SHAPES[1][0], "patches": SHAPES[1][1], "completion_tokens": 16}
+    (out / JUDGE_FILE).write_text(json.dumps(sizes) + "\n")
+    write_card(out, history, seed=SEED.value, steps=STEPS.value, batch=BATCH.value, lr=LR.value)
+
+
+def main(_) -> None:
+    from mtjudge_jax.data.tokenizer import load_tokenizer
+    from mtjudge_jax.demo.pretrain.tokenizer import build_tokenizer
+
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        build_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
+        (folder / "config.json").write_text(json.dumps(hf_config(tokenizer), indent=2) + "\n")
+        generation = {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad, "do_sample": True, "temperature": 1.0}
+        (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        train(folder, Path(OUT.value))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,118 @@
+"""The demo's tokenizer: byte-level BPE in which every word of the demo is one token, in Qwen3-VL's file layout."""
+
+import json
+from itertools import chain
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, phrase
+from mtjudge_jax.demo.pretrain.corpus import DESCRIBE_ONE, DESCRIBE_TWO, KEYS_COMPARE, KEYS_OF_TWO, KEYS_ONE, TEMPLATES
+from mtjudge_jax.demo.scenes import LOOKS, ORDERS, SIZE, THINGS
+
+MAX_VOCABULARY = 1024
+PAD, END = "<|endoftext|>", "<|im_end|>"
+SPECIAL = (
+    PAD,
+    "<|im_start|>",
+    END,
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+# Not special: they are part of the answer's text and must survive decoding that skips special tokens.
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+# Lays out turns as Qwen3-VL does: nothing is added before the first turn, pictures stand where the message has them.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message.role }}{{ "\\n" }}
+{%- if message.content is string -%}
+{{ message.content }}
+{%- else -%}
+{%- for part in message.content -%}
+{%- if part.type == "image" -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part.type == "text" -%}
+{{ part.text }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>{{ "\\n" }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant{{ "\\n" }}
+{%- endif -%}
+"""
+PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+    "patch_size": 16,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    # Areas in pixels: every picture is resized to about 96 x 96.
+    "size": {"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE},
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
+
+
+def demo_texts() -> list[str]:
+    """Texts that hold every word of the demo's questions, descriptions and rationales."""
+    questions = [TEMPLATES[task].replace("{instruction}", "a dog") for task in (*POINTWISE, *PAIRWISE)]
+    facts = [f"looks {look}, parts {order}" for look in LOOKS for order in ORDERS]
+    things = [f"shows {phrase(thing)} and {phrase(thing)}, matches, differs" for thing in THINGS]
+    questions += [DESCRIBE_ONE, DESCRIBE_TWO, KEYS_ONE, KEYS_COMPARE.replace("{instruction}", "a dog"), *KEYS_OF_TWO]
+    return [*questions, *facts, *things, "first looks sharp, second", "user", "assistant",
+            "system", "no yes"]  # fmt: skip
+
+
+def demo_words() -> list[str]:
+    """Every word, sorted, without punctuation."""
+    clean = (text.translate(str.maketrans("", "", ",.?{}")) for text in demo_texts())
+    return sorted(set(chain.from_iterable(text.split() for text in clean)))
+
+
+def build_tokenizer(folder: str | Path) -> None:
+    """Writes tokenizer.json, tokenizer_config.json, chat_template.jinja and preprocessor_config.json. Deterministic.
+
+    Raises ValueError if a word is not one token or the vocabulary is larger than MAX_VOCABULARY.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=MAX_VOCABULARY - len(SPECIAL) - len(TAGS),
+        min_frequency=1,
+        show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    words = demo_words()
+    # Each word inside a text (with its space) and at the start of one. Training goes on until nothing is left to merge.
+    tokenizer.train_from_iterator([form for word in words for form in (word, f" {word}")], trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
+    check(tokenizer, words)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END,
+        "pad_token": PAD,
+        "model_max_length": 4096,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+
+
+def check(tokenizer: Tokenizer, words: list[str]) -> None:
+    broken = [form for word in words for form in (word, f" {word}") if len(tokenizer.encode(form).ids) != 1]
+    if broken:
+        raise ValueError(f"{len(broken)} words are more than one token ({broken[:5]}): raise MAX_VOCABULARY")
+    if tokenizer.get_vocab_size() > MAX_VOCABULARY:
+        raise ValueError(f"the vocabulary has {tokenizer.get_vocab_size()} ids, at most {MAX_VOCABULARY}: use fewer words")

@@ -1,0 +1,116 @@
+"""Judges examples batch by batch, on all processes.
+
+Every prompt gets G answers in one pass of the sampler, the first at temperature 0.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mtjudge_jax.data.pipeline import TURNED, RowFormat, eval_batches
+from mtjudge_jax.data.sources import MAX_BAD_SHARE
+from mtjudge_jax.eval.predictions import Answers, answered_line, unusable_line
+from mtjudge_jax.eval.probabilities import add_probabilities
+from mtjudge_jax.eval.resume import Kept
+from mtjudge_jax.hosts.exchange import gather, my_rows
+from mtjudge_jax.policy.programs import Stages, decode_texts, place_prompts, stage_key
+from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.sharding import local_rows
+from mtjudge_jax.tasks import Task
+from mtjudge_jax.types import Params
+
+
+class Judging(NamedTuple):
+    """How to judge: what stays the same over the batches of an evaluation.
+
+    Sizes are for a question about one image; one about n images gets n times the room.
+    """
+
+    stages: Stages
+    fmt: RowFormat  # prompt_tokens, patch_count, completion_tokens of one image
+    batch: int  # prompts a batch
+    temperature: np.ndarray  # float32 [G], 0 first
+    alpha: float
+    seed: int
+    max_bad_share: float = MAX_BAD_SHARE  # of records that cannot be used; more is an error
+
+
+def roomy(fmt: RowFormat, images: int) -> RowFormat:
+    """The format for questions about `images` images."""
+    return fmt._replace(
+        prompt_tokens=fmt.prompt_tokens * images,
+        patch_count=fmt.patch_count * images,
+        completion_tokens=fmt.completion_tokens * images,
+        target=None,
+        display=False,
+    )
+
+
+def judge(
+    params: Params,
+    examples: Sequence[JudgeExample],
+    how: Judging,
+    *,
+    step: int,
+    probabilities: bool,
+    order: str = "",
+    progress: Callable[[int], None] = lambda rows: None,
+    kept: Kept | None = None,
+) -> list[dict]:
+    """Predictions of the examples, all of one task, one dict each in their order (README, Files of a run).
+
+    Each process judges its rows of every batch; all of them return all predictions. Batches that `kept` has are not judged
+    again, and new ones are kept in it.
+    """
+    how = how._replace(fmt=roomy(how.fmt, max(1, *(len(e.images) for e in examples))))
+    old = [] if kept is None else [row for rows in kept.take(-(-len(examples) // how.batch)) for row in rows]
+    if old:
+        progress(len(old))
+    examples = examples[len(old) :]
+    if not examples:
+        return old
+    task, part, mine = how.fmt.tasks[examples[0].task], my_rows(how.batch), []
+    settings = {"key": stage_key(how.seed, step, "evaluate"), "order": order, "probabilities": probabilities}
+    for number, batch in enumerate(eval_batches(examples, batch=how.batch, fmt=how.fmt, part=part)):
+        if order == "ba":
+            batch["uid"] ^= TURNED
+        asked = examples[number * how.batch : (number + 1) * how.batch]
+        rows = judge_batch(params, batch, asked[part], task, how, **settings)
+        if kept is None:
+            mine.append(rows)
+        else:
+            kept.add([row for rows in gather(rows) for row in rows])
+        progress(len(asked))
+    if kept is None:
+        return [row for batch in zip(*gather(mine), strict=True) for rows in batch for row in rows]
+    return old + [row for rows in kept.take(-(-len(examples) // how.batch)) for row in rows]
+
+
+def judge_batch(
+    params: Params,
+    batch: dict[str, np.ndarray],
+    here: Sequence[JudgeExample],
+    task: Task,
+    how: Judging,
+    *,
+    key: jax.Array,
+    order: str,
+    probabilities: bool,
+) -> list[dict]:
+    """Predictions of this process's rows of a batch; `here` are their examples, fewer where the batch was filled up."""
+    stages, length = how.stages, how.fmt.completion_tokens
+    prompts = place_prompts(batch, stages.mesh)
+    out = stages.sample(params, prompts, key, how.temperature, length)
+    truncated, mask = (local_rows(x, stages.mesh) for x in (out.truncated, out.mask))
+    answers = zip(decode_texts(stages, out), truncated, mask.sum(-1), strict=True)
+    rows = [
+        unusable_line(example, task, order, error)
+        if error
+        else answered_line(example, task, order, Answers(*answer, how.temperature > 0), how.alpha)
+        for example, error, answer in zip(here, batch["error"].tolist(), answers, strict=False)
+    ]
+    if probabilities:
+        add_probabilities(rows, here, task, params=params, prompts=prompts, stages=stages, length=length)
+    return rows

@@ -1,0 +1,72 @@
+"""What an evaluation shows in a terminal: how far it is, and its scores."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+from tqdm import tqdm
+
+from mtjudge_jax import hosts
+from mtjudge_jax.eval.evaluate import count_rows
+from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.tasks import TASKS, Task
+
+# What stands below a task's line, where it has it.
+BESIDE = {
+    "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE", "auroc": "AUROC", "spearman": "Spearman",
+    "tau_b": "tau-b", "levenshtein": "Levenshtein", "ece": "ECE", "brier": "Brier", "majority_accuracy": "majority",
+    "self_agreement": "self-agreement", "flip_rate": "flips", "position_bias": "position bias", "mean_tokens": "tokens",
+}  # fmt: skip
+# And of a pair.
+BOTH_ORDERS = {
+    "accuracy": "accuracy", "consistency": "same winner", "consistent_accuracy": "both right", "first_share": "first wins",
+    "probability_accuracy": "by probability", "single_accuracy": "each picture alone",
+}  # fmt: skip
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def told(score: Mapping[str, float | None], labels: Mapping[str, str]) -> str:
+    """The values that are there: "kappa 0.400, tokens 7.000"."""
+    return ", ".join(f"{label} {score[key]:.3f}" for key, label in labels.items() if score.get(key) is not None)
+
+
+def table(result: dict) -> str:
+    """The scores as text, a task a line."""
+    lines = [f"{'task':20s} count  macro-F1   95 % interval  constant  sampled  invalid"]
+    for name, score in result["tasks"].items():
+        low, high = score["macro_f1_ci"] or ("", "")
+        interval = "" if low == "" else f"{low:.3f}-{high:.3f}"
+        lines.append(
+            f"{name:20s} {score['count']:5d} {shown(score['macro_f1']):>9s}     {interval:11s}"
+            f" {shown(score['constant_macro_f1']):>9s} {shown(score['sampled_accuracy']):>8s} {score['invalid_rate']:8.3f}"
+        )
+        if beside := told(score, BESIDE):
+            lines.append(f"{'':20s} {beside}")
+        if score.get("official"):
+            official = {key: key for key in score["official"]}
+            lines.append(f"{'':20s} official: {told(score['official'], official)}")
+        if "consistency" in score:
+            lines.append(f"{'':20s} both orders: {told(score, BOTH_ORDERS)}")
+    if result["mean"]:
+        sampled = shown(result["mean"]["sampled_accuracy"])
+        lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")
+    if result["unusable"]:
+        lines.append(f"left out, they cannot be used: {', '.join(f'{reason} {n}' for reason, n in result['unusable'].items())}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def progress_bar(examples: dict[str, list[JudgeExample]], known: Mapping[str, Task] = TASKS) -> Iterator[Callable[[int], None]]:
+    """What `evaluate` calls as it goes: moves a bar, where somebody sees one, and ends an evaluation that was asked to stop."""
+    quiet = not sys.stderr.isatty() or jax.process_index() > 0
+    with tqdm(total=count_rows(examples, known), unit="prompt", disable=quiet) as bar:
+
+        def progress(rows: int) -> None:
+            bar.update(rows)
+            hosts.stop_if_asked("asked to stop: the same command goes on")
+
+        yield progress

@@ -1,0 +1,121 @@
+"""A line of a predictions file: what one question was, what was answered to it, and how that is read (README, Files of a run)."""
+
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.tasks import TASKS, Task
+from mtjudge_jax.tasks.parse import Parsed, parse_lenient, parse_strict, ranking_text
+from mtjudge_jax.tasks.reward import graded, ranking, reward_of
+from mtjudge_jax.tasks.truth import Truth, truth_of
+
+RAW_CHARS = 200  # a longer native field is a text, which no metric reads
+
+
+class Answers(NamedTuple):
+    """The G answers to one question, the greedy one first."""
+
+    texts: list[str]
+    truncated: np.ndarray  # bool [G]
+    tokens: np.ndarray  # int [G]
+    sampled: np.ndarray  # bool [G]
+
+
+def answered_line(example: JudgeExample, task: Task, order: str, answers: Answers, alpha: float) -> dict:
+    """The line of a record that was judged; probabilities come later. alpha: of the paper's reward, which is told beside."""
+    truth = truth_of(task, example)
+    form = {"labels": truth.words, "ranked": truth.ranked}
+    right = truth.ranks if truth.ranked else truth.label
+    strict = parse_strict(answers.texts[0], **form)
+    lenient = [parse_lenient(text, **form) for text in answers.texts]
+    reward = reward_of(strict, label_index=right, truncated=bool(answers.truncated[0]), alpha=alpha).total
+    drawn = [parsed for parsed, sampled in zip(lenient, answers.sampled, strict=True) if sampled]
+    greedy = lenient[0]  # read as leniently as the sampled ones, so that their scores compare
+    return blank_line(example, task, order, truth) | {
+        "verdict": verdict_text(greedy, task, truth),
+        "correct": greedy.verdict == right,
+        "text": answers.texts[0],
+        "reasoning": greedy.reasoning,
+        "error": greedy.error,
+        "parse": "invalid" if greedy.verdict is None else "lenient" if strict.verdict is None else "strict",
+        "reward": reward,
+        "closeness": closeness(greedy, truth),
+        "sampled_accuracy": sum(parsed.verdict == right for parsed in drawn) / len(drawn) if drawn else None,
+        "sampled_verdicts": [verdict_text(parsed, task, truth) for parsed in drawn],
+        "tokens": int(answers.tokens[0]),
+        "sampled_tokens": int(answers.tokens[1:].sum()),
+    }
+
+
+def unusable_line(example: JudgeExample, task: Task, order: str, error: str) -> dict:
+    """The line of a record that could not be shown to the model. `error` is "reason: detail"."""
+    try:
+        truth = truth_of(task, example)
+    except ValueError:
+        truth = None
+    return blank_line(example, task, order, truth) | {"error": error, "unusable": True}
+
+
+def blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | None) -> dict:
+    """A line before its answer. `custom` is the entry of a task of the user's own, so that the line tells what
+    its labels are.
+    """
+    label = None if truth is None else ranking_text(truth.ranks, truth.words) if truth.ranked else task.labels[truth.label]
+    told = {} if task.name in TASKS else {"custom": task.entry}
+    return {
+        "example_id": example.example_id,
+        "task": example.task,
+        "group_id": example.group_id,
+        "split": example.split,
+        "instruction": example.instruction,
+        "template": "" if truth is None else truth.template,
+        "label": label,
+        "label_index": None if truth is None else truth.label,
+        "verdict": None,
+        "correct": False,
+        "text": "",
+        "reasoning": "",
+        "error": "",
+        "parse": "invalid",
+        "reward": 0.0,
+        "closeness": None,
+        "sampled_accuracy": None,
+        "sampled_verdicts": [],
+        "probabilities": None,
+        "probability": None,
+        "score_expected": None,
+        "score_true": example.label.score,
+        "tokens": 0,
+        "sampled_tokens": 0,
+        "raw": raw_fields(example),
+        "order": order,
+        "unusable": False,
+    } | told
+
+
+def verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
+    """A verdict in the words of results: a label of the task, of a list the order of its candidates as they were shown."""
+    if parsed.verdict is None:
+        return None
+    return ranking_text(parsed.verdict, truth.words) if truth.ranked else task.labels[parsed.verdict]
+
+
+def closeness(parsed: Parsed, truth: Truth) -> float | None:
+    """How near a grade or an order came, 0 to 1; None where there is nothing but right and wrong."""
+    if truth.kind not in ("pointwise_score", "listwise"):
+        return None
+    if parsed.verdict is None:
+        return 0.0
+    return ranking(parsed.verdict, truth) if truth.ranked else graded(parsed.verdict, truth)
+
+
+def raw_fields(example: JudgeExample) -> dict:
+    """The record's native fields, which official metrics read, without long texts; none where they are no JSON object."""
+    try:
+        found = json.loads(example.raw or "{}")
+    except ValueError:
+        return {}
+    found = found if isinstance(found, dict) else {}
+    return {name: value for name, value in found.items() if not isinstance(value, str) or len(value) <= RAW_CHARS}

@@ -1,0 +1,63 @@
+"""The probability of each verdict: of its word after the greedy answer's own reasoning, normalised over the label set."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from mtjudge_jax.policy.programs import Stages
+from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.sharding import local_rows, shard_batch
+from mtjudge_jax.tasks import Task
+from mtjudge_jax.tasks.truth import truth_of
+from mtjudge_jax.types import Params, PromptBatch
+
+ANSWER_TAG = "<answer>"
+MOST_WORDS = 11  # label words whose probabilities are computed; of a list there are none
+
+
+def words_of(task: Task, example: JudgeExample) -> tuple[tuple[str, str], ...]:
+    """(label, word that answers it) of each label that is a legal answer."""
+    return tuple(zip(task.labels, truth_of(task, example).words, strict=False))
+
+
+def add_probabilities(
+    rows: list[dict],
+    examples: Sequence[JudgeExample],
+    task: Task,
+    *,
+    params: Params,
+    prompts: PromptBatch,
+    stages: Stages,
+    length: int,
+) -> None:
+    """Fills `probabilities` of the labels, `probability` of the verdict, and `score_expected`: the mean grade by the
+    probabilities, or the second label's probability. Every process calls, with the same task and length in tokens.
+
+    One teacher-forced pass with the answer word replaced by each of its row's words in turn. Up to the word the completions of
+    a row are the same, so the difference of their log-probabilities is the word's.
+    """
+    if not 1 < len(task.labels) <= MOST_WORDS:
+        return
+    tokenizer = stages.tokenizer
+    shape = (prompts.tokens.shape[0] // jax.process_count(), len(task.labels), length)
+    tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
+    words = [() if row["unusable"] else words_of(task, example) for row, example in zip(rows, examples, strict=True)]
+    for i, row in enumerate(rows):
+        before, tag, _ = row["text"].partition(ANSWER_TAG)
+        answers = [tokenizer.encode_answer(f"{before}{tag}{word}</answer>") for _, word in words[i]]
+        if not tag or not answers or max(map(len, answers)) > length:
+            continue
+        for j, ids in enumerate(answers):
+            tokens[i, j, : len(ids)], lengths[i, j] = ids, len(ids)
+    logp = local_rows(stages.logp(params, prompts, shard_batch(tokens, stages.mesh)), stages.mesh).astype(np.float64)
+    total = (logp * (np.arange(length) < lengths[..., None])).sum(-1)
+    for i, row in enumerate(rows):
+        n = len(words[i])
+        if not n or not lengths[i, :n].all():
+            continue
+        odds = np.exp(total[i, :n] - total[i, :n].max())
+        shares = dict(zip((label for label, _ in words[i]), (odds / odds.sum()).tolist(), strict=True))
+        row["probabilities"], row["probability"] = shares, shares.get(row["verdict"])
+        graded = task.kind == "pointwise_score"
+        row["score_expected"] = sum(float(word) * p for word, p in shares.items()) if graded else list(shares.values())[1]

@@ -1,0 +1,277 @@
+"""Predictions to numbers: macro-F1, accuracy, intervals, both-order pairwise scores; the metrics of a training batch.
+
+Everything is built on the confusion counts `[.., T, T + 1]` of T labels: row = true label, column = answered label,
+last column = no valid answer.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtjudge_jax.eval.details import answer_details, list_score
+from mtjudge_jax.eval.pairs import pair_details
+from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numbers
+from mtjudge_jax.rl.score import Scores
+from mtjudge_jax.tasks import TASKS, Task, get_task, task_of
+
+
+def confusion(label_index: np.ndarray, verdict: np.ndarray, *, num_labels: int) -> np.ndarray:
+    """Counts int64 `[T, T + 1]` of int `[N]` true labels and int `[N]` verdicts (-1 = invalid, the last column)."""
+    return _group_confusion(label_index, verdict, np.zeros(len(label_index), np.int64), num_labels=num_labels)[0]
+
+
+def _group_confusion(label_index: np.ndarray, verdict: np.ndarray, group: np.ndarray, *, num_labels: int) -> np.ndarray:
+    """Counts `[groups, T, T + 1]`; `group` is an index 0 .. groups - 1 a row."""
+    shape = (int(group.max(initial=0)) + 1, num_labels, num_labels + 1)
+    column = np.where(verdict < 0, num_labels, verdict)
+    cell = np.ravel_multi_index((group, label_index, column), shape)
+    return np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
+
+
+def macro_f1(counts: np.ndarray) -> np.ndarray:
+    """Mean over all T labels of F1 = 2 TP / (2 TP + FP + FN); counts `[.., T, T + 1]` -> `[..]`.
+
+    An invalid answer is a false negative of the true label and a false positive of none. A label that is neither true
+    nor answered anywhere has F1 = 0 and stays in the mean, so the number means the same on every subset.
+
+        true no:  4 answered no, 1 yes, 1 invalid  -> F1(no)  = 8 / (8 + 2 + 2) = 2/3
+        true yes: 2 answered no, 2 yes             -> F1(yes) = 4 / (4 + 1 + 2) = 4/7;  macro-F1 = 13/21
+    """
+    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)
+    answered, true = counts[..., :-1].sum(axis=-2), counts.sum(axis=-1)
+    total = answered + true  # = 2 TP + FP + FN
+    return np.mean(2.0 * true_positive / np.maximum(total, 1), axis=-1)
+
+
+def accuracy(counts: np.ndarray) -> np.ndarray:
+    """Share of right answers, an invalid one is wrong; counts `[.., T, T + 1]` -> `[..]`, 0 where there are no rows."""
+    right = np.diagonal(counts, axis1=-2, axis2=-1).sum(axis=-1)
+    return right / np.maximum(counts.sum(axis=(-2, -1)), 1)
+
+
+def constant_macro_f1(counts: np.ndarray) -> float:
+    """Macro-F1 of the best judge that always gives the same answer, on the labels of counts `[T, T + 1]`."""
+    true = counts.sum(axis=1)
+    return float(np.max(2.0 * true / (true + true.sum()))) / len(true)
+
+
+def task_score(predictions: list[dict]) -> dict:
+    """The score of one task's predictions (lines of a predictions file), ready for JSON.
+
+    Keys: count, macro_f1, macro_f1_ci, accuracy, accuracy_ci, sampled_accuracy, sampled_accuracy_ci (None where nothing
+    was sampled), invalid_rate, constant_macro_f1, label_share and verdict_share ({label: share of all rows}; the
+    verdict shares and invalid_rate sum to 1); and those of `details.answer_details`. Of a listwise task they are those of
+    `details.list_score`. Intervals are 95 % bootstrap over `group_id`.
+
+    Raises ValueError for no predictions, for more than one task, for an unknown label and for a sampled accuracy that
+    is outside [0, 1] or given in some rows only.
+    """
+    task = _only_task(predictions)
+    if task.kind == "listwise":
+        return list_score(predictions)
+    label_index, verdict = _indices(predictions, task)
+    group = group_numbers(predictions)
+    by_group = _group_confusion(label_index, verdict, group, num_labels=len(task.labels))
+    counts = by_group.sum(axis=0)
+    sampled, sampled_ci = _sampled_accuracy(predictions, group)
+    share = counts / len(predictions)
+    return {
+        "count": len(predictions),
+        "macro_f1": float(macro_f1(counts)),
+        "macro_f1_ci": bootstrap_interval(by_group, macro_f1),
+        "accuracy": float(accuracy(counts)),
+        "accuracy_ci": bootstrap_interval(by_group, accuracy),
+        "sampled_accuracy": sampled,
+        "sampled_accuracy_ci": sampled_ci,
+        "invalid_rate": float(share[:, -1].sum()),
+        "constant_macro_f1": constant_macro_f1(counts),
+        "label_share": dict(zip(task.labels, share.sum(axis=1).tolist(), strict=True)),
+        "verdict_share": dict(zip(task.labels, share[:, :-1].sum(axis=0).tolist(), strict=True)),
+    } | answer_details(predictions, task, label_index, verdict, by_group)
+
+
+def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[float, float]] | None = None) -> dict:
+    """`task_score` over both orders of each pair, with what only both orders can show.
+
+    Each `example_id` comes twice: `order` "ab" (pictures as stored) and "ba" (swapped, so its label is the other one).
+    single_yes: example_id -> the yes-probabilities of the stored first and second picture, each judged alone.
+
+    Added keys: accuracy_ab, accuracy_ba; consistency (the same picture wins in both orders; an invalid answer is none);
+    consistent_accuracy (both orders right); first_share (share of the valid answers that prefer the picture shown
+    first, 1/2 without position bias, None without a valid answer); probability_accuracy (the probabilities of a
+    picture's victory added over both orders, the true winner's the larger; a tie counts half); single_accuracy (the
+    true winner's yes-probability the larger; a tie counts half; None without `single_yes`); and those of `pairs.pair_details`.
+    A third label is a tie, the same in both orders; the two shares by probabilities are of the decided pairs.
+
+    A judge that always answers the same scores an accuracy of exactly 1/2, a consistency of 0 and a
+    probability_accuracy of 1/2. Raises ValueError as `task_score`, and for a pair without both orders or with labels
+    that contradict.
+    """
+    task = _only_task(predictions)
+    ids, ab, ba = _both_orders(predictions, task)
+    winner, verdict_ab = _indices(ab, task)
+    label_ba, verdict_ba = _indices(ba, task)
+    if clash := [name for name, same in zip(ids, winner == _turned(label_ba), strict=True) if not same]:
+        raise ValueError(f"pair {clash[0]!r} has the same label in both orders: swapping the pictures swaps the label")
+    right_ab, right_ba = verdict_ab == winner, verdict_ba == label_ba
+    valid = np.concatenate([verdict_ab, verdict_ba])
+    valid = valid[valid >= 0]
+    # Victory of the stored second picture minus that of the stored first, from both orders.
+    margin = _yes_minus_no(ab, task) - _yes_minus_no(ba, task)
+    single, decided = None, winner < 2
+    if single_yes is not None:
+        alone = finite([single_yes[name] for name in ids], "single_yes")
+        single = _winner_share((alone[:, 1] - alone[:, 0])[decided], winner[decided])
+    pairs = pair_details(winner, verdict_ab, _turned(verdict_ba), group_numbers(ab))
+    return (
+        task_score(predictions)
+        | pairs
+        | {
+            "accuracy_ab": float(right_ab.mean()),
+            "accuracy_ba": float(right_ba.mean()),
+            "consistency": float(np.mean((verdict_ab >= 0) & (verdict_ab == _turned(verdict_ba)))),
+            "consistent_accuracy": float(np.mean(right_ab & right_ba)),
+            "first_share": float(np.mean(valid == 0)) if len(valid) else None,
+            "probability_accuracy": _winner_share(margin[decided], winner[decided]),
+            "single_accuracy": single,
+        }
+    )
+
+
+class Answers(NamedTuple):
+    """What a training step says of its answers, numpy; tasks are numbers so that processes can exchange it."""
+
+    scores: Scores
+    task: np.ndarray  # int32 [Q], number in TASKS
+    weight: np.ndarray  # float32 [Q], 0 where the record could not be used
+    tokens: np.ndarray  # int32 [Q, G], length of an answer
+    surprise: np.ndarray  # float32 [Q, G], minus the sum of its tokens' log-probabilities as sampled
+
+
+def task_numbers(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(known)}
+    return np.array([numbers[name] for name in names], np.int32)
+
+
+def train_metrics(answers: Answers, known: Mapping[str, Task] = TASKS) -> dict:
+    """Means of a batch for metrics.jsonl: reward, accuracy, format, zero_variance, and "tasks" with the same a task, its
+    completion_tokens and its entropy (nats a token: minus the mean log-probability of the sampled tokens).
+
+    zero_variance is the share of prompts whose G rewards are all equal, which teach nothing. Prompts of weight 0 are left
+    out, and so is a task that has no others.
+    """
+    kept = answers.weight > 0
+    if not kept.any():
+        raise ValueError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
+    names = list(known)
+    tasks = {names[number]: kept & (answers.task == number) for number in dict.fromkeys(answers.task[kept].tolist())}
+    return _means(answers.scores, kept) | {"tasks": {name: _task_means(answers, rows) for name, rows in tasks.items()}}
+
+
+def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dict:
+    """Mean macro_f1 and sampled_accuracy (None unless all have it) over the tasks that are not out of distribution.
+
+    A task without macro-F1, a listwise one, counts with its accuracy.
+    """
+    scored = [score for name, score in tasks.items() if not get_task(name, known).ood]
+    if not scored:
+        raise ValueError(f"no task to average over: {list(tasks)} are all out of distribution")
+    sampled = [score["sampled_accuracy"] for score in scored]
+    return {
+        "macro_f1": float(np.mean([score["accuracy"] if score["macro_f1"] is None else score["macro_f1"] for score in scored])),
+        "sampled_accuracy": None if None in sampled else float(np.mean(sampled)),
+    }
+
+
+def all_equal(total: np.ndarray) -> np.ndarray:
+    """bool [Q] of rewards [Q, G]: whether a prompt teaches nothing. By equality, not by a small deviation: float32 rounding gives
+    eight equal rewards a nonzero one. A group with NaN is not equal."""
+    return total.max(axis=1) == total.min(axis=1)
+
+
+def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
+    total = scores.total[rows]
+    return {
+        "reward": float(total.mean()),
+        "accuracy": float(scores.accuracy[rows].mean()),
+        "format": float(scores.format[rows].mean()),
+        **{name: float(part[rows].mean()) for name, part in scores.parts.items()},
+        "zero_variance": float(np.mean(all_equal(total))),
+    }
+
+
+def _task_means(answers: Answers, rows: np.ndarray) -> dict[str, float]:
+    tokens = answers.tokens[rows]
+    entropy = float(answers.surprise[rows].sum() / max(1, tokens.sum()))
+    return _means(answers.scores, rows) | {"completion_tokens": float(tokens.mean()), "entropy": entropy}
+
+
+def _only_task(predictions: list[dict]) -> Task:
+    names = sorted({p["task"] for p in predictions})
+    if len(names) != 1:
+        raise ValueError(f"{len(predictions)} predictions of the tasks {names}: score one task at a time")
+    return task_of(predictions[0])
+
+
+def _indices(predictions: list[dict], task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """True label and verdict (-1 = invalid) of each prediction, int64 `[N]`, from the words in the predictions."""
+    index = {word: i for i, word in enumerate(task.labels)}
+    for p in predictions:
+        if p["label"] not in index or not (p["verdict"] is None or p["verdict"] in index):
+            raise ValueError(
+                f"prediction {p['example_id']!r} has label {p['label']!r} and verdict {p['verdict']!r}, "
+                f"task {task.name!r} has the labels {task.labels}"
+            )
+    verdict = [-1 if p["verdict"] is None else index[p["verdict"]] for p in predictions]
+    return np.array([index[p["label"]] for p in predictions]), np.array(verdict)
+
+
+def _sampled_accuracy(predictions: list[dict], group: np.ndarray) -> tuple[float | None, list[float] | None]:
+    given = [p["sampled_accuracy"] for p in predictions if p["sampled_accuracy"] is not None]
+    if not given:
+        return None, None
+    if len(given) < len(predictions):
+        raise ValueError(f"sampled_accuracy is given for {len(given)} of {len(predictions)} rows: sample all or none")
+    values = finite(given, "sampled_accuracy")
+    sums = np.stack([np.bincount(group, weights=values), np.bincount(group)], axis=1)
+    return float(values.mean()), bootstrap_interval(sums, lambda s: s[:, 0] / s[:, 1])
+
+
+def _both_orders(predictions: list[dict], task: Task) -> tuple[list[str], list[dict], list[dict]]:
+    by_order: dict[str, dict[str, dict]] = {"ab": {}, "ba": {}}
+    for p in predictions:
+        if p["order"] not in by_order or p["example_id"] in by_order[p["order"]]:
+            raise ValueError(
+                f"prediction {p['example_id']!r} of {task.name!r} has order {p['order']!r}: give each pair once as "
+                "'ab' and once as 'ba'"
+            )
+        by_order[p["order"]][p["example_id"]] = p
+    ab, ba = by_order["ab"], by_order["ba"]
+    if lonely := sorted(ab.keys() ^ ba.keys()):
+        raise ValueError(f"{len(lonely)} pair(s) of {task.name!r} have one order only: judge {lonely[0]!r} in both")
+    return list(ab), list(ab.values()), [ba[name] for name in ab]
+
+
+def _yes_minus_no(predictions: list[dict], task: Task) -> np.ndarray:
+    """Probability that the picture shown second is better minus that the first is, float64 `[N]`; 0 where none is given.
+
+    There is none where the answer broke off before its verdict.
+    """
+    second, first = task.labels[1], task.labels[0]
+    shares = [p["probabilities"] or {first: 0.5, second: 0.5} for p in predictions]  # a tie has the rest
+    given = finite([[share[first], share[second]] for share in shares], "probabilities")
+    return given[:, 1] - given[:, 0]
+
+
+def _turned(verdict: np.ndarray) -> np.ndarray:
+    """Verdicts about exchanged pictures, of the pictures as stored: 0 and 1 change places, a tie (2) and invalid (-1) stay."""
+    return np.where((verdict == 0) | (verdict == 1), 1 - verdict, verdict)
+
+
+def _winner_share(margin: np.ndarray, winner: np.ndarray) -> float | None:
+    """Share of pairs whose margin (second minus first) has the winner's sign; a tie counts half; None without pairs."""
+    if not len(winner):
+        return None
+    toward_winner = np.where(winner == 1, margin, -margin)
+    return float(np.mean(np.where(toward_winner == 0, 0.5, toward_winner > 0)))

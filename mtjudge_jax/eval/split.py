@@ -1,0 +1,174 @@
+"""`mtjudge eval`: judges a split of prepared data with a model and writes scores and predictions.
+
+Each batch is kept as it is done, so a killed evaluation goes on, to the same bytes.
+"""
+
+import collections
+import dataclasses
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from mtjudge_jax import hosts
+from mtjudge_jax.checkpoint import check_workdir
+from mtjudge_jax.checkpoint.digest import digests
+from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, check, get_tasks, unknown
+from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
+from mtjudge_jax.eval.batches import Judging
+from mtjudge_jax.eval.console import progress_bar, table
+from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
+from mtjudge_jax.eval.official import official
+from mtjudge_jax.eval.resume import Kept, open_kept, refuse_other
+from mtjudge_jax.flags import config_file, eval_flags, need, run_command, typed
+from mtjudge_jax.hosts.exchange import gather, together
+from mtjudge_jax.judge.judge import best_of, judge_config
+from mtjudge_jax.paths import AnyPath, as_path, remove_tree
+from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
+from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.tasks import Task, get_task
+from mtjudge_jax.types import Params
+
+
+def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
+    """What the flags ask to judge, by task. Raises ValueError where that is nothing."""
+    files = read_manifest(DATA.value)["files"]
+    splits = list(dict.fromkeys(name.split("/")[0] for name in files))
+    if SPLIT.value not in splits:
+        raise ValueError(f"{DATA.value}: {unknown('split', SPLIT.value, splits)}")
+    names = TASKS_FLAG.value or [name.split("/")[1] for name in files if name.split("/")[0] == SPLIT.value]
+    for name in names:
+        if name not in known and f"{SPLIT.value}/{name}" in files:
+            raise ConfigError(
+                f"unknown task {name!r}, of which {DATA.value} has records: give the config that describes it in "
+                "data.custom_tasks, --config=FILE.py, or leave it out by --tasks"
+            )
+    examples = {get_task(name, known).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
+    if empty := [name for name, group in examples.items() if not group]:
+        raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
+    return {name: group[: LIMIT.value or None] for name, group in examples.items()}
+
+
+def main() -> None:
+    model = (
+        MODEL,
+        "give a model folder or the workdir of a run, e.g. --model=runs/demo, or a --config=FILE.py with a model",
+    )
+    need(
+        *([] if config_file(sys.argv) else [model]),
+        (DATA, "give a folder of mtjudge prepare, e.g. --data=runs/demo/data"),
+        (OUT, "name a folder for the scores, e.g. --out=runs/demo/eval"),
+    )
+    with hosts.joined(HostsConfig()):
+        evaluate_split()
+
+
+def mesh_config(axes: list[str]) -> MeshConfig:
+    """["fsdp=2", "tensor=2"] -> two devices along each of these and the rest along data."""
+    mesh, names = MeshConfig(), [field.name for field in dataclasses.fields(MeshConfig)]
+    for axis in axes:
+        name, _, devices = axis.partition("=")
+        if name not in names or not devices.lstrip("-").isdigit():
+            raise ConfigError(f"--mesh={axis}: give AXIS=DEVICES with an axis of {', '.join(names)}, e.g. --mesh=fsdp=2,tensor=2")
+        mesh = dataclasses.replace(mesh, **{name: int(devices)})
+    return mesh
+
+
+def settings_of(cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
+    """All that the predictions depend on. Two evaluations with the same settings are one."""
+    files = read_manifest(DATA.value)["files"]
+    return {
+        "model": f"{zlib.crc32(json.dumps(digests(params)).encode()):08x}",
+        "data": {name: files[f"{SPLIT.value}/{name}"]["sha256"] for name in tasks},
+        "split": SPLIT.value,
+        "tasks": list(tasks),
+        "limit": LIMIT.value,
+        "batch": how.batch,
+        "samples": SAMPLES.value,
+        "temperature": cfg.rollout.temperature,
+        "seed": SEED.value,
+        "sizes": [how.fmt.prompt_tokens, how.fmt.patch_count, how.fmt.completion_tokens],
+        "wordings": TEMPLATES.value,
+        "templates": {name: how.fmt.tasks[name].template_hash for name in tasks},
+    }
+
+
+def already_judged(path: AnyPath, settings: dict) -> dict | None:
+    """The scores where this evaluation was finished before. Raises ConfigError where another one was."""
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    if "settings" not in result:
+        raise ConfigError(f"{path} was not written by mtjudge eval: give another --out or --name")
+    refuse_other(result["settings"], settings, f"{path} holds another evaluation")
+    return result
+
+
+def config_of_flags() -> Config:
+    """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config, the
+    model too where --model names none."""
+    if config_file(sys.argv):
+        if MESH.value:
+            raise ConfigError(f"--mesh={','.join(MESH.value)} with --config, which has one: give --config.mesh.fsdp=.. instead")
+        cfg = typed(CONFIG.value)
+        cfg.stage = "grpo"
+        cfg.model.path = os.fspath(best_of(MODEL.value)) if MODEL.value else cfg.model.path
+        check(cfg, jax.device_count(), jax.process_count())
+    else:
+        cfg = judge_config(MODEL.value, batch=BATCH.value)
+        cfg.mesh = mesh_config(MESH.value)
+    model_folder(cfg.model.path, said="--model=" if MODEL.value else "model.path = ")  # it tells the tasks, see judge.json
+    cfg.eval.templates = TEMPLATES.value
+    return cfg
+
+
+def evaluate_split() -> None:
+    cfg = config_of_flags()
+    unreadable = BadRowCounter()
+    examples = read_examples(unreadable, get_tasks(cfg))
+    check_workdir(OUT.value)
+    model = open_model(cfg)
+    temperature = np.full(SAMPLES.value, cfg.rollout.temperature, np.float32)
+    temperature[0] = 0
+    fmt = eval_format(model, cfg)
+    how = Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
+    params, name = read_params(model, cfg), NAME.value or SPLIT.value
+    settings = settings_of(cfg, how, params, list(examples))
+    written, part = as_path(OUT.value) / f"{name}.json", as_path(OUT.value) / f"{name}.partial"
+    with together():
+        found = already_judged(written, settings) if jax.process_index() == 0 else None
+    speed, found = "judged before", gather(found)[0]
+    if found is None:
+        kept = open_kept(part, settings)
+        predictions, found, speed = judge_all(params, examples, how, kept)
+        found["unusable"] = dict(unreadable.reasons + collections.Counter(found["unusable"]))
+        found |= {"split": SPLIT.value, "predictions": len(predictions), "settings": settings}
+        write_evaluation(OUT.value, name, predictions, found)
+    if jax.process_index() > 0:
+        return
+    remove_tree(part)
+    print(table(found))
+    print(f"{found['predictions']} predictions, {speed}, written to {written}")
+
+
+def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judging, kept: Kept) -> tuple[list[dict], dict, str]:
+    """Predictions, scores, and how fast it went in words."""
+    if len(kept) and jax.process_index() == 0:
+        print(f"going on after {len(kept)} batches that were judged before", file=sys.stderr)
+    began = time.perf_counter()
+    with progress_bar(examples, how.fmt.tasks) as progress:
+        settings = {"step": 0, "probabilities": True, "progress": progress, "kept": kept, "official": official}
+        predictions, result = evaluate(params, examples, how, **settings)
+    seconds = time.perf_counter() - began
+    rate = f"{kept.prompts / seconds:.1f} prompts/s, {kept.tokens / seconds:.0f} tokens/s"
+    return predictions, result, f"{kept.prompts} prompts judged in {seconds:.1f} s ({rate})"
+
+
+if __name__ == "__main__":
+    CONFIG, MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, TEMPLATES, MESH = eval_flags()
+    run_command(main)

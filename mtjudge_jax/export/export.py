@@ -1,0 +1,186 @@
+"""`mtjudge export`: the best model of a run, or any of its checkpoints, as a Hugging Face folder with a model card.
+
+Of a checkpoint only the parameters are read, onto the devices that are here: their number need not be that of training.
+"""
+
+import dataclasses
+import json
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtjudge_jax import checkpoint
+from mtjudge_jax.config import Config, ConfigError, MeshConfig, check, from_dict
+from mtjudge_jax.export.model_card import model_card, origin_of
+from mtjudge_jax.flags import export_flags, need, run_command
+from mtjudge_jax.models.hf import lora
+from mtjudge_jax.models.hf.convert import abstract_params, flatten, load_params, save_hf
+from mtjudge_jax.models.hf.folder import CONFIG as MODEL_CONFIG
+from mtjudge_jax.models.hf.folder import check_target
+from mtjudge_jax.models.qwen3_vl.config import load_config
+from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
+from mtjudge_jax.policy.model import DEMO_BASE, JUDGE_FILE, Model, exportable, judge_file, model_folder, open_model, read_weights
+from mtjudge_jax.policy.trainable import join, without_adapters
+from mtjudge_jax.sharding import make_mesh, param_sharding
+from mtjudge_jax.train.workdir import weights_hash
+from mtjudge_jax.types import Params
+
+CARD = "README.md"
+BEST, LATEST = "best", "latest"
+
+
+class Chosen(NamedTuple):
+    """What is exported. `saved` is the checkpoint, None for the folder `best`."""
+
+    workdir: AnyPath | None
+    cfg: Config
+    step: int
+    saved: checkpoint.Saved | None
+    judge: bytes  # what JUDGE_FILE will say
+
+
+def choose(workdir: str, step: str, path: str) -> Chosen:
+    """What the flags mean: a run and a step, or the path of a checkpoint. Raises ConfigError or CheckpointError."""
+    if bool(workdir) == bool(path):
+        raise ConfigError("give one of the two: --workdir=runs/mine, or --checkpoint=runs/mine/checkpoints/8")
+    if path:
+        if step:
+            raise ConfigError(f"--step={step} with --checkpoint={path}: the path names its step, leave --step out")
+        given = absolute(as_path(path))
+        folder, step = given.parent, given.name
+        if not step.isdecimal():
+            raise ConfigError(f"--checkpoint={path}: not the folder of a step; {_steps(given)}")
+        run = folder.parent if (folder.parent / "config.json").is_file() else None
+        return _of_checkpoint(run, folder, int(step))
+    run = as_path(workdir)
+    if not (run / "config.json").is_file():
+        raise ConfigError(f"--workdir={workdir}: no config.json there, so it is not a run; give the --workdir of `mtjudge train`")
+    step = step or BEST
+    if step == BEST:
+        return _of_best(run)
+    if step == LATEST:
+        steps = checkpoint.steps_in(run / "checkpoints")
+        if not steps:
+            raise ConfigError(f"--step={LATEST}: {run / 'checkpoints'} has no complete step yet; try --step={BEST}, or train on")
+        step = str(steps[-1])
+    if not step.isdecimal():
+        raise ConfigError(f"--step={step}: a number is needed, or {BEST} or {LATEST}; {_steps(run / 'checkpoints')}")
+    return _of_checkpoint(run, run / "checkpoints", int(step))
+
+
+def _steps(folder: AnyPath) -> str:
+    steps = checkpoint.steps_in(folder)
+    return f"{folder} has the steps {', '.join(map(str, steps))}" if steps else f"{folder} has no complete step"
+
+
+def _of_checkpoint(run: AnyPath | None, folder: AnyPath, step: int) -> Chosen:
+    saved = checkpoint.read_saved(folder, step)
+    cfg = from_dict(saved.meta["config"])
+    worded = "wording of "
+    wording = {name.removeprefix(worded): value for name, value in saved.meta["sources"].items() if name.startswith(worded)}
+    return Chosen(run, cfg, step, saved, judge_file(cfg, step, wording))
+
+
+def _of_best(run: AnyPath) -> Chosen:
+    best = run / BEST
+    if not (best / "config.json").is_file():
+        raise ConfigError(f"--step={BEST}: {best} holds no model yet; {_steps(run / 'checkpoints')}, for --step=N")
+    try:
+        cfg = from_dict(json.loads((run / "config.json").read_text()))
+        judge = (best / JUDGE_FILE).read_bytes()
+        return Chosen(run, cfg, int(json.loads(judge)["step"]), None, judge)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{best / JUDGE_FILE} or the run's config.json is missing or damaged ({error!r})"
+        raise ConfigError(f"{what}: take --step=N; {_steps(run / 'checkpoints')}") from error
+
+
+def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
+    """Writes `out`. Every process must call; process 0 writes, once.
+
+    dtype: of the weights, "" for what the run computed in. form: merge (a whole model) or peft (adapters alone). base: where
+    the starting model is now, "" for where it was. Raises ConfigError, ValueError or FileExistsError before anything is read
+    where that is possible, CheckpointError for a damaged checkpoint.
+    """
+    cfg, peft = here(chosen.cfg, base), form == "peft"
+    dtype = dtype or cfg.model.dtype
+    if peft and not cfg.lora.rank:
+        raise ConfigError("--adapter=peft: this run trained whole weights, it has no adapters; leave --adapter out")
+    if peft and chosen.saved is None:
+        raise ConfigError(f"--adapter=peft: {BEST}/ holds weights with the adapters added; take --step=N or --step={LATEST}")
+    start = DEMO_BASE if cfg.model.path == "demo" else as_path(cfg.model.path)
+    source = chosen.workdir / BEST if chosen.saved is None else model_folder(cfg.model.path)
+    if taken := [folder for folder in (start, source) if _same(folder, out)]:
+        raise ConfigError(f"--out={out}: {taken[0]} is what is exported from; give another folder")
+    check_target(out, marker=lora.CONFIG if peft else MODEL_CONFIG, overwrite=overwrite)
+    origin = origin_of(start, source)
+    if cfg.model.path == "demo":
+        origin = origin._replace(name="the demo base of mtjudge_jax")
+    best = chosen.saved is None
+    card = model_card(
+        chosen.cfg, title=out.name, origin=origin, step=chosen.step, best=best, workdir=chosen.workdir, dtype=dtype, adapter=peft
+    )
+    files = {CARD: card.encode()}
+    if jax.process_index() == 0:
+        print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
+    if peft:
+        model = open_model(cfg)
+        base_model = origin.hub_name or str(absolute(source))
+        settings = {"base_model": base_model, "dtype": jnp.dtype(dtype), "overwrite": overwrite, "files": files}
+        lora.save_peft(restore(chosen.saved, model), out, model.cfg, **settings)
+        return
+    params = best_params(source, cfg, dtype) if chosen.saved is None else whole_params(chosen.saved, cfg)
+    files |= {JUDGE_FILE: chosen.judge}
+    save_hf(params, out, source_folder=source, dtype=jnp.dtype(dtype), overwrite=overwrite, files=files)
+
+
+def _same(one: AnyPath, other: AnyPath) -> bool:
+    one, other = (path if in_bucket(path) else path.resolve() for path in (one, other))
+    return str(one) == str(other)
+
+
+def here(cfg: Config, base: str) -> Config:
+    """The run's config for the devices of this machine, which only hold the weights."""
+    model = dataclasses.replace(cfg.model, path=base or cfg.model.path, attention="xla", experts="dense")
+    cfg = dataclasses.replace(cfg, model=model, mesh=MeshConfig(data=1, fsdp=-1))
+    check(cfg)
+    return cfg
+
+
+def restore(saved: checkpoint.Saved, model: Model) -> Params:
+    """The trained weights of a checkpoint."""
+    return checkpoint.restore_part(saved, "params", partial(param_sharding, mesh=model.stages.mesh))
+
+
+def best_params(folder: AnyPath, cfg: Config, dtype: str) -> Params:
+    mesh = make_mesh(cfg.mesh)
+    return load_params(folder, load_config(folder), dtype=dtype, sharding_of=partial(param_sharding, mesh=mesh))
+
+
+def whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
+    """An ordinary model: the checkpoint's weights, and where not all were trained the starting model's for the others.
+
+    Raises ConfigError where the starting model is not the one that the run started from.
+    """
+    model = open_model(cfg)
+    trained = restore(saved, model)
+    if flatten(trained).keys() == flatten(abstract_params(dataclasses.replace(model.cfg, lora=None))).keys():
+        return trained
+    base = read_weights(model, cfg)
+    if weights_hash(without_adapters(join(*base))) != saved.meta["sources"]["starting model"]:
+        raise ConfigError(f"{model.folder} is not the model that the run started from: name the folder where it is by --base")
+    return exportable(join(base.frozen, trained), model)
+
+
+def main() -> None:
+    need((OUT, "name the folder to write, e.g. --out=my_judge"))
+    chosen, out = choose(WORKDIR.value, STEP.value, CHECKPOINT.value), as_path(OUT.value)
+    export(chosen, out, dtype=DTYPE.value, form=ADAPTER.value, base=BASE.value, overwrite=OVERWRITE.value)
+    if jax.process_index() == 0:
+        print(f"step {chosen.step} exported to {out}; {out / CARD} says how it was trained and how to load it")
+
+
+if __name__ == "__main__":
+    WORKDIR, STEP, CHECKPOINT, OUT, DTYPE, ADAPTER, BASE, OVERWRITE = export_flags()
+    run_command(main)

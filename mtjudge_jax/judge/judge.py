@@ -1,0 +1,188 @@
+"""A trained judge to use: `Judge.from_pretrained(folder).judge(images=.., task=..)`, or `mtjudge judge` on the command line."""
+
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from mtjudge_jax.config import Config, ConfigError, get_tasks
+from mtjudge_jax.data.images import check_depth, decode
+from mtjudge_jax.eval.batches import Judging, judge
+from mtjudge_jax.flags import judge_flags, need, run_command
+from mtjudge_jax.paths import as_path
+from mtjudge_jax.policy.model import JUDGE_FILE, Model, eval_format, model_folder, open_model, read_params
+from mtjudge_jax.records import BadRecord, Candidate, JudgeExample, Label
+from mtjudge_jax.tasks import Task, get_task
+from mtjudge_jax.types import Params
+
+EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
+PICTURE = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
+
+
+class Verdict(NamedTuple):
+    verdict: str | None  # one of the task's label words; None where the answer could not be read
+    reasoning: str
+    probabilities: dict[str, float] | None  # of each label word after this reasoning
+    text: str  # the whole answer
+    error: str  # why there is no verdict, or ""
+    probability: float | None  # of the verdict
+    parse: str  # "strict": the whole form; "lenient": a verdict in another form; "invalid": no verdict
+
+
+class Judge:
+    """A model folder ready to judge. Made by `from_pretrained`."""
+
+    def __init__(self, model: Model, params: Params, how: Judging):
+        self._model, self._params, self._how = model, params, how
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, *, batch: int = 8) -> "Judge":
+        """Loads a Hugging Face folder of type qwen3_vl, of a disk or a bucket (gs://bucket/folder); no hub is asked.
+
+        batch: questions judged at a time. Sizes come from the folder's judge.json where training left one.
+        """
+        cfg = judge_config(folder, batch=batch)
+        cfg.data.prompt_tokens += EXTRA_TOKENS
+        cfg.data.patches *= 2  # a small or very long picture is rounded up, past the area that training saw
+        model = open_model(cfg)
+        fmt = eval_format(model, cfg)
+        how = Judging(model.stages, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
+        return cls(model, read_params(model, cfg), how)
+
+    def judge(
+        self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()
+    ) -> Verdict:
+        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes, a PIL
+        image or a uint8 array [h, w, 3], never a URL.
+
+        texts: where texts are judged, one each; the images are then what they are about. The task may be one of the run that
+        made the model. Raises ValueError for an unknown task, a wrong number of images, a missing instruction or an
+        unreadable image.
+        """
+        images = images if isinstance(images, (list, tuple)) else [images]
+        return self.judge_all([(images, instruction, texts)], task=task)[0]
+
+    def judge_all(self, questions: Sequence[tuple], *, task: str) -> list[Verdict]:
+        """Many (images, instruction) or (images, instruction, texts) of one task, in their order."""
+        asked = get_task(task, self._how.fmt.tasks)
+        examples = [question_example(*question, task=asked, number=i) for i, question in enumerate(questions)]
+        rows = judge(self._params, examples, self._how, step=0, probabilities=True) if examples else []
+        for row in rows:
+            if row["unusable"]:
+                raise ValueError(f"{row['example_id']}: {row['error']}")
+        return [Verdict(*(row[key] for key in Verdict._fields)) for row in rows]
+
+
+def question_example(
+    images: Sequence[Picture], instruction: str, texts: Sequence[str] = (), *, task: Task, number: int
+) -> JudgeExample:
+    """One question as a record; its label is not looked at. Raises ValueError where it does not fit the task."""
+    encoded = tuple(encode(image) for image in images)
+    count = len(texts) or len(images)
+    low, high = (float(task.labels[0]), float(task.labels[-1])) if task.kind == "pointwise_score" else (None, None)
+    label = {
+        "pairwise": Label(winner=0),
+        "pointwise_score": Label(score=low),
+        "listwise": Label(ranks=tuple(range(1, count + 1))),
+    }.get(task.kind, Label(binary=0))
+    example = JudgeExample(
+        f"question {number}", "user", "test", "", task.name, task.name, task.kind, instruction, encoded, label,
+        context_images=len(images) if texts else 0, candidates=tuple(Candidate(0, text) for text in texts),
+        allow_tie=task.kind == "pairwise" and len(task.labels) == 3, score_min=low, score_max=high,
+    )  # fmt: skip
+    task.question_text(example.question)
+    return example
+
+
+def best_of(folder: str | os.PathLike) -> str | os.PathLike:
+    """The best/ of a workdir, any other folder as it is. Raises ConfigError for a workdir that has none yet."""
+    path = as_path(folder)
+    if (path / "best" / "config.json").is_file():
+        return path / "best"
+    if (path / "metrics.jsonl").is_file():
+        raise ConfigError(f"{path} is the workdir of a run that has no best/ yet: give a model folder, or train on")
+    return folder
+
+
+def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
+    """The settings that judging with a folder needs; its judge.json tells the sizes it was trained with and the
+    run's own tasks. A question is asked in a task's first wording.
+    """
+    cfg = Config()
+    folder = best_of(folder)
+    cfg.model.path = os.fspath(folder)
+    devices = jax.device_count()
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
+    cfg.eval.templates = "first"
+    path = as_path(folder) / JUDGE_FILE
+    if path.is_file():
+        try:
+            sizes = json.loads(path.read_text())
+            cfg.data.prompt_tokens, cfg.data.patches = sizes["prompt_tokens"], sizes["patches"]
+            cfg.rollout.completion_tokens = sizes["completion_tokens"]
+            cfg.data.custom_tasks = tuple(sizes.get("custom_tasks", ()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged ({error!r}): copy it again, or remove it to judge with the defaults") from error
+    return cfg
+
+
+def encode(image: Picture) -> bytes:
+    """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read or is no picture."""
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise BadRecord("image_array", f"an array of {image.dtype} {list(image.shape)} is no picture: give {PICTURE}")
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        check_depth(image)
+        file = io.BytesIO()
+        plain = image if image.mode in PNG_MODES else image.convert("RGB")
+        plain.save(file, "PNG", exif=image.getexif())  # which may hold a rotation
+        return file.getvalue()
+    if not isinstance(image, (str, os.PathLike)):
+        raise BadRecord("image_type", f"{image!r:.60} is no picture: give {PICTURE}")
+    path = os.fspath(image)
+    if "://" in path:
+        raise BadRecord("image_path", f"{path!r} looks like a URL: download it and give the file")
+    if not os.path.isfile(path):
+        raise BadRecord("image_path", f"no file {path!r}")
+    return Path(path).read_bytes()
+
+
+def main() -> None:
+    need(
+        (MODEL, "give a model folder or the workdir of a run, e.g. --model=runs/demo"),
+        (IMAGE, "name an image file, e.g. --image=a.jpg, and give it twice for a pair"),
+        (TASK, "name one, e.g. --task=technical"),
+    )
+    cfg = judge_config(MODEL.value, batch=1)
+    model_folder(cfg.model.path, said="--model=")  # it tells the tasks: without it one of a run's own would seem unknown
+    question = question_example(IMAGE.value, INSTRUCTION.value, task=get_task(TASK.value, get_tasks(cfg)), number=0)
+    for path, data in zip(IMAGE.value, question.images, strict=True):  # before the model is read
+        try:
+            decode(data)
+        except BadRecord as error:
+            raise ValueError(f"{path}: {error}") from error
+    judge = Judge.from_pretrained(MODEL.value, batch=1)
+    verdict = judge.judge(images=question.images, task=TASK.value, instruction=INSTRUCTION.value)
+    if JSON.value:
+        print(json.dumps(verdict._asdict()))
+        return
+    print(f"verdict    {verdict.verdict or 'none: ' + verdict.error}")
+    print(f"reasoning  {verdict.reasoning}")
+    if verdict.probabilities:
+        print("           " + ", ".join(f"{word} {p:.1%}" for word, p in verdict.probabilities.items()))
+
+
+if __name__ == "__main__":
+    MODEL, IMAGE, TASK, INSTRUCTION, JSON = judge_flags()
+    run_command(main)

@@ -1,0 +1,163 @@
+"""The policy of a run: a model folder with what reads and writes its prompts, its weights, and what they are compared with."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from mtjudge_jax.config import Config, ConfigError, get_tasks
+from mtjudge_jax.data.images import load_image_config
+from mtjudge_jax.data.pipeline import RowFormat
+from mtjudge_jax.data.rows import answer_alone, completion_text
+from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.models.hf.convert import load_params
+from mtjudge_jax.models.hf.lora import merge_lora
+from mtjudge_jax.models.qwen3_vl import vlm
+from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig, load_config
+from mtjudge_jax.paths import AnyPath, as_path
+from mtjudge_jax.policy.programs import Stages, make_stages
+from mtjudge_jax.policy.trainable import Split, cast, join, split
+from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
+from mtjudge_jax.tasks import Task
+from mtjudge_jax.tasks.truth import answer_text, truth_of
+from mtjudge_jax.types import Params
+
+JUDGE_FILE = "judge.json"  # beside an exported model: the sizes it was trained with
+DEMO_BASE = Path(__file__).parents[1] / "demo" / "base"
+
+
+class Model(NamedTuple):
+    """A loaded model with what reads and writes its prompts."""
+
+    folder: AnyPath
+    cfg: Qwen3VLConfig
+    stages: Stages
+    fmt: RowFormat
+
+
+def model_folder(path: str, *, said: str = "model.path = ") -> AnyPath:
+    """The folder that `model.path` names, or what else `said` it. Raises ConfigError where there is none."""
+    folder = DEMO_BASE if path == "demo" else as_path(path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{said}{path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
+    return folder
+
+
+def open_model(cfg: Config) -> Model:
+    """Config, tokenizer and jitted stages of `model.path`; the weights are read by `read_params`."""
+    folder = model_folder(cfg.model.path)
+    model_cfg = with_adapters(load_config(folder), cfg)
+    try:
+        tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
+    tasks = get_tasks(cfg)
+    fmt = RowFormat(
+        tasks,
+        tokenizer,
+        image_cfg,
+        cfg.data.prompt_tokens,
+        cfg.data.patches,
+        completion_tokens=cfg.rollout.completion_tokens,
+        target=target_of(cfg, tasks),
+        display=True,
+    )
+    return Model(folder, model_cfg, make_stages(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
+
+
+def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
+    """The model with the run's adapters, if it trains any. Raises ConfigError for a target that the model does not have."""
+    if not cfg.lora.rank:
+        return model_cfg
+    absent = {"gate", "up", "down"} & set(cfg.lora.targets)
+    if model_cfg.text.moe and absent:
+        raise ConfigError(
+            f"lora.targets = {cfg.lora.targets}: a mixture of experts has no single {', '.join(sorted(absent))}: take q, k, v, o"
+        )
+    return dataclasses.replace(model_cfg, lora=LoraConfig(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets))
+
+
+def target_of(cfg: Config, tasks: Mapping[str, Task]) -> Callable[[JudgeExample], str] | None:
+    """What the rows of a run teach word for word; None in RL."""
+    return partial(true_target, tasks, form=cfg.sft.target) if cfg.stage == "sft" else None
+
+
+def true_target(tasks: Mapping[str, Task], example: JudgeExample, *, form: str = "rationale") -> str:
+    """What SFT teaches, by sft.target: the gold reasoning and the true verdict in the words that the question asks for, or the
+    verdict alone.
+
+        "rationale"  -> "<think>looks blurry</think><answer>no</answer>"
+        "answer", and every record without reasoning  -> "<answer>no</answer>"
+
+    The lenient parser reads both; the strict one, which RL is paid by, only the first.
+    """
+    answer = answer_text(truth_of(tasks[example.task], example))
+    if form == "answer" or not example.rationale.strip():
+        return answer_alone(answer)
+    return completion_text(example.rationale, answer)
+
+
+def eval_format(model: Model, cfg: Config) -> RowFormat:
+    """The format of questions in evaluation: in the wordings of `eval.templates`, candidates as they are given."""
+    return model.fmt._replace(tasks=get_tasks(cfg, cfg.eval.templates), target=None, display=False)
+
+
+def read_params(model: Model, cfg: Config) -> Params:
+    """The weights of the model's folder on its mesh, in the dtype that judging computes in."""
+    return _read(model, cfg.model.dtype)
+
+
+def read_weights(model: Model, cfg: Config) -> Split:
+    """The weights to start from, apart: the trained ones in model.param_dtype, fresh adapters among them, the others in
+    model.dtype.
+    """
+    mesh = model.stages.mesh
+    if cfg.lora.rank:
+        adapters = vlm.init_adapters(model.cfg, cfg.seed, cfg.model.param_dtype)
+        placed = jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, mesh)), adapters
+        )
+        return Split(placed, _read(model, cfg.model.dtype))
+    trained, frozen = split(_read(model, cfg.model.param_dtype), cfg)
+    return Split(trained, jax.jit(partial(cast, dtype=cfg.model.dtype), donate_argnums=0)(frozen))
+
+
+def _read(model: Model, dtype: str) -> Params:
+    mesh = model.stages.mesh
+    base = dataclasses.replace(model.cfg, lora=None)
+    return load_params(model.folder, base, dtype=dtype, sharding_of=lambda path, shape: param_sharding(path, shape, mesh))
+
+
+def reference_of(base: Split, cfg: Config) -> tuple[Params | None, bool]:
+    """The starting model in model.dtype, None where nothing is compared with it; and whether it is `base.trained` itself.
+
+    Under adapters it is the frozen base: no second copy of any weight. Otherwise frozen weights are shared, trained ones are
+    not.
+    """
+    if cfg.stage == "sft" or not cfg.loss.kl_coef:
+        return None, False
+    if cfg.lora.rank:
+        return base.frozen, False
+    if cfg.model.dtype == cfg.model.param_dtype:
+        return join(*base), True
+    return join(jax.jit(partial(cast, dtype=cfg.model.dtype))(base.trained), base.frozen), False
+
+
+def judge_file(cfg: Config, step: int, templates: dict[str, str]) -> bytes:
+    """What JUDGE_FILE says: the sizes a model was trained with, after which step it was taken, what its questions were."""
+    sizes = {"prompt_tokens": cfg.data.prompt_tokens, "patches": cfg.data.patches}
+    sizes |= {"completion_tokens": cfg.rollout.completion_tokens}
+    asked = {"custom_tasks": cfg.data.custom_tasks, "polarity": cfg.data.polarity, "label_words": cfg.data.label_words}
+    plain = {"custom_tasks": (), "polarity": "plain", "label_words": "plain"}
+    told = {name: value for name, value in asked.items() if value != plain[name]}
+    return json.dumps(sizes | {"step": step, "templates": templates} | told).encode() + b"\n"
+
+
+def exportable(params: Params, model: Model) -> Params:
+    """The weights of an ordinary Qwen3-VL: adapters, where there are any, are added to what they adapt."""
+    return merge_lora(params, model.cfg) if model.cfg.lora else params

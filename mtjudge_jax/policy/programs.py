@@ -1,0 +1,126 @@
+"""The device stages of a run, jitted once each for its mesh and shapes."""
+
+import collections
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.data.rows import DEVICE_KEYS
+from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.policy import rollout
+from mtjudge_jax.policy.trainable import cast
+from mtjudge_jax.policy.update import bound_logp
+from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
+from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
+
+
+class Stages(NamedTuple):
+    """Jitted functions; `traces` counts how often each was traced, by shapes: once each is right."""
+
+    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
+    logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
+    reference_logp: Callable[[Params, PromptBatch, Array], Array]  # the same of the starting model, which has no adapters
+    logp_fn: Callable  # the same with entropy and not jitted, for a loss
+    traces: collections.Counter
+    mesh: Mesh
+    tokenizer: Tokenizer
+
+
+def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mesh: Mesh) -> Stages:
+    allowed = np.asarray(tokenizer.allowed_mask(model_cfg.text.vocab_size))
+    backend = backend_of(cfg, mesh)
+    logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
+    reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
+    traces: collections.Counter = collections.Counter()
+
+    def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
+        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}"] += 1
+        weights = cast(params, cfg.model.dtype)
+
+        def draw(prompts: PromptBatch) -> Rollout:
+            return rollout.sample(
+                weights,
+                model_cfg,
+                prompts,
+                key,
+                temperature=temperature,
+                allowed=allowed,
+                length=length,
+                eos=tokenizer.eos,
+                pad=tokenizer.pad,
+                backend=backend,
+            )
+
+        return in_pieces(draw, (prompts,), cfg.rollout.micro_prompts or prompts.tokens.shape[0])
+
+    def jitted_logp(name: str, fn: Callable) -> Callable:
+        def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
+            traces[f"{name} {prompts.tokens.shape} of {tokens.shape}"] += 1
+            every = jnp.ones(tokens.shape, bool)
+            return in_pieces(lambda *piece: fn(params, *piece).logp, (prompts, tokens, every), cfg.update.micro_prompts)
+
+        return jax.jit(logp, out_shardings=rows)
+
+    rows = batch_sharding(mesh)
+    logp = jitted_logp("logp", logp_fn)
+    reference_logp = jitted_logp("logp of the reference", reference_fn) if model_cfg.lora else logp
+    sample = jax.jit(sample, static_argnums=4, out_shardings=rows)
+    return Stages(sample, logp, reference_logp, logp_fn, traces, mesh, tokenizer)
+
+
+def backend_of(cfg: Config, mesh: Mesh) -> Backend:
+    """What model.attention and model.experts come to on the mesh's devices. Raises ConfigError for what they cannot run."""
+    platform = mesh.devices.flat[0].platform
+    attention, experts = cfg.model.attention, cfg.model.experts
+    if attention == "auto":
+        attention = {"cpu": "xla", "tpu": "splash"}.get(platform, "tokamax")
+    if experts == "auto":
+        experts = {"cpu": "dense", "tpu": "ragged"}.get(platform, "tokamax")
+    for name, value in (("model.attention", attention), ("model.experts", experts)):
+        if value == "splash" and platform == "gpu":
+            raise ConfigError(f"{name} = 'splash' runs on a TPU, the devices here are {platform}: take tokamax or chunked")
+        if value == "tokamax" and importlib.util.find_spec("tokamax") is None:
+            other = "chunked" if name == "model.attention" else "dense"
+            raise ConfigError(f"{name} = 'tokamax' is not installed: pip install 'mtjudge_jax[tokamax]', or set {name}={other}")
+    return Backend(attention, experts, cfg.model.remat, mesh if mesh.size > 1 else None)
+
+
+def in_pieces(fn: Callable, args: tuple, size: int):
+    """fn over slices of `size` prompts one after the other, so that only their activations or caches exist at a time."""
+    pieces = max(1, args[0].tokens.shape[0] // size)
+    if pieces == 1:
+        return fn(*args)
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1), args)
+    out = jax.lax.map(lambda piece: fn(*piece), split)
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), out)
+
+
+def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
+    """The device part of a batch of rows, sharded over the mesh."""
+    return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}), mesh)
+
+
+def decode_texts(stages: Stages, out: Rollout) -> list[list[str]]:
+    """This process's answers as text, Q lists of G."""
+    tokenizer = stages.tokenizer
+    tokens, mask = local_rows(out.tokens, stages.mesh), local_rows(out.mask, stages.mesh)
+    return [[tokenizer.decode_answer(t[m]) for t, m in zip(*group, strict=True)] for group in zip(tokens, mask, strict=True)]
+
+
+def stage_key(seed: int, step: int, stage: str, again: int = 0) -> Array:
+    """The random key of a stage of a step: derived, never stored, so a resumed run draws what the first one drew. `again`: how
+    often the stage has run in this step, as an example may come twice."""
+    number = ("sample", "evaluate").index(stage)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
+    return jax.random.fold_in(key, again) if again else key
+
+

@@ -1,0 +1,287 @@
+"""Reads a source once: each record checked, its images decoded, what is good kept in a spool. Stopped, it goes on where it was.
+
+A folder holds `spool.bin` (packed records one after the other) and `journal.jsonl` (a line a record read: its Row, or why it
+is bad). Lines whose record's bytes did not reach the disk are read anew.
+"""
+
+import collections
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import msgpack
+from PIL import Image
+from tqdm import tqdm
+
+from mtjudge_jax.data.images import MAX_ASPECT, decode
+from mtjudge_jax.prepare.splits import STRICTEST, Drop, Row
+from mtjudge_jax.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack, reordered
+
+Item = JudgeExample | BadRecord
+MEDIAN_RULE = "train_median"
+THREADS, AHEAD = 16, 8  # at most; records being checked, a thread
+FLUSH_EVERY = 64
+HEX = 32
+TASK_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+class Look(NamedTuple):
+    """What decoding an image tells."""
+
+    pixels: str
+    size: tuple[int, int]
+
+
+class Checked(NamedTuple):
+    rows: list[Row]
+    bad: list[Drop]
+
+    @property
+    def read(self) -> int:
+        return len(self.rows) + len(self.bad)
+
+
+def look(image: bytes) -> Look | BadRecord:
+    """Decodes all of an image, because a cut one has a good header. Runs in threads: Pillow and hashlib leave them alone."""
+    try:
+        pixels = decode(image)
+    except BadRecord as e:
+        return e
+    height, width, _ = pixels.shape
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        return BadRecord("image_aspect", f"{width}x{height} is over {MAX_ASPECT} to 1; crop or pad it first")
+    digest = hashlib.sha256(b"%d %d " % (width, height))
+    digest.update(pixels)
+    return Look(digest.hexdigest()[:HEX], (width, height))
+
+
+def needs_median(example: JudgeExample) -> bool:
+    return example.kind == "pointwise_binary" and example.label.binary is None and example.label_rule == MEDIAN_RULE
+
+
+def check_fields(example: JudgeExample) -> None:
+    """check_example, of a record whose split or binary label may still be open."""
+    waits = needs_median(example) and example.label.score is not None and math.isfinite(example.label.score)
+    label = example.label._replace(binary=0) if waits else example.label
+    check_example(replace(example, split=example.split or "train", label=label))
+    if not TASK_NAME.fullmatch(example.task):
+        raise BadRecord("wrong_fields", f"task {example.task!r} must be letters, digits and _", example.example_id)
+    if example.split and example.split not in STRICTEST:
+        raise BadRecord("wrong_fields", f"split {example.split!r} is not one of {', '.join(STRICTEST)}", example.example_id)
+
+
+def answer_of(label: Label) -> str:
+    if label.binary is not None:
+        return str(label.binary)
+    if label.winner is not None:
+        return f"winner {label.winner}"
+    if label.ranks is not None:
+        return f"ranks {' '.join(map(str, label.ranks))}"
+    return f"score {label.score:g}"
+
+
+def asked_and_told(example: JudgeExample, pixels: Sequence[str]) -> tuple[str, str]:
+    """Hash of all that is asked and shown, and the label as text, both with the candidates in an order that is theirs: a pair and
+    the same pair turned have both in common where their labels agree. pixels: hash of each image."""
+    context, at = example.context_images, example.context_images
+    shown = []
+    for candidate in candidates_of(example):
+        shown.append((candidate.text, pixels[at : at + candidate.images]))
+        at += candidate.images
+    order = sorted(range(len(shown)), key=shown.__getitem__)
+    about = (example.task, example.kind, example.criterion, example.instruction, pixels[:context], [shown[i] for i in order])
+    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:HEX], answer_of(reordered(example, order).label)
+
+
+class _Spool:
+    """The two files, open for going on. Kept open for the length of one check, closed by `close`."""
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows: list[Row] = []
+        self.bad: list[Drop] = []
+        self.ids: list[str] = []  # of every record read, in order
+        self.seen: set[str] = set()
+        self.looks: dict[str, Look | BadRecord] = {}
+        self._bytes, self._lines = (folder / "spool.bin").open("ab"), (folder / "journal.jsonl").open("ab")
+        self._go_on(folder / "journal.jsonl", (folder / "spool.bin").stat().st_size)
+
+    def _go_on(self, journal: Path, spooled_bytes: int) -> None:
+        """Takes over what a stopped check has written; a half-written end is cut off."""
+        whole = 0
+        with journal.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # a machine that lost power left zeros
+                    break
+                if "row" in entry and (set(entry["row"]) != set(Row._fields) or entry["row"]["stop"] > spooled_bytes):
+                    break  # written by other code, or its record is not there
+                self._take(entry)
+                whole += len(line)
+        self._lines.truncate(whole)
+        self._bytes.truncate(self.rows[-1].stop if self.rows else 0)
+
+    def _take(self, entry: dict) -> None:
+        if "row" in entry:
+            row = Row(**entry["row"])
+            sizes = tuple((width, height) for width, height in row.sizes)
+            row = row._replace(files=tuple(row.files), pixels=tuple(row.pixels), sizes=sizes)
+            self._known(row)
+        else:
+            self.bad.append(Drop(*entry["bad"]))
+        self.ids.append(entry["id"])
+
+    def _known(self, row: Row) -> None:
+        self.rows.append(row)
+        self.seen.add(row.example_id)
+        self.looks |= {f: Look(p, size) for f, p, size in zip(row.files, row.pixels, row.sizes, strict=True)}
+
+    def add_bad(self, error: BadRecord, example_id: str) -> None:
+        text = str(error).removeprefix(f"{error.reason}: ")
+        drop = Drop(error.reason, text, example_id)
+        self.bad.append(drop)
+        self._line({"bad": drop, "id": example_id})
+
+    def add(self, example: JudgeExample, packed: bytes, files: tuple[str, ...], looks: list[Look]) -> None:
+        start = self.rows[-1].stop if self.rows else 0
+        self._bytes.write(packed)
+        pixels = tuple(seen.pixels for seen in looks)
+        asked, told = asked_and_told(example, pixels)
+        row = Row(
+            place=len(self.ids),
+            example_id=example.example_id,
+            task=example.task,
+            native=example.split,
+            group=example.group_id,
+            terms=example.terms,
+            license=example.license,
+            answer=answer_of(example.label),
+            score=example.label.score,
+            median=needs_median(example),
+            asked=asked,
+            told=told,
+            files=files,
+            pixels=pixels,
+            sizes=tuple(seen.size for seen in looks),
+            start=start,
+            stop=start + len(packed),
+        )
+        self._known(row)
+        self._line({"row": row._asdict(), "id": example.example_id})
+
+    def _line(self, entry: dict) -> None:
+        self.ids.append(entry["id"])
+        self._lines.write(json.dumps(entry).encode() + b"\n")
+        if len(self.ids) % FLUSH_EVERY == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        self._bytes.flush()
+        self._lines.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._bytes.close()
+        self._lines.close()
+
+
+def check_source(examples: Iterator[Item], folder: Path, *, limit: int = 0) -> Checked:
+    """Checks what the reader yields, the first `limit` of it where that is not 0. Memory grows by the rows, not by the images.
+
+    Raises ValueError where the source is not the one whose check was stopped, or cannot be read on.
+    """
+    spool = _Spool(folder)
+    done, threads = len(spool.ids), min(os.cpu_count() or 1, THREADS)
+    waiting: collections.deque = collections.deque()
+    looking: dict[str, Future] = {}
+    try:
+        bar = tqdm(desc="check", unit="record", disable=None, smoothing=0)
+        with ThreadPoolExecutor(threads) as pool, bar, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a one is refused, by a lower limit
+            for place, item in enumerate(itertools.islice(readable(examples), limit or None)):
+                bar.update()
+                if place < done:
+                    if item.example_id != spool.ids[place]:
+                        raise ValueError(
+                            f"record {place} is {item.example_id!r}, before it was {spool.ids[place]!r}: the source has changed; "
+                            f"remove {folder} to begin again"
+                        )
+                    continue
+                waiting.append((item, _start(item, spool, looking, pool)))
+                if len(waiting) > AHEAD * threads:
+                    _finish(*waiting.popleft(), spool, looking)
+            while waiting:
+                _finish(*waiting.popleft(), spool, looking)
+    finally:
+        spool.close()
+    return Checked(spool.rows, spool.bad)
+
+
+def readable(examples: Iterator[Item]) -> Iterator[Item]:
+    """The reader's records; what its libraries raise about a damaged file becomes one line that says how far it came."""
+    count = 0
+    try:
+        for example in examples:
+            count += 1
+            yield example
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{e} (after {count} records)" if count else str(e)) from e
+
+
+def _start(item: Item, spool: _Spool, looking: dict[str, Future], pool: ThreadPoolExecutor) -> tuple[str, ...]:
+    """Sends the images not seen yet to the threads; returns the hash of each image."""
+    if isinstance(item, BadRecord):
+        return ()
+    files = tuple(hashlib.sha256(image).hexdigest()[:HEX] for image in item.images)
+    for name, image in zip(files, item.images, strict=True):
+        if name not in spool.looks and name not in looking:
+            looking[name] = pool.submit(look, image)
+    return files
+
+
+def _finish(item: Item, files: tuple[str, ...], spool: _Spool, looking: dict[str, Future]) -> None:
+    """Waits for the images of one record and keeps it, or the reason why not."""
+    for name in files:
+        if name in looking:
+            spool.looks[name] = looking.pop(name).result()
+    if isinstance(item, BadRecord):
+        return spool.add_bad(item, item.example_id)
+    looks = [spool.looks[name] for name in files]
+    try:
+        check_fields(item)
+        if item.example_id in spool.seen:
+            raise BadRecord("duplicate_id", f"{item.example_id} is the id of an earlier record too", item.example_id)
+        for number, seen in enumerate(looks):
+            if isinstance(seen, BadRecord):
+                detail = str(seen).removeprefix(f"{seen.reason}: ")
+                raise BadRecord(seen.reason, f"{item.example_id}: image {number}: {detail}", item.example_id)
+        packed = pack(replace(item, source_split=item.source_split or item.split))
+    except BadRecord as e:
+        return spool.add_bad(placed(e, item), item.example_id)
+    except UnicodeEncodeError as e:
+        return spool.add_bad(placed(BadRecord("broken_text", f"{item.example_id!a}: {e}"), item), item.example_id)
+    spool.add(item, packed, files, looks)
+
+
+def placed(error: BadRecord, example: JudgeExample) -> BadRecord:
+    """The error with the file and row in front, where the reader knows them."""
+    detail = str(error).removeprefix(f"{error.reason}: ")
+    return BadRecord(error.reason, f"{example.place}: {detail}", error.example_id) if example.place else error
+
+
+def spooled(file: BinaryIO, row: Row) -> bytes:
+    return os.pread(file.fileno(), row.stop - row.start, row.start)

@@ -1,0 +1,101 @@
+"""Images by their native name, out of a data set's folder or the zips in it. No name leads out of the folder."""
+
+import contextlib
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
+from mtjudge_jax.prepare.readers.files import AGAIN, shown
+from mtjudge_jax.records import BadRecord
+
+MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; more is no photograph
+IMAGE_FOLDERS = ("", "image", "images")
+ReadImage = Callable[[str], bytes]
+
+
+@contextlib.contextmanager
+def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS, remedy: str = AGAIN) -> Iterator[ReadImage]:
+    """A function from an image's native name to its bytes, out of the source folder or the zips that lie in it.
+
+    A name is looked for below each of `folders`, and with or without one of them in front: "7.jpg", "image/7.jpg".
+    The function raises BadRecord: `image_path` for a name that leads out of the folder or is an address,
+    `missing_image`, `unreadable_image`, `image_bytes` for more than MAX_IMAGE_BYTES, `broken_zip`.
+    """
+    folder = source.parent if source.is_file() else source
+    with contextlib.ExitStack() as stack:
+        members = {}
+        for path in sorted(p for p in folder.iterdir() if p.name.endswith(".zip")):
+            archive = stack.enter_context(opened_zip(path, remedy=remedy))
+            members |= {info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()}
+
+        def read(name: str) -> bytes:
+            for place in _places(name, folders):
+                if place in members:
+                    return zip_member(*members[place])
+                try:
+                    if (folder / place).is_file():
+                        return _file(folder, place)
+                except OSError as e:  # not to be read by this user, or a broken disk
+                    raise BadRecord("unreadable_image", f"{place}: {e.strerror or e}") from e
+            raise BadRecord("missing_image", f"{name} is not in {folder}")
+
+        yield read
+
+
+def image_of(value: Any, read: ReadImage, name: str) -> bytes:
+    """Encoded bytes of an image column: bytes, the name of a file, or {"bytes": .., "path": ..} with either."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes) and value:
+        return value
+    if isinstance(value, str) and value:
+        return read(value)
+    raise BadRecord("missing_image", f"{name} holds no image")
+
+
+@contextlib.contextmanager
+def opened_zip(path: AnyPath, *, remedy: str = AGAIN) -> Iterator[zipfile.ZipFile]:
+    """Raises ValueError where the file is no zip."""
+    with path.open("rb") as file:
+        try:
+            archive = zipfile.ZipFile(file)
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as e:  # by the place of the damage
+            raise ValueError(f"{path}: not readable as zip ({e}); {remedy}") from e
+        yield archive
+
+
+def _places(name: str, folders: Sequence[str]) -> list[str]:
+    """Where an image may lie, from the folder on; each place once."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if ADDRESS.match(name) or path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:
+        raise BadRecord("image_path", f"{shown(name)} leads out of the data set's folder: names are relative and inside it")
+    if max(len(part.encode(errors="replace")) for part in path.parts) > 255 or len(name) > 2000 or "\0" in name:
+        raise BadRecord("image_path", f"{shown(name)} is no name of a file")
+    bare = PurePosixPath(*path.parts[1:]) if path.parts[0] in folders and len(path.parts) > 1 else path
+    return list(dict.fromkeys(str(PurePosixPath(folder) / form) for form in (path, bare) for folder in folders))
+
+
+def _file(folder: AnyPath, place: str) -> bytes:
+    path = folder / place
+    if not in_bucket(folder) and not path.resolve().is_relative_to(folder.resolve()):
+        raise BadRecord("image_path", f"{place} is a link that leads out of {folder}")
+    _check_size(place, size_of(path))
+    return path.read_bytes()
+
+
+def zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """Raises BadRecord `image_bytes` and `broken_zip`."""
+    _check_size(info.filename, info.file_size)
+    try:
+        return archive.read(info)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as e:  # damaged or encrypted
+        raise BadRecord("broken_zip", f"{info.filename}: {e}") from e
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise BadRecord("image_bytes", f"{name} has {size:,} bytes, more than {MAX_IMAGE_BYTES:,}: no image is that large")

@@ -1,0 +1,121 @@
+"""AGIN: mean opinion scores of how natural generated images look, of their technical quality and of their rationality."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from mtjudge_jax.paths import AnyPath
+from mtjudge_jax.prepare.readers import files, image_files, tables
+from mtjudge_jax.records import BadRecord, JudgeExample, Label
+
+TASKS = ("agin_nat", "agin_tech", "agin_rat")
+LICENSE = "none stated: not to be passed on"
+TERMS = "research"
+OPTIONS = {
+    "csv": "name of the CSV in the folder (default: the only one there)",
+    "filename": "column of the image's name (default: filename)",
+    "nat": "column of naturalness (default: MOS_nat)",
+    "tech": "column of technical quality (default: MOS_tech)",
+    "rat": "column of rationality (default: MOS_rat)",
+    "images": "folder of the images in the source folder (default: itself, image or images)",
+    "task": "all, agin_nat, agin_tech or agin_rat (default: all)",
+    "threshold": "train_median, scale_midpoint or a number; above it is label 1 (default: train_median)",
+    "scale": "lowest and highest score, as 1-5; scores outside are bad rows (default: none; scale_midpoint needs it)",
+    **tables.MARGIN,
+    **files.REVISION,
+}
+HOW = "Get AGIN's images and scores by the links of its repository zijianchen98/AGIN, and give the folder with both."
+COLUMNS = {"filename": "filename", "nat": "MOS_nat", "tech": "MOS_tech", "rat": "MOS_rat"}
+CRITERIA = {"agin_nat": "naturalness", "agin_tech": "technical", "agin_rat": "rationality"}
+
+
+def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
+    """Three records an image, one a criterion. The label is binary or waits for prepare, the score is in label.score and raw."""
+    taken = files.take_options(options, OPTIONS, task=("all", *TASKS))
+    taken |= {name: taken[name] or column for name, column in COLUMNS.items()}
+    scale = scale_of(taken["scale"])
+    threshold = threshold_of(taken, scale)
+    tasks = TASKS if taken["task"] == "all" else (taken["task"],)
+    wanted = {name: files.Field((taken[name],)) for name in ("filename", *(task.removeprefix("agin_") for task in tasks))}
+    table = _table(source, taken["csv"])
+    folders = (taken["images"],) if taken["images"] else image_files.IMAGE_FOLDERS
+    with image_files.image_reader(table if source.is_file() else source, folders=folders) as images:
+        rows = _a_row_a_task(tables.csv_rows(table, wanted), tasks)
+        yield from files.records(
+            rows, lambda row: [_example(row, images, taken, threshold=threshold, scale=scale)], tables.check_waiting
+        )
+
+
+def scale_of(text: str) -> tuple[float, float] | None:
+    """ "1-5" -> (1.0, 5.0). Raises ValueError."""
+    if not text:
+        return None
+    low, _, high = text.replace(",", "-").partition("-")
+    try:
+        scale = float(low), float(high)
+    except ValueError:
+        scale = 0.0, 0.0
+    if not scale[0] < scale[1]:
+        raise ValueError(f"option scale: {text!r} must be the lowest and the highest score, as 1-5")
+    return scale
+
+
+def threshold_of(taken: Mapping[str, str], scale: tuple[float, float] | None) -> tables.Threshold:
+    text = taken["threshold"] or tables.MEDIAN
+    if text == tables.MEDIAN:
+        return tables.Threshold(None)
+    if text == "scale_midpoint":
+        if scale is None:
+            raise ValueError("option threshold: scale_midpoint needs the scale, give --option=scale=1-5 or what it is")
+        return tables.Threshold(sum(scale) / 2, how="scale_midpoint")
+    return tables.Threshold(tables.number_option(taken, "threshold"))
+
+
+def _table(source: AnyPath, name: str) -> AnyPath:
+    if name:
+        if source.is_file():
+            raise ValueError(f"option csv: {source} is a file itself; give the folder or leave the option out")
+        if "/" in name or "\\" in name or name == ".." or not (source / name).is_file():
+            raise ValueError(f"option csv: {name!r} is no file in {source}")
+        return source / name
+    found = files.find_files(source, ".csv", HOW)
+    if len(found) > 1:
+        shown = ", ".join(path.name for path in found[:5])
+        raise ValueError(f"{source}: several CSV files ({shown}); name one with --option=csv=NAME")
+    return found[0]
+
+
+def _a_row_a_task(rows: Iterator[files.Row | BadRecord], tasks: Sequence[str]) -> Iterator[files.Row | BadRecord]:
+    """A row's one bad score costs that task's record only."""
+    for row in rows:
+        if isinstance(row, BadRecord):
+            yield row
+        else:
+            yield from (row._replace(place=f"{row.place} {task}", fields=row.fields | {"task": task}) for task in tasks)
+
+
+def _example(
+    row: files.Row, images: image_files.ReadImage, taken: Mapping[str, str], *, threshold: tables.Threshold, scale: tuple | None
+) -> JudgeExample:
+    native, task = row.fields, row.fields["task"]
+    name, key = files.text_of(native["filename"], "filename"), task.removeprefix("agin_")
+    score = tables.finite(native[key], taken[key])
+    if scale and not scale[0] <= score <= scale[1]:
+        raise BadRecord("label_outside", f"{taken[key]} is {score:g}, outside the scale {scale[0]:g}-{scale[1]:g}")
+    return JudgeExample(
+        example_id=f"agin/{name}/{CRITERIA[task]}",
+        dataset="agin",
+        split="",
+        group_id=f"agin/{name}",
+        task=task,
+        criterion=CRITERIA[task],
+        kind="pointwise_binary",
+        instruction="",
+        images=(images(name),),
+        label=Label(binary=tables.binary_of(score, threshold), score=score),
+        score_min=scale[0] if scale else None,
+        score_max=scale[1] if scale else None,
+        label_rule=tables.rule_of(taken[key], threshold),
+        license=LICENSE,
+        terms=TERMS,
+        revision=taken["revision"],
+        raw=files.raw_json(mos=score, model=name.rpartition("_")[0]),
+    )

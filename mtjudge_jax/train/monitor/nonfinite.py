@@ -1,0 +1,66 @@
+"""Steps whose update was not finite: what is written down of their batch, and whom it names."""
+
+import json
+import math
+
+import numpy as np
+
+from mtjudge_jax.paths import AnyPath, write_whole
+from mtjudge_jax.rl.score import Scores
+
+MOST_FILES = 50  # a run that skips a step in three must not fill the disk
+
+
+class NonFiniteUpdate(RuntimeError):
+    """The loss, a gradient or a reward was not finite too often in a row; the state is that of the last good update."""
+
+
+def suspects(rows: dict, scores: Scores, logps: dict[str, np.ndarray], mask: np.ndarray) -> list[str]:
+    """`example_id (task)` of the prompts with a number that is not finite; of all, where the gradient alone was not.
+
+    logps: named log-probabilities [Q, G, C]; mask bool [Q, G, C].
+    """
+    bad = ~np.isfinite(scores.total).all(-1)
+    for logp in logps.values():
+        bad |= ~np.isfinite(np.where(mask, logp, 0)).all((1, 2))
+    chosen = bad if bad.any() else np.ones(len(bad), bool)
+    return [f"{rows['example_id'][i]} ({rows['task'][i]})" for i in np.flatnonzero(chosen)]
+
+
+def dump_batch(
+    path: AnyPath, rows: dict, texts: list[list[str]], scores: Scores, logps: dict[str, np.ndarray], mask: np.ndarray
+) -> bool:
+    """Writes a line of JSON a prompt: its id, task and label, and each answer with its rewards and sums of log-probabilities.
+
+    A number that is not finite is its name in quotes. False where the folder holds enough files already.
+    """
+    if path.parent.is_dir() and sum(1 for _ in path.parent.iterdir()) >= MOST_FILES:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sums = {name: np.where(mask, logp, 0).sum(-1) for name, logp in logps.items()}
+    lines = []
+    for q, group in enumerate(texts):
+        answers = [
+            {"text": text, "reward": _number(scores.total[q, g]), "accuracy": _number(scores.accuracy[q, g])}
+            | {"tokens": int(mask[q, g].sum())}
+            | {name: _number(value[q, g]) for name, value in sums.items()}
+            for g, text in enumerate(group)
+        ]
+        known = {"example_id": str(rows["example_id"][q]), "task": str(rows["task"][q]), "label": int(rows["label"][q])}
+        lines.append(json.dumps(known | {"answers": answers}))
+    write_whole(path, ("\n".join(lines) + "\n").encode())
+    return True
+
+
+def _number(x) -> float | str:
+    return float(x) if math.isfinite(x) else str(float(x))
+
+
+def skipped_line(step: int, names: list[str], in_a_row: int, most: int, where: AnyPath | None) -> str:
+    """What is said of a skipped step."""
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    kept = f"; its batch is in {where}" if where else ""
+    return (
+        f"step {step}: the loss, a gradient or a reward is not finite, its update was skipped and changed nothing "
+        f"({in_a_row} in a row, the run stops at {most}); examples: {shown}{kept}"
+    )

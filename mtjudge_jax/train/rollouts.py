@@ -1,0 +1,159 @@
+"""The rollout of a step: prompts, their answers, their rewards. With MT-GRPO round after round, until enough prompts teach."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mtjudge_jax import hosts
+from mtjudge_jax.data.rows import HOST_KEYS
+from mtjudge_jax.eval.scores import Answers, all_equal, task_numbers
+from mtjudge_jax.hosts.exchange import gather, gather_rows
+from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
+from mtjudge_jax.rl import mt_grpo
+from mtjudge_jax.rl.score import Scores, score
+from mtjudge_jax.sharding import batch_sharding, local_rows
+from mtjudge_jax.tasks.reward import Rule
+from mtjudge_jax.train.monitor.messages import Clock
+from mtjudge_jax.train.run import STOP, Progress, Run
+from mtjudge_jax.types import Array, PromptBatch, Rollout
+
+
+class Round(NamedTuple):
+    """Q prompts with their answers. What is on the host is of this process's rows."""
+
+    rows: dict[str, np.ndarray]  # those of data/rows.py that stay on the host
+    prompts: PromptBatch
+    out: Rollout
+    texts: list[list[str]]
+    scores: Scores
+
+
+class Rolled(NamedTuple):
+    """What a step learns from, and what it has seen in all its rounds."""
+
+    batch: Round
+    answers: Answers  # of all rounds and processes
+    rows: dict[str, np.ndarray]  # of all rounds, this process's
+    prompt_tokens: int  # of all rounds and processes
+    rounds: int
+    met: float | None  # of mt_grpo: share of the wanted prompts that teach which the batch has
+
+
+def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
+    """One rollout; with mixture mt_grpo up to mt_grpo_rounds of them, as long as a task is short of prompts that teach.
+
+    A prompt teaches where its G rewards are not all equal. All processes go on and stop together, and the batch is the same
+    rows in the same order on any number of them.
+    """
+    cfg, known = run.cfg, run.model.fmt.tasks
+    kept = _one_round(run, progress, next(progress.data), rule, clock)
+    seen, every, tokens, met = [_answers(kept, run)], [kept.rows], _prompt_tokens(kept), None
+    if cfg.data.mixture == "mt_grpo":
+        wanted = progress.data.wanted()
+        while (met := _met(found := _found(seen, list(known)), wanted)) < 1 and len(seen) < cfg.data.mt_grpo_rounds:
+            hosts.stop_if_asked(STOP)
+            new = _one_round(run, progress, progress.data.more(found), rule, clock, number=len(seen))
+            seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
+            kept = _merge(kept, new, run, wanted)
+            clock.lap("merge")
+    answers = jax.tree.map(lambda *x: np.concatenate(x), *seen)
+    rows = {key: np.concatenate([rows[key] for rows in every]) for key in HOST_KEYS}
+    return Rolled(kept, answers, rows, tokens, len(seen), met)
+
+
+def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Clock, number: int = 0) -> Round:
+    cfg, stages = run.cfg, run.model.stages
+    prompts = place_prompts(rows, stages.mesh)
+    clock.lap("data")
+    temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
+    key = stage_key(cfg.seed, progress.step, "sample", number)
+    out = stages.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
+    texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
+    clock.lap("rollout")
+    lengths = local_rows(out.mask, stages.mesh).sum(-1, dtype=np.int32)
+    truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": run.model.fmt.tasks}
+    scores = score(texts, truncated, tasks=rows["task"].tolist(), alpha=rule, tokens=lengths, **truth)
+    clock.lap("score")
+    return Round({key: rows[key] for key in HOST_KEYS}, prompts, out, texts, scores)
+
+
+def _answers(one: Round, run: Run) -> Answers:
+    """What metrics say of a round's answers, those of all processes."""
+    mesh = run.model.stages.mesh
+    mask, logp = local_rows(one.out.mask, mesh), local_rows(one.out.logp, mesh)
+    numbers = task_numbers(one.rows["task"].tolist(), run.model.fmt.tasks)
+    return gather_rows(Answers(one.scores, numbers, one.rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1)))
+
+
+def _prompt_tokens(one: Round) -> int:
+    return int(jnp.sum(one.prompts.valid))
+
+
+def _teaches(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """bool [N] of rewards [N, G]. A group with NaN counts: it is not passed over."""
+    return ~all_equal(total) & (weight > 0)
+
+
+def _found(seen: list[Answers], names: list[str]) -> dict[str, int]:
+    """Prompts that teach, by task, of all rounds."""
+    teaching = [one.task[_teaches(one.scores.total, one.weight)] for one in seen]
+    counts = np.bincount(np.concatenate(teaching), minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True))
+
+
+def _met(found: dict[str, int], wanted: dict[str, int]) -> float:
+    return sum(min(found[name], count) for name, count in wanted.items()) / sum(wanted.values())
+
+
+def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
+    """Those of two rounds that are learned from. A row may end on another process than the one that read it."""
+    cfg, stages, names = run.cfg, run.model.stages, list(wanted)
+    size = cfg.rollout.prompts
+    mine = _places(stages.mesh, size)
+    order = np.argsort(gather_rows(mine))
+    host = [_everywhere({"rows": one.rows, "scores": one.scores}, order) for one in (kept, new)]
+    rows, scores = (jax.tree.map(lambda *x: np.concatenate(x), *[one[name] for one in host]) for name in ("rows", "scores"))
+    usable = rows["weight"] > 0
+    chosen = mt_grpo.select(
+        np.array([names.index(name) if name in names else 0 for name in rows["task"].tolist()]),
+        teaches=_teaches(scores.total, rows["weight"]),
+        usable=usable,
+        broken=usable & ~np.isfinite(scores.total).all(axis=1),
+        wanted=np.array(list(wanted.values())),
+        size=size,
+        blocks=size // cfg.update.prompts,
+    )
+    prompts, out = _picker(stages.mesh)((kept.prompts, kept.out), (new.prompts, new.out), chosen)
+    rows, scores = jax.tree.map(lambda x: x[chosen[mine]], (rows, scores))
+    return Round(rows, prompts, out, decode_texts(stages, out), scores)
+
+
+def _everywhere(tree: Any, order: np.ndarray) -> Any:
+    """Host arrays of this process's rows -> of all rows, as they lie in the arrays of the mesh. Texts travel as JSON."""
+
+    def one(x: np.ndarray) -> np.ndarray:
+        whole = gather_rows(x) if x.dtype.kind in "biuf" else np.array([text for part in gather(x.tolist()) for text in part])
+        return whole[order]
+
+    return jax.tree.map(one, tree)
+
+
+@cache
+def _places(mesh: Mesh, size: int) -> np.ndarray:
+    """Where this process's rows lie in an array of so many that is sharded over the mesh, int32."""
+    return local_rows(jax.jit(lambda: jnp.arange(size), out_shardings=batch_sharding(mesh))(), mesh)
+
+
+@cache
+def _picker(mesh: Mesh) -> Callable:
+    """Jitted: trees a and b of arrays [Q, ..] and Q places -> rows of a followed by b."""
+
+    def pick(a: Any, b: Any, places: Array) -> Any:
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[places], a, b)
+
+    return jax.jit(pick, out_shardings=batch_sharding(mesh))

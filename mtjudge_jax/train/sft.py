@@ -1,0 +1,41 @@
+"""Supervised fine-tuning on gold reasoning and true verdicts: the second loop over the same functions.
+
+`mtjudge train` runs it for a config with `stage = "sft"`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from mtjudge_jax.policy.programs import place_prompts
+from mtjudge_jax.policy.update import make_update, sft_loss
+from mtjudge_jax.sharding import shard_batch
+from mtjudge_jax.train.loop import loop, note_skipped, of_hosts
+from mtjudge_jax.train.monitor.messages import Clock, summarise
+from mtjudge_jax.train.run import Progress, Run, start
+from mtjudge_jax.types import SftBatch
+
+
+def train(run: Run) -> Progress:
+    """The SFT loop."""
+    stages = run.model.stages
+    progress, _ = start(run)
+    update = make_update(progress.state, partial(sft_loss, logp_fn=stages.logp_fn), run.optimizer, stages.mesh, run.cfg)
+
+    def step_fn(progress: Progress) -> tuple[Progress, dict]:
+        clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
+        rows = next(progress.data)
+        mask = rows["target_mask"] & (rows["weight"] > 0)[:, None]
+        tokens, mask = shard_batch((rows["target"][:, None], mask[:, None]), stages.mesh)
+        batch = SftBatch(place_prompts(rows, stages.mesh), tokens, mask)
+        clock.lap("data")
+        state, metrics = update(progress.state, progress.frozen, batch)
+        line = summarise([jax.device_get(metrics)], kl=True)
+        clock.lap("update")
+        progress = note_skipped(run, progress._replace(state=state), line["skipped"], rows)
+        seen = int(jnp.sum(batch.prompts.valid) + jnp.sum(batch.mask))
+        rate = {"tokens_per_s": seen / sum(clock.seconds.values()), "seconds": clock.seconds}
+        return progress, line | rate | of_hosts(run, rows, clock)
+
+    return loop(run, progress, step_fn)
