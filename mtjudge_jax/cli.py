@@ -1,19 +1,29 @@
-"""`mtjudge COMMAND --flag=value ..`: each command is a module with a main, `python -m mtjudge_jax.COMMAND` is the same."""
+"""`mtjudge COMMAND --flag=value ..`, and how a command ends. `python -m mtjudge_jax.COMMAND` is the same."""
 
+import contextlib
+import os
 import runpy
+import signal
 import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
 
-from mtjudge_jax.config import unknown
+from absl import app, flags, logging
+
+from mtjudge_jax.errors import UserError, fail, leave, one_line, unknown
+from mtjudge_jax.flags import parse
 
 COMMANDS = {
     "demo": "train a tiny judge on this machine, evaluate it and write its report",
-    "prepare": "write a data set as checked records",
-    "plan": "see whether a run fits on a TPU slice you do not have here, and what a step costs",
-    "train": "train by the config: multi-task GRPO, or SFT",
+    "prepare": "turn a data set into checked records",
+    "plan": "tell whether a run fits on a TPU slice you need not have, and what a step costs",
+    "train": "train with a config: multi-task GRPO, or SFT",
     "eval": "judge a prepared split with a model and score it",
     "judge": "judge your own images",
-    "export": "write a model folder, with a model card, from a checkpoint of a run",
-    "report": "write the HTML report of a workdir, or put several runs side by side",
+    "export": "write a Hugging Face folder with a model card from a run or one of its checkpoints",
+    "report": "write the HTML report of a run, or compare several runs",
 }
 
 
@@ -23,34 +33,67 @@ def usage() -> str:
     return f"usage: mtjudge COMMAND [--flag=value ..]\n\n{body}\n\nmtjudge COMMAND --help lists the flags of a command."
 
 
-def help_of(command: str) -> str:
-    """The flags of a command whose module takes seconds to import, without importing it."""
-    from absl import flags
-
-    from mtjudge_jax.flags import eval_flags, export_flags, judge_flags, plan_flags, train_flags
-
-    known = {"plan": plan_flags, "train": train_flags, "eval": eval_flags, "judge": judge_flags, "export": export_flags}
-    known[command]()
-    return f"mtjudge {command}: {COMMANDS[command]}\n{flags.FLAGS.module_help(sys.modules[__name__])}"
-
-
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help", "help"):
         print(usage())
         sys.exit(0 if len(sys.argv) > 1 else 2)
     command = sys.argv[1]
     if command not in COMMANDS:
-        print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-    if command in ("plan", "train", "eval", "judge", "export") and {"-h", "--help"} & set(sys.argv[2:]):
-        print(help_of(command))
-        sys.exit(0)
+        fail(unknown("command", command, COMMANDS))
     sys.argv = [f"mtjudge {command}", *sys.argv[2:]]
     try:
         runpy.run_module(f"mtjudge_jax.{command}", run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:  # while it was still being imported
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def run_command(main: Callable[..., None], *, positional: bool = False, workdir: flags.FlagHolder | None = None) -> None:
+    """Runs `main` after parsing the flags. A UserError and an OSError end in one line and exit status 2; anything else is a
+    bug and ends in its traceback and exit status 1.
+
+    positional: the arguments that are no flags are allowed, and are main's argument. workdir: the flag with the folder of the
+    run that a stopped command goes on with.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1 and not positional:
+            fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
+        logging.set_verbosity(logging.WARNING)  # Orbax and jax log every file they write
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, lambda *_: stop(None if workdir is None else workdir.value))
+        try:
+            main(argv[1:]) if positional else main()
+        except Exception as error:
+            if os.environ.get("MTJUDGE_TRACEBACK") or not isinstance(error, UserError | OSError):
+                traceback.print_exc()
+                leave(1)
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            leave(2)
+
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n{flags.FLAGS.main_module_help()}")
+        sys.exit(0)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only: nothing here opens a connection
+    app.run(guarded, flags_parser=parse)
+
+
+def going_on(workdir: str | None) -> str:
+    """What the same command does after a stop. A bucket is not asked: that takes time, and Ctrl-C must not."""
+    steps = []
+    if workdir and "://" not in workdir:
+        with contextlib.suppress(OSError):
+            steps = [int(name) for name in os.listdir(Path(workdir) / "checkpoints") if name.isdecimal()]
+    if steps:
+        return f"the same command goes on after step {max(steps)}"
+    return "the same command goes on from what it has saved, or begins anew where that is nothing"
+
+
+def stop(workdir: str | None) -> NoReturn:
+    """What Ctrl-C does. Not by KeyboardInterrupt: raised while jax collects garbage, Python drops it, and the run goes on."""
+    newline = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
+    os.write(2, f"{newline}stopped; {going_on(workdir)}\n".encode())
+    os._exit(130)
 
 
 if __name__ == "__main__":

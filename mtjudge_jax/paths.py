@@ -25,6 +25,8 @@ from typing import Any
 
 from etils import epath
 
+from mtjudge_jax.errors import UserError
+
 AnyPath = Path | epath.Path
 SCHEME = "gs://"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
@@ -42,11 +44,11 @@ def as_path(text: str | os.PathLike) -> AnyPath:
     if name.startswith(SCHEME):
         bucket = name.removeprefix(SCHEME).split("/")[0]
         if not bucket:
-            raise ValueError(f"{name}: names no bucket: write {SCHEME}bucket/folder")
+            raise UserError(f"{name}: names no bucket: write {SCHEME}bucket/folder")
         reach(bucket)
         return epath.Path(name.rstrip("/"))
     if ADDRESS.match(name):
-        raise ValueError(f"{name}: neither a folder of this machine nor {SCHEME}bucket/folder: give one of the two")
+        raise UserError(f"{name}: neither a folder of this machine nor {SCHEME}bucket/folder: give one of the two")
     return Path(name)
 
 
@@ -67,7 +69,7 @@ def address(path: AnyPath) -> str:
 def bucket_files() -> Any:
     """gcsfs, without a memory of listings: other processes and libraries write into the same bucket."""
     if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"{SCHEME} paths need gcsfs, which is not installed: pip install 'mtjudge_jax[gcs]'")
+        raise UserError(f"{SCHEME} paths need gcsfs, which is not installed: pip install 'mtjudge_jax[gcs]'")
     import fsspec.config
 
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
@@ -83,7 +85,7 @@ def reach(bucket: str) -> None:
     try:
         fsspec.asyn.sync(files.loop, files._call, "GET", "b/{}/o", bucket, json_out=True, maxResults=1, timeout=ANSWER_SECONDS)
     except Exception as error:
-        raise ValueError(f"{SCHEME}{bucket}: {explain(error)}") from error
+        raise UserError(f"{SCHEME}{bucket}: {explain(error)}") from error
 
 
 def explain(error: Exception) -> str:
@@ -242,7 +244,7 @@ def local_copy(path: AnyPath, sha256: str, *, most_bytes: int = CACHE_BYTES) -> 
     if not in_bucket(path):
         return path
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise ValueError(f"{path}: the manifest says {sha256!r} where its sha256 belongs: prepare the data again")
+        raise UserError(f"{path}: the manifest says {sha256!r} where its sha256 belongs: prepare the data again")
     folder = cache_folder()
     copy = folder / f"{sha256}{path.suffix}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,7 +259,7 @@ def local_copy(path: AnyPath, sha256: str, *, most_bytes: int = CACHE_BYTES) -> 
             copy_file(path, part)
             found = _sha256(part)
             if found != sha256:
-                raise ValueError(f"{path}: its sha256 is {found}, the manifest says {sha256}: prepare the data again")
+                raise UserError(f"{path}: its sha256 is {found}, the manifest says {sha256}: prepare the data again")
             part.replace(copy)
         finally:
             part.unlink(missing_ok=True)

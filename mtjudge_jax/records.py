@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import msgpack
 
+from mtjudge_jax.errors import UserError
+
 SCHEMA_VERSION = 2
 KINDS = ("pointwise_binary", "pointwise_score", "pairwise", "listwise")
 SHORT_KINDS = {"binary": "pointwise_binary", "graded": "pointwise_score"}  # taken in a user's rows and task entries
@@ -96,7 +98,7 @@ class JudgeExample:
         return int.from_bytes(hashlib.sha256(self.example_id.encode()).digest()[:4], "little")
 
 
-class BadRecord(ValueError):
+class BadRecord(UserError):
     """A record that cannot be used; `reason` is a short name to count by, `example_id` says which one where it is known.
 
     The text is "reason: detail".
@@ -161,7 +163,7 @@ def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
     """
     candidates = candidates_of(example)
     if sorted(order) != list(range(len(candidates))):
-        raise ValueError(f"{example.example_id}: order {tuple(order)} is no permutation of its {len(candidates)} candidates")
+        raise UserError(f"{example.example_id}: order {tuple(order)} is no permutation of its {len(candidates)} candidates")
     first = example.context_images
     images, at = [], first
     for candidate in candidates:
@@ -183,7 +185,7 @@ def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
 def swapped(example: JudgeExample) -> JudgeExample:
     """The pairwise example with its two candidates, and so its winner, exchanged. The id stays."""
     if example.kind != "pairwise" or len(candidates_of(example)) != 2 or example.label.winner not in (TIE, 0, 1):
-        raise ValueError(f"{example.example_id} is no pairwise example of two candidates with a winner or a tie: nothing to swap")
+        raise UserError(f"{example.example_id} is no pairwise example of two candidates with a winner or a tie: nothing to swap")
     return reordered(example, (1, 0))
 
 

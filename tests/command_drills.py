@@ -11,7 +11,7 @@ def bug() -> None:
     import threading
     import time
 
-    from mtjudge_jax.flags import run_command
+    from mtjudge_jax.cli import run_command
 
     threading.Thread(target=time.sleep, args=(60,)).start()
     run_command(lambda: {}["nothing"])

@@ -9,7 +9,7 @@ from unittest import mock
 import drills
 
 from mtjudge_jax.models.hf.convert import save_hf
-from mtjudge_jax.policy.model import JUDGE_FILE
+from mtjudge_jax.policy.judge_file import JUDGE_FILE
 
 
 def late_best(*, folder: str, data: str) -> dict:
@@ -20,7 +20,7 @@ def late_best(*, folder: str, data: str) -> dict:
 def train(workdir: Path, data: str, refused: int) -> dict:
     """`refused`: how many writings of a best model find no room. `saved` of the facts: step, best and since_best as saved."""
     from mtjudge_jax import checkpoint
-    from mtjudge_jax.train.grpo import fit
+    from mtjudge_jax.train.fit import fit
 
     lines, written, saved, left = [], [], [], iter(range(refused))
     save = checkpoint.save

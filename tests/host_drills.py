@@ -40,7 +40,7 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
 
     from mtjudge_jax import hosts
     from mtjudge_jax.models.hf.convert import flatten
-    from mtjudge_jax.train.grpo import fit
+    from mtjudge_jax.train.fit import fit
 
     ids, add = [], BadRowCounter.add
 

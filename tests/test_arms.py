@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from commands import Ended, commands
 
-from mtjudge_jax.config import ConfigError, check
+from mtjudge_jax.config_check import check
 from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of, write_tables
 from mtjudge_jax.demo.config import TASKS, UNSEEN
 from mtjudge_jax.demo.dataset import make_examples
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.plan.chips import tpu_slice
 from mtjudge_jax.policy.model import DEMO_BASE, true_target
 from mtjudge_jax.tasks import TASKS as KNOWN

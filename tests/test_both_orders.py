@@ -9,9 +9,11 @@ from data_fixtures import CONFIG, encoded, example, noise, write_records, write_
 from test_rewards import say
 from test_task_kinds import record
 
-from mtjudge_jax.config import Config, ConfigError, check
+from mtjudge_jax.config import Config
+from mtjudge_jax.config_check import check
 from mtjudge_jax.data.pipeline import RowFormat, mixture, open_split, to_row, train_iterator
 from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.eval.scores import Answers, task_numbers, train_metrics
 from mtjudge_jax.records import TIE, BadRecord, Label, swapped
 from mtjudge_jax.rl.score import rule_of, score

@@ -17,8 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from mtjudge_jax.cli import COMMANDS
-from mtjudge_jax.flags import going_on
+from mtjudge_jax.cli import COMMANDS, going_on
 from mtjudge_jax.policy.model import DEMO_BASE
 
 

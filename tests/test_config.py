@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from mtjudge_jax import config as config_module
-from mtjudge_jax.config import Config, ConfigError, check, flatten, from_dict, mesh_shape, to_dict
+from mtjudge_jax.config import Config, flatten, from_dict, to_dict
+from mtjudge_jax.config_check import check, mesh_shape
+from mtjudge_jax.errors import ConfigError
 
 PACKAGE = Path(config_module.__file__).parent
 NAN = float("nan")

@@ -10,10 +10,12 @@ import pytest
 from data_fixtures import encoded, noise
 from test_task_kinds import record
 
-from mtjudge_jax.config import Config, ConfigError, MeshConfig, check, from_dict, get_tasks, to_dict
+from mtjudge_jax.config import Config, MeshConfig, from_dict, get_tasks, to_dict
+from mtjudge_jax.config_check import check
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.eval.scores import task_score
-from mtjudge_jax.judge.judge import judge_config, question_example
-from mtjudge_jax.policy.model import JUDGE_FILE, judge_file
+from mtjudge_jax.judge.judge import question_example
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
 from mtjudge_jax.records import Label
 from mtjudge_jax.rl.score import score
 from mtjudge_jax.sharding import make_mesh

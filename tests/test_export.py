@@ -20,14 +20,15 @@ from parity import HERE, hub_config, write_moe
 from safetensors.numpy import load_file, safe_open
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, ConfigError, LoraConfig, to_dict
+from mtjudge_jax.config import Config, LoraConfig, to_dict
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.export.export import choose, export
-from mtjudge_jax.judge.judge import judge_config
 from mtjudge_jax.models.hf import folder as files
 from mtjudge_jax.models.hf.convert import flatten, load_params, save_hf
 from mtjudge_jax.models.hf.lora import load_peft, merge_lora
 from mtjudge_jax.models.qwen3_vl.config import from_hf, load_config
-from mtjudge_jax.policy.model import DEMO_BASE, JUDGE_FILE, judge_file, open_model, read_weights, with_adapters
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
+from mtjudge_jax.policy.model import DEMO_BASE, open_model, read_weights, with_adapters
 from mtjudge_jax.policy.trainable import join
 from mtjudge_jax.policy.update import init_state
 from mtjudge_jax.rl.optim import make_optimizer

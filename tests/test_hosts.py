@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from commands import Ended, Started, commands
 
-from mtjudge_jax.config import ConfigError
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts import EXIT_RESTART, _from_environment
 
 

@@ -46,7 +46,7 @@ def test_auroc_with_ties_by_hand():
 
 def test_correlations_by_hand():
     x, y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 3.0, 2.0, 2.0])
-    assert correlation.kendall_tau_b(x, y) == pytest.approx(1 / np.sqrt(30), abs=1e-15)  # 3 concordant, 2 discordant, one tie in y
+    assert correlation.kendall_tau_b(x, y) == pytest.approx(1 / np.sqrt(30), abs=1e-15)  # 3 concordant, 2 discordant, a tie in y
     # ranks of y: 1, 4, 2.5, 2.5; sum of products of deviations 1.5; squares 5 and 4.5
     assert correlation.spearman(x, y) == pytest.approx(1.5 / np.sqrt(5 * 4.5), abs=1e-15)
     assert correlation.pearson(x, y) == pytest.approx(1 / np.sqrt(5 * 2), abs=1e-15)
@@ -236,4 +236,4 @@ def test_list_score_by_hand():
     assert got["macro_f1"] is None and got["sampled_accuracy"] is None
     scores = {"technical": {"macro_f1": 0.5, "sampled_accuracy": None}, "safety": got}
     assert mean_score(scores)["macro_f1"] == pytest.approx((0.5 + 1 / 3) / 2)
-    assert scores.task_score is task_score
+    assert eval_scores.task_score is task_score

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
-from mtjudge_jax.config import ConfigError
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.hf.convert import abstract_params, flatten, weights
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, MoeConfig, from_hf, load_config

@@ -9,8 +9,9 @@ import pytest
 from data_fixtures import row_format
 from test_data_pipeline import COUNTS, NAMES, write_data
 
-from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.train import opening
 from mtjudge_jax.train.grpo import when_best
 from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health

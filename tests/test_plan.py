@@ -15,7 +15,8 @@ import pytest
 import tiny
 from commands import commands
 
-from mtjudge_jax.config import ConfigError, check
+from mtjudge_jax.config_check import check
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.plan import search
 from mtjudge_jax.plan.__main__ import without_a_tpu
 from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice

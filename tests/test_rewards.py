@@ -7,7 +7,9 @@ import pytest
 from scipy import stats
 from test_task_kinds import record
 
-from mtjudge_jax.config import Config, ConfigError, check
+from mtjudge_jax.config import Config
+from mtjudge_jax.config_check import check
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.eval.scores import Answers, task_numbers, train_metrics
 from mtjudge_jax.metrics.correlation import kendall_tau_b
 from mtjudge_jax.records import TIE, Label

@@ -10,7 +10,8 @@ import tiny
 from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax import sharding
-from mtjudge_jax.config import ConfigError, MeshConfig
+from mtjudge_jax.config import MeshConfig
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import jax
 from absl import logging
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import (
     AnyPath,
     as_path,
@@ -33,7 +34,7 @@ DAMAGED = "damaged.txt"  # in a bucket, in a step that was set aside
 UNFINISHED = (".orbax-checkpoint-tmp", ".unfinished", ".deleted")  # leftovers of a killed save or a killed deletion
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """One line: the path or step, what is wrong, what is kept, the remedy."""
 
 
@@ -103,17 +104,17 @@ def read_record(path: AnyPath, step: int) -> dict:
     try:
         text = (path / RECORD).read_bytes()
     except FileNotFoundError as error:
-        raise ValueError(f"its {RECORD} is missing: it was deleted, or the step was never finished") from error
+        raise UserError(f"its {RECORD} is missing: it was deleted, or the step was never finished") from error
     try:
         sealed = json.loads(text)
         whole = hashlib.sha256(sealed["record"].encode()).hexdigest() == sealed["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole or json.dumps(sealed).encode() != text:
-        raise ValueError(f"its {RECORD} does not match its sha256")
+        raise UserError(f"its {RECORD} does not match its sha256")
     record = json.loads(sealed["record"])
     if record["format"] != FORMAT or record["step"] != step:
-        raise ValueError(
+        raise UserError(
             f"its record is of step {record['step']}, format {record['format']}; expected step {step}, format {FORMAT}"
         )
     return record

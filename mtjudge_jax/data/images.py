@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import as_path
 from mtjudge_jax.records import BadRecord
 
@@ -59,7 +60,7 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     low = config.get("min_pixels") or size.get("shortest_edge")  # as in transformers, the older names win
     high = config.get("max_pixels") or size.get("longest_edge")
     if not low or not high or low > high:
-        raise ValueError(
+        raise UserError(
             f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), found {low} and {high}; "
             "Qwen3-VL has 65536 and 16777216"
         )
@@ -67,12 +68,12 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     fixed["temporal_patch_size"] = 2
     for name, value in fixed.items():
         if config.get(name, value) != value:
-            raise ValueError(f"{path}: {name} is {config[name]}, only {value} is implemented")
+            raise UserError(f"{path}: {name} is {config[name]}, only {value} is implemented")
     if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
-        raise ValueError(f"{path}: rescale_factor is {config['rescale_factor']}, only 1/255 is implemented")
+        raise UserError(f"{path}: rescale_factor is {config['rescale_factor']}, only 1/255 is implemented")
     missing = [name for name in ("patch_size", "merge_size", "image_mean", "image_std") if name not in config]
     if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} missing; copy the file from the model's Hugging Face folder")
+        raise UserError(f"{path}: {', '.join(missing)} missing; copy the file from the model's Hugging Face folder")
     mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
     return ImageConfig(config["patch_size"], config["merge_size"], low, high, mean, std)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtjudge_jax.data.rows import Row
 from mtjudge_jax.data.sources import RecordSource
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import BadRecord, JudgeExample
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.tasks.base import Task
@@ -71,9 +72,9 @@ def mixture(
     stay what they are without.
     """
     if mode not in FIXED:
-        raise ValueError(f"mixture {mode!r} is not one of {', '.join(FIXED)}")
+        raise UserError(f"mixture {mode!r} is not one of {', '.join(FIXED)}")
     if mode == "weights" and len(weights) != len(sources):
-        raise ValueError(f"{len(weights)} mixture weights for {len(sources)} tasks: give one each")
+        raise UserError(f"{len(weights)} mixture weights for {len(sources)} tasks: give one each")
     mixed, shares = [], []
     for number, (task, source) in enumerate(sources.items()):
         pools = open_pools(task, source, tasks[task], seed=seed, balance_labels=balance_labels)
@@ -115,7 +116,7 @@ def open_pools(
     groups = _label_groups(source, entry) if balance_labels else {"all": np.arange(len(source))}
     for label, indices in groups.items():
         if len(indices) == 0:
-            raise ValueError(f"task {task} has no record with label {label!r}: set balance_labels=False or leave the task out")
+            raise UserError(f"task {task} has no record with label {label!r}: set balance_labels=False or leave the task out")
     return [
         grain.MapDataset.source(_Pool(task, source, indices)).seed(_pool_seed(seed, task, label)).shuffle().repeat()
         for label, indices in groups.items()
@@ -178,7 +179,7 @@ class AdaptiveMixture:
 
     def set_state(self, state: dict) -> None:
         if set(state["tasks"]) != set(self._pools):
-            raise ValueError(f"the saved mixture is of {', '.join(state['tasks'])}, this one of {', '.join(self._pools)}")
+            raise UserError(f"the saved mixture is of {', '.join(state['tasks'])}, this one of {', '.join(self._pools)}")
         ordered = {name: state["tasks"][name] for name in self._pools}  # a checkpoint sorts names, the draws follow the pools
         self._state, self._waiting, self._pending = _copy({**state, "tasks": ordered}), False, None
 
@@ -207,7 +208,7 @@ class AdaptiveMixture:
             raise RuntimeError("no batch is being learned from: ask for the first one of the step by next()")
         missing = np.maximum(self._wanted - np.array([found.get(name, 0) for name in self._pools]), 0)
         if not missing.any():
-            raise ValueError(f"found {dict(found)} is all that is wanted, {self.wanted()}: learn from it")
+            raise UserError(f"found {dict(found)} is all that is wanted, {self.wanted()}: learn from it")
         after = _copy(self._state)
         rows = self._draw(after, missing, (self._seed, after["step"] - 1, 1, self._round + 1))
         batch = stack_rows([row.result() for row in rows])

@@ -12,6 +12,7 @@ from mtjudge_jax.data.mixture import FIXED, Adapting, AdaptiveMixture, Drawn, mi
 from mtjudge_jax.data.rows import Row, bad_row, make_row, make_target
 from mtjudge_jax.data.sources import BadRowCounter, RecordSource, fingerprint, open_split, read_manifest, read_split
 from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import BadRecord, JudgeExample, swapped
 from mtjudge_jax.tasks.base import Task
 
@@ -126,14 +127,14 @@ def train_iterator(
     The position says nothing of the data: compare `fingerprint`, seed and mixture before restoring it.
     """
     if global_batch < 1 or shard_count < 1 or global_batch % shard_count:
-        raise ValueError(f"global batch {global_batch} must be a positive multiple of the {shard_count} data shards")
+        raise UserError(f"global batch {global_batch} must be a positive multiple of the {shard_count} data shards")
     if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard_index {shard_index} is outside 0..{shard_count - 1}")
+        raise UserError(f"shard_index {shard_index} is outside 0..{shard_count - 1}")
     if not task_names:
-        raise ValueError("no task to train on: task_names is empty")
+        raise UserError("no task to train on: task_names is empty")
     if both_orders and (mode not in FIXED or global_batch // shard_count % 2):
         here = f"mixture {mode!r} with {global_batch // shard_count} rows a shard"
-        raise ValueError(f"both orders need one of {', '.join(FIXED)} and an even number of rows, not {here}")
+        raise UserError(f"both orders need one of {', '.join(FIXED)} and an even number of rows, not {here}")
     sources = {name: open_split(data, split, name) for name in task_names}
     if mode == "mt_grpo":
         each = global_batch // shard_count
@@ -182,7 +183,7 @@ def eval_batches(
     part: which rows of each batch are made, those of this process.
     """
     if batch < 1:
-        raise ValueError(f"evaluation batch is {batch}, must be at least 1")
+        raise UserError(f"evaluation batch is {batch}, must be at least 1")
     filler = to_row(BadRecord("padding", ""), "", fmt) | {"error": np.str_("")}
     for start in range(0, len(examples), batch):
         chunk = [*examples[start : start + batch], *[None] * (start + batch - len(examples))]

@@ -12,6 +12,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from mtjudge_jax.data.tf_example import record_in
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import as_path, in_bucket, local_copy
 from mtjudge_jax.records import BadRecord, JudgeExample, unpack
 
@@ -25,7 +26,7 @@ MIN_ROWS_TO_JUDGE = 100  # below, one bad row would already be over the limit
 OF_CONFIG = ("too_many_patches", "prompt_too_long", "target_too_long")  # reasons that no other preparation mends
 
 
-class TooManyBadRecords(ValueError):
+class TooManyBadRecords(UserError):
     """More records than the limit allows could not be used; the text lists reasons and ids."""
 
 
@@ -39,11 +40,11 @@ class RecordSource:
         self.files = [os.fspath(file) for file in files]
         missing = [file for file in self.files if not os.path.isfile(file)]
         if missing:
-            raise ValueError(f"{', '.join(missing)} missing; prepare the data first")
+            raise UserError(f"{', '.join(missing)} missing; prepare the data first")
         try:
             self._records = ArrayRecordDataSource(self.files)
         except Exception as e:
-            raise ValueError(f"{', '.join(self.files)}: not readable as ArrayRecord ({e}); prepare the data again") from e
+            raise UserError(f"{', '.join(self.files)}: not readable as ArrayRecord ({e}); prepare the data again") from e
 
     def __len__(self) -> int:
         return len(self._records)
@@ -65,16 +66,16 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     """`manifest.json` of a data folder. Raises ValueError where it is missing, damaged or of another version."""
     path = as_path(folder) / "manifest.json"
     if not path.is_file():
-        raise ValueError(f"{path} missing; prepare the data first or give another data folder")
+        raise UserError(f"{path} missing; prepare the data first or give another data folder")
     try:
         manifest = json.loads(path.read_text())
         version, files = manifest["version"], manifest["files"]
         assert all(isinstance(entry["count"], int) and isinstance(entry["sha256"], str) for entry in files.values())
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
-        raise ValueError(f"{path} is damaged ({type(e).__name__}: {e}); prepare the data again") from e
+        raise UserError(f"{path} is damaged ({type(e).__name__}: {e}); prepare the data again") from e
     if version not in MANIFEST_VERSIONS:
         reads = " and ".join(map(str, MANIFEST_VERSIONS))
-        raise ValueError(f"{path} has version {version}, this code reads {reads}; prepare the data again")
+        raise UserError(f"{path} has version {version}, this code reads {reads}; prepare the data again")
     return manifest
 
 
@@ -82,7 +83,7 @@ def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[st
     files = read_manifest(folder)["files"]
     name = f"{split}/{task}"
     if name not in files:
-        raise ValueError(f"{folder} has no records of {name}; it has {', '.join(sorted(files)) or 'none'}")
+        raise UserError(f"{folder} has no records of {name}; it has {', '.join(sorted(files)) or 'none'}")
     return files[name]
 
 
@@ -100,13 +101,13 @@ def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource
     entry = _manifest_entry(folder, split, task)
     expected, path = entry["count"], as_path(folder) / record_path(entry, split, task)
     if in_bucket(path) and not path.exists():
-        raise ValueError(f"{path} missing; prepare the data first")
+        raise UserError(f"{path} missing; prepare the data first")
     source = RecordSource([local_copy(path, entry["sha256"])])
     if len(source) != expected:
-        raise ValueError(f"{path} has {len(source)} records, the manifest says {expected}; prepare the data again")
+        raise UserError(f"{path} has {len(source)} records, the manifest says {expected}; prepare the data again")
     first = source[0] if expected else None
     if isinstance(first, BadRecord) and first.reason == "schema_version":  # all of them: said once, not a line a record
-        raise ValueError(f"{path}: {first}")
+        raise UserError(f"{path}: {first}")
     return source
 
 

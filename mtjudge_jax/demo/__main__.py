@@ -1,101 +1,27 @@
-"""`mtjudge demo`: prepare, judge with the base, train, judge again, report. Stop it at any moment; the same command goes on."""
+"""Trains a tiny judge on this machine in minutes: draws the data, judges with the base, trains, judges again, writes a report.
 
-import time
-from pathlib import Path
+mtjudge demo --workdir=runs/demo
 
-import jax
+Stopped at any moment, the same command continues.
+"""
+
 from absl import flags
 
-from mtjudge_jax import hosts
-from mtjudge_jax.checkpoint import check_workdir
-from mtjudge_jax.config import Config
-from mtjudge_jax.data.sources import read_split
-from mtjudge_jax.demo.arms import ARMS, chosen, run_arms
-from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
-from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.eval.console import progress_bar, table
-from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
-from mtjudge_jax.flags import define_list, need, run_command
-from mtjudge_jax.models.hf.convert import load_params
-from mtjudge_jax.paths import AnyPath, address, as_path, copy_file
-from mtjudge_jax.policy.model import DEMO_BASE, Model, open_model
-from mtjudge_jax.report.write import write_report
-from mtjudge_jax.sharding import param_sharding
-from mtjudge_jax.train.grpo import fit
-from mtjudge_jax.train.loop import judging
+from mtjudge_jax.cli import run_command
+from mtjudge_jax.flags import define_list, need
 
-# SFT on the true verdicts, by configs/demo_sft.py on the same data: measured once and shipped, the demo does not run it.
-REFERENCE = Path(__file__).parent / "reference_sft_test.json"
-
-
-def test_once(folder: AnyPath, name: str, model: Model, cfg, workdir: AnyPath) -> None:
-    """Judges the test split with the weights of a folder, unless an earlier start of this command did."""
-    if (workdir / "eval" / f"{name}.json").exists():
-        print("    done before", flush=True)
-        return
-    examples = {task: read_split(workdir / "data", "test", task) for task in (*TASKS, *UNSEEN)}
-    params = load_params(
-        folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, model.stages.mesh)
-    )
-    began = time.perf_counter()
-    with progress_bar(examples) as progress:
-        predictions, result = evaluate(params, examples, judging(cfg, model), step=0, probabilities=True, progress=progress)
-    result |= {"split": "test", "seconds": time.perf_counter() - began}
-    write_evaluation(workdir / "eval", name, predictions, result)
-    print(f"{name}: {len(predictions)} answers in {result['seconds']:.0f} s\n{table(result)}\n", flush=True)
-
-
-def count_compilation() -> list[float]:
-    """Seconds of each compilation from here on, appended as they happen."""
-    seconds: list[float] = []
-
-    def listen(event: str, duration: float, **_) -> None:
-        if event.endswith("backend_compile_duration"):
-            seconds.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    return seconds
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling and of the order of examples.")
+ARMS = define_list("arms", [], "Instead of the demo: train and compare these arms, or all. A wrong name lists the arms.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per arm.", lower_bound=1)
 
 
 def main() -> None:
     need((WORKDIR, "name the folder of the run, e.g. --workdir=runs/demo"))
-    cfg = get_config()
-    cfg.seed = SEED.value
-    arms = chosen(ARMS_FLAG.value) if ARMS_FLAG.value else []
-    with hosts.joined(cfg.hosts):
-        if not arms:
-            return demonstrate(cfg)
-        workdir = as_path(WORKDIR.value)
-        check_workdir(workdir)
-        run_arms(workdir, arms, SEEDS.value)
+    from mtjudge_jax.demo.run import run  # imports jax, which --help must not wait for
 
-
-def demonstrate(cfg: Config) -> None:
-    began, compilation = time.perf_counter(), count_compilation()
-    workdir = as_path(WORKDIR.value)
-    check_workdir(workdir)
-    print("1/5 drawing the demonstration pictures", flush=True)
-    write_demo_data(workdir / "data", seed=0)
-    model = open_model(cfg)
-    print("2/5 the base on the test split (it can see, but its verdicts were learned from coin flips)", flush=True)
-    test_once(DEMO_BASE, "base_test", model, cfg, workdir)
-    print(f"3/5 training: {cfg.steps} steps of multi-task GRPO", flush=True)
-    fit(cfg, str(workdir), model=model)
-    print("4/5 the trained judge on the test split", flush=True)
-    test_once(workdir / "best", "trained_test", model, cfg, workdir)
-    print("5/5 the report", flush=True)
-    if not (workdir / "eval" / REFERENCE.name).exists():
-        copy_file(REFERENCE, workdir / "eval" / REFERENCE.name)
-    path = write_report(workdir)
-    minutes = (time.perf_counter() - began) / 60
-    print(f"done, this start took {minutes:.1f} minutes, {sum(compilation):.0f} s of them compilation")
-    print(f"report: {address(path)}\nmodel:  {workdir / 'best'}")
-    print(f"try it: mtjudge judge --model={workdir / 'best'} --task=technical --image=PICTURE")
+    run(WORKDIR.value, seed=SEED.value, arms=ARMS.value, seeds=SEEDS.value)
 
 
 if __name__ == "__main__":
-    WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.")
-    SEED = flags.DEFINE_integer("seed", 0, "Of sampling and of the order of examples.")
-    ARMS_FLAG = define_list("arms", [], f"Instead: train and compare all, or some of {', '.join(ARMS)}.")
-    SEEDS = flags.DEFINE_integer("seeds", 3, "Of each arm.", lower_bound=1)
     run_command(main, workdir=WORKDIR)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mtjudge_jax.config import Config, ConfigError, differences, to_dict, unknown
+from mtjudge_jax.config import Config, differences, to_dict
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
 from mtjudge_jax.demo.dataset import write_demo_data
+from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.console import progress_bar
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
@@ -25,7 +26,7 @@ from mtjudge_jax.report.compare.compare import compare
 from mtjudge_jax.report.compare.pages import write_comparison
 from mtjudge_jax.report.compare.read import join_tasks, read_result
 from mtjudge_jax.tasks import get_task
-from mtjudge_jax.train.grpo import fit
+from mtjudge_jax.train.fit import fit
 
 STEPS = 27  # of 24 prompts, a task
 EVAL_BATCH = 40  # prompts; divides the 200 questions of a task

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucket
 from mtjudge_jax.records import JudgeExample, Label, pack
 
@@ -40,9 +41,9 @@ def make_examples(*, split: str, task: str, count: int, seed: int) -> Iterator[J
     Both labels come in every two neighbours. Raises ValueError for an odd or negative count, an unknown split or task.
     """
     if count < 0 or count % 2:
-        raise ValueError(f"count {count} must be even and not negative, so that both labels have equal shares")
+        raise UserError(f"count {count} must be even and not negative, so that both labels have equal shares")
     if task not in DEMO_TASKS:
-        raise ValueError(f"task {task!r} is not a demo task: known are {', '.join(DEMO_TASKS)}")
+        raise UserError(f"task {task!r} is not a demo task: known are {', '.join(DEMO_TASKS)}")
     pool = pool_of(split)
     return (make_example(pool, split=split, task=task, index=index, seed=seed) for index in range(count))
 
@@ -144,8 +145,8 @@ def check_same(folder: AnyPath, arguments: dict[str, int]) -> bool:
     if in_bucket(folder) and not path.exists() and all(name.endswith(".array_record") for name in files_below(folder)):
         return False  # stopped before it was complete: the files are written again
     if not path.exists():
-        raise ValueError(f"{folder} is not empty and has no manifest.json: {remedy}")
+        raise UserError(f"{folder} is not empty and has no manifest.json: {remedy}")
     found = json.loads(path.read_text()).get("arguments")
     if found != arguments:
-        raise ValueError(f"{folder} holds data made with {found}, asked for {arguments}: {remedy}")
+        raise UserError(f"{folder} holds data made with {found}, asked for {arguments}: {remedy}")
     return True

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from mtjudge_jax.errors import UserError
+
 ASSETS = Path(__file__).parent / "assets"
 SPLITS = ("train", "val", "test")
 SIZE = 96  # pixels; 6x6 patches of 16, so 9 image tokens after the 2x2 merge
@@ -73,7 +75,7 @@ class Scene(NamedTuple):
 def load_pool(split: str) -> Pool:
     """Reads the shipped pictures of a split. Raises ValueError for an unknown split."""
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is not one of {', '.join(SPLITS)}")
+        raise UserError(f"split {split!r} is not one of {', '.join(SPLITS)}")
     table = json.loads((ASSETS / "splits.json").read_text())
     photos = tuple(
         Photo(name, Image.open(ASSETS / "photos" / f"{name}.jpg").convert("RGB"), tuple(row["shows"]))
@@ -109,7 +111,7 @@ def glyph_scene(rng: np.random.Generator, pool: Pool, things: tuple[str, ...], *
     Raises ValueError for another number of things.
     """
     if len(things) not in (1, 2):
-        raise ValueError(f"a glyph scene holds 1 or 2 things, got {len(things)}: {things}")
+        raise UserError(f"a glyph scene holds 1 or 2 things, got {len(things)}: {things}")
     photo = choose(rng, pool.backgrounds)
     crop = random_crop(rng, photo.image).astype(np.float32)
     faded = rng.uniform(*FADED_MEAN) + FADED_CONTRAST * (crop - crop.mean())
@@ -216,4 +218,4 @@ def damage(rng: np.random.Generator, image: np.ndarray, look: str) -> np.ndarray
         # The gain is chosen by the picture: a fixed one would turn a darkish picture into a well exposed one.
         white = max(float(np.quantile(grey(image), 1 - rng.uniform(*BRIGHT_SHARE))), 40.0)
         return (image * np.float32(255 / white)).clip(0, 255).astype(np.uint8)
-    raise ValueError(f"look {look!r} is not one of {', '.join(LOOKS)}")
+    raise UserError(f"look {look!r} is not one of {', '.join(LOOKS)}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 
 from mtjudge_jax.data.sources import BadRowCounter, remedy_of
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.batches import Judging, judge
 from mtjudge_jax.eval.resume import Kept
 from mtjudge_jax.eval.scores import mean_score, pairwise_score, task_score
@@ -118,7 +119,7 @@ def usable(predictions: list[dict]) -> list[dict]:
     kept = [p for p in predictions if not p["unusable"]]
     if not kept:
         name, example_id, error = (predictions[0][key] for key in ("task", "example_id", "error"))
-        raise ValueError(f"no record of {name} can be used, {example_id}: {error}. {remedy_of([error])}")
+        raise UserError(f"no record of {name} can be used, {example_id}: {error}. {remedy_of([error])}")
     return kept
 
 

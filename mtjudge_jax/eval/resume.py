@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from mtjudge_jax.config import ConfigError
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts.exchange import gather, together
 from mtjudge_jax.paths import AnyPath, address, remove_tree, write_whole
 

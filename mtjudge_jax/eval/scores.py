@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.details import answer_details, list_score
 from mtjudge_jax.eval.pairs import pair_details
 from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numbers
@@ -113,7 +114,7 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     winner, verdict_ab = _indices(ab, task)
     label_ba, verdict_ba = _indices(ba, task)
     if clash := [name for name, same in zip(ids, winner == _turned(label_ba), strict=True) if not same]:
-        raise ValueError(f"pair {clash[0]!r} has the same label in both orders: swapping the pictures swaps the label")
+        raise UserError(f"pair {clash[0]!r} has the same label in both orders: swapping the pictures swaps the label")
     right_ab, right_ba = verdict_ab == winner, verdict_ba == label_ba
     valid = np.concatenate([verdict_ab, verdict_ba])
     valid = valid[valid >= 0]
@@ -163,7 +164,7 @@ def train_metrics(answers: Answers, known: Mapping[str, Task] = TASKS) -> dict:
     """
     kept = answers.weight > 0
     if not kept.any():
-        raise ValueError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
+        raise UserError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
     names = list(known)
     tasks = {names[number]: kept & (answers.task == number) for number in dict.fromkeys(answers.task[kept].tolist())}
     return _means(answers.scores, kept) | {"tasks": {name: _task_means(answers, rows) for name, rows in tasks.items()}}
@@ -176,7 +177,7 @@ def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dic
     """
     scored = [score for name, score in tasks.items() if not get_task(name, known).ood]
     if not scored:
-        raise ValueError(f"no task to average over: {list(tasks)} are all out of distribution")
+        raise UserError(f"no task to average over: {list(tasks)} are all out of distribution")
     sampled = [score["sampled_accuracy"] for score in scored]
     return {
         "macro_f1": float(np.mean([score["accuracy"] if score["macro_f1"] is None else score["macro_f1"] for score in scored])),
@@ -210,7 +211,7 @@ def _task_means(answers: Answers, rows: np.ndarray) -> dict[str, float]:
 def _only_task(predictions: list[dict]) -> Task:
     names = sorted({p["task"] for p in predictions})
     if len(names) != 1:
-        raise ValueError(f"{len(predictions)} predictions of the tasks {names}: score one task at a time")
+        raise UserError(f"{len(predictions)} predictions of the tasks {names}: score one task at a time")
     return task_of(predictions[0])
 
 
@@ -219,7 +220,7 @@ def _indices(predictions: list[dict], task: Task) -> tuple[np.ndarray, np.ndarra
     index = {word: i for i, word in enumerate(task.labels)}
     for p in predictions:
         if p["label"] not in index or not (p["verdict"] is None or p["verdict"] in index):
-            raise ValueError(
+            raise UserError(
                 f"prediction {p['example_id']!r} has label {p['label']!r} and verdict {p['verdict']!r}, "
                 f"task {task.name!r} has the labels {task.labels}"
             )
@@ -232,7 +233,7 @@ def _sampled_accuracy(predictions: list[dict], group: np.ndarray) -> tuple[float
     if not given:
         return None, None
     if len(given) < len(predictions):
-        raise ValueError(f"sampled_accuracy is given for {len(given)} of {len(predictions)} rows: sample all or none")
+        raise UserError(f"sampled_accuracy is given for {len(given)} of {len(predictions)} rows: sample all or none")
     values = finite(given, "sampled_accuracy")
     sums = np.stack([np.bincount(group, weights=values), np.bincount(group)], axis=1)
     return float(values.mean()), bootstrap_interval(sums, lambda s: s[:, 0] / s[:, 1])
@@ -242,14 +243,14 @@ def _both_orders(predictions: list[dict], task: Task) -> tuple[list[str], list[d
     by_order: dict[str, dict[str, dict]] = {"ab": {}, "ba": {}}
     for p in predictions:
         if p["order"] not in by_order or p["example_id"] in by_order[p["order"]]:
-            raise ValueError(
+            raise UserError(
                 f"prediction {p['example_id']!r} of {task.name!r} has order {p['order']!r}: give each pair once as "
                 "'ab' and once as 'ba'"
             )
         by_order[p["order"]][p["example_id"]] = p
     ab, ba = by_order["ab"], by_order["ba"]
     if lonely := sorted(ab.keys() ^ ba.keys()):
-        raise ValueError(f"{len(lonely)} pair(s) of {task.name!r} have one order only: judge {lonely[0]!r} in both")
+        raise UserError(f"{len(lonely)} pair(s) of {task.name!r} have one order only: judge {lonely[0]!r} in both")
     return list(ab), list(ab.values()), [ba[name] for name in ab]
 
 

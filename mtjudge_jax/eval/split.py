@@ -11,6 +11,7 @@ import sys
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,54 +19,65 @@ import numpy as np
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.checkpoint.digest import digests
-from mtjudge_jax.config import Config, ConfigError, HostsConfig, MeshConfig, check, get_tasks, unknown
+from mtjudge_jax.config import Config, HostsConfig, MeshConfig, get_tasks
+from mtjudge_jax.config_check import check
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
+from mtjudge_jax.errors import ConfigError, UserError, unknown
 from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.console import progress_bar, table
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.eval.official import official
 from mtjudge_jax.eval.resume import Kept, open_kept, refuse_other
-from mtjudge_jax.flags import config_file, eval_flags, need, run_command, typed
 from mtjudge_jax.hosts.exchange import gather, together
-from mtjudge_jax.judge.judge import best_of, judge_config
 from mtjudge_jax.paths import AnyPath, as_path, remove_tree
+from mtjudge_jax.policy.judge_file import best_of, judge_config
 from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
 
 
-def read_examples(unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
+class Request(NamedTuple):
+    """What the flags of `mtjudge eval` ask for."""
+
+    config: Config | None
+    model: str
+    data: str
+    out: str
+    name: str
+    split: str
+    tasks: list[str]
+    limit: int
+    batch: int
+    samples: int
+    seed: int
+    templates: str
+    mesh: list[str]
+
+
+def run(ask: Request) -> None:
+    """Judges on all processes, in one process group."""
+    with hosts.joined(HostsConfig()):
+        evaluate_split(ask)
+
+
+def read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
     """What the flags ask to judge, by task. Raises ValueError where that is nothing."""
-    files = read_manifest(DATA.value)["files"]
+    files = read_manifest(ask.data)["files"]
     splits = list(dict.fromkeys(name.split("/")[0] for name in files))
-    if SPLIT.value not in splits:
-        raise ValueError(f"{DATA.value}: {unknown('split', SPLIT.value, splits)}")
-    names = TASKS_FLAG.value or [name.split("/")[1] for name in files if name.split("/")[0] == SPLIT.value]
+    if ask.split not in splits:
+        raise UserError(f"{ask.data}: {unknown('split', ask.split, splits)}")
+    names = ask.tasks or [name.split("/")[1] for name in files if name.split("/")[0] == ask.split]
     for name in names:
-        if name not in known and f"{SPLIT.value}/{name}" in files:
+        if name not in known and f"{ask.split}/{name}" in files:
             raise ConfigError(
-                f"unknown task {name!r}, of which {DATA.value} has records: give the config that describes it in "
+                f"unknown task {name!r}, of which {ask.data} has records: give the config that describes it in "
                 "data.custom_tasks, --config=FILE.py, or leave it out by --tasks"
             )
-    examples = {get_task(name, known).name: read_split(DATA.value, SPLIT.value, name, unreadable) for name in names}
+    examples = {get_task(name, known).name: read_split(ask.data, ask.split, name, unreadable) for name in names}
     if empty := [name for name, group in examples.items() if not group]:
-        raise ValueError(f"{DATA.value} has no record of {', '.join(empty)} in {SPLIT.value}: leave out by --tasks what is empty")
-    return {name: group[: LIMIT.value or None] for name, group in examples.items()}
-
-
-def main() -> None:
-    model = (
-        MODEL,
-        "give a model folder or the workdir of a run, e.g. --model=runs/demo, or a --config=FILE.py with a model",
-    )
-    need(
-        *([] if config_file(sys.argv) else [model]),
-        (DATA, "give a folder of mtjudge prepare, e.g. --data=runs/demo/data"),
-        (OUT, "name a folder for the scores, e.g. --out=runs/demo/eval"),
-    )
-    with hosts.joined(HostsConfig()):
-        evaluate_split()
+        raise UserError(f"{ask.data} has no record of {', '.join(empty)} in {ask.split}: leave out by --tasks what is empty")
+    return {name: group[: ask.limit or None] for name, group in examples.items()}
 
 
 def mesh_config(axes: list[str]) -> MeshConfig:
@@ -79,21 +91,21 @@ def mesh_config(axes: list[str]) -> MeshConfig:
     return mesh
 
 
-def settings_of(cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
+def settings_of(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
     """All that the predictions depend on. Two evaluations with the same settings are one."""
-    files = read_manifest(DATA.value)["files"]
+    files = read_manifest(ask.data)["files"]
     return {
         "model": f"{zlib.crc32(json.dumps(digests(params)).encode()):08x}",
-        "data": {name: files[f"{SPLIT.value}/{name}"]["sha256"] for name in tasks},
-        "split": SPLIT.value,
+        "data": {name: files[f"{ask.split}/{name}"]["sha256"] for name in tasks},
+        "split": ask.split,
         "tasks": list(tasks),
-        "limit": LIMIT.value,
+        "limit": ask.limit,
         "batch": how.batch,
-        "samples": SAMPLES.value,
+        "samples": ask.samples,
         "temperature": cfg.rollout.temperature,
-        "seed": SEED.value,
+        "seed": ask.seed,
         "sizes": [how.fmt.prompt_tokens, how.fmt.patch_count, how.fmt.completion_tokens],
-        "wordings": TEMPLATES.value,
+        "wordings": ask.templates,
         "templates": {name: how.fmt.tasks[name].template_hash for name in tasks},
     }
 
@@ -109,37 +121,37 @@ def already_judged(path: AnyPath, settings: dict) -> dict | None:
     return result
 
 
-def config_of_flags() -> Config:
+def config_of(ask: Request) -> Config:
     """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config, the
     model too where --model names none."""
-    if config_file(sys.argv):
-        if MESH.value:
-            raise ConfigError(f"--mesh={','.join(MESH.value)} with --config, which has one: give --config.mesh.fsdp=.. instead")
-        cfg = typed(CONFIG.value)
+    if ask.config is not None:
+        if ask.mesh:
+            raise ConfigError(f"--mesh={','.join(ask.mesh)} with --config, which has one: give --config.mesh.fsdp=.. instead")
+        cfg = ask.config
         cfg.stage = "grpo"
-        cfg.model.path = os.fspath(best_of(MODEL.value)) if MODEL.value else cfg.model.path
+        cfg.model.path = os.fspath(best_of(ask.model)) if ask.model else cfg.model.path
         check(cfg, jax.device_count(), jax.process_count())
     else:
-        cfg = judge_config(MODEL.value, batch=BATCH.value)
-        cfg.mesh = mesh_config(MESH.value)
-    model_folder(cfg.model.path, said="--model=" if MODEL.value else "model.path = ")  # it tells the tasks, see judge.json
-    cfg.eval.templates = TEMPLATES.value
+        cfg = judge_config(ask.model, batch=ask.batch)
+        cfg.mesh = mesh_config(ask.mesh)
+    model_folder(cfg.model.path, said="--model=" if ask.model else "model.path = ")  # it tells the tasks, see judge.json
+    cfg.eval.templates = ask.templates
     return cfg
 
 
-def evaluate_split() -> None:
-    cfg = config_of_flags()
+def evaluate_split(ask: Request) -> None:
+    cfg = config_of(ask)
     unreadable = BadRowCounter()
-    examples = read_examples(unreadable, get_tasks(cfg))
-    check_workdir(OUT.value)
+    examples = read_examples(ask, unreadable, get_tasks(cfg))
+    check_workdir(ask.out)
     model = open_model(cfg)
-    temperature = np.full(SAMPLES.value, cfg.rollout.temperature, np.float32)
+    temperature = np.full(ask.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
     fmt = eval_format(model, cfg)
-    how = Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, SEED.value)
-    params, name = read_params(model, cfg), NAME.value or SPLIT.value
-    settings = settings_of(cfg, how, params, list(examples))
-    written, part = as_path(OUT.value) / f"{name}.json", as_path(OUT.value) / f"{name}.partial"
+    how = Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, ask.seed)
+    params, name = read_params(model, cfg), ask.name or ask.split
+    settings = settings_of(ask, cfg, how, params, list(examples))
+    written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"
     with together():
         found = already_judged(written, settings) if jax.process_index() == 0 else None
     speed, found = "judged before", gather(found)[0]
@@ -147,8 +159,8 @@ def evaluate_split() -> None:
         kept = open_kept(part, settings)
         predictions, found, speed = judge_all(params, examples, how, kept)
         found["unusable"] = dict(unreadable.reasons + collections.Counter(found["unusable"]))
-        found |= {"split": SPLIT.value, "predictions": len(predictions), "settings": settings}
-        write_evaluation(OUT.value, name, predictions, found)
+        found |= {"split": ask.split, "predictions": len(predictions), "settings": settings}
+        write_evaluation(ask.out, name, predictions, found)
     if jax.process_index() > 0:
         return
     remove_tree(part)
@@ -167,8 +179,3 @@ def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judg
     seconds = time.perf_counter() - began
     rate = f"{kept.prompts / seconds:.1f} prompts/s, {kept.tokens / seconds:.0f} tokens/s"
     return predictions, result, f"{kept.prompts} prompts judged in {seconds:.1f} s ({rate})"
-
-
-if __name__ == "__main__":
-    CONFIG, MODEL, DATA, OUT, NAME, SPLIT, TASKS_FLAG, LIMIT, BATCH, SAMPLES, SEED, TEMPLATES, MESH = eval_flags()
-    run_command(main)

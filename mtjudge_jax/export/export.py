@@ -12,16 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, ConfigError, MeshConfig, check, from_dict
+from mtjudge_jax.config import Config, MeshConfig, from_dict
+from mtjudge_jax.config_check import check
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.export.model_card import model_card, origin_of
-from mtjudge_jax.flags import export_flags, need, run_command
 from mtjudge_jax.models.hf import lora
 from mtjudge_jax.models.hf.convert import abstract_params, flatten, load_params, save_hf
 from mtjudge_jax.models.hf.folder import CONFIG as MODEL_CONFIG
 from mtjudge_jax.models.hf.folder import check_target
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
-from mtjudge_jax.policy.model import DEMO_BASE, JUDGE_FILE, Model, exportable, judge_file, model_folder, open_model, read_weights
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file
+from mtjudge_jax.policy.model import DEMO_BASE, Model, exportable, model_folder, open_model, read_weights
 from mtjudge_jax.policy.trainable import join, without_adapters
 from mtjudge_jax.sharding import make_mesh, param_sharding
 from mtjudge_jax.train.workdir import weights_hash
@@ -173,14 +175,9 @@ def whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
     return exportable(join(base.frozen, trained), model)
 
 
-def main() -> None:
-    need((OUT, "name the folder to write, e.g. --out=my_judge"))
-    chosen, out = choose(WORKDIR.value, STEP.value, CHECKPOINT.value), as_path(OUT.value)
-    export(chosen, out, dtype=DTYPE.value, form=ADAPTER.value, base=BASE.value, overwrite=OVERWRITE.value)
+def run(workdir: str, step: str, path: str, out: str, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
+    """The command: chooses, exports, and says where the result is."""
+    chosen, folder = choose(workdir, step, path), as_path(out)
+    export(chosen, folder, dtype=dtype, form=form, base=base, overwrite=overwrite)
     if jax.process_index() == 0:
-        print(f"step {chosen.step} exported to {out}; {out / CARD} says how it was trained and how to load it")
-
-
-if __name__ == "__main__":
-    WORKDIR, STEP, CHECKPOINT, OUT, DTYPE, ADAPTER, BASE, OVERWRITE = export_flags()
-    run_command(main)
+        print(f"step {chosen.step} exported to {folder}; {folder / CARD} says how it was trained and how to load it")

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from mtjudge_jax.config import ConfigError, HostsConfig
-from mtjudge_jax.flags import leave
+from mtjudge_jax.config import HostsConfig
+from mtjudge_jax.errors import ConfigError, leave
 
 EXIT_RESTART = 75  # saved, start the same command again: EX_TEMPFAIL of sysexits.h; launch/ acts on it
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

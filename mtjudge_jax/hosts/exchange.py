@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mtjudge_jax.config import ConfigError
+from mtjudge_jax.errors import ConfigError, UserError
 
 TEXT_BYTES = 512
 
@@ -24,7 +24,7 @@ class HostsDiffer(ConfigError):
     """Hosts do not run the same thing. One line: what, on which host, what the others have."""
 
 
-class AnotherProcess(RuntimeError):
+class AnotherProcess(UserError):
     """What another process of the run met, with its number."""
 
 

@@ -1,0 +1,10 @@
+"""A trained judge in your own program: `from mtjudge_jax.judge import Judge`."""
+
+
+def __getattr__(name: str):
+    """Imports Judge and Verdict when they are asked for: jax takes seconds, which `mtjudge judge --help` must not wait for."""
+    if name in ("Judge", "Verdict"):
+        from mtjudge_jax.judge import judge
+
+        return vars(judge)[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,22 +1,19 @@
-"""A trained judge to use: `Judge.from_pretrained(folder).judge(images=.., task=..)`, or `mtjudge judge` on the command line."""
+"""A trained judge in your own program: `Judge.from_pretrained(folder).judge(images=.., task=..)`."""
 
 import io
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 
-from mtjudge_jax.config import Config, ConfigError, get_tasks
-from mtjudge_jax.data.images import check_depth, decode
+from mtjudge_jax.data.images import check_depth
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.batches import Judging, judge
-from mtjudge_jax.flags import judge_flags, need, run_command
-from mtjudge_jax.paths import as_path
-from mtjudge_jax.policy.model import JUDGE_FILE, Model, eval_format, model_folder, open_model, read_params
+from mtjudge_jax.policy.judge_file import judge_config
+from mtjudge_jax.policy.model import Model, eval_format, open_model, read_params
 from mtjudge_jax.records import BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
@@ -77,7 +74,7 @@ class Judge:
         rows = judge(self._params, examples, self._how, step=0, probabilities=True) if examples else []
         for row in rows:
             if row["unusable"]:
-                raise ValueError(f"{row['example_id']}: {row['error']}")
+                raise UserError(f"{row['example_id']}: {row['error']}")
         return [Verdict(*(row[key] for key in Verdict._fields)) for row in rows]
 
 
@@ -102,38 +99,6 @@ def question_example(
     return example
 
 
-def best_of(folder: str | os.PathLike) -> str | os.PathLike:
-    """The best/ of a workdir, any other folder as it is. Raises ConfigError for a workdir that has none yet."""
-    path = as_path(folder)
-    if (path / "best" / "config.json").is_file():
-        return path / "best"
-    if (path / "metrics.jsonl").is_file():
-        raise ConfigError(f"{path} is the workdir of a run that has no best/ yet: give a model folder, or train on")
-    return folder
-
-
-def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
-    """The settings that judging with a folder needs; its judge.json tells the sizes it was trained with and the
-    run's own tasks. A question is asked in a task's first wording.
-    """
-    cfg = Config()
-    folder = best_of(folder)
-    cfg.model.path = os.fspath(folder)
-    devices = jax.device_count()
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
-    cfg.eval.templates = "first"
-    path = as_path(folder) / JUDGE_FILE
-    if path.is_file():
-        try:
-            sizes = json.loads(path.read_text())
-            cfg.data.prompt_tokens, cfg.data.patches = sizes["prompt_tokens"], sizes["patches"]
-            cfg.rollout.completion_tokens = sizes["completion_tokens"]
-            cfg.data.custom_tasks = tuple(sizes.get("custom_tasks", ()))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged ({error!r}): copy it again, or remove it to judge with the defaults") from error
-    return cfg
-
-
 def encode(image: Picture) -> bytes:
     """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read or is no picture."""
     if isinstance(image, bytes):
@@ -156,33 +121,3 @@ def encode(image: Picture) -> bytes:
     if not os.path.isfile(path):
         raise BadRecord("image_path", f"no file {path!r}")
     return Path(path).read_bytes()
-
-
-def main() -> None:
-    need(
-        (MODEL, "give a model folder or the workdir of a run, e.g. --model=runs/demo"),
-        (IMAGE, "name an image file, e.g. --image=a.jpg, and give it twice for a pair"),
-        (TASK, "name one, e.g. --task=technical"),
-    )
-    cfg = judge_config(MODEL.value, batch=1)
-    model_folder(cfg.model.path, said="--model=")  # it tells the tasks: without it one of a run's own would seem unknown
-    question = question_example(IMAGE.value, INSTRUCTION.value, task=get_task(TASK.value, get_tasks(cfg)), number=0)
-    for path, data in zip(IMAGE.value, question.images, strict=True):  # before the model is read
-        try:
-            decode(data)
-        except BadRecord as error:
-            raise ValueError(f"{path}: {error}") from error
-    judge = Judge.from_pretrained(MODEL.value, batch=1)
-    verdict = judge.judge(images=question.images, task=TASK.value, instruction=INSTRUCTION.value)
-    if JSON.value:
-        print(json.dumps(verdict._asdict()))
-        return
-    print(f"verdict    {verdict.verdict or 'none: ' + verdict.error}")
-    print(f"reasoning  {verdict.reasoning}")
-    if verdict.probabilities:
-        print("           " + ", ".join(f"{word} {p:.1%}" for word, p in verdict.probabilities.items()))
-
-
-if __name__ == "__main__":
-    MODEL, IMAGE, TASK, INSTRUCTION, JSON = judge_flags()
-    run_command(main)

@@ -4,13 +4,15 @@ from types import ModuleType
 
 from absl import flags
 
+from mtjudge_jax.errors import UserError
+
 
 def import_tokamax(asked: str, instead: str) -> ModuleType:
     """Kernels for GPUs. Raises ValueError that names what asked for them and what can be set instead."""
     try:
         import tokamax
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{asked} needs the package tokamax, which cannot be imported here: "
             f"pip install 'mtjudge_jax[tokamax]', or set it to {instead}"
         ) from error

@@ -1,12 +1,24 @@
-"""`mtjudge plan`: whether a run fits on a slice that need not be here, what a step does, and how long it takes at least."""
+"""Tells whether a run fits on a TPU slice that you need not have, what a step computes, and how long it takes at least.
+
+mtjudge plan --config=configs/mt_rl_judge.py:30b-a3b,v5p:4x4x4 --topology=v5p:4x4x4
+"""
 
 import importlib.util
 import os
 
-from mtjudge_jax.config import ConfigError
-from mtjudge_jax.flags import plan_flags, run_command, typed
+from absl import flags
+
+from mtjudge_jax.cli import run_command
+from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.flags import define_config, define_list, typed
 from mtjudge_jax.plan.chips import tpu_slice
 
+CONFIG = define_config()
+TOPOLOGY = define_list("topology", [], "TPU slices that you need not have, e.g. v5p:4x4x4; default: this machine's devices.")
+MODEL = flags.DEFINE_string("model", "", "A published size instead of model.path, e.g. 30b-a3b; no weights are needed.")
+SWEEP = flags.DEFINE_bool("sweep", False, "Rank mesh shapes, and slices, by the roofline time of a step.")
+TRIES = flags.DEFINE_integer("tries", 6, "Variants to compile at most, in a sweep or where it does not fit.", lower_bound=0)
+JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
 # No chip is opened: libtpu only compiles, and asks no metadata server what machine this is.
 WITHOUT_A_TPU = {
     "JAX_PLATFORMS": "cpu",
@@ -37,5 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    CONFIG, TOPOLOGY, MODEL, SWEEP, TRIES, JSON = plan_flags()
     run_command(main)

@@ -10,7 +10,7 @@ one asks for more. GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 S
 from math import prod
 from typing import NamedTuple
 
-from mtjudge_jax.config import ConfigError, unknown
+from mtjudge_jax.errors import ConfigError, unknown
 
 GIB = 2**30
 

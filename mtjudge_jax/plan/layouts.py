@@ -6,7 +6,8 @@ settings, where config.py says so, or a constant below that says whose choice it
 
 from collections.abc import Callable
 
-from mtjudge_jax.config import Config, ConfigError, unknown
+from mtjudge_jax.config import Config
+from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.plan.chips import tpu_slice
 from mtjudge_jax.tasks.paper import TRAINED
 

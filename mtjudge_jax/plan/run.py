@@ -10,7 +10,9 @@ from pathlib import Path
 import jax
 from jax.experimental import topologies
 
-from mtjudge_jax.config import Config, ConfigError, check, to_dict
+from mtjudge_jax.config import Config, to_dict
+from mtjudge_jax.config_check import check
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 from mtjudge_jax.plan import search, table

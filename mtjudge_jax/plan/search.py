@@ -8,7 +8,9 @@ from typing import NamedTuple
 
 import jax
 
-from mtjudge_jax.config import Config, ConfigError, check, mesh_shape
+from mtjudge_jax.config import Config
+from mtjudge_jax.config_check import check, mesh_shape
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import jax
 
-from mtjudge_jax.config import Config, ConfigError, get_tasks
+from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.data.images import load_image_config
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.data.rows import answer_alone, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.hf.convert import load_params
 from mtjudge_jax.models.hf.lora import merge_lora
 from mtjudge_jax.models.qwen3_vl import vlm
@@ -27,7 +28,6 @@ from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.truth import answer_text, truth_of
 from mtjudge_jax.types import Params
 
-JUDGE_FILE = "judge.json"  # beside an exported model: the sizes it was trained with
 DEMO_BASE = Path(__file__).parents[1] / "demo" / "base"
 
 
@@ -146,16 +146,6 @@ def reference_of(base: Split, cfg: Config) -> tuple[Params | None, bool]:
     if cfg.model.dtype == cfg.model.param_dtype:
         return join(*base), True
     return join(jax.jit(partial(cast, dtype=cfg.model.dtype))(base.trained), base.frozen), False
-
-
-def judge_file(cfg: Config, step: int, templates: dict[str, str]) -> bytes:
-    """What JUDGE_FILE says: the sizes a model was trained with, after which step it was taken, what its questions were."""
-    sizes = {"prompt_tokens": cfg.data.prompt_tokens, "patches": cfg.data.patches}
-    sizes |= {"completion_tokens": cfg.rollout.completion_tokens}
-    asked = {"custom_tasks": cfg.data.custom_tasks, "polarity": cfg.data.polarity, "label_words": cfg.data.label_words}
-    plain = {"custom_tasks": (), "polarity": "plain", "label_words": "plain"}
-    told = {name: value for name, value in asked.items() if value != plain[name]}
-    return json.dumps(sizes | {"step": step, "templates": templates} | told).encode() + b"\n"
 
 
 def exportable(params: Params, model: Model) -> Params:

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.config import Config
 from mtjudge_jax.data.rows import DEVICE_KEYS
 from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy import rollout

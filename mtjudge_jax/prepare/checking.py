@@ -25,6 +25,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from mtjudge_jax.data.images import MAX_ASPECT, decode
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.prepare.splits import STRICTEST, Drop, Row
 from mtjudge_jax.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack, reordered
 
@@ -216,7 +217,7 @@ def check_source(examples: Iterator[Item], folder: Path, *, limit: int = 0) -> C
                 bar.update()
                 if place < done:
                     if item.example_id != spool.ids[place]:
-                        raise ValueError(
+                        raise UserError(
                             f"record {place} is {item.example_id!r}, before it was {spool.ids[place]!r}: the source has changed; "
                             f"remove {folder} to begin again"
                         )
@@ -239,7 +240,7 @@ def readable(examples: Iterator[Item]) -> Iterator[Item]:
             count += 1
             yield example
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as e:
-        raise ValueError(f"{e} (after {count} records)" if count else str(e)) from e
+        raise UserError(f"{e} (after {count} records)" if count else str(e)) from e
 
 
 def _start(item: Item, spool: _Spool, looking: dict[str, Future], pool: ThreadPoolExecutor) -> tuple[str, ...]:

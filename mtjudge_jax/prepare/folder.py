@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtjudge_jax.data.sources import read_manifest
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, cache_folder, copy_file, files_below, in_bucket, size_of
 
 
@@ -26,12 +27,12 @@ def is_done(out: AnyPath, given: dict) -> bool:
     if not (out / "manifest.json").exists():
         if in_bucket(out) and all(name.startswith(("judge_examples/", "report.", "contact_")) for name in files_below(out)):
             return False  # stopped while it was copied
-        raise ValueError(f"{out} is not empty and has no manifest.json: {remedy}")
+        raise UserError(f"{out} is not empty and has no manifest.json: {remedy}")
     found = read_manifest(out).get("arguments") or {}
     changed = [name for name in given if found.get(name) != given[name]]
     if changed:
         text = "; ".join(f"{name} {found.get(name)!r}, asked for {given[name]!r}" for name in changed)
-        raise ValueError(f"{out} holds data made with {text}: {remedy}")
+        raise UserError(f"{out} holds data made with {text}: {remedy}")
     return True
 
 
@@ -51,7 +52,7 @@ def work_folder(out: AnyPath) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise ValueError(f"{out} is being written by another `mtjudge prepare`: wait for it or stop it") from e
+            raise UserError(f"{out} is being written by another `mtjudge prepare`: wait for it or stop it") from e
         try:
             yield work
             shutil.rmtree(work, ignore_errors=True)

@@ -1,7 +1,4 @@
-"""`mtjudge prepare`: reads a data set in its native form and writes checked records, split by group.
-
-    mtjudge prepare --dataset=demo --out=runs/data
-    mtjudge prepare --dataset=seetrue --source=/data/SeeTRUE --out=data/seetrue --allow_terms=eval_only
+"""Reads a data set in its native form and writes checked records, split by group.
 
 First every record is read and checked, which is journaled beside --out and goes on after a stop; then records are split and
 written. --out appears when all is there; in a bucket its manifest.json comes last.
@@ -15,17 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from absl import flags
 from tqdm import tqdm
 
-from mtjudge_jax.config import ConfigError, unknown
-from mtjudge_jax.data.sources import MANIFEST_VERSION, MIN_ROWS_TO_JUDGE, TooManyBadRecords, read_manifest
-from mtjudge_jax.demo.dataset import write_demo_data
-from mtjudge_jax.flags import define_list, run_command
-from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
+from mtjudge_jax.data.sources import MANIFEST_VERSION, MIN_ROWS_TO_JUDGE, TooManyBadRecords
+from mtjudge_jax.errors import UserError, unknown
+from mtjudge_jax.paths import AnyPath, as_path, in_bucket
 from mtjudge_jax.prepare.checking import Checked, check_source, spooled
 from mtjudge_jax.prepare.folder import hand_over, is_done, listing, start_or_go_on, work_folder, work_path
-from mtjudge_jax.prepare.readers import READERS
 from mtjudge_jax.prepare.report import write_report
 from mtjudge_jax.prepare.splits import MODES, NOT_FOR_TRAINING, Decision, Row, decide, final_answer
 from mtjudge_jax.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
@@ -60,14 +53,14 @@ def prepare(reader: ModuleType, arguments: Arguments, out: AnyPath, *, max_bad: 
     check_arguments(arguments)
     source = as_path(arguments.source)
     if not source.exists():
-        raise ValueError(f"--source={source}: there is no such folder or file. {reader.HOW}")
+        raise UserError(f"--source={source}: there is no such folder or file. {reader.HOW}")
     given = {**arguments.reading(), **asdict(arguments), "allow_terms": sorted(arguments.allow_terms)}
     given["files"] = listing(source)
     if is_done(out, given):
         shutil.rmtree(work_path(out), ignore_errors=True)  # left by a command stopped at its very end
         return False
     if not in_bucket(source) and not in_bucket(out) and out.absolute().is_relative_to(source.absolute()):
-        raise ValueError(f"--out={out} is inside --source={source}: choose a folder beside it")
+        raise UserError(f"--out={out} is inside --source={source}: choose a folder beside it")
     with work_folder(out) as work:
         start_or_go_on(work, arguments.reading() | {"files": given["files"]})
         checked = check_source(reader.read(source, arguments.options), work, limit=arguments.limit)
@@ -88,12 +81,12 @@ def prepare(reader: ModuleType, arguments: Arguments, out: AnyPath, *, max_bad: 
 def check_arguments(arguments: Arguments) -> None:
     val, test = arguments.val, arguments.test
     if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):
-        raise ValueError(f"--val={val:g} and --test={test:g} must be from 0 on and together below 1")
+        raise UserError(f"--val={val:g} and --test={test:g} must be from 0 on and together below 1")
     if arguments.split not in MODES:
-        raise ValueError(unknown("split", arguments.split, MODES))
+        raise UserError(unknown("split", arguments.split, MODES))
     for terms in arguments.allow_terms:
         if terms not in NOT_FOR_TRAINING:
-            raise ValueError(unknown("--allow_terms", terms, NOT_FOR_TRAINING))
+            raise UserError(unknown("--allow_terms", terms, NOT_FOR_TRAINING))
     margin_of(arguments.options)
 
 
@@ -106,7 +99,7 @@ def margin_of(options: Mapping[str, str]) -> float:
         margin = -1.0
     if margin >= 0:
         return margin
-    raise ValueError(f"--option=margin={text} must be a number from 0 on")
+    raise UserError(f"--option=margin={text} must be a number from 0 on")
 
 
 def check_bad(checked: Checked, max_bad: float) -> None:
@@ -115,7 +108,7 @@ def check_bad(checked: Checked, max_bad: float) -> None:
     if checked.rows and (read < MIN_ROWS_TO_JUDGE or bad <= max_bad * read):
         return
     if not read:
-        raise ValueError("the source has no record: nothing is written")
+        raise UserError("the source has no record: nothing is written")
     reasons: dict[str, list[str]] = {}
     for drop in checked.bad:
         reasons.setdefault(drop.reason, []).append(drop.detail)
@@ -144,14 +137,14 @@ def write_files(work: Path, checked: Checked, decision: Decision, given: dict, r
         if split:
             kept.setdefault(f"{split}/{row.task}", []).append((row, split))
     if not kept:
-        raise ValueError(f"none of {checked.read} records is left: {'; '.join(drop.detail for drop in decision.drops[:3])}")
+        raise UserError(f"none of {checked.read} records is left: {'; '.join(drop.detail for drop in decision.drops[:3])}")
     with (work / "spool.bin").open("rb") as spool:
 
         def example(row: Row, split: str) -> JudgeExample:
             try:
                 return finished(unpack(spooled(spool, row)), split, decision)
             except BadRecord as e:
-                raise ValueError(f"{work} is damaged ({e}): remove it and start again") from e
+                raise UserError(f"{work} is damaged ({e}): remove it and start again") from e
 
         def record(members: Sequence[tuple[Row, str]], index: int) -> bytes:
             bar.update()
@@ -185,72 +178,3 @@ def finished(example: JudgeExample, split: str, decision: Decision) -> JudgeExam
 def label_of(row: Row, decision: Decision) -> dict[str, str]:
     """The features of an example that a person can read."""
     return {"example_id": row.example_id, "task": row.task, "label": final_answer(row, decision)}
-
-
-def parse_options(given: Sequence[str]) -> dict[str, str]:
-    options = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise ConfigError(f"--option={text}: write --option=name=value")
-        options[name] = value
-    return options
-
-
-def main() -> None:
-    names = ("demo", *READERS)
-    if DATASET.value not in names:
-        raise ConfigError(unknown("data set", DATASET.value, names))
-    if DATASET.value != "demo" and not SOURCE.value:
-        reader = READERS[DATASET.value]
-        options = "; ".join(f"--option={name}=.. {meaning}" for name, meaning in reader.OPTIONS.items())
-        raise ConfigError(f"--dataset={DATASET.value} needs --source=FOLDER. {reader.HOW} Options: {options or 'none'}")
-    if not OUT.value:
-        raise ConfigError("--out=FOLDER is missing: where the prepared records are to be written")
-    if DATASET.value == "demo":
-        for flag in (SOURCE, OPTION, ALLOW_TERMS, LIMIT):
-            if flag.present:
-                raise ConfigError(f"--{flag.name}: the demo's data are drawn, not read: leave it out, or name another --dataset")
-        write_demo_data(OUT.value, seed=SEED.value)
-    else:
-        prepare_source()
-    files = read_manifest(OUT.value)["files"]
-    for name, entry in files.items():
-        print(f"{name:32s} {entry['count']:6d} records")
-    print(f"{sum(entry['count'] for entry in files.values())} records in {OUT.value}")
-
-
-def prepare_source() -> None:
-    reader = READERS[DATASET.value]
-    arguments = Arguments(
-        dataset=DATASET.value,
-        source=str(absolute(as_path(SOURCE.value))),
-        options=parse_options(OPTION.value),
-        limit=LIMIT.value,
-        split=SPLIT.value,
-        val=VAL.value,
-        test=TEST.value,
-        seed=SEED.value,
-        allow_terms=tuple(ALLOW_TERMS.value),
-    )
-    out = absolute(as_path(OUT.value))
-    if not prepare(reader, arguments, out, max_bad=MAX_BAD_SHARE.value):
-        print(f"{out} holds these data already: nothing to do")
-        return
-    print((out / "report.md").read_text())
-    print(f"The same is in {out}, in report.md and report.json; contact_sheet.png shows some of it\n")
-
-
-if __name__ == "__main__":
-    DATASET = flags.DEFINE_string("dataset", "demo", f"One of {', '.join(('demo', *READERS))}.")
-    SOURCE = flags.DEFINE_string("source", "", "Folder (or file) of the data set as its makers publish it.")
-    OUT = flags.DEFINE_string("out", "", "Folder to write.")
-    OPTION = flags.DEFINE_multi_string("option", [], "name=value for the reader; without --source its options are listed.")
-    SPLIT = flags.DEFINE_enum("split", "native", MODES, "native: as the source says, by group where it says nothing.")
-    VAL = flags.DEFINE_float("val", 0.1, "Share of validation, where the source has none.")
-    TEST = flags.DEFINE_float("test", 0.1, "Share of test, where the source has none.")
-    SEED = flags.DEFINE_integer("seed", 0, "Of what is drawn.")
-    ALLOW_TERMS = define_list("allow_terms", [], f"Terms to train on all the same: {', '.join(NOT_FOR_TRAINING)}.")
-    LIMIT = flags.DEFINE_integer("limit", 0, "Records read; 0 = all.", lower_bound=0)
-    MAX_BAD_SHARE = flags.DEFINE_float("max_bad", MAX_BAD, "Share of records that may be unusable.", lower_bound=0, upper_bound=1)
-    run_command(main)

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from mtjudge_jax.errors import UserError
+
 MODES = ("native", "grouped", "paper_random")
 EVALUATION = ("test", "ood")
 STRICTEST = ("test", "ood", "val", "train")  # what is in one of these is not in a later one
@@ -245,7 +247,7 @@ def _medians(rows: Sequence[Row], split: list[str], drops: list[Drop], margin: f
     for task in sorted({row.task for row in rows if row.median}):
         members = [i for i, row in enumerate(rows) if row.task == task and row.median and split[i] == "train"]
         if not members:
-            raise ValueError(f"{task}: its labels need the median of train, train has no record of it: give a fixed threshold")
+            raise UserError(f"{task}: its labels need the median of train, train has no record of it: give a fixed threshold")
         median = statistics.median(rows[i].score for i in members)
         medians[task] = (median, len(members))
         for i in members if margin > 0 else ():

@@ -1,30 +1,37 @@
-"""`mtjudge report --workdir=DIR`: the page of one run. `mtjudge report A B C.. [--out=DIR]`: runs side by side."""
+"""Writes the HTML report of one run, or compares several runs.
+
+mtjudge report --workdir=runs/mine
+mtjudge report base=runs/demo/eval/base_test.json trained=runs/demo/eval/trained_test.json --out=runs/tables
+"""
 
 from absl import flags
 
-from mtjudge_jax.flags import define_list, run_command
-from mtjudge_jax.paths import address, as_path
-from mtjudge_jax.report.compare.compare import compare
-from mtjudge_jax.report.compare.pages import markdown, write_comparison
-from mtjudge_jax.report.compare.read import read_runs
-from mtjudge_jax.report.write import write_report
+from mtjudge_jax.cli import run_command
+from mtjudge_jax.errors import UserError
+from mtjudge_jax.flags import define_list
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", None, "Folder of one run (config.json, metrics.jsonl, eval/).")
-flags.DEFINE_string("out", None, "Of one run: file to write, default report.html in the workdir. Of several: folder, default .")
-flags.DEFINE_string("base", "", "Of several: the run that the others are compared with; default: off_the_shelf, else the first.")
-define_list("tasks", [], "Of several: the columns; default: all tasks that were judged.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of one run (config.json, metrics.jsonl, eval/).")
+OUT = flags.DEFINE_string("out", None, "One run: file to write, default report.html in the workdir. Several: folder, default .")
+BASE = flags.DEFINE_string("base", "", "Several runs: the one to compare with; default: off_the_shelf, else the first.")
+TASKS = define_list("tasks", [], "Several runs: the columns; default: all tasks that were judged.")
 
 
 def main(runs: list[str]) -> None:
     """runs: PATH or ARM=PATH each."""
-    if bool(FLAGS.workdir) == bool(runs):
-        raise ValueError("give --workdir=DIR for the page of one run, or runs to put side by side: mtjudge report A B NAME=C")
-    if FLAGS.workdir:
-        print(f"report: {address(write_report(FLAGS.workdir, out=FLAGS.out))}")
+    if bool(WORKDIR.value) == bool(runs):
+        raise UserError("give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C")
+    # These import matplotlib, which --help must not wait for.
+    from mtjudge_jax.paths import address, as_path
+    from mtjudge_jax.report.compare.compare import compare
+    from mtjudge_jax.report.compare.pages import markdown, write_comparison
+    from mtjudge_jax.report.compare.read import read_runs
+    from mtjudge_jax.report.write import write_report
+
+    if WORKDIR.value:
+        print(f"report: {address(write_report(WORKDIR.value, out=OUT.value))}")
         return
-    comparison = compare(read_runs(runs), base=FLAGS.base, tasks=FLAGS.tasks)
-    written = write_comparison(comparison, as_path(FLAGS.out or "."))
+    comparison = compare(read_runs(runs), base=BASE.value, tasks=TASKS.value)
+    written = write_comparison(comparison, as_path(OUT.value or "."))
     print(markdown(comparison))
     print(" ".join(address(path) for path in written))
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.config import Config
+from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.tasks import TASKS, Task, get_task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
 from mtjudge_jax.tasks.reward import CustomReward, Rule, check_alpha, consistency, overlong, parts_of, weights_of
@@ -41,13 +42,13 @@ def load_custom(name: str) -> CustomReward:
     """The callable of `module:function`. Raises ValueError where there is none."""
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
-        raise ValueError(f"reward.custom: {name!r} is not of the form module:function")
+        raise UserError(f"reward.custom: {name!r} is not of the form module:function")
     try:
         found = vars(importlib.import_module(module)).get(function)
     except Exception as error:  # a module of the user's may raise anything
-        raise ValueError(f"reward.custom: {name!r}: importing {module} fails, {type(error).__name__}: {error}") from error
+        raise UserError(f"reward.custom: {name!r}: importing {module} fails, {type(error).__name__}: {error}") from error
     if not callable(found):
-        raise ValueError(f"reward.custom: module {module} has no function {function!r}")
+        raise UserError(f"reward.custom: module {module} has no function {function!r}")
     return found
 
 
@@ -132,7 +133,7 @@ def _call(name: str, function: CustomReward, truth: Truth, text: str, parsed: Pa
         return float(function(truth.facts, text, parsed))
     except Exception as error:  # a function of the user's may raise anything
         where, what = truth.facts.get("example_id", "an example"), f"{type(error).__name__}: {error}"
-        raise ValueError(f"reward.custom: {name} fails on {where}, {what}; its answer: {text[:80]!r}") from error
+        raise UserError(f"reward.custom: {name} fails on {where}, {what}; its answer: {text[:80]!r}") from error
 
 
 def _truth_of_label(name: str, label: int, q: int, known: Mapping[str, Task]) -> Truth:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.tasks.base import CONTRACT, Task
 from mtjudge_jax.tasks.benchmarks import BENCHMARKS
 from mtjudge_jax.tasks.custom import custom_task
@@ -33,7 +34,7 @@ def get_task(name: str, known: Mapping[str, Task] = TASKS) -> Task:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown task {name!r}: known tasks are {', '.join(known)}{hint}")
+    raise UserError(f"unknown task {name!r}: known tasks are {', '.join(known)}{hint}")
 
 
 def tasks_with(

@@ -5,6 +5,7 @@ import hashlib
 import math
 from typing import NamedTuple
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, counted, reordered
 from mtjudge_jax.tasks.wording import IMAGE, LETTERS, RANKING_FORM, TIE_WORD, Wordings, listing, order_of, parts_of
 
@@ -53,21 +54,21 @@ class Task:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"task {self.name!r}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
+            raise UserError(f"task {self.name!r}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
         if self.wordings is None and self.kind not in IMAGES_OF_KIND:
-            raise ValueError(f"task {self.name!r}: kind {self.kind!r} needs wordings, one template is for one or two pictures")
+            raise UserError(f"task {self.name!r}: kind {self.kind!r} needs wordings, one template is for one or two pictures")
         if self.kind in ("listwise", "pointwise_score") and any(form.flipped for form in self.wordings.forms):
-            raise ValueError(f"task {self.name!r}: a {self.kind} question has no opposite, leave out its flipped wordings")
+            raise UserError(f"task {self.name!r}: a {self.kind} question has no opposite, leave out its flipped wordings")
         if self.kind == "listwise":
             if self.labels != RANKING:
-                raise ValueError(f"task {self.name!r}: the labels of a list are {RANKING}, not {self.labels}")
+                raise UserError(f"task {self.name!r}: the labels of a list are {RANKING}, not {self.labels}")
             return
         sets = [self.labels, *(self.wordings.words if self.wordings else ())]
         sets += [form.words for form in self.wordings.forms if form.words] if self.wordings else []
         for words in sets:
             check_words(self.name, words)
             if len(words) != len(self.labels):
-                raise ValueError(f"task {self.name!r}: {words} must be {len(self.labels)} words, one a label of {self.labels}")
+                raise UserError(f"task {self.name!r}: {words} must be {len(self.labels)} words, one a label of {self.labels}")
 
     @property
     def template_hash(self) -> str:
@@ -114,33 +115,33 @@ class Task:
 
     def _check(self, question: Question) -> None:
         if question.kind != self.kind:
-            raise ValueError(f"task {self.name!r} asks {self.kind} questions, got {question.kind!r}: ask another task")
+            raise UserError(f"task {self.name!r} asks {self.kind} questions, got {question.kind!r}: ask another task")
         got = len(question.images)
         if self.wordings is None:
             needed = IMAGES_OF_KIND[self.kind]
             if got != needed:
-                raise ValueError(f"task {self.name!r} needs exactly {needed} image(s), the question has {got}")
+                raise UserError(f"task {self.name!r} needs exactly {needed} image(s), the question has {got}")
         needs = self.wordings.instruction if self.wordings else INSTRUCTION_SLOT in self.template
         if needs and not question.instruction.strip():
-            raise ValueError(f"task {self.name!r} needs an instruction, the question's is empty: fill the field")
+            raise UserError(f"task {self.name!r} needs an instruction, the question's is empty: fill the field")
         if self.wordings is None:
             return
         if self.max_images and got > self.max_images:
-            raise ValueError(f"task {self.name!r} takes at most {self.max_images} image(s), the question has {got}")
+            raise UserError(f"task {self.name!r} takes at most {self.max_images} image(s), the question has {got}")
         candidates, held = candidates_of(question), question.context_images
         held += sum(candidate.images for candidate in candidates)
         if held != got:
-            raise ValueError(f"the question has {got} image(s), its context and candidates say {held}")
+            raise UserError(f"the question has {got} image(s), its context and candidates say {held}")
         least, most = {"pairwise": (2, 2), "listwise": (2, len(LETTERS))}.get(self.kind, (1, 1))
         if not least <= len(candidates) <= most:
-            raise ValueError(f"task {self.name!r} judges {counted(least, most)}, the question has {len(candidates)}")
+            raise UserError(f"task {self.name!r} judges {counted(least, most)}, the question has {len(candidates)}")
         if self.kind == "pointwise_score":
             grades = (question.score_min, question.score_max)
             if grades != (float(self.labels[0]), float(self.labels[-1])):
                 known = f"{self.labels[0]} to {self.labels[-1]}"
-                raise ValueError(f"task {self.name!r} has the grades {known}, the question {grades}")
+                raise UserError(f"task {self.name!r} has the grades {known}, the question {grades}")
         if self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
-            raise ValueError(f"task {self.name!r} knows no tie, the question allows one: take a task with allow_tie")
+            raise UserError(f"task {self.name!r} knows no tie, the question allows one: take a task with allow_tie")
 
     def label_index(self, label: Label) -> int:
         """Index in `labels` of the true answer. Raises ValueError if this kind's field is not set or out of range.
@@ -149,7 +150,7 @@ class Task:
         """
         if self.kind == "listwise":
             if not label.ranks:
-                raise ValueError(f"task {self.name!r}: label.ranks is {label.ranks}, must have a rank for each candidate")
+                raise UserError(f"task {self.name!r}: label.ranks is {label.ranks}, must have a rank for each candidate")
             return 0
         field = {"pairwise": "winner", "pointwise_score": "score"}.get(self.kind, "binary")
         value = index = {"winner": label.winner, "score": label.score, "binary": label.binary}[field]
@@ -159,7 +160,7 @@ class Task:
             index = math.floor(value - float(self.labels[0]) + 0.5) if math.isfinite(value) else -1
         most = 1 if self.kind == "pairwise" else len(self.labels) - 1
         if index is None or not 0 <= index <= most:
-            raise ValueError(f"task {self.name!r}: label.{field} is {value}, must be {self._range(most)}")
+            raise UserError(f"task {self.name!r}: label.{field} is {value}, must be {self._range(most)}")
         return int(index)
 
     def _range(self, most: int) -> str:
@@ -170,7 +171,7 @@ class Task:
         if self.wordings is None or self.kind not in ("pairwise", "listwise"):
             return example
         if example.label.ranks is not None and len(example.label.ranks) != len(candidates_of(example)):
-            raise ValueError(f"{example.example_id}: label.ranks is {example.label.ranks}, must be one rank a candidate")
+            raise UserError(f"{example.example_id}: label.ranks is {example.label.ranks}, must be one rank a candidate")
         return reordered(example, order_of(example.example_id, len(candidates_of(example)), self.wordings.seed))
 
 
@@ -178,7 +179,7 @@ def check_words(name: str, words: tuple[str, ...]) -> None:
     """Raises ValueError unless they can be told apart: the parser compares in ASCII lower case."""
     folded = {word.lower() for word in words}
     if len(words) < 2 or len(folded) < len(words) or not all(w.isascii() and w.strip() for w in folded):
-        raise ValueError(f"task {name!r}: labels {words} must be two or more different ASCII words")
+        raise UserError(f"task {name!r}: labels {words} must be two or more different ASCII words")
 
 
 def hashed(*texts: str) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import KINDS, SHORT_KINDS
 from mtjudge_jax.tasks.base import NO_YES, RANKING, Task, check_words, pair_words
 from mtjudge_jax.tasks.wording import LETTERS, TIE_WORD, Form, Wordings
@@ -45,15 +46,15 @@ def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
     entry = read_entry(raw)
     where = f"data.custom_tasks: {entry.name!r}"
     if entry.name in known:
-        raise ValueError(f"{where} is the name of another task: take a new one")
+        raise UserError(f"{where} is the name of another task: take a new one")
     if not entry.name.isidentifier():
-        raise ValueError(f"{where} must be letters, digits and _, as folders and columns are called by it")
+        raise UserError(f"{where} must be letters, digits and _, as folders and columns are called by it")
     if entry.kind not in KINDS:
-        raise ValueError(f"{where}: kind {entry.kind!r} is not one of {', '.join((*KINDS, *SHORT_KINDS))}")
+        raise UserError(f"{where}: kind {entry.kind!r} is not one of {', '.join((*KINDS, *SHORT_KINDS))}")
     if not entry.question.strip():
-        raise ValueError(f"{where}: its question is empty")
+        raise UserError(f"{where}: its question is empty")
     if entry.metric and entry.metric not in METRICS:
-        raise ValueError(f"{where}: metric {entry.metric!r} is not one of {', '.join(METRICS)}")
+        raise UserError(f"{where}: metric {entry.metric!r} is not one of {', '.join(METRICS)}")
     labels, words = _labels(entry, where)
     forms = [Form(text) for text in (entry.question, *entry.paraphrases)]
     forms += [Form(text, flipped=True) for text in entry.flipped] + [Form(text, held_out=True) for text in entry.held_out]
@@ -67,19 +68,19 @@ def read_entry(raw: dict) -> TaskEntry:
     """An entry with every field of its type. Raises ValueError that names the first that is not."""
     fields = {f.name: f for f in dataclasses.fields(TaskEntry)}
     if not isinstance(raw, dict):
-        raise ValueError(f"data.custom_tasks: {raw!r} is a {type(raw).__name__}, an entry is a dict with {', '.join(fields)}")
+        raise UserError(f"data.custom_tasks: {raw!r} is a {type(raw).__name__}, an entry is a dict with {', '.join(fields)}")
     name = raw.get("name", "an entry without name")
     for key, value in raw.items():
         if key not in fields:
-            raise ValueError(f"data.custom_tasks: {name!r} has the unknown field {key!r}: known are {', '.join(fields)}")
+            raise UserError(f"data.custom_tasks: {name!r} has the unknown field {key!r}: known are {', '.join(fields)}")
         kind = fields[key].type
         texts = kind == tuple[str, ...]
         right = isinstance(value, (tuple, list)) and all(isinstance(v, str) for v in value) if texts else type(value) is kind
         if not right:
             wanted = "a list of str" if texts else kind.__name__
-            raise ValueError(f"data.custom_tasks: {name!r}: {key} = {value!r} is a {type(value).__name__}, it must be {wanted}")
+            raise UserError(f"data.custom_tasks: {name!r}: {key} = {value!r} is a {type(value).__name__}, it must be {wanted}")
     if missing := [key for key in ("name", "kind", "question") if key not in raw]:
-        raise ValueError(f"data.custom_tasks: {name!r} has no {', '.join(missing)}")
+        raise UserError(f"data.custom_tasks: {name!r} has no {', '.join(missing)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     return TaskEntry(**given | {"kind": SHORT_KINDS.get(raw["kind"], raw["kind"])})
 
@@ -87,9 +88,9 @@ def read_entry(raw: dict) -> TaskEntry:
 def _labels(entry: TaskEntry, where: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Label words in results, and the words that may answer."""
     if entry.labels and entry.kind in ("pointwise_score", "listwise"):
-        raise ValueError(f"{where}: a {entry.kind} task has no labels of its own: leave them out")
+        raise UserError(f"{where}: a {entry.kind} task has no labels of its own: leave them out")
     if entry.labels and (len(entry.labels) != 2 or any("<" in word or len(word) > 60 for word in entry.labels)):
-        raise ValueError(f"{where}: labels {entry.labels} must be two short words without <")
+        raise UserError(f"{where}: labels {entry.labels} must be two short words without <")
     if entry.labels:
         check_words(entry.name, entry.labels)
     if entry.kind == "pointwise_binary":
@@ -103,6 +104,6 @@ def _labels(entry: TaskEntry, where: str) -> tuple[tuple[str, ...], tuple[tuple[
         return RANKING, (LETTERS,)
     low, high = entry.score_min, entry.score_max
     if not 1 <= high - low < MAX_GRADES or not math.isfinite(low):
-        raise ValueError(f"{where}: score_min {low} and score_max {high} must be 1 to {MAX_GRADES - 1} grades apart")
+        raise UserError(f"{where}: score_min {low} and score_max {high} must be 1 to {MAX_GRADES - 1} grades apart")
     grades = tuple(str(grade) for grade in range(low, high + 1))
     return grades, (grades,)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from typing import NamedTuple
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.metrics.correlation import kendall_tau_b
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
@@ -41,7 +42,7 @@ class Rule(NamedTuple):
 def check_alpha(alpha: float) -> None:
     """Raises ValueError unless 0 <= alpha <= 1 (NaN is refused too)."""
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha is {alpha}, must be between 0 (accuracy alone) and 1 (format alone)")
+        raise UserError(f"alpha is {alpha}, must be between 0 (accuracy alone) and 1 (format alone)")
 
 
 def reward(text: str, *, task: Task, label_index: int, truncated: bool, alpha: float) -> Reward:
@@ -52,7 +53,7 @@ def reward(text: str, *, task: Task, label_index: int, truncated: bool, alpha: f
     """
     check_alpha(alpha)
     if not 0 <= label_index < len(task.labels):
-        raise ValueError(f"label index {label_index} of task {task.name!r}, must be 0 to {len(task.labels) - 1}")
+        raise UserError(f"label index {label_index} of task {task.name!r}, must be 0 to {len(task.labels) - 1}")
     return reward_of(parse_strict(text, task.labels), label_index=label_index, truncated=truncated, alpha=alpha)
 
 
@@ -143,17 +144,17 @@ def weights_of(text: tuple[str, ...], custom: tuple[str, ...], alpha: float) -> 
     weights = {} if text else {"accuracy": 1.0 - alpha, "format": alpha}
     for entry in (*text, *custom):
         if not isinstance(entry, str):
-            raise ValueError(f"reward.weights and reward.custom hold str, not {entry!r}")
+            raise UserError(f"reward.weights and reward.custom hold str, not {entry!r}")
     for entry in text:
         name, _, value = entry.rpartition("=")
         if name not in (*PARTS, *custom):
-            raise ValueError(f"reward.weights: {entry!r} names no part: known are {', '.join((*PARTS, *custom))}")
+            raise UserError(f"reward.weights: {entry!r} names no part: known are {', '.join((*PARTS, *custom))}")
         if name in weights:
-            raise ValueError(f"reward.weights names {name} twice: give each once")
+            raise UserError(f"reward.weights names {name} twice: give each once")
         try:
             weights[name] = float(value)
         except ValueError:
-            raise ValueError(f"reward.weights: {entry!r} must be name=number") from None
+            raise UserError(f"reward.weights: {entry!r} must be name=number") from None
         if not isfinite(weights[name]):
-            raise ValueError(f"reward.weights: {entry!r} must be a finite number")
+            raise UserError(f"reward.weights: {entry!r} must be a finite number")
     return {**dict.fromkeys(custom, 1.0), **weights}

@@ -3,6 +3,7 @@
 import json
 from typing import NamedTuple
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import TIE, JudgeExample, candidates_of
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.parse import dense, ranking_text
@@ -38,13 +39,13 @@ def truth_of(task: Task, example: JudgeExample) -> Truth:
     """The truth of an example in the order it is shown in. Raises ValueError where label or question does not fit the task."""
     asked, label = task.ask(example.question, example.example_id), task.label_index(example.label)
     if label >= len(asked.words):
-        raise ValueError(f"task {task.name!r}: label.winner is {TIE}, the question allows no tie")
+        raise UserError(f"task {task.name!r}: label.winner is {TIE}, the question allows no tie")
     truth = Truth(task.kind, asked.words, label, asked.template, facts=facts_of(example))
     if task.kind == "pointwise_score":
         return truth._replace(score=float(example.label.score), low=float(task.labels[0]), high=float(task.labels[-1]))
     if task.kind == "listwise":
         if len(example.label.ranks) != len(asked.words):
-            raise ValueError(f"task {task.name!r}: label.ranks is {example.label.ranks}, must be {len(asked.words)} ranks")
+            raise UserError(f"task {task.name!r}: label.ranks is {example.label.ranks}, must be {len(asked.words)} ranks")
         return truth._replace(ranks=dense(example.label.ranks))
     return truth
 

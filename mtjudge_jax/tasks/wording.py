@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from typing import NamedTuple
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import Question, candidates_of
 
 TEMPLATES = ("first", "train", "held_out", "all")
@@ -39,9 +40,9 @@ class Wordings:
 
     def __post_init__(self):
         if self.templates not in TEMPLATES:
-            raise ValueError(f"templates {self.templates!r} is not one of {', '.join(TEMPLATES)}")
+            raise UserError(f"templates {self.templates!r} is not one of {', '.join(TEMPLATES)}")
         if not self.forms or self.forms[0].held_out or self.forms[0].flipped:
-            raise ValueError("the first wording must be a plain one that may be trained on")
+            raise UserError("the first wording must be a plain one that may be trained on")
 
     def choose(self, example_id: str) -> tuple[int, Form, tuple[str, ...], tuple[str, ...]]:
         """Of an example: number, form, label words and the answers they are given in (of a flipped form the first two
@@ -50,7 +51,7 @@ class Wordings:
         wanted = {"first": (False,), "train": (False,), "held_out": (True,), "all": (False, True)}[self.templates]
         open_to = [n for n, f in enumerate(self.forms) if f.held_out in wanted and (self.vary_polarity or not f.flipped)]
         if not open_to:
-            raise ValueError(f"no wording of {self.forms[0].text!r} is {self.templates}: hold one out, or ask for all")
+            raise UserError(f"no wording of {self.forms[0].text!r} is {self.templates}: hold one out, or ask for all")
         number = open_to[0 if self.templates == "first" else spin(f"{self.seed}/form/{example_id}", len(open_to))]
         form = self.forms[number]
         words = self.words[spin(f"{self.seed}/words/{example_id}", len(self.words)) if self.vary_words else 0]

@@ -1,46 +1,23 @@
-"""Multi-task GRPO: `mtjudge train --config=configs/demo.py --workdir=runs/demo`. A config of stage `sft` runs sft.py's loop.
+"""Multi-task GRPO: the loop. It reads from top to bottom: prompts, answers, rewards, advantages, log-probabilities, update."""
 
-The loop reads from top to bottom: prompts, answers, rewards, advantages, log-probabilities, update.
-"""
-
-import json
-import traceback
 from functools import partial
 
 import jax
 import numpy as np
 
 from mtjudge_jax import hosts
-from mtjudge_jax.config import Config, ConfigError, LossConfig, check, to_dict
+from mtjudge_jax.config import LossConfig
 from mtjudge_jax.eval.scores import task_numbers, train_metrics
-from mtjudge_jax.flags import run_command, train_flags, typed
-from mtjudge_jax.hosts.exchange import gather_rows, together
-from mtjudge_jax.policy.model import JUDGE_FILE, Model
+from mtjudge_jax.hosts.exchange import gather_rows
 from mtjudge_jax.policy.update import grpo_loss, make_update
 from mtjudge_jax.rl import grpo
 from mtjudge_jax.rl.score import rule_of
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
-from mtjudge_jax.train import sft
 from mtjudge_jax.train.loop import Drawn, loop, note_skipped, of_hosts
 from mtjudge_jax.train.monitor.messages import Clock, summarise
 from mtjudge_jax.train.rollouts import Rolled, roll_out
-from mtjudge_jax.train.run import STOP, Progress, Run, close_run, compare_hosts, open_run, start
+from mtjudge_jax.train.run import STOP, Progress, Run, start
 from mtjudge_jax.types import TrainBatch
-
-
-def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()) -> tuple[Run, Progress]:
-    """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
-    compare_hosts(cfg, workdir)
-    with together():
-        run = open_run(cfg, workdir, model, allowed)
-    try:
-        progress = sft.train(run) if cfg.stage == "sft" else train(run)
-    except Exception:  # nothing is waited for: a peer may be gone
-        run.watch.note(traceback.format_exc())
-        run.watch.close()
-        raise
-    close_run(run)
-    return run, progress
 
 
 def train(run: Run) -> Progress:
@@ -118,37 +95,3 @@ def rates(rolled: Rolled, clock: Clock) -> dict:
     tokens = int(lengths.sum()) + rolled.prompt_tokens
     length = {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(lengths.mean(dtype=np.float64))}
     return length | {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
-
-
-def when_best(run: Run) -> str:
-    """`, after step 80, model in runs/mine/best`; nothing where no model was written."""
-    folder = run.workdir / "best"
-    try:
-        step = json.loads((folder / JUDGE_FILE).read_text())["step"]
-    except (OSError, ValueError, KeyError):
-        return ""
-    start = " (the model it began with: no validation was better)" if step == 0 else ""
-    return f", after step {step}{start}, model in {folder}"
-
-
-def main() -> None:
-    cfg = typed(CONFIG.value)
-    if PRINT_CONFIG.value:
-        check(cfg)
-        print(json.dumps(to_dict(cfg), indent=1))
-        return
-    if not WORKDIR.value:
-        raise ConfigError("no --workdir: name the folder of the run, e.g. --workdir=runs/mine")
-    check(cfg)
-    with hosts.joined(cfg.hosts):
-        run, progress = fit(cfg, WORKDIR.value, allowed=tuple(ALLOW_CHANGE.value))
-        first = jax.process_index() == 0
-    if not first:
-        return
-    print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}{when_best(run)}")
-    print(f"to give it away with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
-
-
-if __name__ == "__main__":
-    CONFIG, WORKDIR, PRINT_CONFIG, ALLOW_CHANGE = train_flags()
-    run_command(main, workdir=WORKDIR)

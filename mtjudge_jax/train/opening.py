@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 
-from mtjudge_jax.config import Config, ConfigError
+from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import RowFormat, to_row
 from mtjudge_jax.data.sources import open_split
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.records import BadRecord
 from mtjudge_jax.train.monitor.messages import step_text

@@ -9,8 +9,10 @@ import jax
 from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, ConfigError, check, get_tasks, in_both_orders, to_dict
+from mtjudge_jax.config import Config, get_tasks, in_both_orders, to_dict
+from mtjudge_jax.config_check import check
 from mtjudge_jax.data.pipeline import Adapting, BadRowCounter, read_split, train_iterator
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts.exchange import refuse_differences, together
 from mtjudge_jax.hosts.watchdog import Watch, watch_path
 from mtjudge_jax.paths import AnyPath, as_path

@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 
 from mtjudge_jax.checkpoint.digest import digests
-from mtjudge_jax.config import Config, ConfigError, differences, flatten, get_tasks, to_dict, unknown
+from mtjudge_jax.config import Config, differences, flatten, get_tasks, to_dict
 from mtjudge_jax.data.sources import fingerprint
+from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.types import Params
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mtjudge_jax.data.tokenizer import hf, sentencepiece
 from mtjudge_jax.data.tokenizer.codec import Codec, Parts
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, nearby
 from mtjudge_jax.records import BadRecord
 
@@ -47,7 +48,7 @@ class Tokenizer:
         """Text of `ids` with the reasoning and answer tags, without pad and eos; other control tokens stay visible."""
         kept = [int(i) for i in ids if i not in (self.pad, self.eos)]
         if kept and not 0 <= min(kept) <= max(kept) < self.size:
-            raise ValueError(f"ids {min(kept)}..{max(kept)} outside 0..{self.size - 1}; sample under allowed_mask")
+            raise UserError(f"ids {min(kept)}..{max(kept)} outside 0..{self.size - 1}; sample under allowed_mask")
         return self.codec.decode(kept)
 
     def decode_answer(self, ids: Iterable[int]) -> str:
@@ -68,7 +69,7 @@ class Tokenizer:
     def allowed_mask(self, vocab_size: int) -> np.ndarray:
         """bool [vocab_size]: True where the sampler may go: text and eos; no control token, nothing past `size`."""
         if vocab_size < self.size:
-            raise ValueError(f"vocab_size {vocab_size} is below the tokenizer's {self.size} ids; fix config.json")
+            raise UserError(f"vocab_size {vocab_size} is below the tokenizer's {self.size} ids; fix config.json")
         mask = np.zeros(vocab_size, bool)
         mask[self.codec.text_ids()] = True
         mask[[*self.control_ids]] = False
@@ -119,7 +120,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     folder = as_path(folder)
     read = next((read for file, read in READERS.items() if (folder / file).is_file()), None)
     if read is None:
-        raise ValueError(f"{folder} has no {' and no '.join(READERS)}; give a local Hugging Face model folder")
+        raise UserError(f"{folder} has no {' and no '.join(READERS)}; give a local Hugging Face model folder")
     with nearby(folder, TEXT_FILES) as copy:  # what reads tokenizer.json reads disks only
         parts = read(copy)
     vision = [_named(parts, keys, default) for default, keys in VISION_NAMES.items()]
@@ -128,7 +129,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     missing += [name if text is None else text for name, text in needed.items() if text not in parts.vocab]
     missing += ["chat_template.jinja"] if parts.chat is None else []
     if missing:
-        raise ValueError(f"{folder}: the tokenizer has no {', '.join(missing)}; is it a Qwen3-VL folder?")
+        raise UserError(f"{folder}: the tokenizer has no {', '.join(missing)}; is it a Qwen3-VL folder?")
     ids = [parts.vocab[text] for text in (*needed.values(), *vision)]
     size = max(max(parts.codec.text_ids()), max(parts.vocab.values())) + 1
     tokenizer = Tokenizer(parts.chat, parts.codec, *ids, size, _with_vision(parts.control, vision, parts.vocab))
@@ -149,16 +150,16 @@ def _check(tokenizer: Tokenizer, folder: AnyPath) -> str:
     try:
         prompt = tokenizer.render(PROBE, 1)
     except Exception as e:  # a template may raise anything
-        raise ValueError(f"{folder}: its chat template fails on a question with an image: {type(e).__name__}: {e}") from e
+        raise UserError(f"{folder}: its chat template fails on a question with an image: {type(e).__name__}: {e}") from e
     places = tokenizer.encode(prompt).count(tokenizer.image)
     if places != 1 or PROBE not in prompt:
-        raise ValueError(
+        raise UserError(
             f"{folder}: of a question with one image its chat template makes {prompt!r}, with {places} image tokens; "
             "it must hold the question and one image token; is it a vision-language model's folder?"
         )
     written = tokenizer.decode(tokenizer.encode(FORM))
     if written != FORM:
-        raise ValueError(f"{folder}: the tokenizer turns {FORM!r} into {written!r}: an answer could not be read")
+        raise UserError(f"{folder}: the tokenizer turns {FORM!r} into {written!r}: an answer could not be read")
     return _opening(prompt.rpartition(PROBE)[2], tokenizer, folder)
 
 
@@ -168,5 +169,5 @@ def _opening(tail: str, tokenizer: Tokenizer, folder: AnyPath) -> str:
     if not tag or any(token in rest for token, _ in tokenizer.control):
         return ""
     if rest.strip():
-        raise ValueError(f"{folder}: its chat template begins the answer with {tag + rest!r}: use one that ends with {THINK}")
+        raise UserError(f"{folder}: its chat template begins the answer with {tag + rest!r}: use one that ends with {THINK}")
     return tag + rest

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mtjudge_jax.errors import UserError
+
 CONTROL_SHAPE = re.compile(r"<\|.*\|>|<unused_?\d+>", re.DOTALL)
 CONFIG_FILE = "tokenizer_config.json"
 
@@ -48,9 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as e:
-        raise ValueError(f"{path} is damaged ({e}); copy it again") from e
+        raise UserError(f"{path} is damaged ({e}); copy it again") from e
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} where an object belongs; copy it again")
+        raise UserError(f"{path} holds a {type(content).__name__} where an object belongs; copy it again")
     return content
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtjudge_jax.data.tokenizer.codec import CONFIG_FILE, Parts, chat_template, looks_like_control, read_json, special_texts
+from mtjudge_jax.errors import UserError
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6  # sentencepiece_model.proto, SentencePiece.Type
 SPACE = "\u2581"  # how a piece writes a space
@@ -98,9 +99,9 @@ def _model(path: Path) -> Any:
     try:
         model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
     except DecodeError as e:
-        raise ValueError(f"{path} is no SentencePiece model ({e}); copy it again, or give a folder with tokenizer.json") from e
+        raise UserError(f"{path} is no SentencePiece model ({e}); copy it again, or give a folder with tokenizer.json") from e
     if not any(piece.type == UNKNOWN for piece in model.pieces):
-        raise ValueError(f"{path} has {len(model.pieces)} pieces and none for the unknown: it is damaged, copy it again")
+        raise UserError(f"{path} has {len(model.pieces)} pieces and none for the unknown: it is damaged, copy it again")
     model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     return model

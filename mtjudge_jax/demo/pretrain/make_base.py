@@ -149,7 +149,7 @@ def train(folder: Path, out: Path) -> None:
     from mtjudge_jax.models.hf.convert import save_hf
     from mtjudge_jax.models.qwen3_vl import vlm
     from mtjudge_jax.models.qwen3_vl.config import load_config
-    from mtjudge_jax.policy.model import JUDGE_FILE
+    from mtjudge_jax.policy.judge_file import JUDGE_FILE
     from mtjudge_jax.policy.programs import place_prompts
     from mtjudge_jax.policy.update import init_state, make_update, sft_loss
     from mtjudge_jax.rl.optim import make_optimizer

@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.official.graded import agin, imagereward, mllm_score, seetrue, unsafebench
 from mtjudge_jax.eval.official.verdicts import (
     TIE,
@@ -58,7 +59,7 @@ def official(task: str, predictions: Predictions) -> dict[str, float]:
         return {}
     for p in predictions:
         if lacking := [key for key in KEYS if key not in p]:
-            raise ValueError(f"a prediction of {task} lacks {', '.join(lacking)}; it has {', '.join(p)}: judge the data again")
+            raise UserError(f"a prediction of {task} lacks {', '.join(lacking)}; it has {', '.join(p)}: judge the data again")
     found = OFFICIAL[task](predictions)
     if task in VOTED and all(len(p.get("sampled_verdicts") or ()) > 1 for p in predictions):
         samples = [p | {"verdict": verdict} for p in predictions for verdict in p["sampled_verdicts"]]

@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from mtjudge_jax.errors import UserError
+
 Predictions = Sequence[dict[str, Any]]
 
 TIE = -1
@@ -24,7 +26,7 @@ def index_of(value: Any, words: Mapping[str, int]) -> int | None:
         return words[value.strip().lower()]
     if not isinstance(value, str) and value in words.values():
         return int(value)
-    raise ValueError(f"{value!r} is neither a label nor its word: known are {sorted(set(words.values()))} and {', '.join(words)}")
+    raise UserError(f"{value!r} is neither a label nor its word: known are {sorted(set(words.values()))} and {', '.join(words)}")
 
 
 def order_of(value: Any) -> list[int]:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.attention import chunked, reference
 from mtjudge_jax.models.attention.reference import attend_decode
 from mtjudge_jax.models.backend import Backend
@@ -48,7 +49,7 @@ def attend_grouped(
     """
     own = q.shape[1] - prompt
     if own <= 0 or own % group:
-        raise ValueError(
+        raise UserError(
             f"a stream of {q.shape[1]} tokens is no prompt of {prompt} and {group} completions of one length: "
             f"its length must be {prompt} + a multiple of {group}"
         )
@@ -81,5 +82,5 @@ def _kernel(name: str) -> Callable:
         case "tokamax":
             from mtjudge_jax.models.attention import tokamax as module
         case _:
-            raise ValueError(f"unknown attention {name!r}: known are {', '.join(HALVES)}, splash, tokamax")
+            raise UserError(f"unknown attention {name!r}: known are {', '.join(HALVES)}, splash, tokamax")
     return module.attend

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.sharding import BATCH_AXES
 from mtjudge_jax.types import Array
 
@@ -22,12 +23,12 @@ def call_sharded(kernel: Callable, q: Array, k: Array, v: Array, segments: Array
         return kernel(q, k, v, segments)
     rows, shards, heads = q.shape[0], math.prod(mesh.shape[axis] for axis in BATCH_AXES), mesh.shape["tensor"]
     if rows % shards:
-        raise ValueError(
+        raise UserError(
             f"{rows} rows cannot be spread over {' * '.join(BATCH_AXES)} = {shards} shards of the mesh: "
             f"make the rows of a batch a multiple of {shards}, or the mesh smaller"
         )
     if q.shape[2] % heads:
-        raise ValueError(
+        raise UserError(
             f"{q.shape[2]} attention heads cannot be spread over mesh.tensor = {heads}: "
             f"set mesh.tensor to a divisor of {q.shape[2]}"
         )

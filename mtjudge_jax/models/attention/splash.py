@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import Mesh
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
 from mtjudge_jax.types import Array
 
@@ -91,7 +92,7 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
     """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding. Returns [Q, T, N, H]."""
     length, size = q.shape[1], q.shape[-1]
     if length > LONGEST:
-        raise ValueError(f"{length} tokens a row are more than the {LONGEST} that splash can count: set attention to chunked")
+        raise UserError(f"{length} tokens a row are more than the {LONGEST} that splash can count: set attention to chunked")
     interpret = platform_of(mesh) != "tpu"
 
     def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:

@@ -28,6 +28,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.models.hf.folder import SHARD_BYTES, Tensor, companions, write_folder
 from mtjudge_jax.models.hf.place import (
@@ -325,7 +326,7 @@ def _tensors(params: Params, cfg: Qwen3VLConfig, dtype: np.dtype) -> Iterator[Te
     wrong = sorted({path for path, _ in wanted.items() ^ found.items()})
     if wrong:
         lines = [f"{path}: has {found.get(path)}, needs {wanted.get(path)}" for path in wrong]
-        raise ValueError("\n".join(["the parameters are not those of the source folder's config:", *lines]))
+        raise UserError("\n".join(["the parameters are not those of the source folder's config:", *lines]))
     yield from leaf_tensors(flat, weights(cfg), dtype)
 
 

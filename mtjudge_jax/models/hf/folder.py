@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.hosts.exchange import first_text, together
 from mtjudge_jax.models.hf.shards import Shape
 from mtjudge_jax.paths import (
@@ -144,7 +145,7 @@ def _write_shard(file: BinaryIO | None, shard: list[Tensor], dtype: np.dtype, fo
     for tensor in shard:
         array = np.ascontiguousarray(tensor.read(), dtype)
         if array.shape != tensor.shape:
-            raise ValueError(f"{tensor.name} is {array.shape} where {tensor.shape} was planned; mend what reads it")
+            raise UserError(f"{tensor.name} is {array.shape} where {tensor.shape} was planned; mend what reads it")
         if file and not problem:
             numbers = array.reshape(-1).view(np.uint8).data
             _, problem = _trying(folder, lambda numbers=numbers: file.write(numbers))

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Sharding
 from safetensors import SafetensorError, safe_open
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.hf.convert import TABLE, Weight, flatten, leaf_tensors, nest
 from mtjudge_jax.models.hf.folder import write_folder
 from mtjudge_jax.models.hf.shards import FLOATS
@@ -49,7 +50,7 @@ def merge_lora(params: Params, cfg: Qwen3VLConfig) -> Params:
     lora = _lora_of(cfg)
     flat = flatten(params)
     if missing := [name for name in lora_shapes(cfg.text, lora) if LAYERS + name not in flat]:
-        raise ValueError(f"no adapters to merge: {', '.join(missing)} missing from the parameters; give those of cfg.lora")
+        raise UserError(f"no adapters to merge: {', '.join(missing)} missing from the parameters; give those of cfg.lora")
     for target in lora.targets:
         before, after = LORA_AXES[target]
         a, b = flat.pop(f"{LAYERS}{target}_lora_a_l{before}r"), flat.pop(f"{LAYERS}{target}_lora_b_lr{after}")
@@ -97,9 +98,9 @@ def adapter_weights(cfg: Qwen3VLConfig) -> list[Weight]:
 
 def _lora_of(cfg: Qwen3VLConfig) -> LoraConfig:
     if cfg.lora is None:
-        raise ValueError("this config has no adapters: set its `lora` to the rank, alpha and targets they have")
+        raise UserError("this config has no adapters: set its `lora` to the rank, alpha and targets they have")
     if cfg.text.moe and (single := {"gate", "up", "down"} & set(cfg.lora.targets)):
-        raise ValueError(f"targets {', '.join(sorted(single))}: a mixture of experts has no single one; take q, k, v, o")
+        raise UserError(f"targets {', '.join(sorted(single))}: a mixture of experts has no single one; take q, k, v, o")
     return cfg.lora
 
 
@@ -123,7 +124,7 @@ def save_peft(
     declared = adapter_weights(cfg)
     found = {weight.path: tuple(flat[weight.path].shape) if weight.path in flat else None for weight in declared}
     if wrong := [f"{w.path}: has {found[w.path]}, needs {w.shape}" for w in declared if found[w.path] != w.shape]:
-        raise ValueError("\n".join(["the adapters are not those of cfg.lora:", *wrong]))
+        raise UserError("\n".join(["the adapters are not those of cfg.lora:", *wrong]))
     config = json.dumps(peft_config(cfg, base_model), indent=2) + "\n"
     write_folder(
         folder,
@@ -174,9 +175,9 @@ def read_peft_config(folder: str | os.PathLike) -> LoraConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); copy it again") from error
+        raise UserError(f"{path}: not valid JSON ({error}); copy it again") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: holds a {type(raw).__name__}, not an object; copy it again")
+        raise UserError(f"{path}: holds a {type(raw).__name__}, not an object; copy it again")
     problems = _refused(raw)
     rank, alpha, modules = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
     if not (isinstance(rank, int) and rank >= 1):
@@ -187,7 +188,7 @@ def read_peft_config(folder: str | os.PathLike) -> LoraConfig:
     if not names or not set(names) <= MODULES.keys():
         problems.append(f"target_modules is {modules!r}, a list of {', '.join(MODULES)} is read")
     if problems:
-        raise ValueError("\n".join([f"{path}: cannot be used ({len(problems)} problems)", *problems]))
+        raise UserError("\n".join([f"{path}: cannot be used ({len(problems)} problems)", *problems]))
     return LoraConfig(rank, float(alpha), tuple(target for module, target in MODULES.items() if module in names))
 
 
@@ -213,7 +214,7 @@ def load_peft(folder: str | os.PathLike, cfg: Qwen3VLConfig, *, dtype: Any = jnp
     path = as_path(folder) / WEIGHTS
     have, want = read_peft_config(folder), _lora_of(cfg)
     if (have.rank, have.alpha, set(have.targets)) != (want.rank, want.alpha, set(want.targets)):
-        raise ValueError(f"{as_path(folder) / CONFIG}: is {have}, the config asks for {want}; set lora to what the adapter has")
+        raise UserError(f"{as_path(folder) / CONFIG}: is {have}, the config asks for {want}; set lora to what the adapter has")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; only safetensors are read, save the adapter as such with PEFT")
     declared = adapter_weights(cfg)
@@ -223,7 +224,7 @@ def load_peft(folder: str | os.PathLike, cfg: Qwen3VLConfig, *, dtype: Any = jnp
             _check_tensors(path, {name: file.get_slice(name) for name in file.keys()}, wanted)  # noqa: SIM118 (no mapping)
             return nest({w.path: jnp.asarray(np.stack([_ours(w, file.get_tensor(n)) for n in w.names]), dtype) for w in declared})
     except SafetensorError as error:
-        raise ValueError(f"{path}: damaged or cut short at {size_of(path)} bytes ({error}); copy it again") from error
+        raise UserError(f"{path}: damaged or cut short at {size_of(path)} bytes ({error}); copy it again") from error
 
 
 def _check_tensors(path: AnyPath, slices: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> None:
@@ -238,7 +239,7 @@ def _check_tensors(path: AnyPath, slices: Mapping[str, Any], wanted: Mapping[str
     if problems:
         rest = [f"and {len(problems) - MOST} more"] if len(problems) > MOST else []
         title = f"{path}: the adapters do not fit the config ({len(problems)} problems)"
-        raise ValueError("\n".join([title, *sorted(problems)[:MOST], *rest]))
+        raise UserError("\n".join([title, *sorted(problems)[:MOST], *rest]))
 
 
 def _ours(weight: Weight, tensor: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.hf.shards import Ranged
 
 PIECE_BYTES = 16 << 20  # what is copied at a time
@@ -62,9 +63,9 @@ def plan(path: str, shape: Shape, *, dtype: Any, sharding: NamedSharding | None,
         start = (0,) * len(index)
         return Leaf(shape, np.dtype(dtype), None, stacked, shape, {None: start}, {start: index}, 1)
     if not isinstance(sharding, NamedSharding):
-        raise ValueError(f"{path}: sharded by a {type(sharding).__name__}; give a NamedSharding, or None for one device")
+        raise UserError(f"{path}: sharded by a {type(sharding).__name__}; give a NamedSharding, or None for one device")
     if stacked and sharding.spec and sharding.spec[0] is not None:
-        raise ValueError(f"{path}: layer axis sharded over {sharding.spec[0]!r}; layers are scanned, use None")
+        raise UserError(f"{path}: layer axis sharded over {sharding.spec[0]!r}; layers are scanned, use None")
     parts, indices, of_process = {}, {}, {}
     for device, index in sharding.devices_indices_map(shape).items():
         index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))[stacked:]

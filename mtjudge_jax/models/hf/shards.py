@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, in_bucket, read_ranges, size_of
 
 INDEX = "model.safetensors.index.json"
@@ -80,7 +81,7 @@ def open_checkpoint(folder: str | Path, wanted: Wanted) -> dict[str, Stored]:
     lost = {name for name, file in place.items() if file in unread}
     problems += _against_index(file_of or {}, stored, wanted, lost) + _against_config(file_of or {}, stored, wanted, lost)
     if problems:
-        raise ValueError(_message(folder, problems, stored, wanted))
+        raise UserError(_message(folder, problems, stored, wanted))
     found = sum(tensor.stop - tensor.start for tensor in stored.values())
     if total is not None and total != found:
         warnings.warn(f"{folder / INDEX}: total_size is {total}, the tensors have {found} bytes and are used", stacklevel=2)
@@ -152,7 +153,7 @@ def _open_index(folder: AnyPath) -> Index:
         return Index(None, None, [])
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise ValueError(
+        raise UserError(
             f"{folder}: only pickled weights ({', '.join(pickles[:3])}); they can run code and are refused; "
             f"save them as {SINGLE} with transformers"
         )
@@ -166,7 +167,7 @@ def _read_index(path: AnyPath) -> Index:
         index = json.loads(path.read_text(encoding="utf-8"))
         found, total = dict(index["weight_map"].items()), (index.get("metadata") or {}).get("total_size")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path}: not an index of safetensors files ({error}); download it again") from error
+        raise UserError(f"{path}: not an index of safetensors files ({error}); download it again") from error
     strange = {
         name: file
         for name, file in found.items()
@@ -181,31 +182,31 @@ def _refuse_other_kinds(path: AnyPath) -> None:
     """A clone without git-lfs leaves three lines of text where the weights should be; pickles can run code."""
     (start,) = read_ranges(path, [(0, min(size_of(path), len(LFS_START)))])
     if start == LFS_START:
-        raise ValueError("is a Git LFS pointer, not the file: run `git lfs pull` in the model's folder")
+        raise UserError("is a Git LFS pointer, not the file: run `git lfs pull` in the model's folder")
     if start.startswith(PICKLE_STARTS) and start[8:9] != b"{":  # a header of 640 bytes begins like a pickle
-        raise ValueError(f"is a pickle, which can run code and is refused: save it as {SINGLE} with transformers")
+        raise UserError(f"is a pickle, which can run code and is refused: save it as {SINGLE} with transformers")
 
 
 def _read_header(path: AnyPath) -> tuple[list[Stored], list[Problem]]:
     """The tensors of a file and what is wrong with single ones. Raises ValueError where there is no telling."""
     if not path.is_file():
-        raise ValueError("is not there: download it again")
+        raise UserError("is not there: download it again")
     _refuse_other_kinds(path)
     size = size_of(path)
     (start,) = read_ranges(path, [(0, min(size, 8))])
     length = int.from_bytes(start, "little")
     if size < 8 or length > HEADER_BYTES:
-        raise ValueError(f"is no safetensors file: {size} bytes that begin with a header of {length}")
+        raise UserError(f"is no safetensors file: {size} bytes that begin with a header of {length}")
     (text,) = read_ranges(path, [(8, min(size, 8 + length))])
     if len(text) < length:
-        raise ValueError(f"is cut short at {size} bytes, inside its header of {length}")
+        raise UserError(f"is cut short at {size} bytes, inside its header of {length}")
     pairs: list[tuple[str, Any]] = []
     try:
         header = json.loads(text, object_pairs_hook=lambda items: pairs.clear() or pairs.extend(items) or dict(items))
     except ValueError as error:
-        raise ValueError(f"has a damaged header ({error})") from error
+        raise UserError(f"has a damaged header ({error})") from error
     if not isinstance(header, dict):
-        raise ValueError(f"has a {type(header).__name__} for a header")
+        raise UserError(f"has a {type(header).__name__} for a header")
     # The outermost object closes last, so `pairs` is what it holds, a name that comes twice included.
     entries = [(name, entry) for name, entry in pairs if name != "__metadata__"]
     return _check_entries(path, entries, first=8 + length, size=size)

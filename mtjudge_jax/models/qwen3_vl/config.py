@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import as_path
 
 DENSE_TYPE, MOE_TYPE = "qwen3_vl", "qwen3_vl_moe"
@@ -120,9 +121,9 @@ def load_config(folder: str | os.PathLike) -> Qwen3VLConfig:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); copy it again from the model's source") from error
+        raise UserError(f"{path}: not valid JSON ({error}); copy it again from the model's source") from error
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: holds a {type(raw).__name__}, not an object; copy it again from the model's source")
+        raise UserError(f"{path}: holds a {type(raw).__name__}, not an object; copy it again from the model's source")
     return from_hf(raw)
 
 
@@ -135,7 +136,7 @@ def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
     _check_model_type(raw)
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method")
-        raise ValueError(f"quantization_config: weights quantised by {method!r} cannot be trained; take unquantised ones")
+        raise UserError(f"quantization_config: weights quantised by {method!r} cannot be trained; take unquantised ones")
     text_raw = _need(raw, "text_config", "config.json")
     vision_raw = _need(raw, "vision_config", "config.json")
     cfg = Qwen3VLConfig(
@@ -156,13 +157,13 @@ def _check_model_type(raw: Mapping[str, Any]) -> None:
     """Other families must not load with plausible shapes."""
     model_type = raw.get("model_type")
     if model_type not in (DENSE_TYPE, MOE_TYPE):
-        raise ValueError(f"model_type {model_type!r} is not supported; supported: {DENSE_TYPE}, {MOE_TYPE}")
+        raise UserError(f"model_type {model_type!r} is not supported; supported: {DENSE_TYPE}, {MOE_TYPE}")
 
 
 def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
     """The value of a key without which no model can be built."""
     if raw.get(key) is None:
-        raise ValueError(f"{where}: {key} is missing and has no safe default; take the model's own config.json")
+        raise UserError(f"{where}: {key} is missing and has no safe default; take the model's own config.json")
     return raw[key]
 
 
@@ -170,7 +171,7 @@ def _only(raw: Mapping[str, Any], key: str, allowed: object, where: str) -> None
     """Raises when an optional key holds something other than the one behaviour implemented here; null counts as absent."""
     value = raw.get(key)
     if value is not None and value != allowed:
-        raise ValueError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint that has it")
+        raise UserError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint that has it")
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
@@ -179,20 +180,20 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
     rope = dict(raw.get("rope_scaling") or {}) | dict(raw.get("rope_parameters") or {})
     theta = rope.get("rope_theta", raw.get("rope_theta"))
     if theta is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: rope_theta is missing, also from rope_parameters; no safe default, published models use 5e6"
         )
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
-        raise ValueError(f"{where}: rope_type is {rope_type!r}, only 'default' is supported; remove the rope scaling")
+        raise UserError(f"{where}: rope_type is {rope_type!r}, only 'default' is supported; remove the rope scaling")
     if rope.get("mrope_interleaved") is not True:
-        raise ValueError(
+        raise UserError(
             f"{where}: mrope_interleaved is {rope.get('mrope_interleaved')!r}, only true is supported; "
             "chunked sections (Qwen2.5-VL) have the same shapes and other angles"
         )
     section = tuple(int(size) for size in rope.get("mrope_section") or ())
     if len(section) != 3:
-        raise ValueError(f"{where}: mrope_section is {section}, it needs three sizes (time, height, width)")
+        raise UserError(f"{where}: mrope_section is {section}, it needs three sizes (time, height, width)")
     return float(theta), section
 
 
@@ -217,14 +218,14 @@ def _text(raw: Mapping[str, Any], *, tied: bool, moe: bool) -> TextConfig:
         moe=_moe(raw) if moe else None,
     )
     if 2 * sum(section) != cfg.head_dim:
-        raise ValueError(
+        raise UserError(
             f"{where}: mrope_section {section} sums to {sum(section)}, it must be head_dim / 2 = {cfg.head_dim / 2:g}"
         )
     # Heights take the frequencies 1, 4, 7, .. and widths 2, 5, 8, ..: the last of each must exist.
     if 3 * section[1] > cfg.head_dim // 2 + 1 or 3 * section[2] > cfg.head_dim // 2:
-        raise ValueError(f"{where}: mrope_section {section} cannot be interleaved over {cfg.head_dim // 2} frequencies")
+        raise UserError(f"{where}: mrope_section {section} cannot be interleaved over {cfg.head_dim // 2} frequencies")
     if cfg.num_heads % cfg.num_kv_heads:
-        raise ValueError(f"{where}: {cfg.num_heads} heads do not divide into {cfg.num_kv_heads} key-value heads")
+        raise UserError(f"{where}: {cfg.num_heads} heads do not divide into {cfg.num_kv_heads} key-value heads")
     return cfg
 
 
@@ -241,7 +242,7 @@ def _moe(raw: Mapping[str, Any]) -> MoeConfig:
         intermediate_size=int(_need(raw, "moe_intermediate_size", where)),
     )
     if not 1 <= moe.experts_per_token <= moe.num_experts:
-        raise ValueError(f"{where}: num_experts_per_tok {moe.experts_per_token} must lie in 1..{moe.num_experts} (num_experts)")
+        raise UserError(f"{where}: num_experts_per_tok {moe.experts_per_token} must lie in 1..{moe.num_experts} (num_experts)")
     return moe
 
 
@@ -264,16 +265,16 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
         deepstack_layers=tuple(int(layer) for layer in _need(raw, "deepstack_visual_indexes", where)),
     )
     if cfg.hidden_size % (4 * cfg.num_heads):
-        raise ValueError(
+        raise UserError(
             f"{where}: hidden_size {cfg.hidden_size} over {cfg.num_heads} heads must leave a multiple of 4 (2-D rotary)"
         )
     if isqrt(cfg.num_position_embeddings) ** 2 != cfg.num_position_embeddings:
-        raise ValueError(
+        raise UserError(
             f"{where}: num_position_embeddings {cfg.num_position_embeddings} is not a square: the grid is n x n"
         )
     taps = cfg.deepstack_layers
     if list(taps) != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < cfg.depth):
-        raise ValueError(f"{where}: deepstack_visual_indexes {taps} must rise and lie in 0..{cfg.depth - 1}")
+        raise UserError(f"{where}: deepstack_visual_indexes {taps} must rise and lie in 0..{cfg.depth - 1}")
     return cfg
 
 
@@ -287,16 +288,16 @@ def _eos(value: object) -> int | None:
 def _check_together(cfg: Qwen3VLConfig) -> None:
     """What only both halves can tell."""
     if cfg.vision.out_hidden_size != cfg.text.hidden_size:
-        raise ValueError(
+        raise UserError(
             f"vision_config.out_hidden_size {cfg.vision.out_hidden_size} differs from text_config.hidden_size "
             f"{cfg.text.hidden_size}; image tokens could not replace word embeddings"
         )
     if len(cfg.vision.deepstack_layers) > cfg.text.num_layers:
-        raise ValueError(
+        raise UserError(
             f"{len(cfg.vision.deepstack_layers)} deepstack taps need as many decoder layers, "
             f"there are {cfg.text.num_layers}"
         )
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         token = cfg.raw[name]
         if not 0 <= token < cfg.text.vocab_size:
-            raise ValueError(f"{name} {token} lies outside the vocabulary of {cfg.text.vocab_size} ids")
+            raise UserError(f"{name} {token} lies outside the vocabulary of {cfg.text.vocab_size} ids")

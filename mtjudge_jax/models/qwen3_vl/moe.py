@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.grouped_matmul import grouped_matmul
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig
@@ -67,7 +68,7 @@ def expert_mlp(
         return layer(x, real, weights, split=Split())
     shards = math.prod(backend.mesh.shape[axis] for axis in BATCH_AXES)
     if x.shape[0] % shards:
-        raise ValueError(
+        raise UserError(
             f"{x.shape[0]} rows of tokens do not divide over {shards} devices ({' x '.join(BATCH_AXES)}): "
             f"pad the batch to a multiple of {shards}"
         )
@@ -214,7 +215,7 @@ def _sort(choice: Array, experts: int) -> tuple[Array, Array]:
     """
     rows = choice.size
     if experts * rows >= 2**31:
-        raise ValueError(f"{rows} choices among {experts} experts on a device: fewer rows, there can be 2^31 / {experts} choices")
+        raise UserError(f"{rows} choices among {experts} experts on a device: fewer rows, there can be 2^31 / {experts} choices")
     order = jax.lax.sort(choice.reshape(-1) * rows + jnp.arange(rows), is_stable=False) % rows
     return order, jnp.argsort(order, stable=False).reshape(choice.shape)
 

@@ -5,7 +5,7 @@ Instruct and Thinking share one architecture. Source: Qwen/Qwen3-VL-*-Instruct o
 
 from typing import Any
 
-from mtjudge_jax.config import ConfigError, unknown
+from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.models.qwen3_vl.config import DENSE_TYPE, MOE_TYPE, Qwen3VLConfig, from_hf
 
 TOKENS = {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from mtjudge_jax.config import unknown
+from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.paths import AnyPath, files_below
 from mtjudge_jax.records import BadRecord, JudgeExample, check_example
 
@@ -50,11 +50,11 @@ def take_options(given: Mapping[str, str], known: Mapping[str, str], **choices: 
     """
     for name in given:
         if name not in known:
-            raise ValueError(unknown("option", name, known))
+            raise UserError(unknown("option", name, known))
     taken = {name: given.get(name, choices[name][0] if name in choices else "") for name in known}
     for name, values in choices.items():
         if taken[name] not in values:
-            raise ValueError(f"option {name}: {unknown('choice', taken[name], values)}")
+            raise UserError(f"option {name}: {unknown('choice', taken[name], values)}")
     return taken
 
 
@@ -63,12 +63,12 @@ def find_files(source: AnyPath, ending: str, how: str) -> list[AnyPath]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise ValueError(f"{source}: no such folder or file. {how}")
+        raise UserError(f"{source}: no such folder or file. {how}")
     there = files_below(source)
     found = [source / name for name in there if name.endswith(ending)]
     if not found:
         shown = ", ".join(list(there)[:5]) or "nothing"
-        raise ValueError(f"{source}: no file that ends in {ending}, there is {shown}. {how}")
+        raise UserError(f"{source}: no file that ends in {ending}, there is {shown}. {how}")
     return found
 
 
@@ -126,11 +126,11 @@ def json_rows(path: AnyPath, wanted: Fields) -> Iterator[Row | BadRecord]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: no UTF-8 text ({e}); download it again") from e
+        raise UserError(f"{path}: no UTF-8 text ({e}); download it again") from e
     objects = list(_json_objects(path, text))
     whole = [value for _, value in objects if isinstance(value, dict)]
     if not whole:
-        raise ValueError(f"{path}: holds no JSON object; download it again")
+        raise UserError(f"{path}: holds no JSON object; download it again")
     columns_of(path, sorted({name for value in whole for name in value}), wanted)
     for index, (place, value) in enumerate(objects):
         if isinstance(value, BadRecord):
@@ -233,7 +233,7 @@ def _readable(path: AnyPath, remedy: str) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: not readable as parquet ({' '.join(str(e).split())[:200]}); {remedy}") from e
+        raise UserError(f"{path}: not readable as parquet ({' '.join(str(e).split())[:200]}); {remedy}") from e
 
 
 def _parquet(file: Any) -> Any:
@@ -247,7 +247,7 @@ def columns_of(path: AnyPath, there: Sequence[str], wanted: Fields) -> dict[str,
     found = {key: next((name for name in field.names if name in there), None) for key, field in wanted.items()}
     lacking = [" or ".join(wanted[key].names) for key, name in found.items() if name is None and wanted[key].needed]
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"{path}: no column {', no column '.join(lacking)}; it has {', '.join(there) or 'none'}: "
             "give the data set's own file, or rename the column"
         )
@@ -260,7 +260,7 @@ def _json_objects(path: AnyPath, text: str) -> Iterator[tuple[str, Any]]:
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as e:
-            raise ValueError(f"{path}: no JSON ({e}); download it again") from e
+            raise UserError(f"{path}: no JSON ({e}); download it again") from e
         yield from ((f"{path.name} row {index}", value) for index, value in enumerate(values))
         return
     for number, line in enumerate(text.split("\n"), 1):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
 from mtjudge_jax.prepare.readers.files import AGAIN, shown
 from mtjudge_jax.records import BadRecord
@@ -64,7 +65,7 @@ def opened_zip(path: AnyPath, *, remedy: str = AGAIN) -> Iterator[zipfile.ZipFil
         try:
             archive = zipfile.ZipFile(file)
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as e:  # by the place of the damage
-            raise ValueError(f"{path}: not readable as zip ({e}); {remedy}") from e
+            raise UserError(f"{path}: not readable as zip ({e}); {remedy}") from e
         yield archive
 
 

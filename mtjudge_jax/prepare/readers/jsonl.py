@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files, tables, user_rows
 from mtjudge_jax.records import BadRecord, JudgeExample
@@ -18,11 +19,11 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     taken = user_rows.take(options, OPTIONS, "jsonl")
     name = taken.options["file"]
     if name and ("/" in name or "\\" in name or not (source / name).is_file()):
-        raise ValueError(f"option file: {name!r} is no file in {source}. {HOW}")
+        raise UserError(f"option file: {name!r} is no file in {source}. {HOW}")
     found = [source / name] if name else files.find_files(source, ".jsonl", HOW)
     if len(found) > 1:
         shown = ", ".join(path.name for path in found[:5])
-        raise ValueError(f"{source}: several JSONL files ({shown}); name one with --option=file=NAME, or give the file itself")
+        raise UserError(f"{source}: several JSONL files ({shown}); name one with --option=file=NAME, or give the file itself")
     with image_files.image_reader(found[0], remedy=user_rows.AGAIN) as images:
         yield from files.records(_rows(found[0]), lambda row: [user_rows.example_of(row, images, taken)], tables.check_waiting)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files, tables, user_rows
 from mtjudge_jax.records import BadRecord, JudgeExample
@@ -22,7 +23,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
         there = files.column_names(path, remedy=user_rows.AGAIN)
         for name in there:
             if name not in user_rows.FIELDS:
-                raise ValueError(f"{path}: {user_rows.unknown_field('column', name, there)}; rename it or leave it out")
+                raise UserError(f"{path}: {user_rows.unknown_field('column', name, there)}; rename it or leave it out")
     with image_files.image_reader(source, remedy=user_rows.AGAIN) as images:
         rows = files.parquet_rows(found, WANTED, remedy=user_rows.AGAIN)
         yield from files.records(rows, lambda row: [user_rows.example_of(row, images, taken)], tables.check_waiting)

@@ -5,8 +5,8 @@ Records keep their splits, labels and terms. What is a leak or a double over two
 
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.config import unknown
 from mtjudge_jax.data.sources import open_split, read_manifest
+from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files
 from mtjudge_jax.records import BadRecord, JudgeExample
@@ -29,13 +29,13 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
 def folders_of(source: AnyPath, chosen: list[str]) -> list[AnyPath]:
     """Those in `source` that are prepared, or the chosen ones of them. Raises ValueError where there is none of a name."""
     if not source.is_dir():
-        raise ValueError(f"{source}: no such folder. {HOW}")
+        raise UserError(f"{source}: no such folder. {HOW}")
     if (source / "manifest.json").is_file():
-        raise ValueError(f"{source} is one prepared folder itself. {HOW}")
+        raise UserError(f"{source} is one prepared folder itself. {HOW}")
     known = sorted(path.name for path in source.iterdir() if path.is_dir() and (path / "manifest.json").is_file())
     if not known:
-        raise ValueError(f"{source}: no folder in it has a manifest.json. {HOW}")
+        raise UserError(f"{source}: no folder in it has a manifest.json. {HOW}")
     for name in chosen:
         if name not in known:
-            raise ValueError(f"option folders: {unknown('prepared folder', name, known)}")
+            raise UserError(f"option folders: {unknown('prepared folder', name, known)}")
     return [source / name for name in chosen or known]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers.files import Fields, Row, columns_of, shown
 from mtjudge_jax.records import BadRecord, JudgeExample, check_example
@@ -44,7 +45,7 @@ def number_option(options: Mapping[str, str], name: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"option {name}: {options[name]!r} is no number")
+        raise UserError(f"option {name}: {options[name]!r} is no number")
     return number
 
 
@@ -72,7 +73,7 @@ def csv_rows(path: AnyPath, wanted: Fields) -> Iterator[Row | BadRecord]:
     Raises ValueError for a missing column and for a file that is no UTF-8 text.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     with path.open("rb") as file:
         lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
         try:
@@ -80,7 +81,7 @@ def csv_rows(path: AnyPath, wanted: Fields) -> Iterator[Row | BadRecord]:
             columns = columns_of(path, names, wanted)
             yield from _cells(path, lines, names, columns)
         except UnicodeDecodeError as e:
-            raise ValueError(f"{path}: no UTF-8 text ({e}): save it as UTF-8") from e
+            raise UserError(f"{path}: no UTF-8 text ({e}): save it as UTF-8") from e
 
 
 def _cells(path: AnyPath, lines: Iterator[list[str]], names: list[str], columns: dict[str, str | None]) -> Iterator:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mtjudge_jax.config import unknown
+from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.prepare.readers import files, image_files, tables
 from mtjudge_jax.prepare.readers.paper import agin
 from mtjudge_jax.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label, counted
@@ -62,12 +62,12 @@ def take(given: Mapping[str, str], known: Mapping[str, str], dataset: str) -> Ta
     options = files.take_options(given, known, allow_tie=("no", "yes"), split=SPLITS)
     agin.scale_of(options["scale"])
     if options["kind"] and kind_of(options["kind"]) is None:
-        raise ValueError(f"option kind: {unknown('kind', options['kind'], ('binary', 'graded', 'pairwise', 'listwise'))}")
+        raise UserError(f"option kind: {unknown('kind', options['kind'], ('binary', 'graded', 'pairwise', 'listwise'))}")
     words = {}
     for name, default, value in (("positive", "yes,true,1", 1), ("negative", "no,false,0", 0)):
         for word in (options[name] or default).split(","):
             if words.setdefault(word.strip().lower(), value) != value:
-                raise ValueError(f"option {name}: {word.strip()!r} is a word of both labels")
+                raise UserError(f"option {name}: {word.strip()!r} is a word of both labels")
     return Taken(options, words, dataset)
 
 

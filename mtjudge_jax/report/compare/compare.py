@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.report.compare.paper import PAPER, paper_arm
 from mtjudge_jax.report.intervals import difference_interval, mean_interval
 from mtjudge_jax.tasks import TASKS
@@ -59,17 +60,17 @@ def compare(
     """
     seeds = {name: [result] if isinstance(result, Mapping) else list(result) for name, result in runs.items()}
     if not seeds or not all(seeds.values()):
-        raise ValueError(f"nothing to compare: {', '.join(seeds) or 'no run'} without a result")
+        raise UserError(f"nothing to compare: {', '.join(seeds) or 'no run'} without a result")
     found = dict.fromkeys(task for results in seeds.values() for result in results for task in result["tasks"])
     names = [task for task in tasks or found if task in found]
     if not names:
-        raise ValueError(f"none of the tasks {', '.join(tasks)} is in the runs, they have {', '.join(found)}")
+        raise UserError(f"none of the tasks {', '.join(tasks)} is in the runs, they have {', '.join(found)}")
     unseen = [task for task in names if is_unseen(task)]
     trained = [task for task in names if task not in unseen]
     metrics = {task: metric or (TASKS[task].metric if task in TASKS else "macro_f1") for task in names}
     base = base or next((name for name in seeds if name == BASE or paper_arm(name) == BASE), next(iter(seeds)))
     if base not in seeds:
-        raise ValueError(f"base {base!r} is none of the runs {', '.join(seeds)}")
+        raise UserError(f"base {base!r} is none of the runs {', '.join(seeds)}")
     scores = {name: score_row(results, trained, unseen, metrics) for name, results in seeds.items()}
     others = {name: results for name, results in seeds.items() if name != base and unseen}
     transfer = {name: transfer_row(seeds[base], results, unseen, metrics) for name, results in others.items()}

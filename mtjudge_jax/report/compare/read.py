@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.report.read import TRAINED, read_lines
 
@@ -20,11 +21,11 @@ def read_runs(names: Sequence[str]) -> Runs:
     for name in names:
         arm, given, path = name.rpartition("=")
         if given and (not arm or not path):
-            raise ValueError(f"{name!r}: give PATH or ARM=PATH")
+            raise UserError(f"{name!r}: give PATH or ARM=PATH")
         result = read_result(as_path(path))
         arm = arm or arm_of(path, plain)
         if not given and arm in runs:
-            raise ValueError(f"two runs are called {arm!r}: name them, e.g. {arm}_a={path}")
+            raise UserError(f"two runs are called {arm!r}: name them, e.g. {arm}_a={path}")
         add_result(runs.setdefault(arm, []), result)
     return runs
 
@@ -61,21 +62,21 @@ def read_result(path: AnyPath) -> dict:
     if (path / "eval").is_dir():
         file = path / "eval" / f"{TRAINED}.json"
         if not file.is_file():
-            raise ValueError(f"{path} is a workdir without eval/{TRAINED}.json: evaluate it, or give a file of {path}/eval")
+            raise UserError(f"{path} is a workdir without eval/{TRAINED}.json: evaluate it, or give a file of {path}/eval")
     elif path.is_dir():
         found = sorted(other for other in path.glob("*.json"))
         named = [other for other in found if other.name == "test.json"] or found
         if len(named) != 1:
             shown = ", ".join(other.name for other in found) or "none"
-            raise ValueError(f"{path} has not one result but {shown}: give the file, or a workdir, or an --out of mtjudge eval")
+            raise UserError(f"{path} has not one result but {shown}: give the file, or a workdir, or an --out of mtjudge eval")
         file = named[0]
     elif not path.is_file():
-        raise ValueError(f"{path}: there is no such folder or file")
+        raise UserError(f"{path}: there is no such folder or file")
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}): evaluate again") from error
+        raise UserError(f"{file} is damaged ({error}): evaluate again") from error
     if not isinstance(result, dict) or not isinstance(result.get("tasks"), dict) or not result["tasks"]:
-        raise ValueError(f"{file} holds no scores of tasks: give a result of mtjudge eval, NAME.json")
+        raise UserError(f"{file} holds no scores of tasks: give a result of mtjudge eval, NAME.json")
     predictions = file.with_name(f"{file.stem}.predictions.jsonl")
     return {"tasks": result["tasks"], "predictions": read_lines(predictions, []) if predictions.is_file() else []}

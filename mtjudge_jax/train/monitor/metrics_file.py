@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, in_bucket, size_of, write_whole
 
 REWRITE_SECONDS = 30
@@ -94,7 +95,7 @@ def _parse(path: AnyPath, text: bytes) -> list[dict]:
                 out.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise ValueError(f"{path}:{number}: not a line of JSON: mend or remove the line") from error
+                raise UserError(f"{path}:{number}: not a line of JSON: mend or remove the line") from error
     return out
 
 

@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, write_whole
 from mtjudge_jax.rl.score import Scores
 
 MOST_FILES = 50  # a run that skips a step in three must not fill the disk
 
 
-class NonFiniteUpdate(RuntimeError):
+class NonFiniteUpdate(UserError):
     """The loss, a gradient or a reward was not finite too often in a row; the state is that of the last good update."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files
 from mtjudge_jax.records import TIE, BadRecord, Candidate, JudgeExample, Label
@@ -45,7 +46,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
                 continue
             if not mine and (taken["task"] == task or not paths):
                 shown = ", ".join(path.name for path in found[:5])
-                raise ValueError(f"{source}: no parquet file of {task}, part {taken['part']}; there is {shown or 'none'}. {HOW}")
+                raise UserError(f"{source}: no parquet file of {task}, part {taken['part']}; there is {shown or 'none'}. {HOW}")
             rows = files.parquet_rows(mine, wanted)
             yield from files.records(rows, lambda row, task=task: [_example(row, images, task, taken)])
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files
 from mtjudge_jax.records import TIE, BadRecord, Candidate, JudgeExample, Label
@@ -39,12 +40,12 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
         wanted = f"{part}.jsonl" if taken["edition"] == "full" else f"{part}_lite.jsonl"
         named = [path for path in found if path.name.lower() == wanted]
         if len(named) > 1:
-            raise ValueError(f"{source}: {wanted} is there more than once ({', '.join(map(str, named))}): give one's folder")
+            raise UserError(f"{source}: {wanted} is there more than once ({', '.join(map(str, named))}): give one's folder")
         if named and taken["part"] in ("all", part):
             paths[part] = named[0]
     if not paths:
         what, shown = f"no file of part {taken['part']}, edition {taken['edition']}", ", ".join(path.name for path in found[:5])
-        raise ValueError(f"{source}: {what}; there is {shown}. {HOW}")
+        raise UserError(f"{source}: {what}; there is {shown}. {HOW}")
     made: dict[str, Callable[[dict], dict]] = {"score": _score, "pair": _pair, "batch": _batch}
     with image_files.image_reader(source, folders=("", "image", "images", "Dataset/image")) as images:
         for part, path in paths.items():

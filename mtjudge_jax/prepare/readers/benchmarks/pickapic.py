@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files
 from mtjudge_jax.records import TIE, BadRecord, Candidate, JudgeExample, Label
@@ -29,7 +30,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     paths = found if source.is_file() else [p for p in found if taken["part"] in (p.name.split("-")[0], p.parent.name)]
     if not paths:
         shown = ", ".join(path.name for path in found[:5])
-        raise ValueError(f"{source}: no parquet file of the part {taken['part']}; there is {shown}. {HOW}")
+        raise UserError(f"{source}: no parquet file of the part {taken['part']}; there is {shown}. {HOW}")
     with image_files.image_reader(source) as images:
         yield from files.records(files.parquet_rows(paths, FIELDS), lambda row: [_example(row, images, taken)])
 

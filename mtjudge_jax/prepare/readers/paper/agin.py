@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files, tables
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
@@ -54,7 +55,7 @@ def scale_of(text: str) -> tuple[float, float] | None:
     except ValueError:
         scale = 0.0, 0.0
     if not scale[0] < scale[1]:
-        raise ValueError(f"option scale: {text!r} must be the lowest and the highest score, as 1-5")
+        raise UserError(f"option scale: {text!r} must be the lowest and the highest score, as 1-5")
     return scale
 
 
@@ -64,7 +65,7 @@ def threshold_of(taken: Mapping[str, str], scale: tuple[float, float] | None) ->
         return tables.Threshold(None)
     if text == "scale_midpoint":
         if scale is None:
-            raise ValueError("option threshold: scale_midpoint needs the scale, give --option=scale=1-5 or what it is")
+            raise UserError("option threshold: scale_midpoint needs the scale, give --option=scale=1-5 or what it is")
         return tables.Threshold(sum(scale) / 2, how="scale_midpoint")
     return tables.Threshold(tables.number_option(taken, "threshold"))
 
@@ -72,14 +73,14 @@ def threshold_of(taken: Mapping[str, str], scale: tuple[float, float] | None) ->
 def _table(source: AnyPath, name: str) -> AnyPath:
     if name:
         if source.is_file():
-            raise ValueError(f"option csv: {source} is a file itself; give the folder or leave the option out")
+            raise UserError(f"option csv: {source} is a file itself; give the folder or leave the option out")
         if "/" in name or "\\" in name or name == ".." or not (source / name).is_file():
-            raise ValueError(f"option csv: {name!r} is no file in {source}")
+            raise UserError(f"option csv: {name!r} is no file in {source}")
         return source / name
     found = files.find_files(source, ".csv", HOW)
     if len(found) > 1:
         shown = ", ".join(path.name for path in found[:5])
-        raise ValueError(f"{source}: several CSV files ({shown}); name one with --option=csv=NAME")
+        raise UserError(f"{source}: several CSV files ({shown}); name one with --option=csv=NAME")
     return found[0]
 
 

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files, tables
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
@@ -40,7 +41,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     paths = {split: zips(folder, split, taken["size"]) for split in splits}
     for path in [path for found in paths.values() for path in found]:
         if not path.is_file():
-            raise ValueError(f"{path}: no such file, {taken['size']} needs it. {HOW}")
+            raise UserError(f"{path}: no such file, {taken['size']} needs it. {HOW}")
     for split, found in paths.items():
         yield from files.records(
             _rows(found), lambda row, split=split: [_example(row, split, taken, threshold=threshold)], tables.check_waiting
@@ -72,13 +73,13 @@ def table_of(archive: zipfile.ZipFile, path: AnyPath, members: Mapping[str, zipf
     """Raises ValueError where the zip holds no list of rows."""
     name = f"{path.stem}.json"
     if name not in members:
-        raise ValueError(f"{path}: holds no {name}, it has {', '.join(list(members)[:5]) or 'nothing'}. {HOW}")
+        raise UserError(f"{path}: holds no {name}, it has {', '.join(list(members)[:5]) or 'nothing'}. {HOW}")
     try:
         rows = json.loads(image_files.zip_member(archive, members[name]))
     except (BadRecord, ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: {name} cannot be read ({e}); download it again") from e
+        raise UserError(f"{path}: {name} cannot be read ({e}); download it again") from e
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: {name} is no list of rows; download it again")
+        raise UserError(f"{path}: {name} is no list of rows; download it again")
     return rows
 
 

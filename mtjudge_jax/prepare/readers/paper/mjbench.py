@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.prepare.readers import files, image_files, tables
 from mtjudge_jax.prepare.readers.paper import imagereward
@@ -52,7 +53,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     for part in NEWER_PARTS:
         if taken[part]:
             if taken[part] not in TASKS:
-                raise ValueError(f"option {part}: {taken[part]!r} must be one of {', '.join(TASKS)}")
+                raise UserError(f"option {part}: {taken[part]!r} must be one of {', '.join(TASKS)}")
             tasks[part] = taken[part]
     known = overlap_images(as_path(taken["imagereward"])) if taken["imagereward"] else KnownImages(frozenset(), frozenset())
     shards: dict[str, list[AnyPath]] = {}
@@ -78,7 +79,7 @@ def overlap_images(folder: AnyPath) -> KnownImages:
     uuids, digests = set(), set()
     for path in imagereward.zips(folder, "test", "1k"):
         if not path.is_file():
-            raise ValueError(f"option imagereward: {path}: no such file. {imagereward.HOW}")
+            raise UserError(f"option imagereward: {path}: no such file. {imagereward.HOW}")
         with image_files.opened_zip(path) as archive:
             for info in archive.infolist():
                 if not info.filename.endswith((".json", "/")):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files, tables
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
@@ -24,7 +25,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     taken = files.take_options(options, OPTIONS)
     table = source if source.is_file() else source / (taken["csv"] or "SeeTRUE.csv")
     if not table.is_file():
-        raise ValueError(f"{table}: no such file. {HOW}")
+        raise UserError(f"{table}: no such file. {HOW}")
     with image_files.image_reader(source) as images:
         rows = tables.csv_rows(table, WANTED)
         yield from files.records(rows, lambda row: [_example(row, images, taken["revision"])], tables.check_waiting)

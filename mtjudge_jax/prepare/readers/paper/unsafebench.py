@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import files, image_files, tables
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
@@ -33,7 +34,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     for split in splits:
         if not shards[split]:
             shown = ", ".join(path.name for path in found[:5])
-            raise ValueError(f"{source}: no parquet file of {split}, there is {shown}; give --option=split=.. or get it. {HOW}")
+            raise UserError(f"{source}: no parquet file of {split}, there is {shown}; give --option=split=.. or get it. {HOW}")
     with image_files.image_reader(source) as images:
         for split in splits:
             rows = files.parquet_rows(shards[split], WANTED)

@@ -1,0 +1,51 @@
+"""A whole run: opens the workdir, trains by the loop of the config's stage, and says where the model is."""
+
+import json
+import traceback
+
+import jax
+
+from mtjudge_jax import hosts
+from mtjudge_jax.config import Config
+from mtjudge_jax.hosts.exchange import together
+from mtjudge_jax.policy.judge_file import JUDGE_FILE
+from mtjudge_jax.policy.model import Model
+from mtjudge_jax.train import grpo, sft
+from mtjudge_jax.train.run import Progress, Run, close_run, compare_hosts, open_run
+
+
+def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()) -> tuple[Run, Progress]:
+    """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
+    compare_hosts(cfg, workdir)
+    with together():
+        run = open_run(cfg, workdir, model, allowed)
+    try:
+        progress = sft.train(run) if cfg.stage == "sft" else grpo.train(run)
+    except Exception:  # nothing is waited for: a peer may be gone
+        run.watch.note(traceback.format_exc())
+        run.watch.close()
+        raise
+    close_run(run)
+    return run, progress
+
+
+def fit_and_report(cfg: Config, workdir: str, *, allowed: tuple[str, ...]) -> None:
+    """The command: trains in one process group and prints the result on process 0."""
+    with hosts.joined(cfg.hosts):
+        run, progress = fit(cfg, workdir, allowed=allowed)
+        first = jax.process_index() == 0
+    if not first:
+        return
+    print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}{when_best(run)}")
+    print(f"to export it with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
+
+
+def when_best(run: Run) -> str:
+    """`, after step 80, model in runs/mine/best`; nothing where no model was written."""
+    folder = run.workdir / "best"
+    try:
+        step = json.loads((folder / JUDGE_FILE).read_text())["step"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    start = " (the model it began with: no validation was better)" if step == 0 else ""
+    return f", after step {step}{start}, model in {folder}"
