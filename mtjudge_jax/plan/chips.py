@@ -7,6 +7,8 @@ jax-ml.github.io/scaling-book/tpus for which axes close into rings. The memory t
 one asks for more. GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM, H200 SXM, dense bfloat16, NVLink one way.
 """
 
+import importlib.util
+import os
 from math import prod
 from typing import NamedTuple
 
@@ -110,3 +112,24 @@ def chip_of(kind: str) -> Chip | None:
     """The chip that JAX calls by this kind, None where no figures are known."""
     exact = [chip for chip in TPUS.values() if chip.kind == kind]
     return next(iter(exact), None) or next((chip for chip in GPUS if kind.startswith(chip.kind)), None)
+
+
+# No chip is opened: libtpu only compiles, and asks no metadata server what machine this is.
+WITHOUT_A_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5p-8",
+}
+
+
+def without_a_tpu(topologies: list[str]) -> None:
+    """Checks the slices' names and sets the environment in which they are compiled for. Raises ConfigError."""
+    for name in topologies:
+        tpu_slice(name)
+    if topologies and importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("--topology needs XLA's compiler for TPUs, which is not installed: pip install 'mtjudge_jax[tpu]'")
+    if topologies:
+        os.environ.update(WITHOUT_A_TPU)

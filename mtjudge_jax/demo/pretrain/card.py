@@ -10,10 +10,11 @@ pipeline_tag: image-text-to-text
 ---
 # The demo base of mtjudge_jax
 
-A tiny Qwen3-VL made from nothing by `python -m mtjudge_jax.demo.pretrain.make_base` (seed {seed}, {steps} updates of
-{batch} samples, Muon at {lr}, {minutes:.0f} minutes on a CPU with two cores). It was taught to describe the demo's training pictures and to answer
-in the form `<think>..</think><answer>..</answer>`, about one picture or two. Every verdict in that training was the toss of a
-fair coin: it cannot judge, and whatever judging a model trained from it shows was learned later. It is good for nothing else.
+A tiny Qwen3-VL made from nothing by `python -m mtjudge_jax.demo.pretrain.make_base` (seed {seed}, {steps} updates
+of {batch} samples, Muon at {lr}, {minutes:.0f} minutes on a CPU with two cores). It was taught to describe the demo's training
+pictures and to answer in the form `<think>..</think><answer>..</answer>`, about one picture or two. Every verdict in that
+training was a coin flip: it cannot judge, and whatever judging a model trained from it shows was learned later. It has no
+other use.
 
 Share of reasonings on validation photographs that say exactly what is in the pictures, while it was made:
 

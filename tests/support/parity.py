@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from places import GOLDENS
 from safetensors.numpy import load_file, save_file
 from tiny import jit
 
@@ -22,7 +23,7 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.types import Params, PromptBatch
 
-HERE = Path(__file__).parent / "goldens"
+HERE = GOLDENS
 DENSE, MOE = ("untied", "tied", "quiet"), ("moe", "moe_tied")
 TOLERANCE = 5e-5  # float32 on both sides; logits have a standard deviation of 0.9
 GRADIENT_TOLERANCE = 1e-4  # of the largest entry of each tensor

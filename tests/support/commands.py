@@ -180,14 +180,15 @@ def _serve() -> None:
     import transformers
     from absl import flags  # noqa: F401
 
-    import mtjudge_jax.demo.__main__
-    import mtjudge_jax.eval
-    import mtjudge_jax.judge
-    import mtjudge_jax.train  # noqa: F401
+    import mtjudge_jax.demo.run
+    import mtjudge_jax.eval.split
+    import mtjudge_jax.export.export
+    import mtjudge_jax.judge.one_question
+    import mtjudge_jax.prepare.prepare
+    import mtjudge_jax.report.write
+    import mtjudge_jax.train.fit  # noqa: F401
 
     transformers.AutoTokenizer  # noqa: B018  lazy: this imports it
-    for command in ("demo.__main__", "eval", "judge", "train"):  # they are run as __main__ later
-        del sys.modules[f"mtjudge_jax.{command}"]
     running = set()
     for line in sys.stdin:
         job = json.loads(line)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-LAUNCH = Path(__file__).parent.parent / "launch"
+from places import LAUNCH
+
 WHERE = ["--zone=us-east5-a", "--project=mine"]
 QUEUE = ["gcloud", "compute", "tpus", "queued-resources"]
 TYPE = "tpu.nodeSpec[0].node.acceleratorType.basename()"

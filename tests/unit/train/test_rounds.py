@@ -115,7 +115,8 @@ def test_a_merged_batch_is_of_whole_rows(devices):
     assert len(merged.prompts.uid.sharding.device_set) == devices
     for name, count in wanted.items():
         all_of = sum(
-            int((rollouts._teaches(one.scores.total, one.rows["weight"]) & (one.rows["task"] == name)).sum()) for one in (kept, new)
+            int((rollouts._teaches(one.scores.total, one.rows["weight"]) & (one.rows["task"] == name)).sum())
+            for one in (kept, new)
         )
         of = rollouts._teaches(merged.scores.total, merged.rows["weight"]) & (merged.rows["task"] == name)
         assert of.sum() >= min(count, all_of) > 0

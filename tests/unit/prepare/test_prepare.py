@@ -7,11 +7,11 @@ import sys
 import time
 import types
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from places import SUPPORT
 
 from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest, read_split
 from mtjudge_jax.data.tf_example import record_in, tf_example
@@ -402,7 +402,7 @@ def test_killed_while_it_checks_it_goes_on(tmp_path, source, side):
     assert not (tmp_path / ".out.partial").exists()
 
 
-TESTS = str(Path(__file__).parent)
+TESTS = str(SUPPORT)
 MEMORY = """
 import resource, sys
 from pathlib import Path

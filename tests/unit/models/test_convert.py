@@ -11,12 +11,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from places import GOLDENS
 from safetensors.numpy import load_file
 
 from mtjudge_jax.models.hf.convert import layouts, load_params, save_hf, to_hf, to_ours, weights
 from mtjudge_jax.models.qwen3_vl.config import from_hf, load_config
 
-GOLDEN = Path(__file__).parent / "goldens" / "qwen3_vl"
+GOLDEN = GOLDENS / "qwen3_vl"
 
 
 def load(folder: Path = GOLDEN, dtype=jnp.float32) -> dict:

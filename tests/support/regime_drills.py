@@ -27,18 +27,19 @@ def interrupt_in_third_step():
 def sft(*, folder: str, data: str) -> dict:
     """SFT whole, and stopped by Ctrl-C in its third step and gone on."""
     from mtjudge_jax.policy.model import open_model
-    from mtjudge_jax.train import grpo, sft
+    from mtjudge_jax.train import sft
+    from mtjudge_jax.train.fit import fit
 
     folder = Path(folder)
     cfg = config(stage="sft", steps=4, data__path=data, eval__every_steps=4)
     model = open_model(cfg)
     with Spy(sft) as spy:
-        grpo.fit(cfg, folder / "whole", model)
+        fit(cfg, folder / "whole", model)
     facts = {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
     facts["update"] = [update._cache_size() for update in spy.jitted]
     with interrupt_in_third_step():
-        facts["stopped"] = message(grpo.fit, cfg, folder / "again", model)
-    grpo.fit(cfg, folder / "again", model)
+        facts["stopped"] = message(fit, cfg, folder / "again", model)
+    fit(cfg, folder / "again", model)
     return facts | {"again": ending(folder / "again")}
 
 
@@ -48,21 +49,22 @@ def adaptive(*, folder: str, data: str) -> dict:
     from mtjudge_jax import hosts
     from mtjudge_jax.policy.model import open_model
     from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
 
     folder, facts = Path(folder), {}
     cfg = config(steps=5, data__path=data, eval__every_steps=5, data__mixture="mt_grpo", data__mt_grpo_beta=20.0)
     model = open_model(cfg)
     with Spy(grpo) as spy:
-        grpo.fit(cfg, folder / "whole", model)
+        fit(cfg, folder / "whole", model)
     facts |= {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
     facts["update"] = [update._cache_size() for update in spy.jitted]
     with interrupt_in_third_step():
-        facts["stopped"] = message(grpo.fit, cfg, folder / "again", model)
-    grpo.fit(cfg, folder / "again", model)
+        facts["stopped"] = message(fit, cfg, folder / "again", model)
+    fit(cfg, folder / "again", model)
     facts["again"] = ending(folder / "again")
 
     cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
-    grpo.fit(cfg, folder / "reward", model)
+    fit(cfg, folder / "reward", model)
     facts["reward"] = ending(folder / "reward")
     rounds = [line["rounds"] for line in facts["reward"]["metrics"] if line["kind"] == "train"]
     points = 7 + sum(rounds[:2]) + 2 + 1  # of the first validation, of two whole steps, before the third
@@ -74,8 +76,8 @@ def adaptive(*, folder: str, data: str) -> dict:
                 raise hosts.Preempted(what)
 
         with mock.patch.object(hosts, "stop_if_asked", asked):
-            facts[name] = message(grpo.fit, cfg, folder / name, model)
-        grpo.fit(cfg, folder / name, model)
+            facts[name] = message(fit, cfg, folder / name, model)
+        fit(cfg, folder / name, model)
         facts[f"{name}_on"] = ending(folder / name)
     return facts | {"rounds": rounds}
 
@@ -101,19 +103,19 @@ def adapters(*, folder: str, data: str) -> dict:
     """Adapters on a mixture of experts, computed in bfloat16: whole, and stopped by Ctrl-C in its third step and gone on."""
     from mtjudge_jax.models.hf.convert import flatten, load_params, save_hf
     from mtjudge_jax.models.qwen3_vl.config import load_config
-    from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
 
     folder = Path(folder)
     base = experts_folder(folder)
     half = {"update__micro_prompts": 6, "data__tasks": ("technical", "alignment", "safety")}
     small = {"model__path": str(base), "model__dtype": "bfloat16", "lora__rank": 2, "data__path": data, "loss__kl_coef": 0.1}
     cfg = config(steps=4, eval__every_steps=4, **half, **small)
-    run, progress = grpo.fit(cfg, folder / "whole")
+    run, progress = fit(cfg, folder / "whole")
     facts = {"whole": ending(folder / "whole"), "traces": dict(run.model.stages.traces)}
     facts["bytes"] = sum(x.nbytes for x in flatten(progress.frozen).values())
     with interrupt_in_third_step():
-        facts["stopped"] = message(grpo.fit, cfg, folder / "again")
-    grpo.fit(cfg, folder / "again")
+        facts["stopped"] = message(fit, cfg, folder / "again")
+    fit(cfg, folder / "again")
     facts["again"] = ending(folder / "again")
 
     def weights(path: Path) -> dict:

@@ -68,13 +68,11 @@ def demo(*, workdir: str) -> None:
     import functools
     import sys
 
-    import mtjudge_jax.demo.config
-    import mtjudge_jax.demo.dataset
     from mtjudge_jax import cli
+    from mtjudge_jax.demo import run
 
-    whole = mtjudge_jax.demo.dataset.write_demo_data
-    mtjudge_jax.demo.dataset.write_demo_data = functools.partial(whole, train=12, val=4, test=4, pairwise=4)
-    mtjudge_jax.demo.config.get_config = lambda: config(steps=3)
+    run.write_demo_data = functools.partial(run.write_demo_data, train=12, val=4, test=4, pairwise=4)
+    run.get_config = lambda: config(steps=3)
     sys.argv = ["mtjudge", "demo", f"--workdir={workdir}"]
     cli.main()
 

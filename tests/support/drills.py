@@ -86,6 +86,7 @@ def grpo(*, folder: str) -> dict:
     """Two updates a rollout batch: whole; stopped by a full disk and gone on; with other sources; with bad records."""
     from mtjudge_jax.policy.model import DEMO_BASE, open_model
     from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
 
     folder = Path(folder)
     shutil.copytree(DEMO_BASE, folder / "model")
@@ -96,7 +97,7 @@ def grpo(*, folder: str) -> dict:
     model = open_model(cfg)
     facts = {}
     with Spy(grpo) as spy:
-        grpo.fit(cfg, folder / "whole", model)
+        fit(cfg, folder / "whole", model)
     facts["whole"] = ending(folder / "whole")
     facts["traces"] = dict(model.stages.traces)
     facts["update"] = [update._cache_size() for update in spy.jitted]
@@ -104,9 +105,9 @@ def grpo(*, folder: str) -> dict:
     one_failure = dataclasses.replace(cfg.checkpoint, max_failed_saves=1)
     free = iter([10**12, 10**12, 1000, 1000])  # as best/ is written, then at each checkpoint
     with mock.patch.object(shutil, "disk_usage", lambda path: mock.Mock(free=next(free))):
-        facts["full disk"] = message(grpo.fit, dataclasses.replace(cfg, checkpoint=one_failure), folder / "again", model)
+        facts["full disk"] = message(fit, dataclasses.replace(cfg, checkpoint=one_failure), folder / "again", model)
     facts["kept"] = ending(folder / "again")
-    grpo.fit(cfg, folder / "again", model)
+    fit(cfg, folder / "again", model)
     facts["again"] = ending(folder / "again")
 
     manifest = folder / "data" / "manifest.json"
@@ -115,13 +116,13 @@ def grpo(*, folder: str) -> dict:
     for split in ("train", "val"):
         changed["files"][f"{split}/safety"]["sha256"] = "0" * 64
     manifest.write_text(json.dumps(changed))
-    facts["other data"] = message(grpo.fit, cfg, folder / "again", model)
+    facts["other data"] = message(fit, cfg, folder / "again", model)
     manifest.write_text(right)
     weights = folder / "model" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    facts["other model"] = message(grpo.fit, cfg, folder / "again", model)
+    facts["other model"] = message(fit, cfg, folder / "again", model)
 
     facts |= bad_records(folder, model, half)
     return facts
@@ -134,6 +135,7 @@ def bad_records(folder: Path, model, half: dict) -> dict:
     """
     from mtjudge_jax.models.hf.convert import save_hf
     from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
 
     data = folder / "damaged"
     commands.write_data(folder=str(data), val=32)
@@ -150,13 +152,13 @@ def bad_records(folder: Path, model, half: dict) -> dict:
 
     said = (mock.patch(f"mtjudge_jax.{module}.say", lines.append) for module in ("loop", "run"))
     with Spy(grpo) as spy, next(said), next(said), mock.patch("mtjudge_jax.train.best_model.save_hf", write_best):
-        run, _ = grpo.fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
+        run, _ = fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
     facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
     facts |= {"weights": spy.weights, "learned": spy.learned, "best": (folder / "bad" / "best" / "config.json").is_file()}
     facts["warnings"] = [line for line in lines if line.startswith("warning")]
     metrics = (folder / "bad" / "metrics.jsonl").read_text().splitlines()
     facts["logged"] = [line for line in map(json.loads, metrics) if line["kind"] == "warning"]
-    facts["too many"] = message(grpo.fit, config(steps=3, **changes), folder / "too_many", model)
+    facts["too many"] = message(fit, config(steps=3, **changes), folder / "too_many", model)
     return facts
 
 
@@ -193,6 +195,7 @@ def non_finite(*, folder: str, data: str) -> dict:
     from mtjudge_jax.checkpoint.digest import digests
     from mtjudge_jax.policy.model import open_model
     from mtjudge_jax.train import grpo, rollouts
+    from mtjudge_jax.train.fit import fit
 
     folder, lines, facts = Path(folder), [], {}
     cfg = config(steps=5, data__path=data, eval__every_steps=5, checkpoint__every_steps=5, optim__schedule="constant")
@@ -230,13 +233,13 @@ def non_finite(*, folder: str, data: str) -> dict:
 
     said = mock.patch("mtjudge_jax.train.loop.say", lines.append)
     with said, mock.patch.object(grpo, "make_update", make_update), mock.patch.object(rollouts, "score", nan_at({1})):
-        grpo.fit(cfg, folder / "two", model)
+        fit(cfg, folder / "two", model)
     facts["end"], facts["said"] = ending(folder / "two"), [line for line in lines if "not finite" in line]
     facts["files"] = {path.name: path.read_text() for path in (folder / "two" / "skipped").iterdir()}
 
     cfg.update.max_skipped = 2
     with said, mock.patch.object(rollouts, "score", nan_at(range(100))):
-        facts["stopped"] = message(grpo.fit, cfg, folder / "all", model)
+        facts["stopped"] = message(fit, cfg, folder / "all", model)
     facts["all"] = ending(folder / "all")
     return facts
 
@@ -244,19 +247,19 @@ def non_finite(*, folder: str, data: str) -> dict:
 def allowed(*, folder: str, data: str) -> dict:
     """A run that goes on with another learning rate, and another of float32 weights that goes on in bfloat16."""
     from mtjudge_jax.models.hf.convert import flatten
-    from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
 
     folder, facts = Path(folder), {}
     changes = {"data__path": data, "eval__every_steps": 9, "model__dtype": "bfloat16", "optim__schedule": "constant"}
-    grpo.fit(config(steps=1, **changes), folder / "run")
+    fit(config(steps=1, **changes), folder / "run")
     more = config(steps=2, optim__lr=2e-3, **changes)
-    facts["refused"] = message(grpo.fit, more, folder / "run")
-    facts["one name"] = message(grpo.fit, more, folder / "run", None, ("steps",))
-    facts["unknown"] = message(grpo.fit, more, folder / "run", None, ("optim.lrr",))
-    grpo.fit(more, folder / "run", allowed=("steps", "optim.lr"))
+    facts["refused"] = message(fit, more, folder / "run")
+    facts["one name"] = message(fit, more, folder / "run", None, ("steps",))
+    facts["unknown"] = message(fit, more, folder / "run", None, ("optim.lrr",))
+    fit(more, folder / "run", allowed=("steps", "optim.lr"))
     facts["on"] = ending(folder / "run")
     half = config(steps=3, optim__lr=2e-3, **(changes | {"model__param_dtype": "bfloat16"}))
-    _, progress = grpo.fit(half, folder / "run", allowed=("steps", "model.param_dtype"))
+    _, progress = fit(half, folder / "run", allowed=("steps", "model.param_dtype"))
     facts["dtypes"] = sorted({str(leaf.dtype) for leaf in flatten(progress.state.params).values()})
     facts["half"] = ending(folder / "run")
     return facts
@@ -265,11 +268,11 @@ def allowed(*, folder: str, data: str) -> dict:
 def asked_in_validation(*, folder: str, data: str) -> dict:
     """A SIGTERM while the last step is judged, twice; then the run goes on, and the finished command is given again."""
     from mtjudge_jax import hosts
-    from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
 
     folder = Path(folder)
     cfg = config(steps=2, data__path=data, eval__every_steps=2, checkpoint__every_steps=1)
-    grpo.fit(cfg, folder / "whole")
+    fit(cfg, folder / "whole")
 
     def stop_in(points: int):
         left = iter(range(points))
@@ -283,13 +286,13 @@ def asked_in_validation(*, folder: str, data: str) -> dict:
     facts, workdir = {}, folder / "again"
     # A validation asks after each of its 6 tasks, and before a better model is written; a step asks twice.
     with stop_in(7 + 4 + 2):
-        facts["first"] = message(grpo.fit, cfg, workdir)
+        facts["first"] = message(fit, cfg, workdir)
     facts["judged"] = [ending(workdir)["step"], ending(workdir)["meta"]["judged"]]
     with stop_in(2):
-        facts["second"] = message(grpo.fit, cfg, workdir)
-    grpo.fit(cfg, workdir)
+        facts["second"] = message(fit, cfg, workdir)
+    fit(cfg, workdir)
     facts["on"] = ending(workdir) == ending(folder / "whole")
     before = (workdir / "metrics.jsonl").read_bytes()
-    grpo.fit(cfg, workdir)
+    fit(cfg, workdir)
     facts["same"] = (workdir / "metrics.jsonl").read_bytes() == before
     return facts | {"finished": ending(workdir) == ending(folder / "whole")}

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from places import ROOT
 
 from mtjudge_jax import checkpoint as ck
 from mtjudge_jax.checkpoint import folders
@@ -358,7 +359,7 @@ os.kill(os.getpid(), 9)
 
 
 def test_kill_in_the_middle_of_a_save_leaves_the_one_before(tmp_path):
-    root = Path(__file__).parents[1]
+    root = ROOT
     env = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == -9, done.stderr

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from places import GOLDENS
 from safetensors.numpy import load_file, save_file
 
 from mtjudge_jax.models.hf import place
@@ -30,7 +31,7 @@ from mtjudge_jax.models.hf.shards import open_checkpoint
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf, load_config
 from mtjudge_jax.sharding import param_sharding
 
-GOLDEN = Path(__file__).parent / "goldens" / "qwen3_vl"
+GOLDEN = GOLDENS / "qwen3_vl"
 SHARDS = 6
 EXPERTS = "model.language_model.layers.{}.mlp.experts.{}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import Ended, commands
+from places import CONFIGS
 
 from mtjudge_jax.config_check import check
 from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of, write_tables
@@ -19,7 +20,6 @@ from mtjudge_jax.tasks import TASKS as KNOWN
 from mtjudge_jax.tasks.paper import TRAINED
 from mtjudge_jax.tasks.parse import parse_lenient, parse_strict
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 # file: stage, single, steps of all tasks or of the first, evaluations every so many steps, learning rate
 FILES = {
     "off_the_shelf": ("grpo", False, 200, 10, 1e-6),

@@ -50,7 +50,7 @@ def own_tasks(*, folder: str) -> dict:
     """Two steps of GRPO and one of SFT, what was logged and predicted, and the model judging by its folder alone."""
     from mtjudge_jax.eval.batches import judge
     from mtjudge_jax.judge.judge import Judge
-    from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
     from mtjudge_jax.train.loop import judging
 
     folder = Path(folder)
@@ -61,8 +61,8 @@ def own_tasks(*, folder: str) -> dict:
     changes |= {"eval__tasks": ("bright", "stars", "which"), "checkpoint__every_steps": 2}
     weights = ("accuracy=0.5", "format=0.1", "graded=0.4", "overlong=1", "own_rewards:short=0.5")
     reward = {"reward__weights": weights, "reward__custom": ("own_rewards:short",), "reward__overlong_buffer": 8}
-    run, progress = grpo.fit(config(steps=2, **changes, **reward), folder / "grpo")
-    grpo.fit(config(steps=1, stage="sft", **changes), folder / "sft")
+    run, progress = fit(config(steps=2, **changes, **reward), folder / "grpo")
+    fit(config(steps=1, stage="sft", **changes), folder / "sft")
     lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
     val = (folder / "grpo" / "eval" / "val_000002.predictions.jsonl").read_text().splitlines()
     lists = [record("order", "val", i) for i in range(3)]
@@ -86,7 +86,8 @@ def both_orders(*, folder: str) -> dict:
     form its base model knows.
     """
     from mtjudge_jax.tasks import TASKS
-    from mtjudge_jax.train import grpo, rollouts
+    from mtjudge_jax.train import rollouts
+    from mtjudge_jax.train.fit import fit
 
     name, folder, scored = "pairwise_technical", Path(folder), []
     TASKS[name] = dataclasses.replace(TASKS[name], ood=False)
@@ -109,6 +110,6 @@ def both_orders(*, folder: str) -> dict:
         return scores
 
     with mock.patch.object(rollouts, "score", watched):
-        grpo.fit(config(steps=3, **changes), folder / "grpo")
+        fit(config(steps=3, **changes), folder / "grpo")
     lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
     return {"scored": scored, "train": [line for line in lines if line["kind"] == "train"]}

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import saving
+from places import ROOT, SUPPORT
 
 from mtjudge_jax import checkpoint as ck
 from mtjudge_jax.config import CheckpointConfig, MeshConfig
@@ -24,9 +25,9 @@ def run(what: str, folder: Path, processes: int = 2) -> list[dict]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    root = Path(__file__).parents[1]
+    root = ROOT
     env = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    script = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("saving.py")), what, str(folder)]
+    script = [sys.executable, "-W", "ignore", str(SUPPORT / "saving.py"), what, str(folder)]
     started = [
         subprocess.Popen(
             [*script, str(number), str(processes), str(port)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

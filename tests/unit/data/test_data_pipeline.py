@@ -5,13 +5,13 @@ import hashlib
 import json
 import pickle
 import re
-from pathlib import Path
 
 import msgpack
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from data_fixtures import encoded, example, noise, row_format, write_records
+from places import PACKAGE
 
 from mtjudge_jax.data.pipeline import eval_batches, mixture, to_row, train_iterator
 from mtjudge_jax.data.rows import completion_text
@@ -322,8 +322,7 @@ def test_swapped():
 
 
 def test_jax_is_not_imported():
-    folder = Path(__file__).parent.parent / "mtjudge_jax" / "data"
-    for path in folder.glob("*.py"):
+    for path in (PACKAGE / "data").rglob("*.py"):
         assert not re.search(r"^\s*(import|from) (jax|flax|torch)", path.read_text(), re.MULTILINE), path
 
 

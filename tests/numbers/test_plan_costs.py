@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -13,6 +12,7 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from places import GOLDENS
 
 from mtjudge_jax.config import Config, MeshConfig
 from mtjudge_jax.models.attention import splash
@@ -26,7 +26,7 @@ from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, pe
 
 # A fragment as XLA writes it for a TPU: an async gather in steps, inside other fusions; fast memory, S(1); a convolution with a
 # batch axis in disguise; a kernel with an estimate of its work and one without; a loop whose bound is carried along.
-TPU_TEXT = (Path(__file__).parent / "goldens" / "tpu_program.txt").read_text()
+TPU_TEXT = (GOLDENS / "tpu_program.txt").read_text()
 
 
 def test_a_program_of_a_tpu():

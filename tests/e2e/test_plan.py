@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -14,12 +13,12 @@ import numpy as np
 import pytest
 import tiny
 from commands import commands
+from places import CONFIGS
 
 from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.plan import search
-from mtjudge_jax.plan.__main__ import without_a_tpu
-from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice
+from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice, without_a_tpu
 from mtjudge_jax.plan.programs import device_bytes, phases_of, programs_of, rollout_batch
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
 from mtjudge_jax.plan.run import model_of
@@ -322,7 +321,7 @@ def test_without_the_compiler_for_tpus_the_remedy_is_named():
 NO_LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install -e '.[tpu]'")
 ASK = """
 import re, sys
-from mtjudge_jax.plan.__main__ import without_a_tpu
+from mtjudge_jax.plan.chips import without_a_tpu
 names = sys.argv[1:]
 without_a_tpu(names)
 import jax
@@ -367,7 +366,7 @@ def test_a_slice_that_is_not_here():
 def test_the_papers_configs_can_be_trained_where_they_are_planned():
     """A process a host of four chips: what `mtjudge train` checks there."""
     scope = {}
-    exec((Path(__file__).parent.parent / "configs" / "mt_rl_judge.py").read_text(), scope)
+    exec((CONFIGS / "mt_rl_judge.py").read_text(), scope)
     planned = [pair for pair in scope["LAYOUTS"] if pair != ("rehearsal", "laptop")]
     assert len(planned) == 4
     for size, name in planned:

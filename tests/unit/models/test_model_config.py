@@ -4,12 +4,12 @@ import copy
 import json
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from places import GOLDENS
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
 from mtjudge_jax.errors import ConfigError
@@ -18,7 +18,7 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, MoeConfig, from_hf, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 
-GOLDEN = Path(__file__).parent / "goldens" / "qwen3_vl"
+GOLDEN = GOLDENS / "qwen3_vl"
 # Unique parameters; bytes of all tensors and their number where the published index says them.
 PUBLISHED = {
     "2b": (2_127_532_032, 4_255_064_064, None),

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from places import PACKAGE
 
 from mtjudge_jax import config as config_module
 from mtjudge_jax.config import Config, flatten, from_dict, to_dict
 from mtjudge_jax.config_check import check, mesh_shape
 from mtjudge_jax.errors import ConfigError
 
-PACKAGE = Path(config_module.__file__).parent
 NAN = float("nan")
 
 

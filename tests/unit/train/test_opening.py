@@ -13,7 +13,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.train import opening
-from mtjudge_jax.train.grpo import when_best
+from mtjudge_jax.train.fit import when_best
 from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health
 from mtjudge_jax.train.opening import check_records, opening_lines
 

@@ -236,4 +236,3 @@ def test_list_score_by_hand():
     assert got["macro_f1"] is None and got["sampled_accuracy"] is None
     scores = {"technical": {"macro_f1": 0.5, "sampled_accuracy": None}, "safety": got}
     assert mean_score(scores)["macro_f1"] == pytest.approx((0.5 + 1 / 3) / 2)
-    assert eval_scores.task_score is task_score
