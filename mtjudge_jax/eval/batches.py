@@ -11,11 +11,11 @@ import numpy as np
 
 from mtjudge_jax.data.pipeline import TURNED, RowFormat, eval_batches
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
-from mtjudge_jax.eval.predictions import Answers, answered_line, unusable_line
+from mtjudge_jax.eval.predictions import AnswerGroup, answered_line, unusable_line
 from mtjudge_jax.eval.probabilities import add_probabilities
 from mtjudge_jax.eval.resume import Kept
 from mtjudge_jax.hosts.exchange import gather, my_rows
-from mtjudge_jax.policy.programs import Stages, decode_texts, place_prompts, stage_key
+from mtjudge_jax.policy.programs import Programs, decode_texts, place_prompts, stage_key
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import local_rows
 from mtjudge_jax.tasks import Task
@@ -28,7 +28,7 @@ class Judging(NamedTuple):
     Sizes are for a question about one image; one about n images gets n times the room.
     """
 
-    stages: Stages
+    programs: Programs
     fmt: RowFormat  # prompt_tokens, patch_count, completion_tokens of one image
     batch: int  # prompts a batch
     temperature: np.ndarray  # float32 [G], 0 first
@@ -100,17 +100,17 @@ def judge_batch(
     probabilities: bool,
 ) -> list[dict]:
     """Predictions of this process's rows of a batch; `here` are their examples, fewer where the batch was filled up."""
-    stages, length = how.stages, how.fmt.completion_tokens
-    prompts = place_prompts(batch, stages.mesh)
-    out = stages.sample(params, prompts, key, how.temperature, length)
-    truncated, mask = (local_rows(x, stages.mesh) for x in (out.truncated, out.mask))
-    answers = zip(decode_texts(stages, out), truncated, mask.sum(-1), strict=True)
+    programs, length = how.programs, how.fmt.completion_tokens
+    prompts = place_prompts(batch, programs.mesh)
+    out = programs.sample(params, prompts, key, how.temperature, length)
+    truncated, mask = (local_rows(x, programs.mesh) for x in (out.truncated, out.mask))
+    answers = zip(decode_texts(programs, out), truncated, mask.sum(-1), strict=True)
     rows = [
         unusable_line(example, task, order, error)
         if error
-        else answered_line(example, task, order, Answers(*answer, how.temperature > 0), how.alpha)
+        else answered_line(example, task, order, AnswerGroup(*answer, how.temperature > 0), how.alpha)
         for example, error, answer in zip(here, batch["error"].tolist(), answers, strict=False)
     ]
     if probabilities:
-        add_probabilities(rows, here, task, params=params, prompts=prompts, stages=stages, length=length)
+        add_probabilities(rows, here, task, params=params, prompts=prompts, programs=programs, length=length)
     return rows

@@ -14,7 +14,7 @@ from mtjudge_jax.tasks.truth import Truth, truth_of
 RAW_CHARS = 200  # a longer native field is a text, which no metric reads
 
 
-class Answers(NamedTuple):
+class AnswerGroup(NamedTuple):
     """The G answers to one question, the greedy one first."""
 
     texts: list[str]
@@ -23,7 +23,7 @@ class Answers(NamedTuple):
     sampled: np.ndarray  # bool [G]
 
 
-def answered_line(example: JudgeExample, task: Task, order: str, answers: Answers, alpha: float) -> dict:
+def answered_line(example: JudgeExample, task: Task, order: str, answers: AnswerGroup, alpha: float) -> dict:
     """The line of a record that was judged; probabilities come later. alpha: of the paper's reward, which is told beside."""
     truth = truth_of(task, example)
     form = {"labels": truth.words, "ranked": truth.ranked}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from mtjudge_jax.policy.programs import Stages
+from mtjudge_jax.policy.programs import Programs
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.tasks import Task
@@ -28,7 +28,7 @@ def add_probabilities(
     *,
     params: Params,
     prompts: PromptBatch,
-    stages: Stages,
+    programs: Programs,
     length: int,
 ) -> None:
     """Fills `probabilities` of the labels, `probability` of the verdict, and `score_expected`: the mean grade by the
@@ -39,7 +39,7 @@ def add_probabilities(
     """
     if not 1 < len(task.labels) <= MOST_WORDS:
         return
-    tokenizer = stages.tokenizer
+    tokenizer = programs.tokenizer
     shape = (prompts.tokens.shape[0] // jax.process_count(), len(task.labels), length)
     tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
     words = [() if row["unusable"] else words_of(task, example) for row, example in zip(rows, examples, strict=True)]
@@ -50,7 +50,7 @@ def add_probabilities(
             continue
         for j, ids in enumerate(answers):
             tokens[i, j, : len(ids)], lengths[i, j] = ids, len(ids)
-    logp = local_rows(stages.logp(params, prompts, shard_batch(tokens, stages.mesh)), stages.mesh).astype(np.float64)
+    logp = local_rows(programs.logp(params, prompts, shard_batch(tokens, programs.mesh)), programs.mesh).astype(np.float64)
     total = (logp * (np.arange(length) < lengths[..., None])).sum(-1)
     for i, row in enumerate(rows):
         n = len(words[i])

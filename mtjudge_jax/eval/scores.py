@@ -1,60 +1,14 @@
-"""Predictions to numbers: macro-F1, accuracy, intervals, both-order pairwise scores; the metrics of a training batch.
+"""The score of a task's predictions: macro-F1, accuracy, 95 % intervals, and for pairs what both orders show."""
 
-Everything is built on the confusion counts `[.., T, T + 1]` of T labels: row = true label, column = answered label,
-last column = no valid answer.
-"""
-
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import numpy as np
 
-from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.details import answer_details, list_score
 from mtjudge_jax.eval.pairs import pair_details
 from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numbers
-from mtjudge_jax.rl.score import Scores
+from mtjudge_jax.metrics.confusion import accuracy, constant_macro_f1, group_confusion, macro_f1
 from mtjudge_jax.tasks import TASKS, Task, get_task, task_of
-
-
-def confusion(label_index: np.ndarray, verdict: np.ndarray, *, num_labels: int) -> np.ndarray:
-    """Counts int64 `[T, T + 1]` of int `[N]` true labels and int `[N]` verdicts (-1 = invalid, the last column)."""
-    return _group_confusion(label_index, verdict, np.zeros(len(label_index), np.int64), num_labels=num_labels)[0]
-
-
-def _group_confusion(label_index: np.ndarray, verdict: np.ndarray, group: np.ndarray, *, num_labels: int) -> np.ndarray:
-    """Counts `[groups, T, T + 1]`; `group` is an index 0 .. groups - 1 a row."""
-    shape = (int(group.max(initial=0)) + 1, num_labels, num_labels + 1)
-    column = np.where(verdict < 0, num_labels, verdict)
-    cell = np.ravel_multi_index((group, label_index, column), shape)
-    return np.bincount(cell, minlength=int(np.prod(shape))).reshape(shape)
-
-
-def macro_f1(counts: np.ndarray) -> np.ndarray:
-    """Mean over all T labels of F1 = 2 TP / (2 TP + FP + FN); counts `[.., T, T + 1]` -> `[..]`.
-
-    An invalid answer is a false negative of the true label and a false positive of none. A label that is neither true
-    nor answered anywhere has F1 = 0 and stays in the mean, so the number means the same on every subset.
-
-        true no:  4 answered no, 1 yes, 1 invalid  -> F1(no)  = 8 / (8 + 2 + 2) = 2/3
-        true yes: 2 answered no, 2 yes             -> F1(yes) = 4 / (4 + 1 + 2) = 4/7;  macro-F1 = 13/21
-    """
-    true_positive = np.diagonal(counts, axis1=-2, axis2=-1)
-    answered, true = counts[..., :-1].sum(axis=-2), counts.sum(axis=-1)
-    total = answered + true  # = 2 TP + FP + FN
-    return np.mean(2.0 * true_positive / np.maximum(total, 1), axis=-1)
-
-
-def accuracy(counts: np.ndarray) -> np.ndarray:
-    """Share of right answers, an invalid one is wrong; counts `[.., T, T + 1]` -> `[..]`, 0 where there are no rows."""
-    right = np.diagonal(counts, axis1=-2, axis2=-1).sum(axis=-1)
-    return right / np.maximum(counts.sum(axis=(-2, -1)), 1)
-
-
-def constant_macro_f1(counts: np.ndarray) -> float:
-    """Macro-F1 of the best judge that always gives the same answer, on the labels of counts `[T, T + 1]`."""
-    true = counts.sum(axis=1)
-    return float(np.max(2.0 * true / (true + true.sum()))) / len(true)
 
 
 def task_score(predictions: list[dict]) -> dict:
@@ -73,7 +27,7 @@ def task_score(predictions: list[dict]) -> dict:
         return list_score(predictions)
     label_index, verdict = _indices(predictions, task)
     group = group_numbers(predictions)
-    by_group = _group_confusion(label_index, verdict, group, num_labels=len(task.labels))
+    by_group = group_confusion(label_index, verdict, group, num_labels=len(task.labels))
     counts = by_group.sum(axis=0)
     sampled, sampled_ci = _sampled_accuracy(predictions, group)
     share = counts / len(predictions)
@@ -114,7 +68,7 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     winner, verdict_ab = _indices(ab, task)
     label_ba, verdict_ba = _indices(ba, task)
     if clash := [name for name, same in zip(ids, winner == _turned(label_ba), strict=True) if not same]:
-        raise UserError(f"pair {clash[0]!r} has the same label in both orders: swapping the pictures swaps the label")
+        raise ValueError(f"pair {clash[0]!r} has the same label in both orders: swapping the pictures swaps the label")
     right_ab, right_ba = verdict_ab == winner, verdict_ba == label_ba
     valid = np.concatenate([verdict_ab, verdict_ba])
     valid = valid[valid >= 0]
@@ -140,36 +94,6 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     )
 
 
-class Answers(NamedTuple):
-    """What a training step says of its answers, numpy; tasks are numbers so that processes can exchange it."""
-
-    scores: Scores
-    task: np.ndarray  # int32 [Q], number in TASKS
-    weight: np.ndarray  # float32 [Q], 0 where the record could not be used
-    tokens: np.ndarray  # int32 [Q, G], length of an answer
-    surprise: np.ndarray  # float32 [Q, G], minus the sum of its tokens' log-probabilities as sampled
-
-
-def task_numbers(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> np.ndarray:
-    numbers = {name: number for number, name in enumerate(known)}
-    return np.array([numbers[name] for name in names], np.int32)
-
-
-def train_metrics(answers: Answers, known: Mapping[str, Task] = TASKS) -> dict:
-    """Means of a batch for metrics.jsonl: reward, accuracy, format, zero_variance, and "tasks" with the same a task, its
-    completion_tokens and its entropy (nats a token: minus the mean log-probability of the sampled tokens).
-
-    zero_variance is the share of prompts whose G rewards are all equal, which teach nothing. Prompts of weight 0 are left
-    out, and so is a task that has no others.
-    """
-    kept = answers.weight > 0
-    if not kept.any():
-        raise UserError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
-    names = list(known)
-    tasks = {names[number]: kept & (answers.task == number) for number in dict.fromkeys(answers.task[kept].tolist())}
-    return _means(answers.scores, kept) | {"tasks": {name: _task_means(answers, rows) for name, rows in tasks.items()}}
-
-
 def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dict:
     """Mean macro_f1 and sampled_accuracy (None unless all have it) over the tasks that are not out of distribution.
 
@@ -177,7 +101,7 @@ def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dic
     """
     scored = [score for name, score in tasks.items() if not get_task(name, known).ood]
     if not scored:
-        raise UserError(f"no task to average over: {list(tasks)} are all out of distribution")
+        raise ValueError(f"no task to average over: {list(tasks)} are all out of distribution")
     sampled = [score["sampled_accuracy"] for score in scored]
     return {
         "macro_f1": float(np.mean([score["accuracy"] if score["macro_f1"] is None else score["macro_f1"] for score in scored])),
@@ -185,33 +109,10 @@ def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dic
     }
 
 
-def all_equal(total: np.ndarray) -> np.ndarray:
-    """bool [Q] of rewards [Q, G]: whether a prompt teaches nothing. By equality, not by a small deviation: float32 rounding gives
-    eight equal rewards a nonzero one. A group with NaN is not equal."""
-    return total.max(axis=1) == total.min(axis=1)
-
-
-def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
-    total = scores.total[rows]
-    return {
-        "reward": float(total.mean()),
-        "accuracy": float(scores.accuracy[rows].mean()),
-        "format": float(scores.format[rows].mean()),
-        **{name: float(part[rows].mean()) for name, part in scores.parts.items()},
-        "zero_variance": float(np.mean(all_equal(total))),
-    }
-
-
-def _task_means(answers: Answers, rows: np.ndarray) -> dict[str, float]:
-    tokens = answers.tokens[rows]
-    entropy = float(answers.surprise[rows].sum() / max(1, tokens.sum()))
-    return _means(answers.scores, rows) | {"completion_tokens": float(tokens.mean()), "entropy": entropy}
-
-
 def _only_task(predictions: list[dict]) -> Task:
     names = sorted({p["task"] for p in predictions})
     if len(names) != 1:
-        raise UserError(f"{len(predictions)} predictions of the tasks {names}: score one task at a time")
+        raise ValueError(f"{len(predictions)} predictions of the tasks {names}: score one task at a time")
     return task_of(predictions[0])
 
 
@@ -220,7 +121,7 @@ def _indices(predictions: list[dict], task: Task) -> tuple[np.ndarray, np.ndarra
     index = {word: i for i, word in enumerate(task.labels)}
     for p in predictions:
         if p["label"] not in index or not (p["verdict"] is None or p["verdict"] in index):
-            raise UserError(
+            raise ValueError(
                 f"prediction {p['example_id']!r} has label {p['label']!r} and verdict {p['verdict']!r}, "
                 f"task {task.name!r} has the labels {task.labels}"
             )
@@ -233,7 +134,7 @@ def _sampled_accuracy(predictions: list[dict], group: np.ndarray) -> tuple[float
     if not given:
         return None, None
     if len(given) < len(predictions):
-        raise UserError(f"sampled_accuracy is given for {len(given)} of {len(predictions)} rows: sample all or none")
+        raise ValueError(f"sampled_accuracy is given for {len(given)} of {len(predictions)} rows: sample all or none")
     values = finite(given, "sampled_accuracy")
     sums = np.stack([np.bincount(group, weights=values), np.bincount(group)], axis=1)
     return float(values.mean()), bootstrap_interval(sums, lambda s: s[:, 0] / s[:, 1])
@@ -243,14 +144,14 @@ def _both_orders(predictions: list[dict], task: Task) -> tuple[list[str], list[d
     by_order: dict[str, dict[str, dict]] = {"ab": {}, "ba": {}}
     for p in predictions:
         if p["order"] not in by_order or p["example_id"] in by_order[p["order"]]:
-            raise UserError(
+            raise ValueError(
                 f"prediction {p['example_id']!r} of {task.name!r} has order {p['order']!r}: give each pair once as "
                 "'ab' and once as 'ba'"
             )
         by_order[p["order"]][p["example_id"]] = p
     ab, ba = by_order["ab"], by_order["ba"]
     if lonely := sorted(ab.keys() ^ ba.keys()):
-        raise UserError(f"{len(lonely)} pair(s) of {task.name!r} have one order only: judge {lonely[0]!r} in both")
+        raise ValueError(f"{len(lonely)} pair(s) of {task.name!r} have one order only: judge {lonely[0]!r} in both")
     return list(ab), list(ab.values()), [ba[name] for name in ab]
 
 

@@ -148,7 +148,7 @@ def evaluate_split(ask: Request) -> None:
     temperature = np.full(ask.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
     fmt = eval_format(model, cfg)
-    how = Judging(model.stages, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, ask.seed)
+    how = Judging(model.programs, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, ask.seed)
     params, name = read_params(model, cfg), ask.name or ask.split
     settings = settings_of(ask, cfg, how, params, list(examples))
     written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"

@@ -5,7 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from mtjudge_jax.eval.scores import accuracy, bootstrap_interval, macro_f1
+from mtjudge_jax.metrics.bootstrap import bootstrap_interval
+from mtjudge_jax.metrics.confusion import accuracy, macro_f1
 from mtjudge_jax.tasks import TASKS, task_of
 
 

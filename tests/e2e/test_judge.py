@@ -18,7 +18,7 @@ from mtjudge_jax.data.images import decode
 from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
 from mtjudge_jax.eval import batches, evaluate
-from mtjudge_jax.eval.predictions import Answers, answered_line
+from mtjudge_jax.eval.predictions import AnswerGroup, answered_line
 from mtjudge_jax.judge.judge import Judge, encode
 from mtjudge_jax.policy.model import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
@@ -239,7 +239,7 @@ def test_sampled_answers_are_read_as_the_greedy_one_is():
     example = next(iter(make_examples(split="test", task="safety", count=2, seed=0)))
     word = TASKS["safety"].labels[example.label.binary]
     texts = ["<answer>maybe</answer>", f"<answer>{word}</answer>", f"<think>a</think><answer>{word}</answer>", "?"]
-    answers = Answers(texts, np.zeros(4, bool), np.full(4, 5), np.arange(4) > 0)
+    answers = AnswerGroup(texts, np.zeros(4, bool), np.full(4, 5), np.arange(4) > 0)
     line = answered_line(example, TASKS["safety"], "", answers, 0.1)
     assert line["sampled_verdicts"] == [word, word, None] and line["sampled_accuracy"] == 2 / 3
     assert (line["verdict"], line["correct"], line["parse"], line["reward"]) == (None, False, "invalid", 0.0)

@@ -6,21 +6,12 @@ import time
 import numpy as np
 import pytest
 
-from mtjudge_jax.eval.scores import (
-    Answers,
-    accuracy,
-    bootstrap_interval,
-    confusion,
-    constant_macro_f1,
-    macro_f1,
-    mean_score,
-    pairwise_score,
-    task_numbers,
-    task_score,
-    train_metrics,
-)
+from mtjudge_jax.eval.scores import mean_score, pairwise_score, task_score
+from mtjudge_jax.metrics.bootstrap import bootstrap_interval
+from mtjudge_jax.metrics.confusion import accuracy, constant_macro_f1, group_confusion, macro_f1
 from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 
 TASK_SCORE_KEYS = {
     "count", "macro_f1", "macro_f1_ci", "accuracy", "accuracy_ci", "sampled_accuracy", "sampled_accuracy_ci",
@@ -60,7 +51,7 @@ HAND = [("no", "no", 4), ("no", "yes", 1), ("no", None, 1), ("yes", "no", 2), ("
 def test_confusion_and_macro_f1_by_hand():
     label = np.array([0] * 6 + [1] * 4)
     verdict = np.array([0, 0, 0, 0, 1, -1, 0, 0, 1, 1])
-    counts = confusion(label, verdict, num_labels=2)
+    counts = group_confusion(label, verdict, np.zeros(10, int), num_labels=2)[0]
     np.testing.assert_array_equal(counts, [[4, 1, 1], [2, 2, 0]])
     assert macro_f1(counts) == pytest.approx((2 / 3 + 4 / 7) / 2, abs=1e-15)
     assert accuracy(counts) == pytest.approx(0.6)

@@ -1,0 +1,71 @@
+"""The numbers of a training batch: rewards, lengths and entropy per task, and means over the updates of a step."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mtjudge_jax.errors import UserError
+from mtjudge_jax.rl.score import Scores
+from mtjudge_jax.tasks import TASKS, Task
+
+
+class Answers(NamedTuple):
+    """The answers of a training step, in numpy. Tasks are numbers, so that processes can exchange them."""
+
+    scores: Scores
+    task: np.ndarray  # int32 [Q], number in TASKS
+    weight: np.ndarray  # float32 [Q], 0 where the record could not be used
+    tokens: np.ndarray  # int32 [Q, G], length of an answer
+    surprise: np.ndarray  # float32 [Q, G], minus the sum of its tokens' log-probabilities as sampled
+
+
+def task_numbers(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(known)}
+    return np.array([numbers[name] for name in names], np.int32)
+
+
+def train_metrics(answers: Answers, known: Mapping[str, Task] = TASKS) -> dict:
+    """Means of a batch for metrics.jsonl: reward, accuracy, format and zero_variance. "tasks" has the same per task, with
+    completion_tokens and entropy (nats per token: minus the mean log-probability of the sampled tokens).
+
+    zero_variance is the share of prompts whose G rewards are all equal, which teach nothing. Prompts of weight 0 are left
+    out, and so is a task that has no others.
+    """
+    kept = answers.weight > 0
+    if not kept.any():
+        raise UserError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
+    names = list(known)
+    tasks = {names[number]: kept & (answers.task == number) for number in dict.fromkeys(answers.task[kept].tolist())}
+    return _means(answers.scores, kept) | {"tasks": {name: _task_means(answers, rows) for name, rows in tasks.items()}}
+
+
+def all_equal(total: np.ndarray) -> np.ndarray:
+    """bool [Q] of rewards [Q, G]: whether a prompt teaches nothing. By equality, not by a small deviation: float32 rounding gives
+    eight equal rewards a nonzero one. A group with NaN is not equal."""
+    return total.max(axis=1) == total.min(axis=1)
+
+
+def summarise(metrics: list[dict], *, kl: bool) -> dict:
+    """Means over the updates of a step that were applied, None where none was; `skipped` counts the others."""
+    applied = [m for m in metrics if m["finite"]]
+    names = [name for name in metrics[0] if name != "finite"]
+    out = {name: float(np.mean([m[name] for m in applied])) if applied else None for name in names}
+    return out | {"skipped": len(metrics) - len(applied)} | ({} if kl else {"kl": None})
+
+
+def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
+    total = scores.total[rows]
+    return {
+        "reward": float(total.mean()),
+        "accuracy": float(scores.accuracy[rows].mean()),
+        "format": float(scores.format[rows].mean()),
+        **{name: float(part[rows].mean()) for name, part in scores.parts.items()},
+        "zero_variance": float(np.mean(all_equal(total))),
+    }
+
+
+def _task_means(answers: Answers, rows: np.ndarray) -> dict[str, float]:
+    tokens = answers.tokens[rows]
+    entropy = float(answers.surprise[rows].sum() / max(1, tokens.sum()))
+    return _means(answers.scores, rows) | {"completion_tokens": float(tokens.mean()), "entropy": entropy}
