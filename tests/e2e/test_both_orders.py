@@ -14,13 +14,13 @@ from mtjudge_jax.config_check import check
 from mtjudge_jax.data.pipeline import RowFormat, mixture, open_split, to_row, train_iterator
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.eval.scores import Answers, task_numbers, train_metrics
 from mtjudge_jax.records import TIE, BadRecord, Label, swapped
 from mtjudge_jax.rl.score import rule_of, score
 from mtjudge_jax.tasks import TASKS, tasks_with
 from mtjudge_jax.tasks.parse import TAGS
 from mtjudge_jax.tasks.reward import Rule
 from mtjudge_jax.tasks.truth import read_truth, truth_of, write_truth
+from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 
 WHICH = {"name": "which", "kind": "pairwise", "question": "Which is better?", "allow_tie": True}
 SHARPER = {"name": "sharper", "kind": "pairwise", "question": "Which is sharper?"}
