@@ -19,8 +19,9 @@ from mtjudge_jax.config import Config, ModelConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.presets import preset
-from mtjudge_jax.policy.programs import make_stages
-from mtjudge_jax.policy.update import abstract_state, grpo_loss, make_update
+from mtjudge_jax.policy.programs import make_programs
+from mtjudge_jax.policy.update import abstract_state, make_update
+from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import batch_sharding, make_mesh
 from mtjudge_jax.types import PromptBatch, TrainBatch
@@ -52,9 +53,9 @@ def measure(cfg: Config, model_cfg: Qwen3VLConfig) -> tuple[float, float]:
     """(seconds to trace, seconds to compile)."""
     mesh = make_mesh(cfg.mesh, jax.devices()[:1])
     optimizer = make_optimizer(cfg.optim, 10)
-    stages = make_stages(cfg, model_cfg, Ids(), mesh)
+    programs = make_programs(cfg, model_cfg, Ids(), mesh)
     state = abstract_state(vlm.abstract_params(model_cfg), optimizer, mesh)
-    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=True)
+    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=True)
 
     def array(dtype, *axes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((PROMPTS, *axes), dtype, sharding=batch_sharding(mesh))

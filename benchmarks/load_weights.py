@@ -67,7 +67,7 @@ def make(folder: Path, args: argparse.Namespace) -> dict:
     """Writes the folder, a tensor at a time."""
     import numpy as np
 
-    from mtjudge_jax.models.hf.convert import weights
+    from mtjudge_jax.models.hf.table import model_weights
     from mtjudge_jax.models.hf.folder import Tensor, write_folder
     from mtjudge_jax.models.qwen3_vl.config import from_hf
     from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
@@ -76,7 +76,7 @@ def make(folder: Path, args: argparse.Namespace) -> dict:
     raw = PRESETS[args.size]
     text = raw["text_config"] | {"num_hidden_layers": args.layers}
     raw = raw | {"text_config": text, "vision_config": raw["vision_config"] | {"depth": args.blocks}}
-    leaves = weights(from_hf(raw))
+    leaves = model_weights(from_hf(raw))
     total = 2 * sum(prod(weight.shape) for weight in leaves)
     layer = 2 * sum(prod(weight.layer_shape) for weight in leaves if weight.path.startswith("text/layers/"))
     if total < args.least_gb * 1e9:

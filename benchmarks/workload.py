@@ -15,9 +15,10 @@ from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
-from mtjudge_jax.policy.programs import Stages, make_stages, stage_key
-from mtjudge_jax.policy.update import grpo_loss, init_state, make_update
+from mtjudge_jax.policy.programs import Programs, make_programs, stage_key
+from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import grpo
+from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import batch_sharding, make_mesh, shard_batch, tree_shardings
 from mtjudge_jax.train.grpo import take_part
@@ -31,7 +32,7 @@ class Work:
     """What a step needs and what it changes (`state`)."""
 
     cfg: Config
-    stages: Stages
+    programs: Programs
     update: Callable
     take: Callable
     prompts: PromptBatch
@@ -53,17 +54,17 @@ class Ids(NamedTuple):
 def build(args: argparse.Namespace) -> Work:
     model_cfg, cfg = model_config(args), run_config(args)
     mesh = make_mesh(cfg.mesh)
-    stages = make_stages(cfg, model_cfg, Ids(EOS, PAD), mesh)
+    programs = make_programs(cfg, model_cfg, Ids(EOS, PAD), mesh)
     optimizer = make_optimizer(cfg.optim, cfg.steps)
     params = vlm.init_params(model_cfg, seed=0)
     params = jax.device_put(params, tree_shardings(params, mesh))
     state = init_state(params, optimizer, mesh)
-    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=args.updates == 1)
+    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=args.updates == 1)
     update = make_update(state, loss, optimizer, mesh, cfg)
     take = jax.jit(partial(take_part, parts=args.updates), out_shardings=batch_sharding(mesh))
     prompts = shard_batch(random_prompts(args), mesh)
     parameters = sum(x.size for x in jax.tree.leaves(params))
-    return Work(cfg, stages, update, take, prompts, params, state, parameters)
+    return Work(cfg, programs, update, take, prompts, params, state, parameters)
 
 
 def run_step(work: Work, number: int, *, clock: Callable[[], float]) -> dict[str, float]:
@@ -74,14 +75,14 @@ def run_step(work: Work, number: int, *, clock: Callable[[], float]) -> dict[str
         jax.block_until_ready(outputs)
         laps.append(clock())
 
-    cfg, stages, params = work.cfg, work.stages, work.state.params
+    cfg, programs, params = work.cfg, work.programs, work.state.params
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
-    out = stages.sample(params, work.prompts, stage_key(cfg.seed, number, "sample"), temperature, cfg.rollout.completion_tokens)
+    out = programs.sample(params, work.prompts, stage_key(cfg.seed, number, "sample"), temperature, cfg.rollout.completion_tokens)
     lap(out)
     updates = cfg.rollout.prompts // cfg.update.prompts
-    old_logp = stages.logp(params, work.prompts, out.tokens) if updates > 1 else out.logp
+    old_logp = programs.logp(params, work.prompts, out.tokens) if updates > 1 else out.logp
     lap(old_logp)
-    ref_logp = stages.logp(work.reference, work.prompts, out.tokens)
+    ref_logp = programs.logp(work.reference, work.prompts, out.tokens)
     lap(ref_logp)
     advantages = grpo.advantages(toy_reward(out.tokens), std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
     batch = TrainBatch(work.prompts, out.tokens, out.mask, advantages, old_logp, ref_logp)

@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.config_check import mesh_shape
-from mtjudge_jax.errors import UserError
 from mtjudge_jax.types import Params
 
 BATCH_AXES = ("data", "fsdp", "expert")
@@ -72,7 +71,7 @@ def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """The table's line for a parameter; an axis that its mesh axis does not divide stays whole."""
     lines = [spec for pattern, spec in RULES if re.search(pattern, path)]
     if len(lines) != 1:
-        raise UserError(f"parameter {path!r} has {len(lines)} lines in sharding.RULES, it must have exactly one: mend the table")
+        raise ValueError(f"parameter {path!r} matches {len(lines)} lines of sharding.RULES, it must match exactly one: fix the table")
     spec = (*lines[0], *[None] * (len(shape) - len(lines[0])))
     return P(*[axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=True)])
 

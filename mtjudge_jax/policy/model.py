@@ -15,12 +15,12 @@ from mtjudge_jax.data.pipeline import RowFormat
 from mtjudge_jax.data.rows import answer_alone, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.models.hf.convert import load_params
+from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.lora import merge_lora
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig, load_config
 from mtjudge_jax.paths import AnyPath, as_path
-from mtjudge_jax.policy.programs import Stages, make_stages
+from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import Split, cast, join, split
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
@@ -36,7 +36,7 @@ class Model(NamedTuple):
 
     folder: AnyPath
     cfg: Qwen3VLConfig
-    stages: Stages
+    programs: Programs
     fmt: RowFormat
 
 
@@ -49,7 +49,7 @@ def model_folder(path: str, *, said: str = "model.path = ") -> AnyPath:
 
 
 def open_model(cfg: Config) -> Model:
-    """Config, tokenizer and jitted stages of `model.path`; the weights are read by `read_params`."""
+    """Config, tokenizer and jitted programs of `model.path`; the weights are read by `read_params`."""
     folder = model_folder(cfg.model.path)
     model_cfg = with_adapters(load_config(folder), cfg)
     try:
@@ -67,7 +67,7 @@ def open_model(cfg: Config) -> Model:
         target=target_of(cfg, tasks),
         display=True,
     )
-    return Model(folder, model_cfg, make_stages(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
+    return Model(folder, model_cfg, make_programs(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
 
 
 def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
@@ -116,7 +116,7 @@ def read_weights(model: Model, cfg: Config) -> Split:
     """The weights to start from, apart: the trained ones in model.param_dtype, fresh adapters among them, the others in
     model.dtype.
     """
-    mesh = model.stages.mesh
+    mesh = model.programs.mesh
     if cfg.lora.rank:
         adapters = vlm.init_adapters(model.cfg, cfg.seed, cfg.model.param_dtype)
         placed = jax.tree_util.tree_map_with_path(
@@ -128,7 +128,7 @@ def read_weights(model: Model, cfg: Config) -> Split:
 
 
 def _read(model: Model, dtype: str) -> Params:
-    mesh = model.stages.mesh
+    mesh = model.programs.mesh
     base = dataclasses.replace(model.cfg, lora=None)
     return load_params(model.folder, base, dtype=dtype, sharding_of=lambda path, shape: param_sharding(path, shape, mesh))
 

@@ -1,4 +1,4 @@
-"""The device stages of a run, jitted once each for its mesh and shapes."""
+"""The device programs of a run, jitted once each for its mesh and shapes."""
 
 import collections
 import dataclasses
@@ -19,12 +19,12 @@ from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy import rollout
 from mtjudge_jax.policy.trainable import cast
-from mtjudge_jax.policy.update import bound_logp
+from mtjudge_jax.rl.logp import TokenLogp, completion_logp
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
 
-class Stages(NamedTuple):
+class Programs(NamedTuple):
     """Jitted functions; `traces` counts how often each was traced, by shapes: once each is right."""
 
     sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
@@ -36,7 +36,7 @@ class Stages(NamedTuple):
     tokenizer: Tokenizer
 
 
-def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mesh: Mesh) -> Stages:
+def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mesh: Mesh) -> Programs:
     allowed = np.asarray(tokenizer.allowed_mask(model_cfg.text.vocab_size))
     backend = backend_of(cfg, mesh)
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
@@ -75,7 +75,26 @@ def make_stages(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, mes
     logp = jitted_logp("logp", logp_fn)
     reference_logp = jitted_logp("logp of the reference", reference_fn) if model_cfg.lora else logp
     sample = jax.jit(sample, static_argnums=4, out_shardings=rows)
-    return Stages(sample, logp, reference_logp, logp_fn, traces, mesh, tokenizer)
+    return Programs(sample, logp, reference_logp, logp_fn, traces, mesh, tokenizer)
+
+
+def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
+    """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings: the one that all programs of a run share."""
+
+    def logp_fn(params: Params, prompts, tokens: Array, mask: Array) -> TokenLogp:
+        return completion_logp(
+            cast(params, cfg.model.dtype),
+            model_cfg,
+            prompts,
+            tokens,
+            mask,
+            allowed=allowed,
+            temperature=cfg.rollout.temperature,
+            chunk=cfg.model.head_chunk,
+            backend=backend,
+        )
+
+    return logp_fn
 
 
 def backend_of(cfg: Config, mesh: Mesh) -> Backend:
@@ -110,10 +129,10 @@ def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
     return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}), mesh)
 
 
-def decode_texts(stages: Stages, out: Rollout) -> list[list[str]]:
+def decode_texts(programs: Programs, out: Rollout) -> list[list[str]]:
     """This process's answers as text, Q lists of G."""
-    tokenizer = stages.tokenizer
-    tokens, mask = local_rows(out.tokens, stages.mesh), local_rows(out.mask, stages.mesh)
+    tokenizer = programs.tokenizer
+    tokens, mask = local_rows(out.tokens, programs.mesh), local_rows(out.mask, programs.mesh)
     return [[tokenizer.decode_answer(t[m]) for t, m in zip(*group, strict=True)] for group in zip(tokens, mask, strict=True)]
 
 

@@ -1,6 +1,5 @@
 """The jitted update: loss, gradient accumulated over micro-batches, optimizer; the old state's memory is donated."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,60 +8,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mtjudge_jax.config import Config, LossConfig
-from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.policy.trainable import cast, join
+from mtjudge_jax.config import Config
+from mtjudge_jax.policy.trainable import join
 from mtjudge_jax.rl import grpo
-from mtjudge_jax.rl.logp import TokenLogp, completion_logp
+from mtjudge_jax.rl.loss import LossFn, Metrics
 from mtjudge_jax.sharding import batch_sharding, replicated, tree_shardings
-from mtjudge_jax.types import Array, Params, SftBatch, TrainBatch, TrainState
-
-Metrics = dict[str, Array]
-# (params, slice of the batch, token weights of the slice [Q, G, C]) -> (loss, metrics), both sums over the weights
-LossFn = Callable[[Params, Any, Array], tuple[Array, Metrics]]
-
-
-def grpo_loss(
-    params: Params, batch: TrainBatch, weights: Array, *, cfg: LossConfig, logp_fn: Callable, on_policy: bool
-) -> tuple[Array, Metrics]:
-    """Policy loss plus kl_coef times the divergence from the reference, both summed with the token weights.
-
-    `on_policy`: the batch was sampled by these very parameters, so the old log-probabilities are this forward's own and the
-    ratio is exactly 1.
-    """
-    out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
-    old = jax.lax.stop_gradient(out.logp) if on_policy else batch.old_logp
-    terms = grpo.policy_loss(
-        out.logp, old, batch.advantages, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip
-    )
-    divergence = grpo.kl(out.logp, batch.ref_logp, cfg.kl_estimator)
-    policy = (terms.loss * weights).sum()
-    mean_kl = (divergence * weights).sum()
-    loss = policy + cfg.kl_coef * mean_kl
-    metrics = {
-        "loss": loss,
-        "policy_loss": policy,
-        "kl": mean_kl,
-        "entropy": (out.entropy * weights).sum(),
-        "clipped": (terms.clipped * weights).sum(),
-        "ratio": (terms.ratio * weights).sum(),
-    }
-    return loss, metrics | router_metrics(out, weights)
-
-
-def sft_loss(params: Params, batch: SftBatch, weights: Array, *, logp_fn: Callable) -> tuple[Array, Metrics]:
-    """Negative log-likelihood of the targets, one answer a prompt, summed with the token weights."""
-    out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
-    loss = -(out.logp * weights).sum()
-    return loss, {"loss": loss, "entropy": (out.entropy * weights).sum()} | router_metrics(out, weights)
-
-
-def router_metrics(out: TokenLogp, weights: Array) -> Metrics:
-    """Load of each expert [L, E] and entropy [L] of a mixture of experts, this piece's share of them; else nothing."""
-    if out.router is None:
-        return {}
-    return {"router_load": out.router.load * weights.sum(), "router_entropy": out.router.entropy * weights.sum()}
+from mtjudge_jax.types import Array, Params, TrainBatch, TrainState
 
 
 def summarise_router(metrics: Metrics) -> Metrics:
@@ -163,22 +114,3 @@ def make_update(state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTra
         in_shardings=(shardings, None, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
     )
-
-
-def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
-    """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings: the one that all stages of a run share."""
-
-    def logp_fn(params: Params, prompts, tokens: Array, mask: Array) -> TokenLogp:
-        return completion_logp(
-            cast(params, cfg.model.dtype),
-            model_cfg,
-            prompts,
-            tokens,
-            mask,
-            allowed=allowed,
-            temperature=cfg.rollout.temperature,
-            chunk=cfg.model.head_chunk,
-            backend=backend,
-        )
-
-    return logp_fn

@@ -6,11 +6,12 @@ import jax
 import numpy as np
 
 from mtjudge_jax.hosts.exchange import AnotherProcess
-from mtjudge_jax.models.hf.convert import save_hf
+from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file
 from mtjudge_jax.policy.model import exportable
 from mtjudge_jax.policy.trainable import join
-from mtjudge_jax.train.run import Progress, Run, Unwritten, say, warn
+from mtjudge_jax.train.monitor.messages import say
+from mtjudge_jax.train.run import Progress, Run, Unwritten, warn
 from mtjudge_jax.train.workdir import templates
 from mtjudge_jax.types import Params
 

@@ -10,8 +10,10 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.policy.judge_file import JUDGE_FILE
 from mtjudge_jax.policy.model import Model
-from mtjudge_jax.train import grpo, sft
-from mtjudge_jax.train.run import Progress, Run, close_run, compare_hosts, open_run
+from mtjudge_jax.train.grpo import train_grpo
+from mtjudge_jax.train.run import Progress, Run, close_run
+from mtjudge_jax.train.sft import train_sft
+from mtjudge_jax.train.start import compare_hosts, open_run
 
 
 def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()) -> tuple[Run, Progress]:
@@ -20,7 +22,7 @@ def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[st
     with together():
         run = open_run(cfg, workdir, model, allowed)
     try:
-        progress = sft.train(run) if cfg.stage == "sft" else grpo.train(run)
+        progress = train_sft(run) if cfg.stage == "sft" else train_grpo(run)
     except Exception:  # nothing is waited for: a peer may be gone
         run.watch.note(traceback.format_exc())
         run.watch.close()

@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 
 from mtjudge_jax import hosts
 from mtjudge_jax.data.rows import HOST_KEYS
-from mtjudge_jax.eval.scores import Answers, all_equal, task_numbers
 from mtjudge_jax.hosts.exchange import gather, gather_rows
 from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.rl.score import Scores, score
 from mtjudge_jax.sharding import batch_sharding, local_rows
 from mtjudge_jax.tasks.reward import Rule
-from mtjudge_jax.train.monitor.messages import Clock
+from mtjudge_jax.train.monitor.batch_metrics import Answers, all_equal, task_numbers
+from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.run import STOP, Progress, Run
 from mtjudge_jax.types import Array, PromptBatch, Rollout
 
@@ -67,15 +67,15 @@ def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
 
 
 def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Clock, number: int = 0) -> Round:
-    cfg, stages = run.cfg, run.model.stages
-    prompts = place_prompts(rows, stages.mesh)
+    cfg, programs = run.cfg, run.model.programs
+    prompts = place_prompts(rows, programs.mesh)
     clock.lap("data")
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
     key = stage_key(cfg.seed, progress.step, "sample", number)
-    out = stages.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
-    texts, truncated = decode_texts(stages, out), local_rows(out.truncated, stages.mesh)
+    out = programs.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
+    texts, truncated = decode_texts(programs, out), local_rows(out.truncated, programs.mesh)
     clock.lap("rollout")
-    lengths = local_rows(out.mask, stages.mesh).sum(-1, dtype=np.int32)
+    lengths = local_rows(out.mask, programs.mesh).sum(-1, dtype=np.int32)
     truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": run.model.fmt.tasks}
     scores = score(texts, truncated, tasks=rows["task"].tolist(), alpha=rule, tokens=lengths, **truth)
     clock.lap("score")
@@ -84,7 +84,7 @@ def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Cloc
 
 def _answers(one: Round, run: Run) -> Answers:
     """What metrics say of a round's answers, those of all processes."""
-    mesh = run.model.stages.mesh
+    mesh = run.model.programs.mesh
     mask, logp = local_rows(one.out.mask, mesh), local_rows(one.out.logp, mesh)
     numbers = task_numbers(one.rows["task"].tolist(), run.model.fmt.tasks)
     return gather_rows(Answers(one.scores, numbers, one.rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1)))
@@ -112,9 +112,9 @@ def _met(found: dict[str, int], wanted: dict[str, int]) -> float:
 
 def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
     """Those of two rounds that are learned from. A row may end on another process than the one that read it."""
-    cfg, stages, names = run.cfg, run.model.stages, list(wanted)
+    cfg, programs, names = run.cfg, run.model.programs, list(wanted)
     size = cfg.rollout.prompts
-    mine = _places(stages.mesh, size)
+    mine = _places(programs.mesh, size)
     order = np.argsort(gather_rows(mine))
     host = [_everywhere({"rows": one.rows, "scores": one.scores}, order) for one in (kept, new)]
     rows, scores = (jax.tree.map(lambda *x: np.concatenate(x), *[one[name] for one in host]) for name in ("rows", "scores"))
@@ -128,9 +128,9 @@ def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
         size=size,
         blocks=size // cfg.update.prompts,
     )
-    prompts, out = _picker(stages.mesh)((kept.prompts, kept.out), (new.prompts, new.out), chosen)
+    prompts, out = _picker(programs.mesh)((kept.prompts, kept.out), (new.prompts, new.out), chosen)
     rows, scores = jax.tree.map(lambda x: x[chosen[mine]], (rows, scores))
-    return Round(rows, prompts, out, decode_texts(stages, out), scores)
+    return Round(rows, prompts, out, decode_texts(programs, out), scores)
 
 
 def _everywhere(tree: Any, order: np.ndarray) -> Any:

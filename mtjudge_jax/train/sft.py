@@ -9,26 +9,31 @@ import jax
 import jax.numpy as jnp
 
 from mtjudge_jax.policy.programs import place_prompts
-from mtjudge_jax.policy.update import make_update, sft_loss
+from mtjudge_jax.policy.update import make_update
+from mtjudge_jax.rl.loss import sft_loss
 from mtjudge_jax.sharding import shard_batch
-from mtjudge_jax.train.loop import loop, note_skipped, of_hosts
-from mtjudge_jax.train.monitor.messages import Clock, summarise
-from mtjudge_jax.train.run import Progress, Run, start
+from mtjudge_jax.train.loop import loop
+from mtjudge_jax.train.monitor.batch_metrics import summarise
+from mtjudge_jax.train.monitor.clock import Clock
+from mtjudge_jax.train.monitor.host_numbers import of_hosts
+from mtjudge_jax.train.monitor.nonfinite import note_skipped
+from mtjudge_jax.train.run import Progress, Run
+from mtjudge_jax.train.start import start
 from mtjudge_jax.types import SftBatch
 
 
-def train(run: Run) -> Progress:
+def train_sft(run: Run) -> Progress:
     """The SFT loop."""
-    stages = run.model.stages
+    programs = run.model.programs
     progress, _ = start(run)
-    update = make_update(progress.state, partial(sft_loss, logp_fn=stages.logp_fn), run.optimizer, stages.mesh, run.cfg)
+    update = make_update(progress.state, partial(sft_loss, logp_fn=programs.logp_fn), run.optimizer, programs.mesh, run.cfg)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
         clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
         rows = next(progress.data)
         mask = rows["target_mask"] & (rows["weight"] > 0)[:, None]
-        tokens, mask = shard_batch((rows["target"][:, None], mask[:, None]), stages.mesh)
-        batch = SftBatch(place_prompts(rows, stages.mesh), tokens, mask)
+        tokens, mask = shard_batch((rows["target"][:, None], mask[:, None]), programs.mesh)
+        batch = SftBatch(place_prompts(rows, programs.mesh), tokens, mask)
         clock.lap("data")
         state, metrics = update(progress.state, progress.frozen, batch)
         line = summarise([jax.device_get(metrics)], kl=True)

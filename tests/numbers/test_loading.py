@@ -25,8 +25,11 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from places import GOLDENS
 from safetensors.numpy import load_file, save_file
 
+from flax.traverse_util import flatten_dict
 from mtjudge_jax.models.hf import place
-from mtjudge_jax.models.hf.convert import flatten, layouts, load_params, save_hf, to_hf, weights
+from mtjudge_jax.models.hf.load import load_params
+from mtjudge_jax.models.hf.save import save_hf
+from mtjudge_jax.models.hf.table import layouts, model_weights, to_hf
 from mtjudge_jax.models.hf.shards import open_checkpoint
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf, load_config
 from mtjudge_jax.sharding import param_sharding
@@ -52,7 +55,7 @@ def load(folder: Path = GOLDEN, dtype=jnp.float32, sharding_of=anywhere, **more)
 
 def equal(a: dict, b: dict) -> bool:
     """The same leaves, bit for bit."""
-    a, b = flatten(a), flatten(b)
+    a, b = flatten_dict(a), flatten_dict(b)
     return a.keys() == b.keys() and all(
         a[path].dtype == b[path].dtype and np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes() for path in a
     )
@@ -115,9 +118,9 @@ def test_sharded_leaves_equal_the_unsharded(ways):
         "vision/patch_pc": PartitionSpec("fsdp", "tensor"),
         "vision/blocks/qkv_lc3nh": PartitionSpec(None, "fsdp", None, "tensor"),
     }
-    plain = flatten(load())
+    plain = flatten_dict(load())
     with loading.Bytes() as read:
-        sharded = flatten(
+        sharded = flatten_dict(
             load(sharding_of=lambda path, _: NamedSharding(mesh, specs.get(path, PartitionSpec())), **ways)
         )
     for path, leaf in sharded.items():
@@ -175,15 +178,15 @@ def test_a_square_expert_takes_the_layout_of_its_neighbour(tmp_path, expert, fit
 def test_dtypes_in_the_file_and_in_the_tree_are_independent(tmp_path, stored, host_bytes):
     cfg = tiny.config(vocabulary=4096)  # its embedding alone is not put together on the host
     (tmp_path / "config.json").write_text(json.dumps(cfg.raw))
-    params = flatten(tiny.params(cfg))
+    params = flatten_dict(tiny.params(cfg))
     tensors = {
         name: to_hf(weight, np.asarray(params[weight.path] if weight.stack is None else params[weight.path][i])).astype(stored)
-        for weight in weights(cfg)
+        for weight in model_weights(cfg)
         for i, name in enumerate(weight.names)
     }
     save_file(tensors, tmp_path / "model.safetensors")
     for dtype in ("float32", "bfloat16"):
-        got = flatten(load(tmp_path, dtype=dtype, piece_bytes=100_000, host_bytes=host_bytes))
+        got = flatten_dict(load(tmp_path, dtype=dtype, piece_bytes=100_000, host_bytes=host_bytes))
         embed = tensors["model.language_model.embed_tokens.weight"]
         assert got["text/embed_vd"].dtype == dtype
         assert np.array_equal(got["text/embed_vd"], embed.astype(np.float32).astype(dtype))
@@ -204,7 +207,7 @@ def test_two_processes_read_their_own_parts(tmp_path):
     program = [sys.executable, "-W", "ignore", str(Path(loading.__file__)), str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
     started = [subprocess.Popen([*program, str(i), str(port), "20000"], **pipes) for i in (0, 1)]
-    flat = flatten(params)
+    flat = flatten_dict(params)
     seen = set()
     for process in started:
         out, err = process.communicate(timeout=120)
@@ -361,7 +364,7 @@ def test_many_problems_are_counted_and_a_few_shown(tmp_path):
     folder = sharded(tmp_path)
     rewrite_index(folder, lambda index: index.update(weight_map={}))
     title, *lines = refusal(folder)
-    names = {name for weight in weights(load_config(folder)) for name in weight.names}
+    names = {name for weight in model_weights(load_config(folder)) for name in weight.names}
     assert f"({len(names)} problems)" in title and len(lines) == 13
     assert lines[-1] == f"missing: and {len(names) - 12} more"
 
@@ -525,7 +528,7 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
 def test_damaged_headers_are_never_believed(tmp_path):
     """500 headers with a byte changed: refused by name, or read where they still say the same."""
     cfg = load_config(GOLDEN)
-    wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in weights(cfg) for name in weight.names}
+    wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in model_weights(cfg) for name in weight.names}
     data = (GOLDEN / "model.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     (tmp_path / "model.safetensors").write_bytes(data)

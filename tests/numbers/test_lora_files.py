@@ -14,7 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from parity import HERE, TOLERANCE, compiled_logits, difference, golden_model, golden_rows, write_moe
 from safetensors.numpy import load_file, save_file
 
-from mtjudge_jax.models.hf.convert import flatten, nest, save_hf
+from flax.traverse_util import flatten_dict, unflatten_dict
+from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.hf.lora import CONFIG, WEIGHTS, load_peft, merge_lora, read_peft_config, save_peft
 from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.text import lora_shapes
@@ -34,7 +35,7 @@ def adapted(variant: str) -> tuple[Params, Qwen3VLConfig]:
     rng = np.random.default_rng(0)
     shapes = lora_shapes(cfg.text, cfg.lora)
     new = {LAYERS + name: jnp.asarray(0.1 * rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
-    return nest(flatten(params) | new), cfg
+    return unflatten_dict(flatten_dict(params) | new), cfg
 
 
 def base_folder(variant: str, tmp_path: Path) -> Path:
@@ -58,8 +59,8 @@ def pair(flat: dict, target: str) -> tuple[jax.Array, jax.Array]:
 @pytest.mark.parametrize("variant", TARGETS)
 def test_adapters_are_added_where_they_belong(variant):
     params, cfg = adapted(variant)
-    before, after = flatten(params), flatten(merge_lora(params, cfg))
-    assert after.keys() == flatten(golden_model(variant)[0]).keys()
+    before, after = flatten_dict(params), flatten_dict(merge_lora(params, cfg))
+    assert after.keys() == flatten_dict(golden_model(variant)[0]).keys()
     changed = set()
     for target in cfg.lora.targets:
         path = next(p for p in after if p.startswith(f"{LAYERS}{target}_l"))
@@ -80,11 +81,11 @@ def test_the_sum_is_rounded_once_and_stays_where_the_weight_is():
     l, f, d = cfg.text.num_layers, cfg.text.intermediate_size, cfg.text.hidden_size
     mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
     sharding = NamedSharding(mesh, PartitionSpec(None, "tensor", "fsdp"))
-    flat = flatten(golden_model("untied")[0])
+    flat = flatten_dict(golden_model("untied")[0])
     flat[LAYERS + "down_lfd"] = jax.device_put(jnp.full((l, f, d), -1, jnp.bfloat16), sharding)
     flat[LAYERS + "down_lora_a_lfr"] = jnp.broadcast_to(jnp.array([1, 2.0**-9], jnp.bfloat16), (l, f, 2))
     flat[LAYERS + "down_lora_b_lrd"] = jnp.ones((l, 2, d), jnp.bfloat16)
-    merged = flatten(merge_lora(nest(flat), cfg))[LAYERS + "down_lfd"]
+    merged = flatten_dict(merge_lora(unflatten_dict(flat), cfg))[LAYERS + "down_lfd"]
     assert merged.dtype == jnp.bfloat16 and merged.sharding == sharding
     assert jnp.all(merged == 2.0**-9)
 
@@ -120,14 +121,14 @@ def test_an_adapter_folder_round_trip_is_bit_equal(tmp_path, variant):
     folder = written(tmp_path, variant)
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]
     assert read_peft_config(folder) == cfg.lora
-    again, before = flatten(load_peft(folder, cfg)), flatten(params)
+    again, before = flatten_dict(load_peft(folder, cfg)), flatten_dict(params)
     assert again.keys() == {path for path in before if "_lora_" in path}
     assert all(np.array_equal(again[path], before[path]) for path in again)
 
 
 def test_tensors_have_the_names_and_the_axes_of_peft(tmp_path):
     params, cfg = adapted("untied")
-    tensors, flat = load_file(written(tmp_path) / WEIGHTS), flatten(params)
+    tensors, flat = load_file(written(tmp_path) / WEIGHTS), flatten_dict(params)
     module = "base_model.model.model.language_model.layers.{}.{}.lora_{}.weight"
     places = {t: f"self_attn.{t}_proj" for t in "qkvo"} | {t: f"mlp.{t}_proj" for t in EVERY[4:]}
     layers = range(cfg.text.num_layers)
@@ -270,7 +271,7 @@ def test_an_adapter_that_peft_wrote_is_read(tmp_path):
     assert lora == LoraConfig(4, 6.0, ("q", "v", "down"))
     base, cfg = golden_model("untied")
     cfg, rows = dataclasses.replace(cfg, lora=lora), jax.device_get(golden_rows())
-    params = nest(flatten(base) | flatten(load_peft(tmp_path / "adapter", cfg)))
+    params = unflatten_dict(flatten_dict(base) | flatten_dict(load_peft(tmp_path / "adapter", cfg)))
     merged = compiled_logits(dataclasses.replace(cfg, lora=None))(merge_lora(params, cfg), rows)
     want = oracle.logits(wrapped.eval(), rows)[np.asarray(rows.valid)]
     assert difference(merged, want, rows.valid) < TOLERANCE

@@ -33,7 +33,8 @@ from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.models.hf.convert import load_params, save_hf
+from mtjudge_jax.models.hf.load import load_params
+from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.policy.rollout import sample

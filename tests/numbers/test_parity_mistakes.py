@@ -14,7 +14,7 @@ import pytest
 from parity import TOLERANCE, compiled_logits, difference, golden_model, golden_rows, goldens
 from tiny import jit
 
-from mtjudge_jax.models.hf.convert import flatten, nest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from mtjudge_jax.models.qwen3_vl import layers, moe, text, vision, vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.types import Params, PromptBatch
@@ -70,8 +70,8 @@ WEIGHTS = {
 
 
 def with_weights(params: Params, changes: dict) -> Params:
-    flat = flatten(params)
-    return nest(flat | {path: change(flat) for path, change in changes.items()})
+    flat = flatten_dict(params)
+    return unflatten_dict(flat | {path: change(flat) for path, change in changes.items()})
 
 
 @pytest.mark.parametrize(("variant", "mistake"), [(variant, mistake) for variant in BOTH for mistake in WEIGHTS[variant]])

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import tiny
 
+from flax.traverse_util import flatten_dict
 from mtjudge_jax.config import Config, LoraConfig, LossConfig, ModelConfig
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.models.hf.convert import flatten
 from mtjudge_jax.models.hf.lora import merge_lora
 from mtjudge_jax.models.qwen3_vl import config as model_config
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
 from mtjudge_jax.policy import model, rollout
 from mtjudge_jax.policy.trainable import cast, join, split, without_adapters
-from mtjudge_jax.policy.update import apply, init_state, sft_loss, summarise_router
+from mtjudge_jax.policy.update import apply, init_state, summarise_router
 from mtjudge_jax.rl.logp import completion_logp
+from mtjudge_jax.rl.loss import sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.types import SftBatch, TrainState
@@ -28,7 +29,7 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def names(tree) -> set[str]:
-    return set(flatten(tree))
+    return set(flatten_dict(tree))
 
 
 def settings(**model) -> Config:
@@ -50,7 +51,7 @@ def test_parts_are_frozen_by_name(freeze, frozen):
     apart = split(params, settings(freeze=freeze))
     assert names(apart.frozen) == {name for name in names(params) if frozen(name)}
     assert names(apart.trained) | names(apart.frozen) == names(params)
-    assert flatten(join(*apart)) == flatten(params)
+    assert flatten_dict(join(*apart)) == flatten_dict(params)
 
 
 def adapted(*, moe: bool = False, rank: int = 3) -> model_config.Qwen3VLConfig:
@@ -67,9 +68,9 @@ def random_adapters(cfg: model_config.Qwen3VLConfig):
 def test_adapters_are_declared_where_they_are_asked_for():
     cfg = adapted()
     declared, base = names(vlm.abstract_params(cfg)), names(vlm.abstract_params(dataclasses.replace(cfg, lora=None)))
-    fresh = flatten(vlm.init_adapters(cfg, 0, "bfloat16"))
+    fresh = flatten_dict(vlm.init_adapters(cfg, 0, "bfloat16"))
     assert declared - base == fresh.keys() and len(fresh) == 14
-    shapes = {name: leaf.shape for name, leaf in flatten(vlm.abstract_params(cfg)).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(vlm.abstract_params(cfg)).items()}
     for name, leaf in fresh.items():
         assert leaf.shape == shapes[name] and leaf.dtype == jnp.bfloat16
         assert bool((leaf == 0).all()) == ("_lora_b_" in name)
@@ -178,8 +179,8 @@ def test_an_adapters_update_moves_adapters():
     before, after, frozen, _ = one_update("lora")
     assert names(frozen) == names(vlm.abstract_params(tiny.config(blocks=1)))
     change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
-    assert all(value > 1e-4 for value in flatten(change).values()), change
-    assert len(flatten(change)) == 14
+    assert all(value > 1e-4 for value in flatten_dict(change).values()), change
+    assert len(flatten_dict(change)) == 14
 
 
 def test_float32_is_kept_under_bfloat16_computing():
@@ -201,14 +202,14 @@ def test_the_reference_shares_what_is_frozen():
     params = tiny.params(tiny.config(blocks=1))
     cfg = Config(loss=LossConfig(kl_coef=0.1))
     reference, shared = model.reference_of(split(params, cfg), cfg)
-    assert shared and flatten(reference).keys() == names(params)
-    assert all(leaf is flatten(params)[name] for name, leaf in flatten(reference).items())
+    assert shared and flatten_dict(reference).keys() == names(params)
+    assert all(leaf is flatten_dict(params)[name] for name, leaf in flatten_dict(reference).items())
     cfg.model.freeze, cfg.model.dtype = ("vision",), "bfloat16"
     apart = split(params, cfg)
     reference, shared = model.reference_of(apart, cfg)
     assert not shared
-    assert all(flatten(reference)[name] is leaf for name, leaf in flatten(apart.frozen).items())
-    assert all(flatten(reference)[name].dtype == jnp.bfloat16 for name in names(apart.trained))
+    assert all(flatten_dict(reference)[name] is leaf for name, leaf in flatten_dict(apart.frozen).items())
+    assert all(flatten_dict(reference)[name].dtype == jnp.bfloat16 for name in names(apart.trained))
     cfg = Config(loss=LossConfig(kl_coef=0.1), lora=LoraConfig(rank=3))
     apart = split(join(params, random_adapters(adapted())), cfg)
     reference, _ = model.reference_of(apart, cfg)
@@ -219,7 +220,7 @@ def test_the_reference_shares_what_is_frozen():
 
 def test_routers_are_not_cast():
     params = cast(tiny.params(tiny.config(moe=True)), "bfloat16")
-    dtypes = {name: leaf.dtype for name, leaf in flatten(params).items()}
+    dtypes = {name: leaf.dtype for name, leaf in flatten_dict(params).items()}
     assert dtypes.pop("text/layers/router_lde") == jnp.float32
     assert set(dtypes.values()) == {jnp.dtype(jnp.bfloat16)}
 

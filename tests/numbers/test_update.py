@@ -15,10 +15,11 @@ import tiny
 from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.policy.programs import Stages, make_stages, place_prompts, stage_key
-from mtjudge_jax.policy.update import grpo_loss, init_state, make_update
+from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts, stage_key
+from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import grpo
 from mtjudge_jax.rl.logp import completion_logp
+from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer, schedule
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
 from mtjudge_jax.types import Params, PromptBatch, TrainBatch, TrainState
@@ -30,7 +31,7 @@ TOLERANCE = 1e-5  # relative to the largest entry of each parameter
 
 
 class Words:
-    """The part of a Codec that the stages need: 64 ids, five of them control."""
+    """The part of a Codec that the programs need: 64 ids, five of them control."""
 
     def text_ids(self) -> list[int]:
         return [*range(tiny.VOCABULARY)]
@@ -41,7 +42,7 @@ class Words:
 
 class World(NamedTuple):
     cfg: Config
-    stages: Stages
+    programs: Programs
     update: Any  # what `make_update` gives for TRACED, elsewhere the same compiled ahead
     state: TrainState  # never given away: `fresh` copies it
 
@@ -70,32 +71,32 @@ def quick_to_compile():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def placed_stages(cfg: Config, mesh: str) -> tuple[Stages, Params]:
+def placed_stages(cfg: Config, mesh: str) -> tuple[Programs, Params]:
     model_cfg, params = model()
     tokenizer = Tokenizer(None, Words(), tiny.PAD, tiny.EOS, tiny.IMAGE, tiny.VISION_START, tiny.VISION_END, tiny.VOCABULARY,
                           tuple((str(i), i) for i in tiny.CONTROL))  # fmt: skip
     shape = MESHES[mesh]
     devices = jax.devices()[: int(np.prod(shape))]
-    stages = make_stages(cfg, model_cfg, tokenizer, make_mesh(MeshConfig(*shape), devices))
+    programs = make_programs(cfg, model_cfg, tokenizer, make_mesh(MeshConfig(*shape), devices))
     placed = jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, stages.mesh)), params
+        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, programs.mesh)), params
     )
-    return stages, placed
+    return programs, placed
 
 
 def build(cfg: Config, mesh: str) -> World:
-    stages, placed = placed_stages(cfg, mesh)
+    programs, placed = placed_stages(cfg, mesh)
     optimizer = make_optimizer(cfg.optim, cfg.steps)
-    state = init_state(placed, optimizer, stages.mesh)
+    state = init_state(placed, optimizer, programs.mesh)
 
     def loss(params, batch, weights):
-        stages.traces["update"] += 1
-        return grpo_loss(params, batch, weights, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=False)
+        programs.traces["update"] += 1
+        return grpo_loss(params, batch, weights, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=False)
 
-    update = make_update(state, loss, optimizer, stages.mesh, cfg)
+    update = make_update(state, loss, optimizer, programs.mesh, cfg)
     if (mesh, cfg.optim.name) != TRACED:
-        update = update.lower(state, {}, shard_batch(host_batch(), stages.mesh)).compile(compiler_options=tiny.QUICK)
-    return World(cfg, stages, update, state)
+        update = update.lower(state, {}, shard_batch(host_batch(), programs.mesh)).compile(compiler_options=tiny.QUICK)
+    return World(cfg, programs, update, state)
 
 
 @functools.cache
@@ -121,7 +122,7 @@ def host_batch() -> TrainBatch:
 
 
 def batch(w: World, **changes) -> TrainBatch:
-    return shard_batch(host_batch()._replace(**changes), w.stages.mesh)
+    return shard_batch(host_batch()._replace(**changes), w.programs.mesh)
 
 
 @functools.cache
@@ -260,22 +261,22 @@ def test_rows_that_are_not_to_be_learned_from_do_not_count():
 def test_one_trace_a_function_over_several_steps():
     """Three steps of sampling, log-probabilities and update on the largest mesh; the sampler agrees with teacher forcing."""
     w = world(*TRACED)
-    state, prompts = fresh(w), place_prompts(tiny.prompts(PROMPTS)._asdict(), w.stages.mesh)
+    state, prompts = fresh(w), place_prompts(tiny.prompts(PROMPTS)._asdict(), w.programs.mesh)
     temperature, largest = np.full(GROUP, 1.0, np.float32), 0.0
     caches = []
     for step in range(3):
-        out = w.stages.sample(state.params, prompts, stage_key(0, step, "sample"), temperature, LENGTH)
+        out = w.programs.sample(state.params, prompts, stage_key(0, step, "sample"), temperature, LENGTH)
         advantages = grpo.advantages((out.tokens < 20).mean(-1), std="unbiased", eps=1e-6)
-        old, ref = (w.stages.logp(params, prompts, out.tokens) for params in (state.params, w.state.params))
+        old, ref = (w.programs.logp(params, prompts, out.tokens) for params in (state.params, w.state.params))
         largest = max(largest, float(jnp.abs(jnp.where(out.mask, old - out.logp, 0)).max()))
         state, metrics = w.update(state, {}, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref))
         assert bool(metrics["finite"])
         assert float(metrics["ratio"]) == pytest.approx(1, abs=1e-4)
-        caches.append((w.stages.sample._cache_size(), w.stages.logp._cache_size(), w.update._cache_size()))
+        caches.append((w.programs.sample._cache_size(), w.programs.logp._cache_size(), w.update._cache_size()))
     assert largest < 1e-5
     assert int(state.step) == 3
-    assert len(w.stages.traces) == 3
-    assert set(w.stages.traces.values()) == {1}  # those of the tests before included
+    assert len(w.programs.traces) == 3
+    assert set(w.programs.traces.values()) == {1}  # those of the tests before included
     assert caches[0] == caches[2]
     assert caches[0][:2] == (1, 1)
 
@@ -340,8 +341,8 @@ def test_sampled_in_pieces_the_answers_are_the_same():
     outs = []
     for micro, mesh in ((0, "one device"), (4, "one device"), (4, "2 data, 2 fsdp, 2 tensor")):
         cfg = settings("adamw", rollout=RolloutConfig(PROMPTS, GROUP, LENGTH, micro))
-        stages, params = placed_stages(cfg, mesh)
-        outs.append(jax.device_get(stages.sample(params, place_prompts(rows, stages.mesh), key, temperature, LENGTH)))
+        programs, params = placed_stages(cfg, mesh)
+        outs.append(jax.device_get(programs.sample(params, place_prompts(rows, programs.mesh), key, temperature, LENGTH)))
     for out in outs[1:]:
         np.testing.assert_array_equal(out.tokens, outs[0].tokens)
         np.testing.assert_array_equal(out.mask, outs[0].mask)

@@ -49,6 +49,11 @@ def message(function, *arguments) -> str:
     return ""
 
 
+def said_lines(lines: list[str]):
+    """Collects what a run prints instead of printing it."""
+    return mock.patch("mtjudge_jax.train.monitor.messages.tqdm.write", lambda text, file: lines.append(text))
+
+
 class Spy:
     """Watches the updates of a run: the jitted functions, and which rows of their batches have a mask."""
 
@@ -99,7 +104,7 @@ def grpo(*, folder: str) -> dict:
     with Spy(grpo) as spy:
         fit(cfg, folder / "whole", model)
     facts["whole"] = ending(folder / "whole")
-    facts["traces"] = dict(model.stages.traces)
+    facts["traces"] = dict(model.programs.traces)
     facts["update"] = [update._cache_size() for update in spy.jitted]
 
     one_failure = dataclasses.replace(cfg.checkpoint, max_failed_saves=1)
@@ -133,7 +138,7 @@ def bad_records(folder: Path, model, half: dict) -> dict:
 
     In the first run the disk is full as the first best model is written.
     """
-    from mtjudge_jax.models.hf.convert import save_hf
+    from mtjudge_jax.models.hf.save import save_hf
     from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
@@ -150,8 +155,7 @@ def bad_records(folder: Path, model, half: dict) -> dict:
             raise error
         save_hf(*arguments, **more)
 
-    said = (mock.patch(f"mtjudge_jax.{module}.say", lines.append) for module in ("loop", "run"))
-    with Spy(grpo) as spy, next(said), next(said), mock.patch("mtjudge_jax.train.best_model.save_hf", write_best):
+    with Spy(grpo) as spy, said_lines(lines), mock.patch("mtjudge_jax.train.best_model.save_hf", write_best):
         run, _ = fit(config(steps=3, data__max_bad_share=0.05, **changes), folder / "bad", model)
     facts = {"bad": dict(run.bad_rows.reasons), "ids": run.bad_rows.ids, "last line": lines[-1]}
     facts |= {"weights": spy.weights, "learned": spy.learned, "best": (folder / "bad" / "best" / "config.json").is_file()}
@@ -231,7 +235,7 @@ def non_finite(*, folder: str, data: str) -> dict:
 
         return score
 
-    said = mock.patch("mtjudge_jax.train.loop.say", lines.append)
+    said = said_lines(lines)
     with said, mock.patch.object(grpo, "make_update", make_update), mock.patch.object(rollouts, "score", nan_at({1})):
         fit(cfg, folder / "two", model)
     facts["end"], facts["said"] = ending(folder / "two"), [line for line in lines if "not finite" in line]

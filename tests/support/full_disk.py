@@ -8,7 +8,7 @@ from unittest import mock
 
 import drills
 
-from mtjudge_jax.models.hf.convert import save_hf
+from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.policy.judge_file import JUDGE_FILE
 
 
@@ -38,9 +38,8 @@ def train(workdir: Path, data: str, refused: int) -> dict:
 
     # A learning rate of almost nothing: no step makes the model better.
     cfg = drills.config(steps=3, data__path=data, eval__every_steps=3, checkpoint__every_steps=1, optim__lr=1e-12)
-    said = (mock.patch(f"mtjudge_jax.{module}.say", lines.append) for module in ("best_model", "run"))
     writing = mock.patch("mtjudge_jax.train.best_model.save_hf", write)
-    with next(said), next(said), writing, mock.patch.object(checkpoint, "save", noted):
+    with drills.said_lines(lines), writing, mock.patch.object(checkpoint, "save", noted):
         fit(cfg, workdir)
     ending = drills.ending(workdir)
     ending["metrics"] = [line for line in ending["metrics"] if line["kind"] != "warning"]

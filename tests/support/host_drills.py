@@ -1,3 +1,4 @@
+    from flax.traverse_util import flatten_dict
 """What the tests of several processes do in each of them (see commands.py)."""
 
 import os
@@ -39,7 +40,6 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
     import jax
 
     from mtjudge_jax import hosts
-    from mtjudge_jax.models.hf.convert import flatten
     from mtjudge_jax.train.fit import fit
 
     ids, add = [], BadRowCounter.add
@@ -51,9 +51,9 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
     cfg = config(data, **changes)
     with hosts.joined(cfg.hosts), mock.patch.object(BadRowCounter, "add", noted):
         run, progress = fit(cfg, workdir)
-        params = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in flatten(progress.state.params).items()}
-        facts = {"devices": jax.device_count(), "mesh": dict(run.model.stages.mesh.shape), "ids": ids}
-        facts["traces"] = dict(run.model.stages.traces)
+        params = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in flatten_dict(progress.state.params).items()}
+        facts = {"devices": jax.device_count(), "mesh": dict(run.model.programs.mesh.shape), "ids": ids}
+        facts["traces"] = dict(run.model.programs.traces)
     np.savez(f"{workdir}-{place['process']}.npz", **params)
     return facts
 

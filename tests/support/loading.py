@@ -13,8 +13,9 @@ from unittest import mock
 import jax
 import numpy as np
 
+from flax.traverse_util import flatten_dict
 from mtjudge_jax.models.hf import place
-from mtjudge_jax.models.hf.convert import flatten, load_params
+from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.sharding import param_sharding
 
@@ -66,7 +67,7 @@ def main(folder: str, process: int, port: int, host_bytes: int) -> None:
         )
     parts = [
         [path, [list(part.indices(size)[:2]) for part, size in zip(shard.index, leaf.shape, strict=True)], digest(shard.data)]
-        for path, leaf in flatten(params).items()
+        for path, leaf in flatten_dict(params).items()
         for shard in leaf.addressable_shards
     ]
     experts = params["text"]["layers"]["experts_gate_up_led2f"]

@@ -15,10 +15,12 @@ from places import GOLDENS
 from safetensors.numpy import load_file, save_file
 from tiny import jit
 
+from flax.traverse_util import flatten_dict, unflatten_dict
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.models.hf.convert import flatten, load_params, nest, to_hf, weights
+from mtjudge_jax.models.hf.load import load_params
+from mtjudge_jax.models.hf.table import model_weights, to_hf
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.types import Params, PromptBatch
@@ -48,13 +50,13 @@ def golden_model(variant: str) -> tuple[Params, Qwen3VLConfig]:
     with tempfile.TemporaryDirectory() as folder:
         source = write_moe(Path(folder), layout="hub") if variant in MOE else HERE / "qwen3_vl"
         cfg = load_config(source)
-        flat = flatten(load_params(source, cfg, dtype=jnp.float32, sharding_of=lambda path, shape: None))
+        flat = flatten_dict(load_params(source, cfg, dtype=jnp.float32, sharding_of=lambda path, shape: None))
     if variant.endswith("tied") and variant != "untied":
         cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, tie_word_embeddings=True))
         del flat["text/head_vd"]
     if variant == "quiet":
         flat |= {path: flat[path] * 1e-3 for path in ("vision/patch_pc", "vision/patch_bias_c", "vision/pos_sc")}
-    return nest(flat), cfg
+    return unflatten_dict(flat), cfg
 
 
 def write_moe(folder: Path, *, layout: Literal["hub", "transformers"]) -> Path:
@@ -108,8 +110,8 @@ def difference(got: jax.Array, want: np.ndarray, valid: np.ndarray) -> float:
 
 def in_hub_layout(params: Params, cfg: Qwen3VLConfig) -> dict[str, np.ndarray]:
     """The tensors of a parameter tree as a model folder has them."""
-    flat, by_name = flatten(params), {}
-    for weight in weights(cfg):
+    flat, by_name = flatten_dict(params), {}
+    for weight in model_weights(cfg):
         leaf = np.asarray(flat[weight.path])
         by_name |= {name: to_hf(weight, leaf if weight.stack is None else leaf[i]) for i, name in enumerate(weight.names)}
     return by_name

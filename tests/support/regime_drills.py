@@ -35,7 +35,7 @@ def sft(*, folder: str, data: str) -> dict:
     model = open_model(cfg)
     with Spy(sft) as spy:
         fit(cfg, folder / "whole", model)
-    facts = {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
+    facts = {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
     facts["update"] = [update._cache_size() for update in spy.jitted]
     with interrupt_in_third_step():
         facts["stopped"] = message(fit, cfg, folder / "again", model)
@@ -56,7 +56,7 @@ def adaptive(*, folder: str, data: str) -> dict:
     model = open_model(cfg)
     with Spy(grpo) as spy:
         fit(cfg, folder / "whole", model)
-    facts |= {"whole": ending(folder / "whole"), "traces": dict(model.stages.traces)}
+    facts |= {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
     facts["update"] = [update._cache_size() for update in spy.jitted]
     with interrupt_in_third_step():
         facts["stopped"] = message(fit, cfg, folder / "again", model)
@@ -84,7 +84,7 @@ def adaptive(*, folder: str, data: str) -> dict:
 
 def experts_folder(folder: Path) -> Path:
     """A random mixture of experts with the demo base's tokenizer."""
-    from mtjudge_jax.models.hf.convert import save_hf
+    from mtjudge_jax.models.hf.save import save_hf
     from mtjudge_jax.models.qwen3_vl import vlm
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.policy.model import DEMO_BASE
@@ -111,7 +111,7 @@ def adapters(*, folder: str, data: str) -> dict:
     small = {"model__path": str(base), "model__dtype": "bfloat16", "lora__rank": 2, "data__path": data, "loss__kl_coef": 0.1}
     cfg = config(steps=4, eval__every_steps=4, **half, **small)
     run, progress = fit(cfg, folder / "whole")
-    facts = {"whole": ending(folder / "whole"), "traces": dict(run.model.stages.traces)}
+    facts = {"whole": ending(folder / "whole"), "traces": dict(run.model.programs.traces)}
     facts["bytes"] = sum(x.nbytes for x in flatten(progress.frozen).values())
     with interrupt_in_third_step():
         facts["stopped"] = message(fit, cfg, folder / "again")

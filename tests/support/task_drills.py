@@ -51,7 +51,7 @@ def own_tasks(*, folder: str) -> dict:
     from mtjudge_jax.eval.batches import judge
     from mtjudge_jax.judge.judge import Judge
     from mtjudge_jax.train.fit import fit
-    from mtjudge_jax.train.loop import judging
+    from mtjudge_jax.train.validation import judging
 
     folder = Path(folder)
     write_data(folder / "data")

@@ -1,11 +1,19 @@
-"""What is told about a training step: its sizes, the seconds of its phases, means over its updates, its line on the terminal."""
+"""The lines that a run prints: what it begins with, the sizes of a step, one line per step."""
 
-import time
-from collections.abc import Callable
+import sys
 
-import numpy as np
+import jax
+from tqdm import tqdm
 
 from mtjudge_jax.config import Config
+from mtjudge_jax.types import Params
+
+
+def say(text: str) -> None:
+    """One line, on process 0, above the progress bar where there is one."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def step_text(cfg: Config) -> str:
@@ -41,24 +49,13 @@ def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) ->
     return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s{left}"
 
 
-def summarise(metrics: list[dict], *, kl: bool) -> dict:
-    """Means over the updates of a step that were applied, None where none was; `skipped` counts the others."""
-    applied = [m for m in metrics if m["finite"]]
-    names = [name for name in metrics[0] if name != "finite"]
-    out = {name: float(np.mean([m[name] for m in applied])) if applied else None for name in names}
-    return out | {"skipped": len(metrics) - len(applied)} | ({} if kl else {"kl": None})
-
-
-class Clock:
-    """Seconds by phase, of all its times together; a phase ends when its results are on the host or waited for. `reached` is told
-    each end."""
-
-    def __init__(self, reached: Callable[[str], None]):
-        self.seconds: dict[str, float] = {}
-        self._reached, self._last = reached, time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
-        self._reached(name)
+def opening_lines(cfg: Config, params: Params) -> list[str]:
+    """The model, the devices, the sizes of a step. params: the whole model, on its devices."""
+    leaves = jax.tree.leaves(params)
+    count, devices = sum(leaf.size for leaf in leaves), jax.devices()
+    size = f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
+    return [
+        f"{size} parameters on {len(devices)} {devices[0].device_kind} device{'s' * (len(devices) > 1)}",
+        *(line.strip() for line in step_text(cfg).splitlines()),
+        "the first step and the first validation take longer: they are compiled",
+    ]

@@ -1,13 +1,21 @@
 """Steps whose update was not finite: what is written down of their batch, and whom it names."""
 
+import contextlib
 import json
 import math
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.hosts.exchange import gather
 from mtjudge_jax.paths import AnyPath, write_whole
 from mtjudge_jax.rl.score import Scores
+from mtjudge_jax.sharding import local_rows
+from mtjudge_jax.train.monitor.messages import say
+from mtjudge_jax.train.run import Progress, Run
+from mtjudge_jax.types import TrainBatch
 
 MOST_FILES = 50  # a run that skips a step in three must not fill the disk
 
@@ -65,3 +73,32 @@ def skipped_line(step: int, names: list[str], in_a_row: int, most: int, where: A
         f"step {step}: the loss, a gradient or a reward is not finite, its update was skipped and changed nothing "
         f"({in_a_row} in a row, the run stops at {most}); examples: {shown}{kept}"
     )
+
+
+class Evidence(NamedTuple):
+    """This process's answers of a step, and the batch they became."""
+
+    texts: list[list[str]]
+    scores: Scores
+    batch: TrainBatch
+
+
+def note_skipped(run: Run, progress: Progress, skipped: int, rows: dict, evidence: Evidence | None = None) -> Progress:
+    """Counts a step with an update that was not finite, says whose it was and writes its batch down. `progress` has the state
+    after the step, `skipped` says how many of its updates were not applied.
+    """
+    if not skipped:
+        return progress._replace(skipped=0)
+    progress, step = progress._replace(skipped=progress.skipped + 1), progress.step + 1
+    names, where = [f"{name} ({task})" for name, task in zip(rows["example_id"], rows["task"], strict=True)], None
+    if evidence is not None:
+        mesh, batch = run.model.programs.mesh, evidence.batch
+        logps = {"old_logp": local_rows(batch.old_logp, mesh), "ref_logp": local_rows(batch.ref_logp, mesh)}
+        mask = local_rows(batch.mask, mesh)
+        names = suspects(rows, evidence.scores, logps, mask)
+        path = run.workdir / "skipped" / f"step_{step:06d}.host_{jax.process_index()}.jsonl"
+        with contextlib.suppress(OSError):  # a full disk costs the file alone
+            where = path.parent if dump_batch(path, rows, evidence.texts, evidence.scores, logps, mask) else None
+    everyone = [name for some in gather(names) for name in some]
+    say(skipped_line(step, everyone, progress.skipped, run.cfg.update.max_skipped, where))
+    return progress

@@ -9,9 +9,10 @@ import pytest
 import tiny
 
 from mtjudge_jax.config import LossConfig
-from mtjudge_jax.policy.update import accumulate, grpo_loss
+from mtjudge_jax.policy.update import accumulate
 from mtjudge_jax.rl import grpo
 from mtjudge_jax.rl.logp import TokenLogp
+from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.types import TrainBatch
 
 CLIPS = {"clip_low": 0.2, "clip_high": 0.3, "dual_clip": 3.0}

@@ -100,7 +100,7 @@ def test_the_line_of_a_skipped_step():
 WATCHED = """
 import sys, threading, time
 from pathlib import Path
-from mtjudge_jax.watch import Watch
+from mtjudge_jax.hosts.watchdog import Watch
 watch = Watch(Path(sys.argv[1]), float(sys.argv[2]))
 watch.beat("step 1 rollout")
 def stands_still():

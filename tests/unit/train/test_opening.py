@@ -15,7 +15,8 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.train import opening
 from mtjudge_jax.train.fit import when_best
 from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health
-from mtjudge_jax.train.opening import check_records, opening_lines
+from mtjudge_jax.train.monitor.messages import opening_lines
+from mtjudge_jax.train.start import check_records
 
 
 @pytest.fixture(scope="module")

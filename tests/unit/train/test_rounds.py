@@ -11,12 +11,12 @@ from test_data_pipeline import NAMES, iterator, write_data
 
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.data.pipeline import Adapting
-from mtjudge_jax.eval.scores import Answers
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.rl.score import Scores
 from mtjudge_jax.sharding import local_rows, make_mesh, shard_batch
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.train import rollouts
+from mtjudge_jax.train.monitor.batch_metrics import Answers
 from mtjudge_jax.types import Rollout
 
 SIZE, GROUP, LENGTH = 16, 3, 5
@@ -89,9 +89,9 @@ def one_round(seed: int, mesh, *, nan: bool = False) -> rollouts.Round:
 def a_run(mesh, updates: int):
     """As much of a run as rounds need."""
     tokenizer = SimpleNamespace(decode_answer=lambda tokens: str(int(tokens[0])))
-    stages = SimpleNamespace(mesh=mesh, tokenizer=tokenizer)
+    programs = SimpleNamespace(mesh=mesh, tokenizer=tokenizer)
     cfg = SimpleNamespace(rollout=SimpleNamespace(prompts=SIZE), update=SimpleNamespace(prompts=SIZE // updates))
-    return SimpleNamespace(cfg=cfg, model=SimpleNamespace(stages=stages, fmt=SimpleNamespace(tasks=TASKS)))
+    return SimpleNamespace(cfg=cfg, model=SimpleNamespace(programs=programs, fmt=SimpleNamespace(tasks=TASKS)))
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -1,0 +1,177 @@
+"""Opens a workdir: checks everything before a device computes, takes a first look at the records, starts or resumes."""
+
+import os
+import sys
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from mtjudge_jax import checkpoint
+from mtjudge_jax.config import Config, get_tasks, in_both_orders, to_dict
+from mtjudge_jax.config_check import check
+from mtjudge_jax.data.mixture import Adapting
+from mtjudge_jax.data.pipeline import RowFormat, to_row, train_iterator
+from mtjudge_jax.data.sources import BadRowCounter, open_split, read_split
+from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.hosts.exchange import refuse_differences, together
+from mtjudge_jax.hosts.watchdog import Watch, watch_path
+from mtjudge_jax.paths import AnyPath, as_path
+from mtjudge_jax.policy.model import Model, open_model, read_weights, reference_of
+from mtjudge_jax.policy.trainable import join, without_adapters
+from mtjudge_jax.policy.update import abstract_state, init_state
+from mtjudge_jax.records import BadRecord, JudgeExample
+from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.train.monitor.health import Health
+from mtjudge_jax.train.monitor.messages import opening_lines, say
+from mtjudge_jax.train.monitor.metrics_file import open_metrics, read_metrics, truncate_metrics, write_json_atomic
+from mtjudge_jax.train.run import KEPT, Progress, Run
+from mtjudge_jax.train.workdir import (
+    check_allowed,
+    data_folder,
+    facts_of_host,
+    refuse_other_config,
+    refuse_other_sources,
+    sources_of,
+)
+from mtjudge_jax.types import Params
+
+LOOKED_AT = 8  # training records a task, from its whole length
+
+
+def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
+    """Raises HostsDiffer, on all processes, where they do not run the same thing on the same data."""
+    if jax.process_count() == 1:
+        return
+    with together():
+        check(cfg, jax.device_count(), jax.process_count())
+        facts = facts_of_host(cfg, as_path(workdir))
+    refuse_differences(facts)
+
+
+def open_run(
+    cfg: Config, workdir: str | os.PathLike, model: Model | None = None, allowed: tuple[str, ...] = ()
+) -> Run:
+    """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError.
+
+    `model`: `open_model(cfg)` where the caller has it already. `allowed`: what may differ from the run in the workdir.
+    """
+    check(cfg, jax.device_count(), jax.process_count())
+    check_allowed(cfg, allowed)
+    workdir = as_path(workdir)
+    checkpoint.check_workdir(workdir)
+    model = open_model(cfg) if model is None else model
+    folder = data_folder(cfg, workdir)
+    bad_rows = BadRowCounter(cfg.data.max_bad_share)
+    # Each process reads all of it, so one counts.
+    validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
+    told = check_records(cfg, folder, model.fmt)
+    for change in refuse_other_config(cfg, workdir / "config.json", allowed):
+        say(f"changed, as --allow_change says: {change}")
+    updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
+    bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
+    checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
+    optimizer = make_optimizer(cfg.optim, updates)
+    watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
+    metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
+    return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, told)
+
+
+def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
+    """What chooses the best model, by task. Raises ConfigError where that is nothing."""
+    names = cfg.eval.tasks or cfg.data.tasks
+    validation = {name: read_split(folder, "val", name, bad_rows)[: cfg.eval.limit or None] for name in names}
+    if empty := [name for name, examples in validation.items() if not examples]:
+        raise ConfigError(f"{folder} has no validation record of {', '.join(empty)}: name in eval.tasks the tasks that have some")
+    tasks = get_tasks(cfg)
+    if all(tasks[name].ood for name in names):
+        raise ConfigError(f"{', '.join(names)}: tasks never trained on cannot choose the best model; add another to eval.tasks")
+    return validation
+
+
+def open_data(run: Run) -> Any:
+    """This process's part of the training data, from the beginning."""
+    cfg = run.cfg
+    return train_iterator(
+        data=data_folder(cfg, run.workdir),
+        split="train",
+        task_names=cfg.data.tasks,
+        fmt=run.model.fmt,
+        global_batch=cfg.update.prompts if cfg.stage == "sft" else cfg.rollout.prompts,
+        seed=cfg.seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        balance_labels=cfg.data.balance_labels,
+        mode=cfg.data.mixture,
+        temperature=cfg.data.mixture_temperature,
+        weights=cfg.data.mixture_weights,
+        both_orders=in_both_orders(cfg),
+        adapting=Adapting(
+            cfg.data.mt_grpo_lambda, cfg.data.mt_grpo_beta, cfg.data.mt_grpo_max_oversample, cfg.data.mt_grpo_rho_decay
+        ),
+    )
+
+
+def start(run: Run) -> tuple[Progress, Params]:
+    """State, data position and step of the newest good checkpoint, or of a fresh run; and the starting model's weights."""
+    cfg = run.cfg
+    with together():
+        data = open_data(run)
+    base = read_weights(run.model, cfg)
+    run.watch.beat("weights read")
+    for line in (*run.told, *opening_lines(cfg, join(*base))):
+        say(line)
+    sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
+    mesh = run.model.programs.mesh
+    abstract = abstract_state(base.trained, run.optimizer, mesh)
+    reference, shared = reference_of(base, cfg)
+    same = partial(refuse_other_sources, run.workdir, sources, allowed=run.allowed)
+    other_dtype = "model.param_dtype" in run.allowed
+    restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same, any_dtype=other_dtype)
+    with together():  # the run in the workdir is this one from here on
+        if jax.process_index() == 0:
+            write_json_atomic(run.workdir / "config.json", to_dict(cfg))
+            truncate_metrics(run.metrics, *((-1, -1) if restored is None else (restored.step, restored.meta["judged"])))
+    if restored is None:
+        state = init_state(base.trained, run.optimizer, mesh, keep=shared)
+        return Progress(state, base.frozen, data, 0, -1.0, 0, -1, 0, sources), reference
+    data.set_state(restored.data_state)
+    with together():
+        for line in read_metrics(run.workdir / "metrics.jsonl") if jax.process_index() == 0 else []:
+            if line["kind"] == "train":
+                run.health.add(line)
+    run.bar.update(restored.step)
+    say(f"resumed {run.workdir} after step {restored.step}")
+    kept = {name: restored.meta[name] for name in KEPT}
+    cast = partial(jax.tree.map, lambda x, like: x.astype(like.dtype))  # nothing, unless the dtype was allowed to change
+    state = cast(restored.state, abstract)
+    return Progress(state, base.frozen, data, restored.step, **kept, sources=sources), reference
+
+
+def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
+    """Makes the rows of some training records of each task; what is to be said of them, beginning with their numbers.
+
+    Raises ConfigError where none of a task's can be used: each would be left out with a line of its own, and the run would end
+    well without having taught the task.
+    """
+    counts, alone = [], []
+    for name in cfg.data.tasks:
+        source = open_split(folder, "train", name)
+        counts.append(f"{name} {len(source):,}")
+        places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT, dtype=int)).tolist()
+        records = [source[place] for place in places]
+        errors = [str(to_row(record, name, fmt)["error"]) for record in records]
+        if all(errors):
+            looked = f"{len(errors)} of {len(source)}" if len(errors) < len(source) else str(len(source))
+            raise ConfigError(f"{folder}: no training record of {name} can be used ({looked} looked at), {errors[0]}")
+        if not any(record.rationale.strip() for record in records if not isinstance(record, BadRecord)):
+            alone.append(name)
+    said = [f"training records: {', '.join(counts)}"]
+    if cfg.stage == "sft" and cfg.sft.target == "rationale" and alone:
+        said.append(
+            f"warning: {', '.join(alone)}: no record looked at has a gold reasoning (rationale), so the verdict alone is taught; "
+            "GRPO from that model earns nothing, as it pays for reasoning first"
+        )
+    return said

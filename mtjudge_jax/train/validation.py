@@ -1,0 +1,54 @@
+"""Judges the validation split during training, and keeps the best model."""
+
+import time
+
+import numpy as np
+
+from mtjudge_jax import hosts
+from mtjudge_jax.config import Config
+from mtjudge_jax.eval.batches import Judging
+from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
+from mtjudge_jax.policy.model import Model, eval_format
+from mtjudge_jax.train.best_model import write_best
+from mtjudge_jax.train.monitor.messages import say
+from mtjudge_jax.train.run import STOP, Progress, Run, log, warn
+
+
+def judging(cfg: Config, model: Model) -> Judging:
+    """One greedy answer a prompt and samples at the training temperature; the sampler's training shapes where they fit."""
+    temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
+    temperature[0] = 0
+    fmt = eval_format(model, cfg)
+    return Judging(model.programs, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.data.max_bad_share)
+
+
+def validate(run: Run, progress: Progress) -> Progress:
+    """Judges the validation split, logs it and keeps the best model as a Hugging Face folder."""
+    began = time.perf_counter()
+
+    def judged(rows: int) -> None:
+        run.watch.beat(f"step {progress.step} validation")
+        hosts.stop_if_asked(STOP)
+
+    how = judging(run.cfg, run.model)
+    predictions, result = evaluate(progress.params, run.validation, how, step=progress.step, progress=judged)
+    mean = result["mean"]["macro_f1"]
+    log(run, {"kind": "eval", "split": "val", "seconds": time.perf_counter() - began, **result})
+    try:
+        write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
+    except OSError as error:
+        warn(run, progress.step, f"the evaluation after step {progress.step} was not written: {error}")
+    better = mean > progress.best
+    sampled = result["mean"]["sampled_accuracy"]
+    each = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
+    say(
+        f"validation after step {progress.step}: mean macro-F1 {mean:.3f}{' (best)' if better else ''}"
+        + (f", sampled accuracy {sampled:.3f}" if sampled is not None else "")
+        + (f", left out {result['unusable']}" if result["unusable"] else "")
+        + f" | {each}",
+    )
+    progress = progress._replace(judged=progress.step)
+    if not better:
+        return progress._replace(since_best=progress.since_best + 1)
+    hosts.stop_if_asked(STOP)  # the last moment before many bytes are written
+    return write_best(run, progress, mean)
