@@ -63,16 +63,24 @@ def place() -> Path:
 
 def refused(*argv: object) -> str:
     """What a command that must be refused says, without `error: `."""
-    before, names = commands().compiled(), set(place().rglob("*"))
-    ended = commands().run(*[str(a).replace("@", f"{place()}/") for a in argv])
+    names, compiled = set(place().rglob("*")), commands().folder / "compiled_before_a_refusal"
+    ended = commands().run(*[str(a).replace("@", f"{place()}/") for a in argv], compiled=compiled)
     assert ended.status == 2, ended
     lines = ended.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and len(lines[0]) < 700, ended.err
     assert ended.out == ""
-    assert commands().compiled() == before, "something was compiled before the refusal"
+    assert not compiled.exists() or not list(compiled.iterdir()), "something was compiled before the refusal"
     left = set(place().rglob("*")) - names
     assert all(path.name in ("workdir", "checkpoints", "out") for path in left), left
     return lines[0].removeprefix("error: ")
+
+
+def test_what_is_compiled_can_be_seen():
+    """Guards `refused`, which looks for compiled programs and finds none."""
+    compiled = commands().folder / "compiled_by_judge"
+    picture = f"--image={place() / 'black.png'}"
+    ended = commands().run("judge", f"--model={DEMO_BASE}", "--task=technical", picture, compiled=compiled)
+    assert ended.status == 0 and list(compiled.iterdir()), ended.err
 
 
 CONFIGS = [

@@ -1,7 +1,7 @@
 """Commands and functions of the tests, each in a process of its own, forked from one that has imported everything.
 
-Importing takes longer than what is tested. The processes have one CPU device, code that compiles fast and runs slowly, and
-one compilation cache, so a second run of the same shapes does not compile again.
+Importing takes longer than what is tested. The processes have one CPU device and code that compiles fast and runs slowly. They
+share the suite's compilation cache, so a second run of the same shapes does not compile again.
 """
 
 import atexit
@@ -62,7 +62,6 @@ class Commands:
         self.folder = Path(tempfile.mkdtemp(prefix="mtjudge-"))
         self.config = self.folder / "tiny_config.py"
         self.config.write_text(CONFIG)
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         flags = "--xla_backend_optimization_level=0"
         if jax.__version_info__ < (0, 11):  # newer versions of XLA do not have it
             flags += " --xla_cpu_use_fusion_emitters=false"
@@ -71,15 +70,16 @@ class Commands:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | cache | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
+            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
             cwd=self.folder,
         )
         self._count = 0
         self.call("commands.write_data", folder=str(self.folder / "data"))
 
-    def start(self, *argv: object, env: dict[str, str] | None = None) -> Started:
-        """Starts `mtjudge ARGV`."""
-        return self._fork({"argv": [str(a) for a in argv], "env": env or {}})
+    def start(self, *argv: object, env: dict[str, str] | None = None, compiled: Path | None = None) -> Started:
+        """Starts `mtjudge ARGV`. `compiled`: a compilation cache of its own, which shows what was compiled."""
+        job = {"argv": [str(a) for a in argv], "env": env or {}}
+        return self._fork(job if compiled is None else job | {"compiled": str(compiled)})
 
     def train(self, workdir: Path, *flags: str) -> Started:
         data = f"--config.data.path={self.folder / 'data'}"
@@ -99,8 +99,8 @@ class Commands:
             time.sleep(0.001)
         return True
 
-    def run(self, *argv: object, env: dict[str, str] | None = None) -> Ended:
-        return self.wait(self.start(*argv, env=env))
+    def run(self, *argv: object, env: dict[str, str] | None = None, compiled: Path | None = None) -> Ended:
+        return self.wait(self.start(*argv, env=env, compiled=compiled))
 
     def start_call(self, name: str, **arguments) -> Started:
         """Starts `module.function(**arguments)`."""
@@ -111,10 +111,6 @@ class Commands:
         ended = self.wait(self.start_call(name, **arguments))
         assert ended.status == 0, f"{name} {arguments}: status {ended.status}\n{ended.out[-2000:]}\n{ended.err[-4000:]}"
         return json.loads(ended.out.splitlines()[-1])
-
-    def compiled(self) -> int:
-        """Programs in the compilation cache."""
-        return sum(1 for _ in (self.folder / "compiled").glob("*"))
 
     def close(self) -> None:
         self._server.stdin.close()
@@ -155,6 +151,9 @@ def _child(job: dict) -> None:
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.environ.update(job.get("env", {}))
+    if "compiled" in job:  # a cache of its own: jax has read the environment already
+        jax.config.update("jax_compilation_cache_dir", job["compiled"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     status = 1
     try:
