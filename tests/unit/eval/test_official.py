@@ -415,6 +415,6 @@ def test_no_predictions_and_lacking_keys_are_one_line(task):
 def test_no_jax_is_imported():
     import subprocess
 
-    code = "import sys, mtjudge_jax.official; print([m for m in ('jax', 'scipy', 'torch') if m in sys.modules])"
+    code = "import sys, mtjudge_jax.eval.official; print([m for m in ('jax', 'scipy', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
