@@ -54,7 +54,7 @@ from mtjudge_jax.checkpoint.folders import (
 from mtjudge_jax.checkpoint.snapshot import Digest, held
 from mtjudge_jax.checkpoint.structure import check_structure, describe, some, with_saved_dtypes
 from mtjudge_jax.config import CheckpointConfig
-from mtjudge_jax.hosts.exchange import attempt, first_text, gather, on_any_process, one_line, tell, together, told_by_others
+from mtjudge_jax.hosts.exchange import attempt, first_text, gather, on_any_process, error_text, post, together, posted_by_others
 from mtjudge_jax.paths import AnyPath, absolute, as_path, checksums, in_bucket, write_whole
 from mtjudge_jax.policy.trainable import put
 
@@ -144,7 +144,7 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
     try:
         response = ocp.save_async(path, state)
     except Exception as error:
-        problem = one_line(error)
+        problem = error_text(error)
     if problem := first_text(problem):
         return [*said, _failed(checkpoints, step, problem)]
     checkpoints.saves += 1
@@ -180,7 +180,7 @@ def _finish(path: AnyPath, record: dict, response: ocp.AsyncResponse, digest: Di
         try:
             _await_arrays(response, name)
         except Exception as error:
-            tell(f"{name} failed", one_line(error))
+            post(f"{name} failed", error_text(error))
             raise
         part["digests"] = digest()
 
@@ -215,8 +215,8 @@ def _await_arrays(response: ocp.AsyncResponse, name: str) -> None:
         except TimeoutError:
             if time.monotonic() - began < POLL_SECONDS:  # not this one's, but one that the writing met
                 raise
-        if told := told_by_others(f"{name} failed"):
-            raise OSError(told)
+        if posted := posted_by_others(f"{name} failed"):
+            raise OSError(posted)
 
 
 def wait(checkpoints: Checkpoints) -> list[str]:
@@ -228,7 +228,7 @@ def wait(checkpoints: Checkpoints) -> list[str]:
         return []
     (step, job), checkpoints.pending = checkpoints.pending, None
     error = job.exception()
-    if problem := first_text(one_line(error) if error else ""):
+    if problem := first_text(error_text(error) if error else ""):
         if jax.process_index() == 0:
             attempt(lambda: clear_failed(checkpoints.folder, step))
         return [_failed(checkpoints, step, problem)]

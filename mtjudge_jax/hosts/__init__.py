@@ -1,4 +1,4 @@
-"""Several processes, one a host: how they find each other, and when they stop together.
+"""The process group: how the processes of a run, one a host, find each other, and how they stop together.
 
 Every process runs the same program (JAX's multi-controller runtime).
 """
@@ -16,31 +16,31 @@ from jax.experimental import multihost_utils
 from mtjudge_jax.config import HostsConfig
 from mtjudge_jax.errors import ConfigError, leave
 
-EXIT_RESTART = 75  # saved, start the same command again: EX_TEMPFAIL of sysexits.h; launch/ acts on it
-VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-SHUTDOWN_SECONDS = 60
-_POINTS = itertools.count()  # the runtime wants a number that grows over the whole program
-LAST_SECONDS = 3  # process 0 holds the service that the others end with: they say first what is wrong
+EXIT_RESTART = 75  # everything is saved, run the same command again: EX_TEMPFAIL of sysexits.h; launch/ acts on it
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_SHUTDOWN_SECONDS = 60
+_POINTS = itertools.count()  # the runtime needs a number that grows over the whole program
+_LAST_SECONDS = 3  # process 0 runs the service that the others depend on: it gives them time to print their errors
 
 
 class Preempted(Exception):
-    """A host was told to stop (SIGTERM); everything is saved. Carries the line to print."""
+    """A host got a SIGTERM and everything is saved. Carries the line to print."""
 
 
 def start(cfg: HostsConfig) -> None:
-    """Joins the other processes; also where there is none, since only then does a SIGTERM become a saved checkpoint.
+    """Joins the other processes. A single process calls it too, because only then can a SIGTERM end in a saved checkpoint.
 
-    A Cloud TPU pod, Kubernetes, Slurm and MPI are found by jax; else the environment says it: JAX_COORDINATOR_ADDRESS
-    (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID. Called before any device is used; a second call does nothing.
-    Raises ConfigError for variables that do not fit together.
+    JAX itself finds a Cloud TPU pod, Kubernetes, Slurm and MPI. Elsewhere the environment gives the group:
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Must be called before any device is
+    used; a second call does nothing. Raises ConfigError for variables that contradict each other.
     """
     if jax.distributed.is_initialized():
         return
     times = {"initialization_timeout": cfg.start_seconds, "heartbeat_timeout_seconds": cfg.heartbeat_seconds}
-    times |= {"shutdown_timeout_seconds": SHUTDOWN_SECONDS}
+    times |= {"shutdown_timeout_seconds": _SHUTDOWN_SECONDS}
     if given := _from_environment(os.environ):
         address, processes, process = given
-        if processes > 1:  # where a host is missing the runtime aborts: the logs of the others then say who came
+        if processes > 1:  # the runtime aborts when a host is missing: these lines show which hosts came
             here = f"process {process} of {processes} on {socket.gethostname()}"
             print(f"{here}: connecting to {address}, at most {cfg.start_seconds} s", flush=True)
         jax.distributed.initialize(address, processes, process, **times)
@@ -50,17 +50,21 @@ def start(cfg: HostsConfig) -> None:
     except ValueError as error:
         if "should be defined" not in str(error) and "must be defined" not in str(error):
             raise
-        address = f"127.0.0.1:{_free_port()}"  # no cluster was found: one process
+        with socket.socket() as free:  # JAX found no cluster: a group of one process
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
         jax.distributed.initialize(address, 1, 0, coordinator_bind_address=address, **times)
 
 
 def _from_environment(env) -> tuple[str, int, int] | None:
-    """(address, number of processes, number of this one), or None where jax is to look for a cluster."""
-    given = [name for name in VARIABLES if env.get(name)]
+    """(address, number of processes, number of this process), or None where JAX should look for a cluster."""
+    given = [name for name in _VARIABLES if env.get(name)]
     if not {"JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} & set(given):
         return None
-    if missing := [name for name in VARIABLES if name not in given]:
-        raise ConfigError(f"{', '.join(given)} without {', '.join(missing)}: set all three, or none on a pod that jax knows")
+    if missing := [name for name in _VARIABLES if name not in given]:
+        raise ConfigError(
+            f"{', '.join(given)} without {', '.join(missing)}: set all three, or none on a cluster that JAX recognises"
+        )
     try:
         processes, process = int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
     except ValueError:
@@ -73,16 +77,10 @@ def _from_environment(env) -> tuple[str, int, int] | None:
     return env["JAX_COORDINATOR_ADDRESS"], processes, process
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @contextlib.contextmanager
 def joined(cfg: HostsConfig) -> Iterator[None]:
-    """`start`, and at the end an orderly leave: none takes the end of another for a crash. After a SIGTERM, when all is saved,
-    every process ends with EXIT_RESTART.
+    """`start`, and an orderly shutdown at the end, so that no process takes the end of another for a crash. When the block
+    raises Preempted, every process exits with EXIT_RESTART.
     """
     start(cfg)
     try:
@@ -94,21 +92,21 @@ def joined(cfg: HostsConfig) -> Iterator[None]:
         leave(EXIT_RESTART)
     except Exception:
         if jax.process_index() == 0 and jax.process_count() > 1:
-            time.sleep(LAST_SECONDS)
+            time.sleep(_LAST_SECONDS)
         raise
     jax.distributed.shutdown()
 
 
-def stop_if_asked(what: str) -> None:
-    """A point of the program that all processes come to in the same order: soon after any of them got a SIGTERM, all raise
-    Preempted at the same one. Does nothing where `start` was not called. what: the line to print.
+def stop_if_asked() -> None:
+    """Raises Preempted if any process got a SIGTERM. Every process must call this at the same points of the program: soon after
+    the signal, all raise at the same point. Does nothing where `start` was not called.
     """
     if jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(next(_POINTS)):
-        raise Preempted(what)
+        raise Preempted("asked to stop: the same command continues")
 
 
-def memory_bytes() -> int:
-    """Resident memory of this process, 0 where the system does not say."""
+def resident_bytes() -> int:
+    """Resident memory of this process, or 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

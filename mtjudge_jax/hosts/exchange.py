@@ -1,13 +1,12 @@
-"""What processes of one run do together, so that the mistake of one does not leave the others waiting for it.
+"""What the processes of a run exchange, so that an error on one process ends or redirects all of them instead of a hang.
 
-An operation over all devices waits for every process. One that raises before it, because only its host cannot read a file,
-would leave the others there for ever. So what can go wrong on one host is done first, in a block without such operations, and
-then every process tells the others how it went.
+An operation over all devices waits for every process. If one process raises before it, because only its host cannot read a
+file, the others wait for ever. So whatever can fail on a single host is done in a block without such operations; afterwards
+every process reports to the others how its block ended.
 """
 
 import contextlib
 import json
-import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,44 +14,43 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mtjudge_jax.errors import ConfigError, UserError
+from mtjudge_jax.errors import UserError
 
-TEXT_BYTES = 512
-
-
-class HostsDiffer(ConfigError):
-    """Hosts do not run the same thing. One line: what, on which host, what the others have."""
+_TEXT_BYTES = 512
 
 
 class AnotherProcess(UserError):
-    """What another process of the run met, with its number."""
+    """An error of another process of the run. The text names the process."""
 
 
 def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
-    """(what it returns, "") or (None, why not), to be told to the others."""
+    """(what `call` returns, ""), or (None, its error as a text to report to the other processes)."""
     try:
         return call(), ""
     except Exception as error:
-        return None, one_line(error)
+        return None, error_text(error)
 
 
-def one_line(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """`OSError: No space left on device`, in one line of limited length."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def on_any_process(flag: bool) -> bool:
-    """Whether it holds on one process at least. Every process calls, and all go the same way afterwards."""
+    """Whether the flag is true on at least one process. Every process calls and gets the same answer."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def first_text(text: str) -> str:
-    """The text of the first process that has one, "" where none has; of another process, "process 3: ..". Every process calls."""
+    """The text of the lowest process that has one, as "process 3: ..", or "" if none has. A process that has a text gets its own
+    back. Every process calls.
+    """
     if jax.process_count() == 1:
         return text
-    padded = np.zeros(TEXT_BYTES, np.uint8)
-    encoded = np.frombuffer(text.encode()[:TEXT_BYTES], np.uint8)
+    padded = np.zeros(_TEXT_BYTES, np.uint8)
+    encoded = np.frombuffer(text.encode()[:_TEXT_BYTES], np.uint8)
     padded[: len(encoded)] = encoded
     if text:
         multihost_utils.process_allgather(padded)
@@ -63,22 +61,22 @@ def first_text(text: str) -> str:
     return ""
 
 
-def tell(topic: str, text: str) -> None:
-    """Leaves a word for the other processes, who need not wait for it. A topic is used once in a run, by any of them."""
+def post(topic: str, text: str) -> None:
+    """Leaves a text for the other processes, which need not wait for it. A run uses each topic once."""
     if jax.process_count() > 1:
         _messages().key_value_set(f"mtjudge/{topic}/{jax.process_index()}", text, allow_overwrite=True)
 
 
-def told_by_others(topic: str) -> str:
-    """"process 3: .." of the lowest process that has told, "" where none has. Does not wait; any thread may ask."""
+def posted_by_others(topic: str) -> str:
+    """"process 3: .." of the lowest other process that posted on the topic, or "". Does not wait; any thread may call."""
     if jax.process_count() == 1:
         return ""
-    told = {int(key.rpartition("/")[2]): text for key, text in _messages().key_value_dir_get(f"mtjudge/{topic}/")}
-    return next((f"process {process}: {told[process]}" for process in sorted(told) if process != jax.process_index()), "")
+    posted = {int(key.rpartition("/")[2]): text for key, text in _messages().key_value_dir_get(f"mtjudge/{topic}/")}
+    return next((f"process {process}: {posted[process]}" for process in sorted(posted) if process != jax.process_index()), "")
 
 
 def _messages() -> Any:
-    """The key-value store of the runtime's coordinator, for which jax has no public name."""
+    """The key-value store of the runtime's coordinator, which has no public name in JAX."""
     from jax._src import distributed
 
     return distributed.global_state.client
@@ -86,21 +84,21 @@ def _messages() -> Any:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Processes leave the block together: where it raises on one, the others raise AnotherProcess, which names it.
+    """All processes leave the block together: if it raises on one, the others raise AnotherProcess, which names that process.
 
-    The block must hold nothing that waits for other processes.
+    The block must not contain anything that waits for other processes.
     """
     try:
         yield
     except Exception as error:
-        first_text(one_line(error))
+        first_text(error_text(error))
         raise
     if text := first_text(""):
-        raise AnotherProcess(f"{text}: mend it on that host and start again")
+        raise AnotherProcess(f"{text}: fix it on that host and start again")
 
 
 def gather(fact: Any) -> list[Any]:
-    """`fact` of every process, by process. It travels as JSON."""
+    """`fact` of every process, in the order of the processes. It travels as JSON."""
     if jax.process_count() == 1:
         return [fact]
     data = np.frombuffer(json.dumps(fact).encode(), np.uint8)
@@ -112,34 +110,13 @@ def gather(fact: Any) -> list[Any]:
 
 
 def gather_rows(local: Any) -> Any:
-    """Arrays that lead with this process's rows -> the same with all rows, those of process 0 first; numpy, on every process."""
+    """A tree of arrays that hold this process's rows -> the same tree with the rows of all processes in order, as numpy."""
     if jax.process_count() == 1:
         return local
     return jax.tree.map(np.asarray, multihost_utils.process_allgather(local, tiled=True))
 
 
 def my_rows(rows: int) -> slice:
-    """This process's part of so many rows, which divide by the processes."""
+    """This process's part of so many rows. The number of processes must divide them."""
     each = rows // jax.process_count()
     return slice(jax.process_index() * each, (jax.process_index() + 1) * each)
-
-
-def refuse_differences(facts: dict[str, str]) -> None:
-    """Raises HostsDiffer where a process has other facts than most: config, code, versions, data."""
-    everyone = gather({"host": socket.gethostname(), "facts": facts})
-    found = [other for name in _names(everyone) if (other := _odd_ones(name, everyone))]
-    if found:
-        rest = f"; and {len(found) - 5} more" if len(found) > 5 else ""
-        raise HostsDiffer(f"the hosts differ: {'; '.join(found[:5])}{rest}: give all hosts the same code, packages and flags")
-
-
-def _names(everyone: list[dict]) -> list[str]:
-    return list(dict.fromkeys(name for one in everyone for name in one["facts"]))
-
-
-def _odd_ones(name: str, everyone: list[dict]) -> str:
-    """`jax 0.10.1 on process 3 (host-d), 0.10.2 on the others`, or nothing where all agree."""
-    values = [one["facts"].get(name, "(none)") for one in everyone]
-    usual = max(values, key=values.count)  # of as many, the lowest process's
-    odd = [f"{value} on process {i} ({everyone[i]['host']})" for i, value in enumerate(values) if value != usual]
-    return f"{name} {', '.join(odd[:3])}, {usual} on the others" if odd else ""

@@ -183,7 +183,7 @@ def test_a_sigterm_to_one_of_two_saves_the_same_step_on_both_and_the_run_goes_on
     assert [one.status for one in ended] == [EXIT_RESTART] * 2, ended[1].err[-2000:]
     step = host_drills.last_step(workdir)
     assert 2 <= step < 8
-    assert ended[0].out.splitlines()[-1] == f"asked to stop: step {step} is saved, the same command goes on from it"
+    assert ended[0].out.splitlines()[-1] == f"asked to stop: step {step} is saved, the same command continues from it"
     assert "asked to stop" not in ended[1].out
     again = wait_all(start_command(workdir, "checkpoint.every_steps=1"))
     assert [one.status for one in again] == [0, 0], again[0].err[-2000:]
@@ -245,7 +245,7 @@ def test_hosts_that_differ_are_named():
     name = socket.gethostname()
     want = (
         f"HostsDiffer: the hosts differ: jax 2 on process 2 ({name}), 1 on the others; extra x on process 2 ({name}), (none) on "
-        "the others: give all hosts the same code, packages and flags"
+        "the others: give all hosts the same code, packages, data and flags"
     )
     assert said == [want] * 3
     assert facts(together("differ", 2, facts=[same, same])) == [""] * 2

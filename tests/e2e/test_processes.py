@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_while_one_of_two_writes_holds_up_neither(tmp_path)
 
 def test_a_block_is_left_together(tmp_path):
     assert [fact["error"] for fact in run("together", tmp_path)] == [
-        "AnotherProcess: process 1: ValueError: my file is damaged: mend it on that host and start again",
+        "AnotherProcess: process 1: ValueError: my file is damaged: fix it on that host and start again",
         "ValueError: my file is damaged",
     ]
 

@@ -173,7 +173,7 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
     folder = commands().folder / "adaptive"
     facts = commands().call("regime_drills.adaptive", folder=str(folder), data=str(commands().folder / "data"))
     assert facts["stopped"] == "KeyboardInterrupt: "
-    assert facts["asked"] == facts["asked_late"] == "Preempted: asked to stop: step 2 is saved, the same command goes on from it"
+    assert facts["asked"] == facts["asked_late"] == "Preempted: asked to stop: step 2 is saved, the same command continues from it"
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 5
     assert facts["asked_on"] == facts["asked_late_on"] == facts["reward"]
     assert facts["rounds"][2] > 1 and set(facts["rounds"]) <= {1, 2, 3}
@@ -275,7 +275,7 @@ def test_changes_are_allowed_by_name():
 def test_a_run_stopped_in_its_last_validation_ends_as_if_it_had_not_been():
     folder = commands().folder / "asked"
     facts = commands().call("drills.asked_in_validation", folder=str(folder), data=str(commands().folder / "data"))
-    assert facts["first"] == facts["second"] == "Preempted: asked to stop: step 2 is saved, the same command goes on from it"
+    assert facts["first"] == facts["second"] == "Preempted: asked to stop: step 2 is saved, the same command continues from it"
     assert facts["judged"] == [2, 0]
     assert facts["on"] and facts["finished"] and facts["same"]
 

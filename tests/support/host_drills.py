@@ -1,4 +1,3 @@
-    from flax.traverse_util import flatten_dict
 """What the tests of several processes do in each of them (see commands.py)."""
 
 import os
@@ -38,6 +37,7 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
     """Trains as one of the processes; what it ended with, and the ids of its training rows, step by step."""
     host(**place)
     import jax
+    from flax.traverse_util import flatten_dict
 
     from mtjudge_jax import hosts
     from mtjudge_jax.train.fit import fit
@@ -51,7 +51,8 @@ def train(*, workdir: str, data: str, changes: dict, **place) -> dict:
     cfg = config(data, **changes)
     with hosts.joined(cfg.hosts), mock.patch.object(BadRowCounter, "add", noted):
         run, progress = fit(cfg, workdir)
-        params = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in flatten_dict(progress.state.params).items()}
+        leaves = flatten_dict(progress.state.params, sep="/").items()
+        params = {name: np.asarray(leaf.addressable_data(0)) for name, leaf in leaves}
         facts = {"devices": jax.device_count(), "mesh": dict(run.model.programs.mesh.shape), "ids": ids}
         facts["traces"] = dict(run.model.programs.traces)
     np.savez(f"{workdir}-{place['process']}.npz", **params)
@@ -82,10 +83,10 @@ def differ(*, facts: list[dict], port: int, process: int, processes: int) -> str
     host(port=port, process=process, processes=processes, devices=1)
     from mtjudge_jax import hosts
     from mtjudge_jax.config import HostsConfig
-    from mtjudge_jax.hosts import exchange
+    from mtjudge_jax.hosts.differences import refuse_differences
 
     with hosts.joined(HostsConfig()):
-        return drills.message(exchange.refuse_differences, facts[process])
+        return drills.message(refuse_differences, facts[process])
 
 
 def exchange(*, port: int, process: int, processes: int) -> dict:
