@@ -9,7 +9,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mtjudge_jax.data.pipeline import TURNED, RowFormat, eval_batches
+from mtjudge_jax import hosts
+from mtjudge_jax.data.pipeline import eval_batches
+from mtjudge_jax.data.rows import OTHER_ORDER_BIT, RowFormat
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
 from mtjudge_jax.eval.predictions import AnswerGroup, answered_line, unusable_line
 from mtjudge_jax.eval.probabilities import add_probabilities
@@ -75,7 +77,7 @@ def judge(
     settings = {"key": stage_key(how.seed, step, "evaluate"), "order": order, "probabilities": probabilities}
     for number, batch in enumerate(eval_batches(examples, batch=how.batch, fmt=how.fmt, part=part)):
         if order == "ba":
-            batch["uid"] ^= TURNED
+            batch["uid"] ^= OTHER_ORDER_BIT
         asked = examples[number * how.batch : (number + 1) * how.batch]
         rows = judge_batch(params, batch, asked[part], task, how, **settings)
         if kept is None:
@@ -83,6 +85,7 @@ def judge(
         else:
             kept.add([row for rows in gather(rows) for row in rows])
         progress(len(asked))
+        hosts.stop_if_asked()
     if kept is None:
         return [row for batch in zip(*gather(mine), strict=True) for rows in batch for row in rows]
     return old + [row for rows in kept.take(-(-len(examples) // how.batch)) for row in rows]

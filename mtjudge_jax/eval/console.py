@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 from tqdm import tqdm
 
-from mtjudge_jax import hosts
 from mtjudge_jax.eval.evaluate import count_rows
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import TASKS, Task
@@ -61,12 +60,7 @@ def table(result: dict) -> str:
 
 @contextlib.contextmanager
 def progress_bar(examples: dict[str, list[JudgeExample]], known: Mapping[str, Task] = TASKS) -> Iterator[Callable[[int], None]]:
-    """What `evaluate` calls as it goes: moves a bar, where somebody sees one, and ends an evaluation that was asked to stop."""
+    """Yields what `evaluate` calls with the number of prompts that it has judged. The bar is shown on a terminal only."""
     quiet = not sys.stderr.isatty() or jax.process_index() > 0
     with tqdm(total=count_rows(examples, known), unit="prompt", disable=quiet) as bar:
-
-        def progress(rows: int) -> None:
-            bar.update(rows)
-            hosts.stop_if_asked("asked to stop: the same command goes on")
-
-        yield progress
+        yield bar.update
