@@ -1,7 +1,7 @@
-"""The mesh, the one table of how parameters are sharded, and how a batch is.
+"""The mesh, the one table that shards the parameters, and the sharding of a batch.
 
-Axes: `data` replicates parameters, `fsdp` shards them, `expert` holds experts apart, `tensor` shards heads and mlp. Prompts
-are sharded over data, fsdp and expert together: a group of answers never crosses a device.
+Axes: `data` replicates parameters, `fsdp` shards them, `expert` distributes the experts, `tensor` shards heads and mlp. Prompts
+are sharded over data, fsdp and expert together, so the answers of a group stay on one device.
 """
 
 import re
@@ -18,7 +18,7 @@ from mtjudge_jax.types import Params
 
 BATCH_AXES = ("data", "fsdp", "expert")
 
-# First match on the path's end decides; every parameter has exactly one line. Names end in their axes (see types.py).
+# Every parameter matches exactly one line, by the end of its path. Names end in their axes (see types.py).
 RULES: tuple[tuple[str, P], ...] = (
     (r"text/(embed|head)_vd$", P("tensor", "fsdp")),
     (r"text/layers/[qkv]_ld[nk]h$", P(None, "fsdp", "tensor", None)),
@@ -68,10 +68,10 @@ def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """The table's line for a parameter; an axis that its mesh axis does not divide stays whole."""
+    """The table's line for a parameter; an axis is not sharded if the mesh axis does not divide it."""
     lines = [spec for pattern, spec in RULES if re.search(pattern, path)]
     if len(lines) != 1:
-        raise ValueError(f"parameter {path!r} matches {len(lines)} lines of sharding.RULES, it must match exactly one: fix the table")
+        raise ValueError(f"parameter {path!r} matches {len(lines)} lines of sharding.RULES, not exactly one: fix the table")
     spec = (*lines[0], *[None] * (len(shape) - len(lines[0])))
     return P(*[axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=True)])
 
@@ -83,8 +83,8 @@ def param_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
 def tree_shardings(tree: Params, mesh: Mesh):
     """NamedSharding for every leaf of a tree that holds parameters anywhere inside (the optimizer's state does).
 
-    A count or another leaf of fewer than two axes that is no parameter is replicated; a matrix without a line in the table
-    raises, so that none is replicated unseen.
+    A leaf of fewer than two axes that is no parameter, such as a count, is replicated. A matrix without a line in the table
+    raises, so that none is replicated by accident.
     """
 
     def one(path, leaf) -> NamedSharding:

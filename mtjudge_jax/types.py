@@ -1,7 +1,7 @@
-"""Bundles of arrays that travel between the stages, and the axis legend they are written in.
+"""The bundles of arrays that pass from stage to stage, and the legend of their axes.
 
-Axes: Q prompts, G completions a prompt, P prompt length, C completion length, S cache length, I images a prompt, M patches a
-prompt row, V vocabulary, D model, F mlp, N query heads, K key-value heads, H head size, L layers, E experts, R adapter rank,
+Axes: Q prompts, G completions per prompt, P prompt length, C completion length, S cache length, I images per prompt, M patches
+per prompt, V vocabulary, D model, F mlp, N query heads, K key-value heads, H head size, L layers, E experts, R adapter rank,
 T DeepStack taps.
 """
 
@@ -20,7 +20,7 @@ class PromptBatch(NamedTuple):
     valid: Array  # bool [Q, P], True on real tokens
     positions: Array  # int32 [Q, P, 3], M-RoPE (t, h, w)
     next_position: Array  # int32 [Q], position of the first completion token on all three axes
-    image_index: Array  # int32 [Q, P], which merged image token stands here, -1 on text
+    image_index: Array  # int32 [Q, P], index of the merged image token at this place, -1 on text
     patches: Array  # uint8 [Q, M, 3 * patch * patch]
     patch_hw: Array  # int32 [Q, M, 2], (row, column) in the patch grid of the image
     patch_grid: Array  # int32 [Q, M, 2], (height, width) of that grid in patches
@@ -29,7 +29,7 @@ class PromptBatch(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """G sampled completions a prompt. `mask` covers the tokens up to and with the first end-of-sequence."""
+    """G sampled completions per prompt. `mask` covers the tokens up to and including the first end-of-sequence."""
 
     tokens: Array  # int32 [Q, G, C], pad after the end
     mask: Array  # bool [Q, G, C]
@@ -42,14 +42,14 @@ class TrainBatch(NamedTuple):
 
     prompts: PromptBatch
     tokens: Array  # int32 [Q, G, C]
-    mask: Array  # bool [Q, G, C], False also on rows that are not to be learned from
+    mask: Array  # bool [Q, G, C], also False on rows that are not learned from
     advantages: Array  # float32 [Q, G]
     old_logp: Array  # float32 [Q, G, C]
     ref_logp: Array  # float32 [Q, G, C]
 
 
 class SftBatch(NamedTuple):
-    """Prompts with the one answer each that is to be learned."""
+    """Prompts, each with the one answer to learn."""
 
     prompts: PromptBatch
     tokens: Array  # int32 [Q, 1, C]
@@ -57,8 +57,8 @@ class SftBatch(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that an update changes."""
+    """Everything that an update changes."""
 
-    params: Params  # those that are trained
+    params: Params  # the trained ones
     opt_state: Any
     step: Array  # int32 [], updates applied

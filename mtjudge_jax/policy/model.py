@@ -1,4 +1,4 @@
-"""The policy of a run: a model folder with what reads and writes its prompts, its weights, and what they are compared with."""
+"""The policy of a run: its model folder, tokenizer and programs, its weights, and the reference policy."""
 
 import dataclasses
 import json
@@ -11,14 +11,14 @@ import jax
 
 from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.data.images import load_image_config
-from mtjudge_jax.data.pipeline import RowFormat
-from mtjudge_jax.data.rows import answer_alone, completion_text
+from mtjudge_jax.data.rows import RowFormat, answer_alone, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.models.hf.load import load_params
-from mtjudge_jax.models.hf.lora import merge_lora
+from mtjudge_jax.models.hf.lora import load_peft, merge_lora
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig, load_config
+from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, Qwen3VLConfig, load_config
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import Split, cast, join, split
@@ -32,7 +32,7 @@ DEMO_BASE = Path(__file__).parents[1] / "demo" / "base"
 
 
 class Model(NamedTuple):
-    """A loaded model with what reads and writes its prompts."""
+    """A model folder with its tokenizer, row format and jitted programs, without weights."""
 
     folder: AnyPath
     cfg: Qwen3VLConfig
@@ -41,7 +41,7 @@ class Model(NamedTuple):
 
 
 def model_folder(path: str, *, said: str = "model.path = ") -> AnyPath:
-    """The folder that `model.path` names, or what else `said` it. Raises ConfigError where there is none."""
+    """The folder that `path` names. `said` is the flag or field that gave it. Raises ConfigError if it holds no model."""
     folder = DEMO_BASE if path == "demo" else as_path(path)
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{said}{path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
@@ -71,7 +71,7 @@ def open_model(cfg: Config) -> Model:
 
 
 def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
-    """The model with the run's adapters, if it trains any. Raises ConfigError for a target that the model does not have."""
+    """The model's config with the run's adapters, if it trains any. Raises ConfigError for a target that the model lacks."""
     if not cfg.lora.rank:
         return model_cfg
     absent = {"gate", "up", "down"} & set(cfg.lora.targets)
@@ -79,22 +79,22 @@ def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
         raise ConfigError(
             f"lora.targets = {cfg.lora.targets}: a mixture of experts has no single {', '.join(sorted(absent))}: take q, k, v, o"
         )
-    return dataclasses.replace(model_cfg, lora=LoraConfig(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets))
+    return dataclasses.replace(model_cfg, lora=AdapterConfig(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets))
 
 
 def target_of(cfg: Config, tasks: Mapping[str, Task]) -> Callable[[JudgeExample], str] | None:
-    """What the rows of a run teach word for word; None in RL."""
+    """The function that gives the completion SFT teaches; None in RL."""
     return partial(true_target, tasks, form=cfg.sft.target) if cfg.stage == "sft" else None
 
 
 def true_target(tasks: Mapping[str, Task], example: JudgeExample, *, form: str = "rationale") -> str:
-    """What SFT teaches, by sft.target: the gold reasoning and the true verdict in the words that the question asks for, or the
+    """The completion that SFT teaches, by sft.target: gold reasoning and the true verdict in the question's own words, or the
     verdict alone.
 
         "rationale"  -> "<think>looks blurry</think><answer>no</answer>"
         "answer", and every record without reasoning  -> "<answer>no</answer>"
 
-    The lenient parser reads both; the strict one, which RL is paid by, only the first.
+    The lenient parser reads both. The strict one, which RL rewards, reads only the first.
     """
     answer = answer_text(truth_of(tasks[example.task], example))
     if form == "answer" or not example.rationale.strip():
@@ -103,28 +103,37 @@ def true_target(tasks: Mapping[str, Task], example: JudgeExample, *, form: str =
 
 
 def eval_format(model: Model, cfg: Config) -> RowFormat:
-    """The format of questions in evaluation: in the wordings of `eval.templates`, candidates as they are given."""
+    """The format of questions in evaluation: the wordings of `eval.templates`, candidates in the given order."""
     return model.fmt._replace(tasks=get_tasks(cfg, cfg.eval.templates), target=None, display=False)
 
 
 def read_params(model: Model, cfg: Config) -> Params:
-    """The weights of the model's folder on its mesh, in the dtype that judging computes in."""
+    """The weights of the model's folder on its mesh, in model.dtype."""
     return _read(model, cfg.model.dtype)
 
 
 def read_weights(model: Model, cfg: Config) -> Split:
-    """The weights to start from, apart: the trained ones in model.param_dtype, fresh adapters among them, the others in
-    model.dtype.
+    """The weights to start from: the trained ones in model.param_dtype, the others in model.dtype.
+
+    With adapters, the trained ones are those of `lora.path`, or fresh ones. Raises UserError for an adapter of another rank,
+    alpha or targets.
     """
-    mesh = model.programs.mesh
     if cfg.lora.rank:
-        adapters = vlm.init_adapters(model.cfg, cfg.seed, cfg.model.param_dtype)
-        placed = jax.tree_util.tree_map_with_path(
-            lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, mesh)), adapters
-        )
-        return Split(placed, _read(model, cfg.model.dtype))
+        return Split(_adapters(model, cfg), _read(model, cfg.model.dtype))
     trained, frozen = split(_read(model, cfg.model.param_dtype), cfg)
     return Split(trained, jax.jit(partial(cast, dtype=cfg.model.dtype), donate_argnums=0)(frozen))
+
+
+def _adapters(model: Model, cfg: Config) -> Params:
+    if cfg.lora.path:
+        with together():
+            adapters = load_peft(cfg.lora.path, model.cfg, dtype=cfg.model.param_dtype)
+    else:
+        adapters = vlm.init_adapters(model.cfg, cfg.seed, cfg.model.param_dtype)
+    mesh = model.programs.mesh
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, mesh)), adapters
+    )
 
 
 def _read(model: Model, dtype: str) -> Params:
@@ -134,10 +143,11 @@ def _read(model: Model, dtype: str) -> Params:
 
 
 def reference_of(base: Split, cfg: Config) -> tuple[Params | None, bool]:
-    """The starting model in model.dtype, None where nothing is compared with it; and whether it is `base.trained` itself.
+    """The reference policy: the starting model in model.dtype, or None if no KL is computed; and whether it shares the arrays of
+    `base.trained`.
 
-    Under adapters it is the frozen base: no second copy of any weight. Otherwise frozen weights are shared, trained ones are
-    not.
+    With adapters it is the frozen base, so no weight is copied. Otherwise it shares the frozen weights only, unless the dtypes
+    are equal.
     """
     if cfg.stage == "sft" or not cfg.loss.kl_coef:
         return None, False
@@ -149,5 +159,5 @@ def reference_of(base: Split, cfg: Config) -> tuple[Params | None, bool]:
 
 
 def exportable(params: Params, model: Model) -> Params:
-    """The weights of an ordinary Qwen3-VL: adapters, where there are any, are added to what they adapt."""
+    """The weights of an ordinary Qwen3-VL: adapters, if there are any, are merged."""
     return merge_lora(params, model.cfg) if model.cfg.lora else params

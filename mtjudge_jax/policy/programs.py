@@ -1,4 +1,4 @@
-"""The device programs of a run, jitted once each for its mesh and shapes."""
+"""The programs that a run executes on its devices, each jitted once for the mesh and the shapes."""
 
 import collections
 import dataclasses
@@ -25,12 +25,12 @@ from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
 
 class Programs(NamedTuple):
-    """Jitted functions; `traces` counts how often each was traced, by shapes: once each is right."""
+    """Jitted functions. `traces` counts how often each was traced, by shapes: it should be once."""
 
     sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
     logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
-    reference_logp: Callable[[Params, PromptBatch, Array], Array]  # the same of the starting model, which has no adapters
-    logp_fn: Callable  # the same with entropy and not jitted, for a loss
+    reference_logp: Callable[[Params, PromptBatch, Array], Array]  # the same for the reference policy, which has no adapters
+    logp_fn: Callable  # the same with entropy, not jitted, for a loss to call
     traces: collections.Counter
     mesh: Mesh
     tokenizer: Tokenizer
@@ -79,7 +79,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
 
 
 def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
-    """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings: the one that all programs of a run share."""
+    """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings. All programs and losses of a run use this one."""
 
     def logp_fn(params: Params, prompts, tokens: Array, mask: Array) -> TokenLogp:
         return completion_logp(
@@ -98,7 +98,7 @@ def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: B
 
 
 def backend_of(cfg: Config, mesh: Mesh) -> Backend:
-    """What model.attention and model.experts come to on the mesh's devices. Raises ConfigError for what they cannot run."""
+    """Resolves model.attention and model.experts for the mesh's devices. Raises ConfigError for what they cannot run."""
     platform = mesh.devices.flat[0].platform
     attention, experts = cfg.model.attention, cfg.model.experts
     if attention == "auto":
@@ -107,7 +107,7 @@ def backend_of(cfg: Config, mesh: Mesh) -> Backend:
         experts = {"cpu": "dense", "tpu": "ragged"}.get(platform, "tokamax")
     for name, value in (("model.attention", attention), ("model.experts", experts)):
         if value == "splash" and platform == "gpu":
-            raise ConfigError(f"{name} = 'splash' runs on a TPU, the devices here are {platform}: take tokamax or chunked")
+            raise ConfigError(f"{name} = 'splash' runs on a TPU, these devices are {platform}: use tokamax or chunked")
         if value == "tokamax" and importlib.util.find_spec("tokamax") is None:
             other = "chunked" if name == "model.attention" else "dense"
             raise ConfigError(f"{name} = 'tokamax' is not installed: pip install 'mtjudge_jax[tokamax]', or set {name}={other}")
@@ -115,7 +115,7 @@ def backend_of(cfg: Config, mesh: Mesh) -> Backend:
 
 
 def in_pieces(fn: Callable, args: tuple, size: int):
-    """fn over slices of `size` prompts one after the other, so that only their activations or caches exist at a time."""
+    """Runs fn on `size` prompts at a time, so that only their activations or caches exist at once."""
     pieces = max(1, args[0].tokens.shape[0] // size)
     if pieces == 1:
         return fn(*args)
@@ -137,8 +137,8 @@ def decode_texts(programs: Programs, out: Rollout) -> list[list[str]]:
 
 
 def stage_key(seed: int, step: int, stage: str, again: int = 0) -> Array:
-    """The random key of a stage of a step: derived, never stored, so a resumed run draws what the first one drew. `again`: how
-    often the stage has run in this step, as an example may come twice."""
+    """The random key of a stage of a step. It is derived, never stored, so a resumed run draws the same. `again`: how often the
+    stage has already run in this step, because an example may be drawn twice."""
     number = ("sample", "evaluate").index(stage)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
     return jax.random.fold_in(key, again) if again else key

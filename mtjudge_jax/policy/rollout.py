@@ -1,4 +1,4 @@
-"""Samples G answers a prompt: the prompt runs once, its cache is stored once, each answer has a short cache of its own."""
+"""Samples G answers per prompt: the prompt runs once, its cache is stored once, each answer has a short cache of its own."""
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,9 @@ def sample(
 ) -> Rollout:
     """Draws answers of at most `length` tokens.
 
-    key: of this rollout; the draw of answer g at token t depends on (key, uid of the example, g, t) only, not on where in
-    the batch, on which device or beside whom a prompt stands. temperature float32 [G], one an answer; 0 takes the likeliest
-    token (its log-probability is then given at temperature 1). allowed bool [V].
+    key: of this rollout. The draw of answer g at token t depends only on (key, uid of the example, g, t), not on the prompt's
+    place in the batch, its device or its neighbours. temperature float32 [G], one per answer; 0 takes the likeliest token and
+    gives its log-probability at temperature 1. allowed bool [V].
     """
     group = temperature.shape[0]
     head = vlm.output_head(params, cfg)
@@ -48,7 +48,7 @@ def sample(
     blank = (jnp.full((*shape, length), pad, jnp.int32), jnp.zeros((*shape, length)), jnp.zeros((*shape, length), bool))
 
     def write(state, token, logp, at):
-        """Answers that have ended get padding from here on."""
+        """Writes the token of each answer; an answer that has ended gets padding."""
         tokens, logps, mask, done = state
         put = lambda array, value: jax.lax.dynamic_update_index_in_dim(array, value, at, 2)  # noqa: E731
         tokens = put(tokens, jnp.where(done, pad, token))

@@ -1,5 +1,5 @@
-"""Which weights are trained: all, all but the frozen parts, or adapters alone. What is not trained has no gradient, no
-moments and no place in the checkpoint.
+"""Which weights are trained: all, all but the frozen parts, or adapters alone. Weights that are not trained have no gradient,
+no moments and no place in the checkpoint.
 """
 
 import re
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.sharding import path_name
@@ -18,11 +19,11 @@ PARTS = {
     "mergers": r"^vision/(merger|deepstack)/",
     "embeddings": r"^text/(embed|head)_vd$",
 }
-KEPT_AS_THEY_ARE = r"router_lde$"  # the choice of experts is made in float32 where the weights are
+KEPT_AS_THEY_ARE = r"router_lde$"  # experts are chosen in float32 if the weights are float32
 
 
 class Split(NamedTuple):
-    """Two trees with disjoint leaves; together the whole model."""
+    """Two trees with disjoint leaves that together are the whole model."""
 
     trained: Params
     frozen: Params
@@ -36,11 +37,11 @@ def is_trained(path: str, cfg: Config) -> bool:
 
 
 def split(params: Params, cfg: Config) -> Split:
-    """Takes a model apart; no array is copied."""
-    trained, frozen = {}, {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        put(trained if is_trained(path_name(path), cfg) else frozen, path_name(path), leaf)
-    return Split(trained, frozen)
+    """Splits a model into its trained and frozen weights; no array is copied."""
+    parts = {}, {}
+    for path, leaf in flatten_dict(params, sep="/").items():
+        parts[not is_trained(path, cfg)][path] = leaf
+    return Split(*(unflatten_dict(part, sep="/") for part in parts))
 
 
 def join(a: Params, b: Params) -> Params:
@@ -51,24 +52,14 @@ def join(a: Params, b: Params) -> Params:
     return out
 
 
-def put(tree: Params, path: str, leaf) -> None:
-    *parents, last = path.split("/")
-    for parent in parents:
-        tree = tree.setdefault(parent, {})
-    tree[last] = leaf
-
-
 def without_adapters(params: Params) -> Params:
     """The base model of a model with adapters."""
-    base: Params = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not re.search(ADAPTER, path_name(path)):
-            put(base, path_name(path), leaf)
-    return base
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({path: leaf for path, leaf in flat.items() if not re.search(ADAPTER, path)}, sep="/")
 
 
 def cast(params: Params, dtype: str) -> Params:
-    """The weights in the dtype they are computed in; the routers stay."""
+    """The weights in the dtype of computation, except the routers'."""
 
     def one(path, leaf):
         keep = leaf.dtype == dtype or re.search(KEPT_AS_THEY_ARE, path_name(path))

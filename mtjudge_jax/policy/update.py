@@ -1,4 +1,4 @@
-"""The jitted update: loss, gradient accumulated over micro-batches, optimizer; the old state's memory is donated."""
+"""The jitted update: gradient accumulated over micro-batches, then the optimizer. The old state's memory is donated."""
 
 from functools import partial
 from typing import Any
@@ -32,9 +32,9 @@ def summarise_router(metrics: Metrics) -> Metrics:
 def accumulate(
     loss_fn: LossFn, params: Params, frozen: Params, batch: Any, weights: Array, pieces: int
 ) -> tuple[Params, Metrics]:
-    """Gradient with respect to `params`, the trained part, and metrics, summed over `pieces` micro-batches.
+    """Gradient with respect to `params`, the trained part, and metrics, both summed over `pieces` micro-batches.
 
-    Piece i takes rows i, i + pieces, ..: with rows sharded in blocks, every device then has its share of every piece.
+    Piece i takes rows i, i + pieces, ..: rows are sharded in blocks, so every device has its share of every piece.
     """
     grad_fn = jax.grad(lambda params, *piece: loss_fn(join(frozen, params), *piece), has_aux=True)
     if pieces == 1:
@@ -62,14 +62,14 @@ def apply(
     pieces: int,
     aggregation: str,
 ) -> tuple[TrainState, Metrics]:
-    """One update. A loss, gradient or advantage that is not finite leaves the state as it was, bit for bit, and says so in
-    `finite`.
+    """One update. If the loss, the gradient or an advantage is not finite, the state stays bit for bit as it was and the metric
+    `finite` is False.
     """
     weights = grpo.token_weights(batch.mask, aggregation)
     grads, metrics = accumulate(loss_fn, state.params, frozen, batch, weights, pieces)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-    if isinstance(batch, TrainBatch):  # of a masked answer it would reach neither of the two
+    if isinstance(batch, TrainBatch):  # a masked answer's NaN advantage shows in neither the norm nor the loss, so check it here
         finite &= jnp.isfinite(batch.advantages).all()
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
@@ -78,9 +78,9 @@ def apply(
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, keep: bool = True) -> TrainState:
-    """A fresh state over the placed parameters that are trained. The optimizer's moments take their parameter's sharding, by
-    the same table. With `keep` the state holds copies, so that donating it never frees `params`, which the reference policy
-    may be; else `params` are used up.
+    """A fresh state over the trained parameters, which are on the mesh already. The optimizer's moments are sharded like their
+    parameters. With `keep` the state holds copies, because donating it must not free `params` if the reference policy uses
+    them too; without it `params` are donated.
     """
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(params, optimizer, mesh))
     copy = partial(jax.tree.map, jnp.copy)
@@ -88,7 +88,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Me
 
 
 def abstract_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Shapes, dtypes and shardings of that state; nothing is allocated."""
+    """Shapes, dtypes and shardings of `init_state`'s result; nothing is allocated."""
     shapes = jax.eval_shape(partial(_fresh, optimizer=optimizer), params)
     shardings = tree_shardings(shapes, mesh)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

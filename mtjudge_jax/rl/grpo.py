@@ -1,4 +1,4 @@
-"""GRPO as pure functions: group-relative advantages, the clipped policy loss, the divergence from the reference.
+"""The formulas of GRPO as pure functions: group-relative advantages, the clipped policy loss, the KL to the reference.
 
 Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the divergence, DAPO (arXiv
 2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of the paper's trainer
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from mtjudge_jax.config import LossConfig
 from mtjudge_jax.types import Array
 
-LOG_RATIO_LIMIT = 20.0  # EasyR1's: beyond it exp() carries no information and overflows float32 at 88
+LOG_RATIO_LIMIT = 20.0  # EasyR1's: beyond it exp() carries no information, and float32 overflows at 88
 K3_LIMIT = 10.0
 
 
@@ -40,7 +40,7 @@ def advantages(rewards: Array, *, std: str, eps: float) -> Array:
 def policy_loss(
     logp: Array, old_logp: Array, advantages: Array, *, clip_low: float, clip_high: float, dual_clip: float
 ) -> PolicyTerms:
-    """Clipped surrogate a token: -min(r A, clip(r, 1 - low, 1 + high) A), and for A < 0 at most -dual_clip A.
+    """Clipped surrogate per token: -min(r A, clip(r, 1 - low, 1 + high) A), and for A < 0 at most -dual_clip A.
 
     logp, old_logp [Q, G, C]; advantages [Q, G].
     """
@@ -54,7 +54,9 @@ def policy_loss(
 
 
 def kl(logp: Array, ref_logp: Array, estimator: str) -> Array:
-    """Estimate of KL(policy || reference) a token from one sample: k1 = -d, k2 = d^2 / 2, k3 = e^d - d - 1, d = ref - policy."""
+    """Estimate per token of KL(policy || reference) from one sample. With d = ref - policy: k1 = -d, k2 = d^2 / 2,
+    k3 = e^d - d - 1.
+    """
     d = jnp.clip(ref_logp - logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     if estimator == "k1":
         return -d
@@ -66,10 +68,10 @@ def kl(logp: Array, ref_logp: Array, estimator: str) -> Array:
 def row_objective(
     logp: Array, old_logp: Array, ref_logp: Array, advantages: Array, mask: Array, *, cfg: LossConfig
 ) -> tuple[Array, Array]:
-    """What the update maximises, as (sums, weights), both [Q]: of some prompts it is sum(sums) / sum(weights).
+    """The objective that the update maximises, as (sums, weights), both [Q]: of any prompts it is sum(sums) / sum(weights).
 
-    logp, old_logp, ref_logp, mask [Q, G, C]; advantages [Q, G]. A prompt weighs its tokens, or its answers with
-    `sequence_mean`.
+    logp, old_logp, ref_logp, mask [Q, G, C]; advantages [Q, G]. A prompt's weight is its number of tokens, or with
+    `sequence_mean` its number of answers.
     """
     clips = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
     gain = -policy_loss(logp, old_logp, advantages, **clips).loss - cfg.kl_coef * kl(logp, ref_logp, cfg.kl_estimator)
@@ -82,8 +84,8 @@ def row_objective(
 def token_weights(mask: Array, aggregation: str) -> Array:
     """Weights [Q, G, C] that sum to 1 over the whole batch, so that micro-batches and shards add up to the same loss.
 
-    `token_mean`: every token alike. `sequence_mean`: every answer alike, its tokens share its weight. A batch with no token
-    at all weighs nothing.
+    `token_mean`: every token has the same weight. `sequence_mean`: every answer has the same weight, which its tokens share.
+    In a batch without any token all weights are 0.
     """
     mask = mask.astype(jnp.float32)
     if aggregation == "sequence_mean":

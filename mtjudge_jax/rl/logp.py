@@ -1,4 +1,4 @@
-"""The only token log-probability: training, old policy, reference, evaluation and the tests of parity all call it."""
+"""The only token log-probability. Training, old policy, reference, evaluation and the parity tests all call it."""
 
 import functools
 import math
@@ -23,13 +23,13 @@ BANNED = -1e30
 class TokenLogp(NamedTuple):
     logp: Array  # float32 [Q, G, C]
     entropy: Array  # float32 [Q, G, C], of the distribution the token was drawn from; no gradient
-    router: RouterStats | None  # of a mixture of experts, stacked on layers: load [L, E], entropy [L]; no gradient
+    router: RouterStats | None  # of a mixture of experts, stacked over layers: load [L, E], entropy [L]; no gradient
 
 
 def sampling_logits(hidden: Array, head: Array, allowed: Array, temperature: Array | float) -> Array:
-    """hidden [..., D], head [V, D] -> float32 [..., V], what is sampled from: ids not allowed can never come up.
+    """hidden [..., D], head [V, D] -> float32 [..., V], the logits to sample from. Ids that are not allowed are never sampled.
 
-    The same function makes the sampler's distribution and the one that is trained, so their log-probabilities agree.
+    Sampler and training use this same function, so their log-probabilities agree.
     """
     logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
     return jnp.where(allowed, logits / temperature, BANNED)
@@ -47,10 +47,10 @@ def completion_logp(
     chunk: int,
     backend: Backend = vlm.REFERENCE,
 ) -> TokenLogp:
-    """Log-probability of each completion token given its prompt and its past. tokens int32 [Q, G, C].
+    """Log-probability of each completion token given its prompt and the tokens before it. tokens int32 [Q, G, C].
 
-    mask bool [Q, G, C] says which tokens count in the routers' statistics, and changes nothing else. The head is applied to
-    `chunk` tokens at a time and again in the backward pass: no [.., V] array over all tokens exists.
+    mask bool [Q, G, C] selects the tokens that count in the routers' statistics and changes nothing else. The head is applied
+    to `chunk` tokens at a time, and again in the backward pass, so no [.., V] array over all tokens exists.
     """
     hidden, router = vlm.completion_hidden(params, cfg, prompts, tokens, mask, backend=backend)
     head = vlm.output_head(params, cfg)
@@ -85,9 +85,9 @@ def _chunk_logp(head: Array, allowed: Array, temperature: float, axis: str | Non
 
 
 def _with_whole_head(fn: Callable, head: Array, allowed: Array, rows: tuple[Array, ...], mesh: Mesh | None):
-    """fn(head, allowed, *rows, axis), on a mesh with every device's rows apart: the head is gathered over fsdp once, before the
-    chunks, and its gradient is summed over the devices once, behind them. Left to itself XLA does both for every chunk. Over
-    `tensor`, which is `axis` then, the vocabulary stays apart.
+    """fn(head, allowed, *rows, axis). On a mesh each device works on its own rows: the head is gathered over fsdp once before the
+    chunks, and its gradient is summed over the devices once after them. XLA alone would do both for every chunk. Over `tensor`,
+    which is then `axis`, the vocabulary stays sharded.
     """
     if mesh is None or rows[0].shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
         return fn(head, allowed, *rows, None)
@@ -104,7 +104,7 @@ def _with_whole_head(fn: Callable, head: Array, allowed: Array, rows: tuple[Arra
 
 
 def _in_chunks(fn: Callable, flat: tuple[Array, ...], columns: int) -> tuple[Array, Array]:
-    """fn over pieces of `columns` tokens a row, one after the other, again in the backward pass."""
+    """Runs fn on `columns` tokens per row at a time, and again in the backward pass."""
     rows, count = flat[1].shape
     if columns >= count:
         return fn(*flat)

@@ -1,6 +1,6 @@
-"""The losses that an update takes the gradient of: GRPO's policy loss with KL, and SFT's likelihood.
+"""The loss of an update: GRPO's policy loss with KL, and SFT's negative log-likelihood.
 
-The formulas on plain arrays are in grpo.py; here they meet the model, which comes in as `logp_fn`.
+The formulas on plain arrays are in grpo.py; here they are applied to the model, which is passed in as `logp_fn`.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ LossFn = Callable[[Params, Any, Array], tuple[Array, Metrics]]
 def grpo_loss(
     params: Params, batch: TrainBatch, weights: Array, *, cfg: LossConfig, logp_fn: Callable, on_policy: bool
 ) -> tuple[Array, Metrics]:
-    """Policy loss plus kl_coef times the divergence from the reference, both summed with the token weights.
+    """Policy loss plus kl_coef times the KL to the reference, both summed with the token weights.
 
-    `on_policy`: the batch was sampled by these very parameters, so the old log-probabilities are this forward's own and the
-    ratio is exactly 1.
+    `on_policy`: the batch was sampled by these very parameters, so this forward pass's own log-probabilities are the old ones
+    and the ratio is exactly 1.
     """
     out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
     old = jax.lax.stop_gradient(out.logp) if on_policy else batch.old_logp
@@ -54,7 +54,7 @@ def sft_loss(params: Params, batch: SftBatch, weights: Array, *, logp_fn: Callab
 
 
 def router_metrics(out: TokenLogp, weights: Array) -> Metrics:
-    """Load of each expert [L, E] and entropy [L] of a mixture of experts, this piece's share of them; else nothing."""
+    """Load of each expert [L, E] and router entropy [L], weighted by this micro-batch's share; {} for a dense model."""
     if out.router is None:
         return {}
     return {"router_load": out.router.load * weights.sum(), "router_entropy": out.router.entropy * weights.sum()}

@@ -1,7 +1,8 @@
-"""The arithmetic of MT-GRPO ("Multi-Task GRPO", arXiv 2602.05547): which task the next prompts come from. numpy, no state.
+"""The formulas of MT-GRPO ("Multi-Task GRPO", arXiv 2602.05547), which decide from which tasks the next prompts come.
 
-K tasks with logits xi and weights z = softmax(xi). A step moves the logits by what it measured, and the next batch is drawn by
-the weights, with more prompts of a task whose prompts often give no gradient because their G rewards are all equal.
+K tasks have logits xi and weights z = softmax(xi). Each step moves the logits by the rewards it measured. The next batch is
+drawn by the weights, with more prompts of a task whose prompts often give no gradient because their G rewards are all equal.
+Pure functions of numpy arrays.
 
     xi = (0, 0), rewards J = (0.2, 0.8), improvements I = (0, 0), lam = 1, beta = 1
     s = I + lam J = (0.2, 0.8);  g = z (s - sum z s) = (-0.15, 0.15);  xi - beta g = (0.15, -0.15): the worse task gains
@@ -42,9 +43,9 @@ def oversampling(rates: np.ndarray, limit: float) -> np.ndarray:
 
 
 def allocate(wanted: np.ndarray, factors: np.ndarray, batch: int) -> np.ndarray:
-    """Prompts a task, int64 [K], that fill a batch in the ratio wanted * factors; the largest remainders round up.
+    """Prompts per task, int64 [K], that fill a batch in the ratio wanted * factors; the largest remainders round up.
 
-    The batch has a fixed size, so it is the ratio of prompts with a gradient that is kept, not their number.
+    The batch has a fixed size, so the ratio of prompts with a gradient is kept, not their number.
 
         wanted (6, 6), factors (1, 2), batch 12 -> (4, 8)
     """
@@ -59,13 +60,16 @@ def allocate(wanted: np.ndarray, factors: np.ndarray, batch: int) -> np.ndarray:
 def select(
     task: np.ndarray, *, teaches: np.ndarray, usable: np.ndarray, broken: np.ndarray, wanted: np.ndarray, size: int, blocks: int
 ) -> np.ndarray:
-    """Which of N prompts of several rounds are learned from, int64 [size]: places in the arrays [N].
+    """Selects which of the N prompts of several rounds to learn from: indices into the arrays [N], int64 [size].
 
-    task: number of its task in `wanted` [K]; teaches: its rewards are not all equal; usable: its record could be read; broken: a
-    reward of it is not finite. Taken are, the oldest first: those that are broken, so that the step tells of them; those that
-    teach, up to what is wanted of their task; then usable ones that do not teach, which change no task's share of the gradient;
-    those that teach beyond what is wanted; the rest. They are dealt to `blocks` updates in turn, so that each has its part of
-    every task.
+    Arrays [N]: task, the prompt's index in `wanted` [K]; teaches, its rewards are not all equal; usable, its record could be
+    read; broken, one of its rewards is not finite. Prompts are selected in this order, the oldest first:
+    1. broken ones, so that the step reports them;
+    2. those that teach, up to the number wanted of their task;
+    3. usable ones that do not teach, which change no task's share of the gradient;
+    4. those that teach beyond the number wanted;
+    5. the rest.
+    They are dealt to `blocks` updates in turn, so that each update gets its part of every task.
 
         task (0, 0, 0, 1, 1, 1), all usable, all but the last teach, wanted (2, 2), size 4, 2 blocks -> (0, 3, 1, 4)
     """

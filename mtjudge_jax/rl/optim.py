@@ -22,7 +22,7 @@ def schedule(cfg: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, body], [cfg.warmup_steps])
 
 
-# Which axes of a weight are a matrix's input and output; axes in neither (layers, taps, the three of qkv) are a stack.
+# Which axes of a weight are a matrix's input and output. All other axes (layers, taps, the three of qkv) stack matrices.
 MATRICES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "ldnh": ((1,), (2, 3)),
     "ldkh": ((1,), (2, 3)),
@@ -62,7 +62,7 @@ def muon_dimensions(params: Params):
 
 
 def make_optimizer(cfg: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """`steps` is the number of updates of the whole run, for the schedule."""
+    """The optimizer of a run. `steps`: number of updates in the whole run, which the schedule needs."""
     lr = schedule(cfg, steps)
     if cfg.name == "adamw":
         inner = optax.adamw(lr, b1=cfg.b1, b2=cfg.b2, eps=cfg.eps, weight_decay=cfg.weight_decay, mask=decays)

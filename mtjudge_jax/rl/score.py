@@ -1,4 +1,4 @@
-"""Completions to rewards, on the host."""
+"""From completions to rewards, on the host."""
 
 import importlib
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from mtjudge_jax.tasks.truth import Truth, read_truth
 
 
 class Scores(NamedTuple):
-    """Rewards of a batch, all `[Q, G]`. By the paper's rule `total` lies in [0, 1]; `accuracy` and `format` are 0 or 1.
+    """Rewards of a batch, all `[Q, G]`. By the paper's rule `total` is in [0, 1]; `accuracy` and `format` are 0 or 1.
 
-    `parts` has each other part of the reward by name, where the rule has some.
+    `parts` has each further part of the reward by name, if the rule has any.
     """
 
     total: np.ndarray  # float32
@@ -28,7 +28,7 @@ class Scores(NamedTuple):
 
 
 def rule_of(cfg: Config) -> Rule:
-    """The reward that a config asks for, its own functions loaded. Raises ConfigError where one cannot be."""
+    """The reward rule of a config, with the user's functions loaded. Raises ConfigError if one cannot be loaded."""
     try:
         custom = {name: load_custom(name) for name in cfg.reward.custom}
         weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
@@ -39,7 +39,7 @@ def rule_of(cfg: Config) -> Rule:
 
 
 def load_custom(name: str) -> CustomReward:
-    """The callable of `module:function`. Raises ValueError where there is none."""
+    """Imports the callable that `module:function` names. Raises UserError if there is none."""
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise UserError(f"reward.custom: {name!r} is not of the form module:function")

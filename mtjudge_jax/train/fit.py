@@ -1,4 +1,4 @@
-"""A whole run: opens the workdir, trains by the loop of the config's stage, and says where the model is."""
+"""A whole run: opens the workdir, runs the loop of the config's stage, and reports where the model is."""
 
 import json
 import traceback
@@ -17,13 +17,13 @@ from mtjudge_jax.train.start import compare_hosts, open_run
 
 
 def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()) -> tuple[Run, Progress]:
-    """Opens the workdir and trains to the end of the config, from wherever the workdir stands."""
+    """Opens the workdir and trains to the end of the config, from the newest checkpoint if there is one."""
     compare_hosts(cfg, workdir)
     with together():
         run = open_run(cfg, workdir, model, allowed)
     try:
         progress = train_sft(run) if cfg.stage == "sft" else train_grpo(run)
-    except Exception:  # nothing is waited for: a peer may be gone
+    except Exception:  # wait for nothing: another process may be gone
         run.watch.note(traceback.format_exc())
         run.watch.close()
         raise
@@ -49,5 +49,5 @@ def when_best(run: Run) -> str:
         step = json.loads((folder / JUDGE_FILE).read_text())["step"]
     except (OSError, ValueError, KeyError):
         return ""
-    start = " (the model it began with: no validation was better)" if step == 0 else ""
+    start = " (the starting model: no later validation was better)" if step == 0 else ""
     return f", after step {step}{start}, model in {folder}"

@@ -13,20 +13,20 @@ from mtjudge_jax.rl.score import rule_of
 from mtjudge_jax.sharding import batch_sharding, shard_batch
 from mtjudge_jax.train.loop import loop
 from mtjudge_jax.train.mixture_feedback import mixture_feedback
-from mtjudge_jax.train.monitor.batch_metrics import summarise, train_metrics
+from mtjudge_jax.train.monitor.batch_metrics import mean_of_updates, train_metrics
 from mtjudge_jax.train.monitor.clock import Clock
-from mtjudge_jax.train.monitor.host_numbers import of_hosts
+from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
 from mtjudge_jax.train.rollouts import Rolled, roll_out
-from mtjudge_jax.train.run import STOP, Progress, Run
-from mtjudge_jax.train.start import start
+from mtjudge_jax.train.run import Progress, Run
+from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.types import TrainBatch
 
 
 def train_grpo(run: Run) -> Progress:
     """The GRPO loop."""
     cfg, programs = run.cfg, run.model.programs
-    progress, reference = start(run)
+    progress, reference = start_or_resume(run)
     updates = cfg.rollout.prompts // cfg.update.prompts
     loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=updates == 1)
     update = make_update(progress.state, loss, run.optimizer, programs.mesh, cfg)
@@ -46,27 +46,27 @@ def train_grpo(run: Run) -> Progress:
         batch = TrainBatch(prompts, out.tokens, out.mask & learn[:, None, None], advantages, old_logp, ref_logp)
         jax.block_until_ready(ref_logp)
         clock.lap("logp")
-        hosts.stop_if_asked(STOP)  # the last moment: the update takes the state's memory
+        hosts.stop_if_asked()  # the last moment: the update takes the state's memory
         state, metrics = progress.state, []
         for i in range(updates):
             state, m = update(state, progress.frozen, batch if updates == 1 else take(batch, i))
             metrics.append(jax.device_get(m))
         clock.lap("update")
-        numbers = train_metrics(rolled.answers, run.model.fmt.tasks) | summarise(metrics, kl=bool(cfg.loss.kl_coef))
+        numbers = train_metrics(rolled.answers, run.model.fmt.tasks) | mean_of_updates(metrics, kl=bool(cfg.loss.kl_coef))
         progress = note_skipped(run, progress._replace(state=state), numbers["skipped"], rows, Evidence(texts, scores, batch))
         numbers |= feedback.learn(progress, rows, batch, numbers["tasks"], clock)
-        return progress, numbers | rates(rolled, clock) | of_hosts(run, rolled.rows, clock)
+        return progress, numbers | rates(rolled, clock) | host_numbers(run, rolled.rows, clock)
 
     return loop(run, progress, step_fn)
 
 
 def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
-    """Rows of the i-th of `parts` updates: a block, so that a batch balanced in every block stays balanced."""
+    """The rows of update i of `parts`. They are one block, so that a batch balanced in every block stays balanced."""
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
 
 
 def rates(rolled: Rolled, clock: Clock) -> dict:
-    """Tokens of prompts and answers a second over the whole step, and where the seconds went."""
+    """Tokens of prompts and answers per second over the whole step, and where the seconds went."""
     lengths = rolled.answers.tokens
     tokens = int(lengths.sum()) + rolled.prompt_tokens
     length = {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(lengths.mean(dtype=np.float64))}

@@ -1,4 +1,4 @@
-"""What a step tells the mixture of tasks: nothing where the shares are fixed; with MT-GRPO, how much each task gained."""
+"""What a step reports to the mixture of tasks: nothing if its shares are fixed; with MT-GRPO, how much each task improved."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ class MixtureFeedback(NamedTuple):
 
 
 def mixture_feedback(run: Run) -> MixtureFeedback:
-    """Of the run's data.mixture. MT-GRPO (arXiv 2602.05547) moves its task weights by each task's reward and improvement."""
+    """For the run's data.mixture. MT-GRPO (arXiv 2602.05547) moves its task weights by each task's reward and improvement."""
     cfg, programs = run.cfg, run.model.programs
     if cfg.data.mixture != "mt_grpo":
         return MixtureFeedback(False, lambda *_: {})
@@ -43,8 +43,8 @@ def mixture_feedback(run: Run) -> MixtureFeedback:
 
 
 def _objective_gain(batch: TrainBatch, logp, *, cfg: LossConfig):
-    """(sums, weights), both [Q], of the change of the batch's objective from the parameters that gave old_logp to those that
-    gave logp: the I_k of MT-GRPO, exact, on the step's own prompts."""
+    """(sums, weights), both [Q]: how much the batch's objective changed from the parameters that gave old_logp to those that gave
+    logp. This is the I_k of MT-GRPO, exact, on the step's own prompts."""
     rest = (batch.old_logp, batch.ref_logp, batch.advantages, batch.mask)
     after, weights = grpo.row_objective(logp, *rest, cfg=cfg)
     return after - grpo.row_objective(batch.old_logp, *rest, cfg=cfg)[0], weights

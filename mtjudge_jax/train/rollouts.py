@@ -1,4 +1,7 @@
-"""The rollout of a step: prompts, their answers, their rewards. With MT-GRPO round after round, until enough prompts teach."""
+"""The rollout of a step: prompts, answers and rewards. MT-GRPO rolls out again until enough prompts give a gradient.
+
+A prompt "teaches" if its G rewards are not all equal: only then does its group give a gradient.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -19,14 +22,14 @@ from mtjudge_jax.sharding import batch_sharding, local_rows
 from mtjudge_jax.tasks.reward import Rule
 from mtjudge_jax.train.monitor.batch_metrics import Answers, all_equal, task_numbers
 from mtjudge_jax.train.monitor.clock import Clock
-from mtjudge_jax.train.run import STOP, Progress, Run
+from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.types import Array, PromptBatch, Rollout
 
 
 class Round(NamedTuple):
-    """Q prompts with their answers. What is on the host is of this process's rows."""
+    """Q prompts with their answers. Arrays on the host hold this process's rows only."""
 
-    rows: dict[str, np.ndarray]  # those of data/rows.py that stay on the host
+    rows: dict[str, np.ndarray]  # the arrays of data/rows.py that stay on the host
     prompts: PromptBatch
     out: Rollout
     texts: list[list[str]]
@@ -34,21 +37,20 @@ class Round(NamedTuple):
 
 
 class Rolled(NamedTuple):
-    """What a step learns from, and what it has seen in all its rounds."""
+    """The prompts that a step learns from, and totals over all its rounds."""
 
     batch: Round
-    answers: Answers  # of all rounds and processes
-    rows: dict[str, np.ndarray]  # of all rounds, this process's
-    prompt_tokens: int  # of all rounds and processes
+    answers: Answers  # of all rounds, all processes
+    rows: dict[str, np.ndarray]  # of all rounds, this process only
+    prompt_tokens: int  # of all rounds, all processes
     rounds: int
-    met: float | None  # of mt_grpo: share of the wanted prompts that teach which the batch has
+    met: float | None  # MT-GRPO: share of the target prompts that the batch reached
 
 
 def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
-    """One rollout; with mixture mt_grpo up to mt_grpo_rounds of them, as long as a task is short of prompts that teach.
+    """One rollout; with the mixture mt_grpo up to mt_grpo_rounds of them, while a task has too few prompts that teach.
 
-    A prompt teaches where its G rewards are not all equal. All processes go on and stop together, and the batch is the same
-    rows in the same order on any number of them.
+    All processes decide alike. The batch has the same rows in the same order on any number of processes.
     """
     cfg, known = run.cfg, run.model.fmt.tasks
     kept = _one_round(run, progress, next(progress.data), rule, clock)
@@ -56,7 +58,7 @@ def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
     if cfg.data.mixture == "mt_grpo":
         wanted = progress.data.wanted()
         while (met := _met(found := _found(seen, list(known)), wanted)) < 1 and len(seen) < cfg.data.mt_grpo_rounds:
-            hosts.stop_if_asked(STOP)
+            hosts.stop_if_asked()
             new = _one_round(run, progress, progress.data.more(found), rule, clock, number=len(seen))
             seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
             kept = _merge(kept, new, run, wanted)
@@ -83,7 +85,7 @@ def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Cloc
 
 
 def _answers(one: Round, run: Run) -> Answers:
-    """What metrics say of a round's answers, those of all processes."""
+    """The answers of a round from all processes, for the metrics."""
     mesh = run.model.programs.mesh
     mask, logp = local_rows(one.out.mask, mesh), local_rows(one.out.logp, mesh)
     numbers = task_numbers(one.rows["task"].tolist(), run.model.fmt.tasks)
@@ -95,12 +97,12 @@ def _prompt_tokens(one: Round) -> int:
 
 
 def _teaches(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """bool [N] of rewards [N, G]. A group with NaN counts: it is not passed over."""
+    """bool [N] of rewards [N, G]. A group with NaN counts as teaching, so that it is never sorted out in silence."""
     return ~all_equal(total) & (weight > 0)
 
 
 def _found(seen: list[Answers], names: list[str]) -> dict[str, int]:
-    """Prompts that teach, by task, of all rounds."""
+    """Number of prompts that teach, by task, over all rounds."""
     teaching = [one.task[_teaches(one.scores.total, one.weight)] for one in seen]
     counts = np.bincount(np.concatenate(teaching), minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))
@@ -111,7 +113,7 @@ def _met(found: dict[str, int], wanted: dict[str, int]) -> float:
 
 
 def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
-    """Those of two rounds that are learned from. A row may end on another process than the one that read it."""
+    """The prompts of two rounds to learn from. A row may end up on another process than the one that read it."""
     cfg, programs, names = run.cfg, run.model.programs, list(wanted)
     size = cfg.rollout.prompts
     mine = _places(programs.mesh, size)
@@ -134,7 +136,7 @@ def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
 
 
 def _everywhere(tree: Any, order: np.ndarray) -> Any:
-    """Host arrays of this process's rows -> of all rows, as they lie in the arrays of the mesh. Texts travel as JSON."""
+    """Host arrays of this process's rows -> arrays of all rows, in the order of the mesh. Texts travel as JSON."""
 
     def one(x: np.ndarray) -> np.ndarray:
         whole = gather_rows(x) if x.dtype.kind in "biuf" else np.array([text for part in gather(x.tolist()) for text in part])
@@ -145,13 +147,13 @@ def _everywhere(tree: Any, order: np.ndarray) -> Any:
 
 @cache
 def _places(mesh: Mesh, size: int) -> np.ndarray:
-    """Where this process's rows lie in an array of so many that is sharded over the mesh, int32."""
+    """int32 indices of this process's rows in an array of `size` rows that is sharded over the mesh."""
     return local_rows(jax.jit(lambda: jnp.arange(size), out_shardings=batch_sharding(mesh))(), mesh)
 
 
 @cache
 def _picker(mesh: Mesh) -> Callable:
-    """Jitted: trees a and b of arrays [Q, ..] and Q places -> rows of a followed by b."""
+    """Jitted: trees a and b of arrays [Q, ..] and Q indices -> those rows of a followed by b."""
 
     def pick(a: Any, b: Any, places: Array) -> Any:
         return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[places], a, b)

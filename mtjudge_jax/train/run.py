@@ -1,4 +1,4 @@
-"""What both training loops share: opening a workdir, starting or resuming, saving, logging."""
+"""An open run and its progress, and what both training loops do with them: log, save, warn, close."""
 
 from typing import Any, NamedTuple
 
@@ -36,20 +36,19 @@ class Run(NamedTuple):
     bad_rows: BadRowCounter  # of this process's rows
     bar: tqdm
     watch: Watch
-    health: Health  # follows the steps on every process, speaks on the first
-    allowed: tuple[str, ...]  # what may differ from the run in the workdir, see workdir.py
-    told: list[str]  # of the training records, before the first step
+    health: Health  # follows the steps on every process, warns on the first
+    allowed: tuple[str, ...]  # names of what may differ from the run in the workdir, see workdir.py
+    record_notes: list[str]  # from check_records, printed before the first step
 
 
-STOP = "asked to stop"
 KEPT = ("best", "since_best", "judged", "skipped")  # of Progress, in a checkpoint beside state, data position and step
 
 
 class Unwritten(NamedTuple):
-    """The best model while there is no room for it, see best_model.py."""
+    """A best model that could not be written yet, see best_model.py."""
 
     step: int
-    before: float  # the mean validation macro-F1 of the one that is written, -1 where none is
+    before: float  # mean validation macro-F1 of the best model on disk, -1 if there is none
     trained: Any  # its trained parameters, on the host
 
 
@@ -57,15 +56,15 @@ class Progress(NamedTuple):
     """What changes from step to step and goes into the checkpoint."""
 
     state: TrainState
-    frozen: Params  # what is not trained; never changes and is not in the checkpoint
+    frozen: Params  # the weights that are not trained; they never change and are not in the checkpoint
     data: Any  # Grain iterator, or AdaptiveMixture
     step: int
     best: float  # mean validation macro-F1 so far, -1 before the first
-    since_best: int  # evaluations since
-    judged: int  # the step of the last evaluation, -1 before the first
-    skipped: int  # steps in a row, up to this one, whose update was not finite
-    sources: dict[str, str]  # what the run is made of, see sources_of
-    unwritten: Unwritten | None = None  # not in the checkpoint, which tells of the best model that is written
+    since_best: int  # validations since then
+    judged: int  # step of the last validation, -1 before the first
+    skipped: int  # how many steps in a row, up to this one, had an update that was not finite
+    sources: dict[str, str]  # hashes of the data, the starting model and the wordings, see sources_of
+    unwritten: Unwritten | None = None  # not in the checkpoint, which records the best model on disk
 
     @property
     def params(self) -> Params:
@@ -78,8 +77,8 @@ def log(run: Run, line: dict) -> None:
         append_metrics(run.metrics, line)
 
 
-def save(run: Run, progress: Progress, data_state: dict | None = None) -> None:
-    """`data_state`: where the step that follows begins to read; by default where the data stands."""
+def save_progress(run: Run, progress: Progress, data_state: dict | None = None) -> None:
+    """Starts to save a checkpoint. `data_state`: where the next step begins to read; by default the current position."""
     meta = {"config": to_dict(run.cfg), "sources": progress.sources} | {name: getattr(progress, name) for name in KEPT}
     if progress.unwritten is not None:
         meta |= {"best": progress.unwritten.before, "since_best": 0}
@@ -90,14 +89,14 @@ def save(run: Run, progress: Progress, data_state: dict | None = None) -> None:
 
 
 def settle(run: Run, step: int) -> None:
-    """Returns when what was saved is on disk, or it was said why it is not."""
+    """Waits until the checkpoint is on disk, or warns why it could not be written."""
     for text in checkpoint.wait(run.checkpoints):
         warn(run, step, text)
     flush_metrics(run.metrics)
 
 
 def warn(run: Run, step: int, text: str) -> None:
-    """What must not be overlooked and does not end the run: on the terminal and among the metrics."""
+    """Warns on the terminal and in metrics.jsonl, and lets the run go on."""
     say(f"warning: {text}")
     log(run, {"kind": "warning", "step": step, "text": text})
 

@@ -1,7 +1,4 @@
-"""Supervised fine-tuning on gold reasoning and true verdicts: the second loop over the same functions.
-
-`mtjudge train` runs it for a config with `stage = "sft"`.
-"""
+"""Supervised fine-tuning on gold reasoning and true verdicts: the loop of a config with stage "sft"."""
 
 from functools import partial
 
@@ -13,19 +10,19 @@ from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl.loss import sft_loss
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.train.loop import loop
-from mtjudge_jax.train.monitor.batch_metrics import summarise
+from mtjudge_jax.train.monitor.batch_metrics import mean_of_updates
 from mtjudge_jax.train.monitor.clock import Clock
-from mtjudge_jax.train.monitor.host_numbers import of_hosts
+from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import note_skipped
 from mtjudge_jax.train.run import Progress, Run
-from mtjudge_jax.train.start import start
+from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.types import SftBatch
 
 
 def train_sft(run: Run) -> Progress:
     """The SFT loop."""
     programs = run.model.programs
-    progress, _ = start(run)
+    progress, _ = start_or_resume(run)
     update = make_update(progress.state, partial(sft_loss, logp_fn=programs.logp_fn), run.optimizer, programs.mesh, run.cfg)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
@@ -36,11 +33,11 @@ def train_sft(run: Run) -> Progress:
         batch = SftBatch(place_prompts(rows, programs.mesh), tokens, mask)
         clock.lap("data")
         state, metrics = update(progress.state, progress.frozen, batch)
-        line = summarise([jax.device_get(metrics)], kl=True)
+        line = mean_of_updates([jax.device_get(metrics)], kl=True)
         clock.lap("update")
         progress = note_skipped(run, progress._replace(state=state), line["skipped"], rows)
         seen = int(jnp.sum(batch.prompts.valid) + jnp.sum(batch.mask))
         rate = {"tokens_per_s": seen / sum(clock.seconds.values()), "seconds": clock.seconds}
-        return progress, line | rate | of_hosts(run, rows, clock)
+        return progress, line | rate | host_numbers(run, rows, clock)
 
     return loop(run, progress, step_fn)

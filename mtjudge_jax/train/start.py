@@ -10,13 +10,14 @@ import numpy as np
 from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, get_tasks, in_both_orders, to_dict
+from mtjudge_jax.config import Config, get_tasks, to_dict
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.mixture import Adapting
-from mtjudge_jax.data.pipeline import RowFormat, to_row, train_iterator
+from mtjudge_jax.data.pipeline import Shard, train_iterator
+from mtjudge_jax.data.rows import RowFormat, to_row
 from mtjudge_jax.data.sources import BadRowCounter, open_split, read_split
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.hosts.exchange import refuse_differences, together
+from mtjudge_jax.hosts.differences import refuse_differences
+from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.hosts.watchdog import Watch, watch_path
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy.model import Model, open_model, read_weights, reference_of
@@ -38,11 +39,11 @@ from mtjudge_jax.train.workdir import (
 )
 from mtjudge_jax.types import Params
 
-LOOKED_AT = 8  # training records a task, from its whole length
+LOOKED_AT = 8  # training records per task, spread evenly
 
 
 def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
-    """Raises HostsDiffer, on all processes, where they do not run the same thing on the same data."""
+    """Raises HostsDiffer on all processes unless they all run the same code, packages and config on the same data."""
     if jax.process_count() == 1:
         return
     with together():
@@ -54,9 +55,10 @@ def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
 def open_run(
     cfg: Config, workdir: str | os.PathLike, model: Model | None = None, allowed: tuple[str, ...] = ()
 ) -> Run:
-    """Checks everything that can be checked before a device computes. Raises ConfigError, CheckpointError or ValueError.
+    """Checks everything that can be checked before a device computes. Raises UserError.
 
-    `model`: `open_model(cfg)` where the caller has it already. `allowed`: what may differ from the run in the workdir.
+    `model`: the result of `open_model(cfg)`, if the caller has it already. `allowed`: names of what may differ from the run in
+    the workdir.
     """
     check(cfg, jax.device_count(), jax.process_count())
     check_allowed(cfg, allowed)
@@ -65,63 +67,46 @@ def open_run(
     model = open_model(cfg) if model is None else model
     folder = data_folder(cfg, workdir)
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
-    # Each process reads all of it, so one counts.
+    # Every process reads all of it, so only one counts.
     validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
-    told = check_records(cfg, folder, model.fmt)
+    notes = check_records(cfg, folder, model.fmt)
     for change in refuse_other_config(cfg, workdir / "config.json", allowed):
-        say(f"changed, as --allow_change says: {change}")
+        say(f"changed, as --allow_change permits: {change}")
     updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
     bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
     optimizer = make_optimizer(cfg.optim, updates)
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
-    return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, told)
+    return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, notes)
 
 
 def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
-    """What chooses the best model, by task. Raises ConfigError where that is nothing."""
+    """The validation examples by task, which choose the best model. Raises ConfigError if a task has none."""
     names = cfg.eval.tasks or cfg.data.tasks
     validation = {name: read_split(folder, "val", name, bad_rows)[: cfg.eval.limit or None] for name in names}
     if empty := [name for name, examples in validation.items() if not examples]:
-        raise ConfigError(f"{folder} has no validation record of {', '.join(empty)}: name in eval.tasks the tasks that have some")
+        raise ConfigError(f"{folder} has no validation record of {', '.join(empty)}: list in eval.tasks only those that have")
     tasks = get_tasks(cfg)
     if all(tasks[name].ood for name in names):
-        raise ConfigError(f"{', '.join(names)}: tasks never trained on cannot choose the best model; add another to eval.tasks")
+        raise ConfigError(f"{', '.join(names)}: evaluation-only tasks cannot choose the best model: add a trained one")
     return validation
 
 
 def open_data(run: Run) -> Any:
     """This process's part of the training data, from the beginning."""
-    cfg = run.cfg
-    return train_iterator(
-        data=data_folder(cfg, run.workdir),
-        split="train",
-        task_names=cfg.data.tasks,
-        fmt=run.model.fmt,
-        global_batch=cfg.update.prompts if cfg.stage == "sft" else cfg.rollout.prompts,
-        seed=cfg.seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-        balance_labels=cfg.data.balance_labels,
-        mode=cfg.data.mixture,
-        temperature=cfg.data.mixture_temperature,
-        weights=cfg.data.mixture_weights,
-        both_orders=in_both_orders(cfg),
-        adapting=Adapting(
-            cfg.data.mt_grpo_lambda, cfg.data.mt_grpo_beta, cfg.data.mt_grpo_max_oversample, cfg.data.mt_grpo_rho_decay
-        ),
-    )
+    shard = Shard(jax.process_index(), jax.process_count())
+    return train_iterator(data_folder(run.cfg, run.workdir), run.model.fmt, run.cfg, shard)
 
 
-def start(run: Run) -> tuple[Progress, Params]:
-    """State, data position and step of the newest good checkpoint, or of a fresh run; and the starting model's weights."""
+def start_or_resume(run: Run) -> tuple[Progress, Params]:
+    """State, data position and step of the newest good checkpoint, or of a fresh run; and the reference's weights."""
     cfg = run.cfg
     with together():
         data = open_data(run)
     base = read_weights(run.model, cfg)
     run.watch.beat("weights read")
-    for line in (*run.told, *opening_lines(cfg, join(*base))):
+    for line in (*run.record_notes, *opening_lines(cfg, join(*base))):
         say(line)
     sources = sources_of(cfg, run.workdir, without_adapters(join(*base)))
     mesh = run.model.programs.mesh
@@ -130,7 +115,7 @@ def start(run: Run) -> tuple[Progress, Params]:
     same = partial(refuse_other_sources, run.workdir, sources, allowed=run.allowed)
     other_dtype = "model.param_dtype" in run.allowed
     restored = checkpoint.restore_latest(run.checkpoints, abstract, check_meta=same, any_dtype=other_dtype)
-    with together():  # the run in the workdir is this one from here on
+    with together():  # from here on the workdir belongs to this run
         if jax.process_index() == 0:
             write_json_atomic(run.workdir / "config.json", to_dict(cfg))
             truncate_metrics(run.metrics, *((-1, -1) if restored is None else (restored.step, restored.meta["judged"])))
@@ -145,16 +130,16 @@ def start(run: Run) -> tuple[Progress, Params]:
     run.bar.update(restored.step)
     say(f"resumed {run.workdir} after step {restored.step}")
     kept = {name: restored.meta[name] for name in KEPT}
-    cast = partial(jax.tree.map, lambda x, like: x.astype(like.dtype))  # nothing, unless the dtype was allowed to change
+    cast = partial(jax.tree.map, lambda x, like: x.astype(like.dtype))  # changes nothing unless the dtype was allowed to change
     state = cast(restored.state, abstract)
     return Progress(state, base.frozen, data, restored.step, **kept, sources=sources), reference
 
 
 def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
-    """Makes the rows of some training records of each task; what is to be said of them, beginning with their numbers.
+    """Makes the rows of a few training records per task. Returns notes to print, the numbers of records first.
 
-    Raises ConfigError where none of a task's can be used: each would be left out with a line of its own, and the run would end
-    well without having taught the task.
+    Raises ConfigError if none of a task's records can be used: each would be skipped, and the run would end without an error
+    and without having trained the task.
     """
     counts, alone = [], []
     for name in cfg.data.tasks:
@@ -165,13 +150,13 @@ def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
         errors = [str(to_row(record, name, fmt)["error"]) for record in records]
         if all(errors):
             looked = f"{len(errors)} of {len(source)}" if len(errors) < len(source) else str(len(source))
-            raise ConfigError(f"{folder}: no training record of {name} can be used ({looked} looked at), {errors[0]}")
+            raise ConfigError(f"{folder}: no training record of {name} can be used ({looked} checked): {errors[0]}")
         if not any(record.rationale.strip() for record in records if not isinstance(record, BadRecord)):
             alone.append(name)
     said = [f"training records: {', '.join(counts)}"]
     if cfg.stage == "sft" and cfg.sft.target == "rationale" and alone:
         said.append(
-            f"warning: {', '.join(alone)}: no record looked at has a gold reasoning (rationale), so the verdict alone is taught; "
-            "GRPO from that model earns nothing, as it pays for reasoning first"
+            f"warning: {', '.join(alone)}: no record checked has gold reasoning (rationale), so SFT teaches the verdict alone. "
+            "GRPO from that model will earn no reward, because it pays only for reasoning before the verdict"
         )
     return said

@@ -11,11 +11,11 @@ from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.policy.model import Model, eval_format
 from mtjudge_jax.train.best_model import write_best
 from mtjudge_jax.train.monitor.messages import say
-from mtjudge_jax.train.run import STOP, Progress, Run, log, warn
+from mtjudge_jax.train.run import Progress, Run, log, warn
 
 
 def judging(cfg: Config, model: Model) -> Judging:
-    """One greedy answer a prompt and samples at the training temperature; the sampler's training shapes where they fit."""
+    """How the validation split is judged: one greedy answer per prompt, and samples at the training temperature."""
     temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
     fmt = eval_format(model, cfg)
@@ -23,12 +23,11 @@ def judging(cfg: Config, model: Model) -> Judging:
 
 
 def validate(run: Run, progress: Progress) -> Progress:
-    """Judges the validation split, logs it and keeps the best model as a Hugging Face folder."""
+    """Judges the validation split, logs the scores, and writes the model as a Hugging Face folder if it is the best so far."""
     began = time.perf_counter()
 
     def judged(rows: int) -> None:
         run.watch.beat(f"step {progress.step} validation")
-        hosts.stop_if_asked(STOP)
 
     how = judging(run.cfg, run.model)
     predictions, result = evaluate(progress.params, run.validation, how, step=progress.step, progress=judged)
@@ -37,18 +36,18 @@ def validate(run: Run, progress: Progress) -> Progress:
     try:
         write_evaluation(run.workdir / "eval", f"val_{progress.step:06d}", predictions, {"split": "val", **result})
     except OSError as error:
-        warn(run, progress.step, f"the evaluation after step {progress.step} was not written: {error}")
+        warn(run, progress.step, f"could not write the validation after step {progress.step}: {error}")
     better = mean > progress.best
     sampled = result["mean"]["sampled_accuracy"]
     each = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
     say(
         f"validation after step {progress.step}: mean macro-F1 {mean:.3f}{' (best)' if better else ''}"
         + (f", sampled accuracy {sampled:.3f}" if sampled is not None else "")
-        + (f", left out {result['unusable']}" if result["unusable"] else "")
+        + (f", skipped records {result['unusable']}" if result["unusable"] else "")
         + f" | {each}",
     )
     progress = progress._replace(judged=progress.step)
     if not better:
         return progress._replace(since_best=progress.since_best + 1)
-    hosts.stop_if_asked(STOP)  # the last moment before many bytes are written
+    hosts.stop_if_asked()  # the last moment before many bytes are written
     return write_best(run, progress, mean)

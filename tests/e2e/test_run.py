@@ -149,7 +149,7 @@ def test_damaged_training_records_are_counted_shown_and_teach_nothing():
     assert facts["learned"] == [weight > 0 for weight in facts["weights"]]
     # 3 x 32 validation records and 3 x 12 rows of training, in which every technical record comes once.
     said, _, reasons = facts["last line"].partition(": ")
-    assert said == "2 of 132 records could not be used and taught nothing"
+    assert said == "2 of 132 records could not be used and were skipped"
     assert sorted(reasons.split(", ")) == ["truncated_image 1", "unreadable_record 1"]
 
 
@@ -243,7 +243,7 @@ def test_a_skipped_step_names_its_examples_and_leaves_its_batch():
     assert sorted(facts["files"]) == ["step_000002.host_0.jsonl", "step_000004.host_0.jsonl"] and len(rows) == 12
     bad = [row for row in rows if any(answer["reward"] == "nan" for answer in row["answers"])]
     assert [answer["reward"] for answer in bad[0]["answers"]][1] == "nan" and len(bad) == 1
-    assert first.startswith("step 2: the loss, a gradient or a reward is not finite, its update was skipped and changed nothing")
+    assert first.startswith("step 2: the loss, a gradient or a reward is not finite; the update was skipped and changed nothing")
     assert f"(1 in a row, the run stops at 3); examples: {bad[0]['example_id']} ({bad[0]['task']}); its batch is in" in first
     assert second.startswith("step 4: ") and " and 7 more; " in second  # the gradient alone: it could be any of the 12
     assert {"text", "reward", "accuracy", "tokens", "old_logp", "ref_logp"} == set(rows[0]["answers"][0])
@@ -251,7 +251,7 @@ def test_a_skipped_step_names_its_examples_and_leaves_its_batch():
 
 def test_too_many_skipped_steps_in_a_row_stop_the_run_at_its_last_good_state():
     facts = non_finite()
-    assert facts["stopped"].startswith("NonFiniteUpdate: 2 steps in a row, up to 2, had an update that was not finite and was ")
+    assert facts["stopped"].startswith("NonFiniteUpdate: 2 updates in a row, up to step 2, were not finite and were skipped")
     assert "\n" not in facts["stopped"] and "lower optim.lr or loss.kl_coef" in facts["stopped"]
     assert facts["all"]["step"] == 2 and facts["all"]["meta"]["skipped"] == 2
     assert [line["skipped"] for line in facts["all"]["metrics"] if line["kind"] == "train"] == [1, 1]

@@ -46,7 +46,7 @@ def all_equal(total: np.ndarray) -> np.ndarray:
     return total.max(axis=1) == total.min(axis=1)
 
 
-def summarise(metrics: list[dict], *, kl: bool) -> dict:
+def mean_of_updates(metrics: list[dict], *, kl: bool) -> dict:
     """Means over the updates of a step that were applied, None where none was; `skipped` counts the others."""
     applied = [m for m in metrics if m["finite"]]
     names = [name for name in metrics[0] if name != "finite"]

@@ -10,7 +10,7 @@ from mtjudge_jax.types import Params
 
 
 def say(text: str) -> None:
-    """One line, on process 0, above the progress bar where there is one."""
+    """Prints one line on process 0, above the progress bar if there is one."""
     if jax.process_index() == 0:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
@@ -38,11 +38,11 @@ def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) ->
     shown = ("reward", "accuracy", "format", "loss", "kl", "entropy", "grad_norm", "zero_variance")
     numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
     zeros = {name: means["zero_variance"] for name, means in line.get("tasks", {}).items()}
-    if len(zeros) > 1:  # the task whose prompts most often teach nothing
+    if len(zeros) > 1:  # the task whose prompts most often give no gradient
         worst = max(zeros, key=zeros.get)
         numbers += f" ({worst} {zeros[worst]:.2f})"
     if line.get("wanted_met") is not None:
-        numbers += f" {line['rounds']} round{'s' * (line['rounds'] > 1)}, {line['wanted_met']:.0%} of what is wanted"
+        numbers += f" {line['rounds']} rollout round{'s' * (line['rounds'] > 1)}, {line['wanted_met']:.0%} of the target prompts"
     minutes, seconds = divmod(int(seconds_left or 0), 60)
     left = "" if seconds_left is None else f" {minutes}:{seconds:02d} left"
     width = len(str(cfg.steps))
@@ -57,5 +57,5 @@ def opening_lines(cfg: Config, params: Params) -> list[str]:
     return [
         f"{size} parameters on {len(devices)} {devices[0].device_kind} device{'s' * (len(devices) > 1)}",
         *(line.strip() for line in step_text(cfg).splitlines()),
-        "the first step and the first validation take longer: they are compiled",
+        "the first step and the first validation take longer because they are compiled",
     ]

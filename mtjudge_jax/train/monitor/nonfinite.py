@@ -1,4 +1,4 @@
-"""Steps whose update was not finite: what is written down of their batch, and whom it names."""
+"""Steps whose update was not finite: which examples are named, and what is kept of their batch."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.types import TrainBatch
 
-MOST_FILES = 50  # a run that skips a step in three must not fill the disk
+MOST_FILES = 50  # a run that skips every third step must not fill the disk
 
 
 class NonFiniteUpdate(UserError):
-    """The loss, a gradient or a reward was not finite too often in a row; the state is that of the last good update."""
+    """Too many updates in a row were not finite; the saved state is that of the last good update."""
 
 
 def suspects(rows: dict, scores: Scores, logps: dict[str, np.ndarray], mask: np.ndarray) -> list[str]:
-    """`example_id (task)` of the prompts with a number that is not finite; of all, where the gradient alone was not.
+    """`example_id (task)` of the prompts with a number that is not finite; of all prompts if only the gradient was not.
 
     logps: named log-probabilities [Q, G, C]; mask bool [Q, G, C].
     """
@@ -39,9 +39,9 @@ def suspects(rows: dict, scores: Scores, logps: dict[str, np.ndarray], mask: np.
 def dump_batch(
     path: AnyPath, rows: dict, texts: list[list[str]], scores: Scores, logps: dict[str, np.ndarray], mask: np.ndarray
 ) -> bool:
-    """Writes a line of JSON a prompt: its id, task and label, and each answer with its rewards and sums of log-probabilities.
+    """Writes one line of JSON per prompt: its id, task and label, and each answer with its rewards and summed log-probabilities.
 
-    A number that is not finite is its name in quotes. False where the folder holds enough files already.
+    A number that is not finite becomes its name in quotes. Returns False if the folder already holds enough files.
     """
     if path.parent.is_dir() and sum(1 for _ in path.parent.iterdir()) >= MOST_FILES:
         return False
@@ -66,17 +66,17 @@ def _number(x) -> float | str:
 
 
 def skipped_line(step: int, names: list[str], in_a_row: int, most: int, where: AnyPath | None) -> str:
-    """What is said of a skipped step."""
+    """The line to print for a skipped step."""
     shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     kept = f"; its batch is in {where}" if where else ""
     return (
-        f"step {step}: the loss, a gradient or a reward is not finite, its update was skipped and changed nothing "
+        f"step {step}: the loss, a gradient or a reward is not finite; the update was skipped and changed nothing "
         f"({in_a_row} in a row, the run stops at {most}); examples: {shown}{kept}"
     )
 
 
 class Evidence(NamedTuple):
-    """This process's answers of a step, and the batch they became."""
+    """This process's answers of a step, and the batch made from them."""
 
     texts: list[list[str]]
     scores: Scores
@@ -84,8 +84,8 @@ class Evidence(NamedTuple):
 
 
 def note_skipped(run: Run, progress: Progress, skipped: int, rows: dict, evidence: Evidence | None = None) -> Progress:
-    """Counts a step with an update that was not finite, says whose it was and writes its batch down. `progress` has the state
-    after the step, `skipped` says how many of its updates were not applied.
+    """Counts a step with an update that was not finite, names its examples and writes its batch to skipped/. `progress` has the
+    state after the step, `skipped` is the number of its updates that were not applied.
     """
     if not skipped:
         return progress._replace(skipped=0)
@@ -97,7 +97,7 @@ def note_skipped(run: Run, progress: Progress, skipped: int, rows: dict, evidenc
         mask = local_rows(batch.mask, mesh)
         names = suspects(rows, evidence.scores, logps, mask)
         path = run.workdir / "skipped" / f"step_{step:06d}.host_{jax.process_index()}.jsonl"
-        with contextlib.suppress(OSError):  # a full disk costs the file alone
+        with contextlib.suppress(OSError):  # a full disk costs only this file
             where = path.parent if dump_batch(path, rows, evidence.texts, evidence.scores, logps, mask) else None
     everyone = [name for some in gather(names) for name in some]
     say(skipped_line(step, everyone, progress.skipped, run.cfg.update.max_skipped, where))

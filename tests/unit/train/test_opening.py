@@ -41,7 +41,7 @@ def test_records_are_counted(data, fmt):
 
 def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt):
     """It would be left out record by record, and the run would end well."""
-    said = r"no training record of technical can be used \(8 of 31 looked at\), too_many_patches: .* [^\n]*$"
+    said = r"no training record of technical can be used \(8 of 31 checked\): too_many_patches: .* [^\n]*$"
     with pytest.raises(ConfigError, match=said) as error:
         check_records(config(), data, fmt._replace(patch_count=4))
     assert "\n" not in str(error.value)
@@ -54,7 +54,7 @@ def test_sft_without_a_gold_reasoning_says_what_it_teaches(data, fmt, monkeypatc
     plain = lambda *place: [replace(e, rationale=" ") for e in read_split(*place)]  # noqa: E731
     monkeypatch.setattr(opening, "open_split", plain)
     _, said = check_records(config("sft"), data, fmt)
-    assert said.startswith("warning: technical, safety, alignment: no record looked at has a gold reasoning")
+    assert said.startswith("warning: technical, safety, alignment: no record checked has gold reasoning")
     cfg = config("sft")
     cfg.sft.target = "answer"  # which asks for nothing else
     assert len(check_records(cfg, data, fmt)) == 1
@@ -84,6 +84,6 @@ def test_the_end_tells_of_which_step_the_best_model_is(tmp_path):
     run = SimpleNamespace(workdir=tmp_path)
     assert when_best(run) == ""
     (tmp_path / "best").mkdir()
-    for step, said in ((80, ""), (0, " (the model it began with: no validation was better)")):
+    for step, said in ((80, ""), (0, " (the starting model: no later validation was better)")):
         (tmp_path / "best" / "judge.json").write_text(json.dumps({"step": step}))
         assert when_best(run) == f", after step {step}{said}, model in {tmp_path / 'best'}"

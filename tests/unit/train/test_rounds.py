@@ -10,7 +10,7 @@ from data_fixtures import row_format
 from test_data_pipeline import NAMES, iterator, write_data
 
 from mtjudge_jax.config import MeshConfig
-from mtjudge_jax.data.pipeline import Adapting
+from mtjudge_jax.data.pipeline import Shard
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.rl.score import Scores
 from mtjudge_jax.sharding import local_rows, make_mesh, shard_batch
@@ -147,7 +147,8 @@ def batches(tmp_path_factory):
     data, fmt = write_data(tmp_path_factory.mktemp("data")), row_format(tmp_path_factory.mktemp("tokenizer"))
 
     def some(**changes):
-        return iterator(data, fmt, **{"mode": "mt_grpo", "adapting": Adapting(lam=1.0, beta=2.0, rho_decay=0.0), **changes})
+        settings = {"mixture": "mt_grpo", "mt_grpo_lambda": 1.0, "mt_grpo_beta": 2.0, "mt_grpo_rho_decay": 0.0}
+        return iterator(data, fmt, **{**settings, **changes})
 
     return some
 
@@ -157,7 +158,7 @@ MEASURED = {name: {"reward": 0.5, "zero_variance": rate} for name, rate in zip(N
 
 @pytest.mark.parametrize("shards", [2, 4])
 def test_further_rounds_are_the_same_on_any_shards_and_go_on_in_the_stream(batches, shards):
-    whole, parts = batches(), [batches(shard_index=i, shard_count=shards) for i in range(shards)]
+    whole, parts = batches(), [batches(shard=Shard(i, shards)) for i in range(shards)]
     seen, saved = {name: [] for name in NAMES}, None
     for step in range(3):
         if step == 2:
@@ -183,7 +184,7 @@ def test_further_rounds_are_the_same_on_any_shards_and_go_on_in_the_stream(batch
 
 
 def test_a_further_round_is_of_the_tasks_that_are_short_over_sampled(batches):
-    one = batches(global_batch=60)
+    one = batches(prompts=60)
     with pytest.raises(RuntimeError, match="no batch is being learned from: ask for the first one of the step by next"):
         one.more({})
     next(one)
