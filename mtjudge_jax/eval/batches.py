@@ -39,7 +39,7 @@ class Judging(NamedTuple):
     max_bad_share: float = MAX_BAD_SHARE  # of records that cannot be used; more is an error
 
 
-def roomy(fmt: RowFormat, images: int) -> RowFormat:
+def _roomy(fmt: RowFormat, images: int) -> RowFormat:
     """The format for questions about `images` images."""
     return fmt._replace(
         prompt_tokens=fmt.prompt_tokens * images,
@@ -61,12 +61,12 @@ def judge(
     progress: Callable[[int], None] = lambda rows: None,
     kept: Kept | None = None,
 ) -> list[dict]:
-    """Predictions of the examples, all of one task, one dict each in their order (README, Files of a run).
+    """Predictions of the examples, all of one task, one dict each in their order (docs/evaluation.md).
 
     Each process judges its rows of every batch; all of them return all predictions. Batches that `kept` has are not judged
     again, and new ones are kept in it.
     """
-    how = how._replace(fmt=roomy(how.fmt, max(1, *(len(e.images) for e in examples))))
+    how = how._replace(fmt=_roomy(how.fmt, max(1, *(len(e.images) for e in examples))))
     old = [] if kept is None else [row for rows in kept.take(-(-len(examples) // how.batch)) for row in rows]
     if old:
         progress(len(old))

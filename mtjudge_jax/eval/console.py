@@ -12,23 +12,23 @@ from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import TASKS, Task
 
 # What stands below a task's line, where it has it.
-BESIDE = {
+_BESIDE = {
     "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE", "auroc": "AUROC", "spearman": "Spearman",
     "tau_b": "tau-b", "levenshtein": "Levenshtein", "ece": "ECE", "brier": "Brier", "majority_accuracy": "majority",
     "self_agreement": "self-agreement", "flip_rate": "flips", "position_bias": "position bias", "mean_tokens": "tokens",
 }  # fmt: skip
 # And of a pair.
-BOTH_ORDERS = {
+_BOTH_ORDERS = {
     "accuracy": "accuracy", "consistency": "same winner", "consistent_accuracy": "both right", "first_share": "first wins",
     "probability_accuracy": "by probability", "single_accuracy": "each picture alone",
 }  # fmt: skip
 
 
-def shown(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def told(score: Mapping[str, float | None], labels: Mapping[str, str]) -> str:
+def _values(score: Mapping[str, float | None], labels: Mapping[str, str]) -> str:
     """The values that are there: "kappa 0.400, tokens 7.000"."""
     return ", ".join(f"{label} {score[key]:.3f}" for key, label in labels.items() if score.get(key) is not None)
 
@@ -40,18 +40,18 @@ def table(result: dict) -> str:
         low, high = score["macro_f1_ci"] or ("", "")
         interval = "" if low == "" else f"{low:.3f}-{high:.3f}"
         lines.append(
-            f"{name:20s} {score['count']:5d} {shown(score['macro_f1']):>9s}     {interval:11s}"
-            f" {shown(score['constant_macro_f1']):>9s} {shown(score['sampled_accuracy']):>8s} {score['invalid_rate']:8.3f}"
+            f"{name:20s} {score['count']:5d} {_number(score['macro_f1']):>9s}     {interval:11s}"
+            f" {_number(score['constant_macro_f1']):>9s} {_number(score['sampled_accuracy']):>8s} {score['invalid_rate']:8.3f}"
         )
-        if beside := told(score, BESIDE):
+        if beside := _values(score, _BESIDE):
             lines.append(f"{'':20s} {beside}")
         if score.get("official"):
             official = {key: key for key in score["official"]}
-            lines.append(f"{'':20s} official: {told(score['official'], official)}")
+            lines.append(f"{'':20s} official: {_values(score['official'], official)}")
         if "consistency" in score:
-            lines.append(f"{'':20s} both orders: {told(score, BOTH_ORDERS)}")
+            lines.append(f"{'':20s} both orders: {_values(score, _BOTH_ORDERS)}")
     if result["mean"]:
-        sampled = shown(result["mean"]["sampled_accuracy"])
+        sampled = _number(result["mean"]["sampled_accuracy"])
         lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")
     if result["unusable"]:
         lines.append(f"left out, they cannot be used: {', '.join(f'{reason} {n}' for reason, n in result['unusable'].items())}")

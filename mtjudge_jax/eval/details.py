@@ -6,7 +6,7 @@ Numbers that a prediction file cannot give (no probabilities, no samples, one cl
 import numpy as np
 
 from mtjudge_jax.metrics import agreement, calibration, correlation
-from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numbers, ratio_interval, rows_interval
+from mtjudge_jax.metrics.bootstrap import bootstrap_interval, checked_shares, group_numbers, ratio_interval, rows_interval
 from mtjudge_jax.tasks import Task
 
 
@@ -25,9 +25,9 @@ def answer_details(predictions: list[dict], task: Task, label: np.ndarray, verdi
         found |= {"mae": float(errors.mean()), "mae_ci": ratio_interval(errors, np.ones(len(errors)), group)}
     else:
         found |= _class_auroc(predictions, task, label, group)
-    return found | score_ranks(predictions, group) | _calibration(predictions, task, label, verdict, group) | _votes(
+    return found | _score_ranks(predictions, group) | _calibration(predictions, task, label, verdict, group) | _votes(
         predictions, task, label, group
-    ) | {"mean_tokens": mean_tokens(predictions)}  # fmt: skip
+    ) | {"mean_tokens": _mean_tokens(predictions)}  # fmt: skip
 
 
 def list_score(predictions: list[dict]) -> dict:
@@ -40,7 +40,7 @@ def list_score(predictions: list[dict]) -> dict:
     orders = [(p["label"], p["verdict"]) for p in predictions]
     tau = np.array([agreement.order_tau(*pair) for pair in orders])
     distance = np.array([agreement.order_distance(*pair) for pair in orders])
-    right = np.array([said is not None and agreement.ranks_of(true) == agreement.ranks_of(said) for true, said in orders])
+    right = np.array([said is not None and agreement.rank_by_name(true) == agreement.rank_by_name(said) for true, said in orders])
     values = {"accuracy": right.astype(float), "tau_b": tau, "levenshtein": distance}
     found = {"count": len(predictions), "macro_f1": None, "macro_f1_ci": None}
     for name, value in values.items():
@@ -50,10 +50,10 @@ def list_score(predictions: list[dict]) -> dict:
     found["sampled_accuracy"] = float(np.mean(given)) if sampled else None
     found["sampled_accuracy_ci"] = ratio_interval(np.array(given), ones, group) if sampled else None
     invalid = float(np.mean([verdict is None for _, verdict in orders]))
-    return found | {"invalid_rate": invalid, "constant_macro_f1": None, "mean_tokens": mean_tokens(predictions)}
+    return found | {"invalid_rate": invalid, "constant_macro_f1": None, "mean_tokens": _mean_tokens(predictions)}
 
 
-def score_ranks(predictions: list[dict], group: np.ndarray) -> dict:
+def _score_ranks(predictions: list[dict], group: np.ndarray) -> dict:
     """Correlations of what was expected from the probabilities with the data's own scores, over the rows that have both.
 
     Empty where no row has a score of the data set. Kendall's tau-b comes without an interval.
@@ -76,7 +76,7 @@ def score_ranks(predictions: list[dict], group: np.ndarray) -> dict:
     return found
 
 
-def mean_tokens(predictions: list[dict]) -> float | None:
+def _mean_tokens(predictions: list[dict]) -> float | None:
     """Mean length of the greedy answers in tokens, None where lines do not say."""
     tokens = [p.get("tokens") for p in predictions]
     return None if None in tokens else float(np.mean(tokens))
@@ -100,7 +100,7 @@ def _calibration(predictions: list[dict], task: Task, label: np.ndarray, verdict
     found = {"calibrated_share": len(rows) / len(predictions)} | dict.fromkeys(names)
     if not rows:
         return found
-    shares = finite([[predictions[i]["probabilities"][word] for word in task.labels] for i in rows], "probabilities")
+    shares = checked_shares([[predictions[i]["probabilities"][word] for word in task.labels] for i in rows], "probabilities")
     true, said, at = label[rows], verdict[rows], _renumber(group[rows])
     confidence, right = shares[np.arange(len(rows)), said], (said == true)
     bins = calibration.bin_sums(confidence, right.astype(float))

@@ -24,7 +24,7 @@ from mtjudge_jax.types import Params
 Official = Callable[[str, list[dict]], Mapping[str, float]]  # a task's predictions -> its data set's own numbers, if any
 
 
-def no_official(task: str, predictions: list[dict]) -> Mapping[str, float]:
+def _no_official(task: str, predictions: list[dict]) -> Mapping[str, float]:
     return {}
 
 
@@ -37,7 +37,7 @@ def evaluate(
     probabilities: bool = False,
     progress=lambda rows: None,
     kept: Kept | None = None,
-    official: Official = no_official,
+    official: Official = _no_official,
 ) -> tuple[list[dict], dict]:
     """Judges every task's examples; returns all predictions and their scores, with the data set's `official` ones beside.
 
@@ -78,14 +78,14 @@ def judge_task(
     settings = {"step": step, "progress": progress, "kept": kept}
     task = how.fmt.tasks[examples[0].task]
     if task.kind != "pairwise":
-        examples = [in_order(e, task) for e in examples]
+        examples = [_in_order(e, task) for e in examples]
         predictions = judge(params, examples, how, probabilities=probabilities, **settings)
         return predictions, task_score(usable(predictions))
     predictions = judge(params, examples, how, probabilities=True, order="ab", **settings)
     predictions += judge(params, [swapped(e) for e in examples], how, probabilities=True, order="ba", **settings)
     if not task.single:
         return predictions, pairwise_score(usable(predictions))
-    singles = [alone(e, i, task) for e in examples for i in (0, 1)]
+    singles = [_alone(e, i, task) for e in examples for i in (0, 1)]
     yes = [
         p["probabilities"][how.fmt.tasks[p["task"]].labels[1]] if p["probabilities"] else 0.5
         for p in judge(params, singles, how, probabilities=True, **settings)
@@ -94,7 +94,7 @@ def judge_task(
     return predictions, pairwise_score(usable(predictions), single_yes=single_yes)
 
 
-def alone(example: JudgeExample, index: int, task: Task) -> JudgeExample:
+def _alone(example: JudgeExample, index: int, task: Task) -> JudgeExample:
     """One picture of a pair as a question of the pointwise task of the same criterion."""
     return dataclasses.replace(
         example,
@@ -106,7 +106,7 @@ def alone(example: JudgeExample, index: int, task: Task) -> JudgeExample:
     )
 
 
-def in_order(example: JudgeExample, task: Task) -> JudgeExample:
+def _in_order(example: JudgeExample, task: Task) -> JudgeExample:
     """The example in the order shown; as it is where it cannot be ordered, which its row says."""
     try:
         return task.displayed(example)

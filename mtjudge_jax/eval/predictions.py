@@ -1,4 +1,4 @@
-"""A line of a predictions file: what one question was, what was answered to it, and how that is read (README, Files of a run)."""
+"""A line of a predictions file: what one question was, what was answered to it, and how that is read (docs/evaluation.md)."""
 
 import json
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from mtjudge_jax.tasks.parse import Parsed, parse_lenient, parse_strict, ranking
 from mtjudge_jax.tasks.reward import graded, ranking, reward_of
 from mtjudge_jax.tasks.truth import Truth, truth_of
 
-RAW_CHARS = 200  # a longer native field is a text, which no metric reads
+_RAW_CHARS = 200  # a longer native field is a text, which no metric reads
 
 
 class AnswerGroup(NamedTuple):
@@ -33,17 +33,17 @@ def answered_line(example: JudgeExample, task: Task, order: str, answers: Answer
     reward = reward_of(strict, label_index=right, truncated=bool(answers.truncated[0]), alpha=alpha).total
     drawn = [parsed for parsed, sampled in zip(lenient, answers.sampled, strict=True) if sampled]
     greedy = lenient[0]  # read as leniently as the sampled ones, so that their scores compare
-    return blank_line(example, task, order, truth) | {
-        "verdict": verdict_text(greedy, task, truth),
+    return _blank_line(example, task, order, truth) | {
+        "verdict": _verdict_text(greedy, task, truth),
         "correct": greedy.verdict == right,
         "text": answers.texts[0],
         "reasoning": greedy.reasoning,
         "error": greedy.error,
         "parse": "invalid" if greedy.verdict is None else "lenient" if strict.verdict is None else "strict",
         "reward": reward,
-        "closeness": closeness(greedy, truth),
+        "closeness": _closeness(greedy, truth),
         "sampled_accuracy": sum(parsed.verdict == right for parsed in drawn) / len(drawn) if drawn else None,
-        "sampled_verdicts": [verdict_text(parsed, task, truth) for parsed in drawn],
+        "sampled_verdicts": [_verdict_text(parsed, task, truth) for parsed in drawn],
         "tokens": int(answers.tokens[0]),
         "sampled_tokens": int(answers.tokens[1:].sum()),
     }
@@ -55,10 +55,10 @@ def unusable_line(example: JudgeExample, task: Task, order: str, error: str) -> 
         truth = truth_of(task, example)
     except ValueError:
         truth = None
-    return blank_line(example, task, order, truth) | {"error": error, "unusable": True}
+    return _blank_line(example, task, order, truth) | {"error": error, "unusable": True}
 
 
-def blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | None) -> dict:
+def _blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | None) -> dict:
     """A line before its answer. `custom` is the entry of a task of the user's own, so that the line tells what
     its labels are.
     """
@@ -89,20 +89,20 @@ def blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | Non
         "score_true": example.label.score,
         "tokens": 0,
         "sampled_tokens": 0,
-        "raw": raw_fields(example),
+        "raw": _raw_fields(example),
         "order": order,
         "unusable": False,
     } | told
 
 
-def verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
+def _verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
     """A verdict in the words of results: a label of the task, of a list the order of its candidates as they were shown."""
     if parsed.verdict is None:
         return None
     return ranking_text(parsed.verdict, truth.words) if truth.ranked else task.labels[parsed.verdict]
 
 
-def closeness(parsed: Parsed, truth: Truth) -> float | None:
+def _closeness(parsed: Parsed, truth: Truth) -> float | None:
     """How near a grade or an order came, 0 to 1; None where there is nothing but right and wrong."""
     if truth.kind not in ("pointwise_score", "listwise"):
         return None
@@ -111,11 +111,11 @@ def closeness(parsed: Parsed, truth: Truth) -> float | None:
     return ranking(parsed.verdict, truth) if truth.ranked else graded(parsed.verdict, truth)
 
 
-def raw_fields(example: JudgeExample) -> dict:
+def _raw_fields(example: JudgeExample) -> dict:
     """The record's native fields, which official metrics read, without long texts; none where they are no JSON object."""
     try:
         found = json.loads(example.raw or "{}")
     except ValueError:
         return {}
     found = found if isinstance(found, dict) else {}
-    return {name: value for name, value in found.items() if not isinstance(value, str) or len(value) <= RAW_CHARS}
+    return {name: value for name, value in found.items() if not isinstance(value, str) or len(value) <= _RAW_CHARS}

@@ -12,11 +12,11 @@ from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.truth import truth_of
 from mtjudge_jax.types import Params, PromptBatch
 
-ANSWER_TAG = "<answer>"
-MOST_WORDS = 11  # label words whose probabilities are computed; of a list there are none
+_ANSWER_TAG = "<answer>"
+_MOST_WORDS = 11  # label words whose probabilities are computed; of a list there are none
 
 
-def words_of(task: Task, example: JudgeExample) -> tuple[tuple[str, str], ...]:
+def _words_of(task: Task, example: JudgeExample) -> tuple[tuple[str, str], ...]:
     """(label, word that answers it) of each label that is a legal answer."""
     return tuple(zip(task.labels, truth_of(task, example).words, strict=False))
 
@@ -37,14 +37,14 @@ def add_probabilities(
     One teacher-forced pass with the answer word replaced by each of its row's words in turn. Up to the word the completions of
     a row are the same, so the difference of their log-probabilities is the word's.
     """
-    if not 1 < len(task.labels) <= MOST_WORDS:
+    if not 1 < len(task.labels) <= _MOST_WORDS:
         return
     tokenizer = programs.tokenizer
     shape = (prompts.tokens.shape[0] // jax.process_count(), len(task.labels), length)
     tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
-    words = [() if row["unusable"] else words_of(task, example) for row, example in zip(rows, examples, strict=True)]
+    words = [() if row["unusable"] else _words_of(task, example) for row, example in zip(rows, examples, strict=True)]
     for i, row in enumerate(rows):
-        before, tag, _ = row["text"].partition(ANSWER_TAG)
+        before, tag, _ = row["text"].partition(_ANSWER_TAG)
         answers = [tokenizer.encode_answer(f"{before}{tag}{word}</answer>") for _, word in words[i]]
         if not tag or not answers or max(map(len, answers)) > length:
             continue

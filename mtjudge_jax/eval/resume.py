@@ -9,7 +9,7 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts.exchange import gather, together
 from mtjudge_jax.paths import AnyPath, address, remove_tree, write_whole
 
-SETTINGS = "settings.json"
+_SETTINGS = "settings.json"
 
 
 class Kept:
@@ -43,14 +43,14 @@ def open_kept(folder: AnyPath, settings: dict[str, Any]) -> Kept:
     batches: list[list[dict]] = []
     with together():
         if jax.process_index() == 0:
-            found = read_settings(folder / SETTINGS)
+            found = read_settings(folder / _SETTINGS)
             if found is None:
                 remove_tree(folder)  # what a kill left before the settings were there
                 folder.mkdir(parents=True, exist_ok=True)
-                write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
+                write_whole(folder / _SETTINGS, json.dumps(settings, indent=1).encode())
             else:
                 refuse_other(found, settings, f"{address(folder)} holds a part of another evaluation")
-                batches = read_batches(folder)
+                batches = _read_batches(folder)
     return Kept(folder, gather(batches)[0])
 
 
@@ -58,7 +58,7 @@ def read_settings(path: AnyPath) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def read_batches(folder: AnyPath) -> list[list[dict]]:
+def _read_batches(folder: AnyPath) -> list[list[dict]]:
     """Those from the first without a gap. Files are written whole, so one that is there is not torn."""
     batches: list[list[dict]] = []
     while (path := folder / f"{len(batches):06d}.jsonl").is_file():

@@ -6,7 +6,7 @@ import numpy as np
 
 from mtjudge_jax.eval.details import answer_details, list_score
 from mtjudge_jax.eval.pairs import pair_details
-from mtjudge_jax.metrics.bootstrap import bootstrap_interval, finite, group_numbers
+from mtjudge_jax.metrics.bootstrap import bootstrap_interval, checked_shares, group_numbers
 from mtjudge_jax.metrics.confusion import accuracy, constant_macro_f1, group_confusion, macro_f1
 from mtjudge_jax.tasks import TASKS, Task, get_task, task_of
 
@@ -76,7 +76,7 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     margin = _yes_minus_no(ab, task) - _yes_minus_no(ba, task)
     single, decided = None, winner < 2
     if single_yes is not None:
-        alone = finite([single_yes[name] for name in ids], "single_yes")
+        alone = checked_shares([single_yes[name] for name in ids], "single_yes")
         single = _winner_share((alone[:, 1] - alone[:, 0])[decided], winner[decided])
     pairs = pair_details(winner, verdict_ab, _turned(verdict_ba), group_numbers(ab))
     return (
@@ -135,7 +135,7 @@ def _sampled_accuracy(predictions: list[dict], group: np.ndarray) -> tuple[float
         return None, None
     if len(given) < len(predictions):
         raise ValueError(f"sampled_accuracy is given for {len(given)} of {len(predictions)} rows: sample all or none")
-    values = finite(given, "sampled_accuracy")
+    values = checked_shares(given, "sampled_accuracy")
     sums = np.stack([np.bincount(group, weights=values), np.bincount(group)], axis=1)
     return float(values.mean()), bootstrap_interval(sums, lambda s: s[:, 0] / s[:, 1])
 
@@ -162,7 +162,7 @@ def _yes_minus_no(predictions: list[dict], task: Task) -> np.ndarray:
     """
     second, first = task.labels[1], task.labels[0]
     shares = [p["probabilities"] or {first: 0.5, second: 0.5} for p in predictions]  # a tie has the rest
-    given = finite([[share[first], share[second]] for share in shares], "probabilities")
+    given = checked_shares([[share[first], share[second]] for share in shares], "probabilities")
     return given[:, 1] - given[:, 0]
 
 

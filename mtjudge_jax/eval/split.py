@@ -58,10 +58,10 @@ class Request(NamedTuple):
 def run(ask: Request) -> None:
     """Judges on all processes, in one process group."""
     with hosts.joined(HostsConfig()):
-        evaluate_split(ask)
+        _judge_split(ask)
 
 
-def read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
+def _read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
     """What the flags ask to judge, by task. Raises ValueError where that is nothing."""
     files = read_manifest(ask.data)["files"]
     splits = list(dict.fromkeys(name.split("/")[0] for name in files))
@@ -80,7 +80,7 @@ def read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, T
     return {name: group[: ask.limit or None] for name, group in examples.items()}
 
 
-def mesh_config(axes: list[str]) -> MeshConfig:
+def _mesh_config(axes: list[str]) -> MeshConfig:
     """["fsdp=2", "tensor=2"] -> two devices along each of these and the rest along data."""
     mesh, names = MeshConfig(), [field.name for field in dataclasses.fields(MeshConfig)]
     for axis in axes:
@@ -91,7 +91,7 @@ def mesh_config(axes: list[str]) -> MeshConfig:
     return mesh
 
 
-def settings_of(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
+def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
     """All that the predictions depend on. Two evaluations with the same settings are one."""
     files = read_manifest(ask.data)["files"]
     return {
@@ -110,7 +110,7 @@ def settings_of(ask: Request, cfg: Config, how: Judging, params: Params, tasks: 
     }
 
 
-def already_judged(path: AnyPath, settings: dict) -> dict | None:
+def _already_judged(path: AnyPath, settings: dict) -> dict | None:
     """The scores where this evaluation was finished before. Raises ConfigError where another one was."""
     if not path.is_file():
         return None
@@ -121,7 +121,7 @@ def already_judged(path: AnyPath, settings: dict) -> dict | None:
     return result
 
 
-def config_of(ask: Request) -> Config:
+def _config(ask: Request) -> Config:
     """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config, the
     model too where --model names none."""
     if ask.config is not None:
@@ -133,16 +133,16 @@ def config_of(ask: Request) -> Config:
         check(cfg, jax.device_count(), jax.process_count())
     else:
         cfg = judge_config(ask.model, batch=ask.batch)
-        cfg.mesh = mesh_config(ask.mesh)
+        cfg.mesh = _mesh_config(ask.mesh)
     model_folder(cfg.model.path, said="--model=" if ask.model else "model.path = ")  # it tells the tasks, see judge.json
     cfg.eval.templates = ask.templates
     return cfg
 
 
-def evaluate_split(ask: Request) -> None:
-    cfg = config_of(ask)
+def _judge_split(ask: Request) -> None:
+    cfg = _config(ask)
     unreadable = BadRowCounter()
-    examples = read_examples(ask, unreadable, get_tasks(cfg))
+    examples = _read_examples(ask, unreadable, get_tasks(cfg))
     check_workdir(ask.out)
     model = open_model(cfg)
     temperature = np.full(ask.samples, cfg.rollout.temperature, np.float32)
@@ -150,14 +150,14 @@ def evaluate_split(ask: Request) -> None:
     fmt = eval_format(model, cfg)
     how = Judging(model.programs, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, ask.seed)
     params, name = read_params(model, cfg), ask.name or ask.split
-    settings = settings_of(ask, cfg, how, params, list(examples))
+    settings = _settings(ask, cfg, how, params, list(examples))
     written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"
     with together():
-        found = already_judged(written, settings) if jax.process_index() == 0 else None
+        found = _already_judged(written, settings) if jax.process_index() == 0 else None
     speed, found = "judged before", gather(found)[0]
     if found is None:
         kept = open_kept(part, settings)
-        predictions, found, speed = judge_all(params, examples, how, kept)
+        predictions, found, speed = _judge_all(params, examples, how, kept)
         found["unusable"] = dict(unreadable.reasons + collections.Counter(found["unusable"]))
         found |= {"split": ask.split, "predictions": len(predictions), "settings": settings}
         write_evaluation(ask.out, name, predictions, found)
@@ -168,7 +168,7 @@ def evaluate_split(ask: Request) -> None:
     print(f"{found['predictions']} predictions, {speed}, written to {written}")
 
 
-def judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judging, kept: Kept) -> tuple[list[dict], dict, str]:
+def _judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judging, kept: Kept) -> tuple[list[dict], dict, str]:
     """Predictions, scores, and how fast it went in words."""
     if len(kept) and jax.process_index() == 0:
         print(f"going on after {len(kept)} batches that were judged before", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, MeshConfig, from_dict
@@ -17,9 +18,10 @@ from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.export.model_card import model_card, origin_of
 from mtjudge_jax.models.hf import lora
-from mtjudge_jax.models.hf.convert import abstract_params, flatten, load_params, save_hf
-from mtjudge_jax.models.hf.folder import CONFIG as MODEL_CONFIG
-from mtjudge_jax.models.hf.folder import check_target
+from mtjudge_jax.models.hf.folder import MODEL_CONFIG, check_target
+from mtjudge_jax.models.hf.load import load_params
+from mtjudge_jax.models.hf.save import save_hf
+from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file
@@ -29,7 +31,7 @@ from mtjudge_jax.sharding import make_mesh, param_sharding
 from mtjudge_jax.train.workdir import weights_hash
 from mtjudge_jax.types import Params
 
-CARD = "README.md"
+_CARD = "README.md"
 BEST, LATEST = "best", "latest"
 
 
@@ -43,7 +45,7 @@ class Chosen(NamedTuple):
     judge: bytes  # what JUDGE_FILE will say
 
 
-def choose(workdir: str, step: str, path: str) -> Chosen:
+def choose_weights(workdir: str, step: str, path: str) -> Chosen:
     """What the flags mean: a run and a step, or the path of a checkpoint. Raises ConfigError or CheckpointError."""
     if bool(workdir) == bool(path):
         raise ConfigError("give one of the two: --workdir=runs/mine, or --checkpoint=runs/mine/checkpoints/8")
@@ -63,7 +65,7 @@ def choose(workdir: str, step: str, path: str) -> Chosen:
     if step == BEST:
         return _of_best(run)
     if step == LATEST:
-        steps = checkpoint.steps_in(run / "checkpoints")
+        steps = checkpoint.complete_steps(run / "checkpoints")
         if not steps:
             raise ConfigError(f"--step={LATEST}: {run / 'checkpoints'} has no complete step yet; try --step={BEST}, or train on")
         step = str(steps[-1])
@@ -73,7 +75,7 @@ def choose(workdir: str, step: str, path: str) -> Chosen:
 
 
 def _steps(folder: AnyPath) -> str:
-    steps = checkpoint.steps_in(folder)
+    steps = checkpoint.complete_steps(folder)
     return f"{folder} has the steps {', '.join(map(str, steps))}" if steps else f"{folder} has no complete step"
 
 
@@ -105,7 +107,7 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     the starting model is now, "" for where it was. Raises ConfigError, ValueError or FileExistsError before anything is read
     where that is possible, CheckpointError for a damaged checkpoint.
     """
-    cfg, peft = here(chosen.cfg, base), form == "peft"
+    cfg, peft = _here(chosen.cfg, base), form == "peft"
     dtype = dtype or cfg.model.dtype
     if peft and not cfg.lora.rank:
         raise ConfigError("--adapter=peft: this run trained whole weights, it has no adapters; leave --adapter out")
@@ -115,7 +117,7 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     source = chosen.workdir / BEST if chosen.saved is None else model_folder(cfg.model.path)
     if taken := [folder for folder in (start, source) if _same(folder, out)]:
         raise ConfigError(f"--out={out}: {taken[0]} is what is exported from; give another folder")
-    check_target(out, marker=lora.CONFIG if peft else MODEL_CONFIG, overwrite=overwrite)
+    check_target(out, marker=lora.ADAPTER_CONFIG if peft else MODEL_CONFIG, overwrite=overwrite)
     origin = origin_of(start, source)
     if cfg.model.path == "demo":
         origin = origin._replace(name="the demo base of mtjudge_jax")
@@ -123,16 +125,16 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     card = model_card(
         chosen.cfg, title=out.name, origin=origin, step=chosen.step, best=best, workdir=chosen.workdir, dtype=dtype, adapter=peft
     )
-    files = {CARD: card.encode()}
+    files = {_CARD: card.encode()}
     if jax.process_index() == 0:
         print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
     if peft:
         model = open_model(cfg)
         base_model = origin.hub_name or str(absolute(source))
         settings = {"base_model": base_model, "dtype": jnp.dtype(dtype), "overwrite": overwrite, "files": files}
-        lora.save_peft(restore(chosen.saved, model), out, model.cfg, **settings)
+        lora.save_peft(_restore(chosen.saved, model), out, model.cfg, **settings)
         return
-    params = best_params(source, cfg, dtype) if chosen.saved is None else whole_params(chosen.saved, cfg)
+    params = _best_params(source, cfg, dtype) if chosen.saved is None else _whole_params(chosen.saved, cfg)
     files |= {JUDGE_FILE: chosen.judge}
     save_hf(params, out, source_folder=source, dtype=jnp.dtype(dtype), overwrite=overwrite, files=files)
 
@@ -142,32 +144,34 @@ def _same(one: AnyPath, other: AnyPath) -> bool:
     return str(one) == str(other)
 
 
-def here(cfg: Config, base: str) -> Config:
+def _here(cfg: Config, base: str) -> Config:
     """The run's config for the devices of this machine, which only hold the weights."""
     model = dataclasses.replace(cfg.model, path=base or cfg.model.path, attention="xla", experts="dense")
-    cfg = dataclasses.replace(cfg, model=model, mesh=MeshConfig(data=1, fsdp=-1))
+    lora_cfg = dataclasses.replace(cfg.lora, path="")  # the checkpoint holds the adapters
+    cfg = dataclasses.replace(cfg, model=model, lora=lora_cfg, mesh=MeshConfig(data=1, fsdp=-1))
     check(cfg)
     return cfg
 
 
-def restore(saved: checkpoint.Saved, model: Model) -> Params:
+def _restore(saved: checkpoint.Saved, model: Model) -> Params:
     """The trained weights of a checkpoint."""
-    return checkpoint.restore_part(saved, "params", partial(param_sharding, mesh=model.stages.mesh))
+    return checkpoint.restore_part(saved, "params", partial(param_sharding, mesh=model.programs.mesh))
 
 
-def best_params(folder: AnyPath, cfg: Config, dtype: str) -> Params:
+def _best_params(folder: AnyPath, cfg: Config, dtype: str) -> Params:
     mesh = make_mesh(cfg.mesh)
     return load_params(folder, load_config(folder), dtype=dtype, sharding_of=partial(param_sharding, mesh=mesh))
 
 
-def whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
+def _whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
     """An ordinary model: the checkpoint's weights, and where not all were trained the starting model's for the others.
 
     Raises ConfigError where the starting model is not the one that the run started from.
     """
     model = open_model(cfg)
-    trained = restore(saved, model)
-    if flatten(trained).keys() == flatten(abstract_params(dataclasses.replace(model.cfg, lora=None))).keys():
+    trained = _restore(saved, model)
+    whole = vlm.abstract_params(dataclasses.replace(model.cfg, lora=None))
+    if flatten_dict(trained).keys() == flatten_dict(whole).keys():
         return trained
     base = read_weights(model, cfg)
     if weights_hash(without_adapters(join(*base))) != saved.meta["sources"]["starting model"]:
@@ -177,7 +181,7 @@ def whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
 
 def run(workdir: str, step: str, path: str, out: str, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
     """The command: chooses, exports, and says where the result is."""
-    chosen, folder = choose(workdir, step, path), as_path(out)
+    chosen, folder = choose_weights(workdir, step, path), as_path(out)
     export(chosen, folder, dtype=dtype, form=form, base=base, overwrite=overwrite)
     if jax.process_index() == 0:
-        print(f"step {chosen.step} exported to {folder}; {folder / CARD} says how it was trained and how to load it")
+        print(f"step {chosen.step} exported to {folder}; {folder / _CARD} says how it was trained and how to load it")

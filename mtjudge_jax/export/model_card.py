@@ -18,20 +18,20 @@ from mtjudge_jax.paths import AnyPath, absolute
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import IMAGES_OF_KIND, INSTRUCTION_SLOT
 
-FOLDER = Path(__file__).parent
-PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")
-HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # how a hub's cache names the folder of a model
-PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # and how people name it
-IMAGES = IMAGES_OF_KIND | {"pointwise_score": 1, "listwise": "2 or more"}
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM serves
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
+_FOLDER = Path(__file__).parent
+_PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")
+_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # how a hub's cache names the folder of a model
+_PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # and how people name it
+_IMAGES = IMAGES_OF_KIND | {"pointwise_score": 1, "listwise": "2 or more"}
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM serves
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
-class Verbatim(str):
+class _Verbatim(str):
     """Text that is not escaped."""
 
 
-class Row(NamedTuple):
+class _Row(NamedTuple):
     """One line of the table of scores, all but `unseen` ready to print."""
 
     task: str
@@ -44,10 +44,10 @@ class Row(NamedTuple):
     invalid_after: str
 
 
-class Scores(NamedTuple):
+class _Scores(NamedTuple):
     title: str
     chosen_on_it: bool
-    rows: list[Row]
+    rows: list[_Row]
     mean_before: str
     mean_after: str
 
@@ -69,38 +69,38 @@ def model_card(
     that is not known; dtype: of the weights; adapter: whether only adapters are exported.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), finalize=escape, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FileSystemLoader(_FOLDER), finalize=escape, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=False, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"quoted": quoted, "python": quoted, "verbatim": Verbatim}
+    environment.filters |= {"quoted": _quoted, "python": _quoted, "verbatim": _Verbatim}
     tags = ["mtjudge_jax", "judge", "image-quality-assessment", cfg.stage]
     tags += ["lora"] * bool(cfg.lora.rank) + ["reinforcement-learning"] * (cfg.stage == "grpo")
     known = get_tasks(cfg)
     tasks = [known[name] for name in cfg.data.tasks]
-    files = ["picture.jpg"] if IMAGES[tasks[0].kind] == 1 else ["first.jpg", "second.jpg"]
+    files = ["picture.jpg"] if _IMAGES[tasks[0].kind] == 1 else ["first.jpg", "second.jpg"]
     return environment.get_template("model_card.md.jinja").render(
         cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, license=origin.license, tags=tags, dtype=dtype,
-        tasks=tasks, images_of=IMAGES, slot=INSTRUCTION_SLOT, asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
-        scores=None if workdir is None else read_scores(workdir / "eval", step=step, best=best), adapter=adapter,
-        content=", ".join(f'{{"type": "image", "image": "{file}"}}' for file in files), recipe=recipe(cfg, step=step, best=best),
+        tasks=tasks, images_of=_IMAGES, slot=INSTRUCTION_SLOT, asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
+        scores=None if workdir is None else _read_scores(workdir / "eval", step=step, best=best), adapter=adapter,
+        content=", ".join(f'{{"type": "image", "image": "{file}"}}' for file in files), recipe=_recipe(cfg, step=step, best=best),
         pictures=json.dumps(files if files[1:] else files[0]), length=cfg.data.prompt_tokens + cfg.rollout.completion_tokens,
-        serving_rank=next((rank for rank in RANKS if rank >= cfg.lora.rank), cfg.lora.rank),
+        serving_rank=next((rank for rank in _RANKS if rank >= cfg.lora.rank), cfg.lora.rank),
     )  # fmt: skip
 
 
 def escape(value: object) -> str:
     """Any value as one line of Markdown that shows it and does nothing else."""
-    if isinstance(value, Verbatim):
+    if isinstance(value, _Verbatim):
         return value
-    return MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
 
 
-def quoted(text: str) -> Verbatim:
+def _quoted(text: str) -> _Verbatim:
     """A string in quotes, for YAML and for Python."""
-    return Verbatim(json.dumps(text, ensure_ascii=False))
+    return _Verbatim(json.dumps(text, ensure_ascii=False))
 
 
-def recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
+def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
     """How it was trained, in the order of reading."""
     optim, loss, lora, mesh = cfg.optim, cfg.loss, cfg.lora, cfg.mesh
     rows = [
@@ -133,18 +133,18 @@ def recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
         ("longest answer", f"{cfg.rollout.completion_tokens} tokens"),
         ("devices a mesh axis", axes),
         ("seed", str(cfg.seed)),
-        ("exported with", ", ".join(f"{name} {version(name)}" for name in PACKAGES)),
+        ("exported with", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
     ]
 
 
-def version(package: str) -> str:
+def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
         return "unknown"
 
 
-def read_scores(folder: AnyPath, *, step: int, best: bool) -> Scores | None:
+def _read_scores(folder: AnyPath, *, step: int, best: bool) -> _Scores | None:
     """The run's own evaluation of this step beside that of its start: on the test split if the best was judged there, else on
     validation questions. None where there is neither.
     """
@@ -152,12 +152,12 @@ def read_scores(folder: AnyPath, *, step: int, best: bool) -> Scores | None:
     if best:
         pairs.insert(0, ("base_test", "trained_test", "Questions: the test split, which chose nothing", False))
     for before, after, title, chosen in pairs:
-        if result := read_result(folder / f"{after}.json"):
-            return score_table(read_result(folder / f"{before}.json"), result, title=title, chosen=chosen)
+        if result := _read_result(folder / f"{after}.json"):
+            return _score_table(_read_result(folder / f"{before}.json"), result, title=title, chosen=chosen)
     return None
 
 
-def read_result(path: AnyPath) -> dict[str, Any]:
+def _read_result(path: AnyPath) -> dict[str, Any]:
     """{} for a file that is not there, is torn or is something else: a card is written without it."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
@@ -167,41 +167,41 @@ def read_result(path: AnyPath) -> dict[str, Any]:
     return result if isinstance(tasks, dict) and tasks and all(isinstance(score, dict) for score in tasks.values()) else {}
 
 
-def score_table(before: dict, after: dict, *, title: str, chosen: bool) -> Scores:
+def _score_table(before: dict, after: dict, *, title: str, chosen: bool) -> _Scores:
     rows = []
     for name, new in after["tasks"].items():
         old = before.get("tasks", {}).get(name, {})
         rows.append(
-            Row(
+            _Row(
                 name,
                 name in TASKS and TASKS[name].ood,
                 str(new.get("count", "–")),
-                number(new.get("constant_macro_f1")),
-                f1(old),
-                f1(new),
-                number(old.get("invalid_rate")),
-                number(new.get("invalid_rate")),
+                _number(new.get("constant_macro_f1")),
+                _f1(old),
+                _f1(new),
+                _number(old.get("invalid_rate")),
+                _number(new.get("invalid_rate")),
             )
         )
-    means = [number((result.get("mean") or {}).get("macro_f1")) for result in (before, after)]
-    return Scores(title, chosen, rows, *means)
+    means = [_number((result.get("mean") or {}).get("macro_f1")) for result in (before, after)]
+    return _Scores(title, chosen, rows, *means)
 
 
-def f1(score: dict) -> str:
+def _f1(score: dict) -> str:
     low, high = score.get("macro_f1_ci") or (None, None)
-    value = number(score.get("macro_f1"))
-    return value if low is None else f"{value} ({number(low)} to {number(high)})"
+    value = _number(score.get("macro_f1"))
+    return value if low is None else f"{value} ({_number(low)} to {_number(high)})"
 
 
-def number(value: object) -> str:
+def _number(value: object) -> str:
     return f"{value:.2f}" if isinstance(value, (int, float)) and math.isfinite(value) else "–"
 
 
 def origin_of(folder: AnyPath, *companions: AnyPath) -> Origin:
     """What the folder of the starting model tells of itself; `companions` may hold a LICENSE where it does not."""
-    cached = [found for part in absolute(folder).parts if (found := HUB_CACHE.fullmatch(part))]
+    cached = [found for part in absolute(folder).parts if (found := _HUB_CACHE.fullmatch(part))]
     hub_name = f"{cached[-1][1]}/{cached[-1][2]}" if cached else None
-    if PUBLISHED.fullmatch(absolute(folder).name):
+    if _PUBLISHED.fullmatch(absolute(folder).name):
         hub_name = f"Qwen/{absolute(folder).name}"
     return Origin(hub_name or absolute(folder).name, hub_name, license_of(folder, *companions))
 

@@ -18,10 +18,10 @@ from mtjudge_jax.records import BadRecord, Candidate, JudgeExample, Label
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
 
-EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+_EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray
-PICTURE = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
+_PICTURE = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
 
 
 class Verdict(NamedTuple):
@@ -47,11 +47,11 @@ class Judge:
         batch: questions judged at a time. Sizes come from the folder's judge.json where training left one.
         """
         cfg = judge_config(folder, batch=batch)
-        cfg.data.prompt_tokens += EXTRA_TOKENS
+        cfg.data.prompt_tokens += _EXTRA_TOKENS
         cfg.data.patches *= 2  # a small or very long picture is rounded up, past the area that training saw
         model = open_model(cfg)
         fmt = eval_format(model, cfg)
-        how = Judging(model.stages, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
+        how = Judging(model.programs, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
         return cls(model, read_params(model, cfg), how)
 
     def judge(
@@ -82,7 +82,7 @@ def question_example(
     images: Sequence[Picture], instruction: str, texts: Sequence[str] = (), *, task: Task, number: int
 ) -> JudgeExample:
     """One question as a record; its label is not looked at. Raises ValueError where it does not fit the task."""
-    encoded = tuple(encode(image) for image in images)
+    encoded = tuple(image_bytes(image) for image in images)
     count = len(texts) or len(images)
     low, high = (float(task.labels[0]), float(task.labels[-1])) if task.kind == "pointwise_score" else (None, None)
     label = {
@@ -99,22 +99,22 @@ def question_example(
     return example
 
 
-def encode(image: Picture) -> bytes:
+def image_bytes(image: Picture) -> bytes:
     """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read or is no picture."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise BadRecord("image_array", f"an array of {image.dtype} {list(image.shape)} is no picture: give {PICTURE}")
+            raise BadRecord("image_array", f"an array of {image.dtype} {list(image.shape)} is no picture: give {_PICTURE}")
         image = Image.fromarray(image)
     if isinstance(image, Image.Image):
         check_depth(image)
         file = io.BytesIO()
-        plain = image if image.mode in PNG_MODES else image.convert("RGB")
+        plain = image if image.mode in _PNG_MODES else image.convert("RGB")
         plain.save(file, "PNG", exif=image.getexif())  # which may hold a rotation
         return file.getvalue()
     if not isinstance(image, (str, os.PathLike)):
-        raise BadRecord("image_type", f"{image!r:.60} is no picture: give {PICTURE}")
+        raise BadRecord("image_type", f"{image!r:.60} is no picture: give {_PICTURE}")
     path = os.fspath(image)
     if "://" in path:
         raise BadRecord("image_path", f"{path!r} looks like a URL: download it and give the file")

@@ -34,7 +34,7 @@ def grade_errors(label: np.ndarray, verdict: np.ndarray, grades: np.ndarray) -> 
     return np.where(verdict < 0, worst, np.abs(grades[verdict] - true))
 
 
-def ranks_of(order: str) -> dict[str, int]:
+def rank_by_name(order: str) -> dict[str, int]:
     """Rank of each name in an order in words, 1 = best: "B > A = C" -> {"B": 1, "A": 2, "C": 2}."""
     ranks, at = {}, 1
     for tied in order.split(">"):
@@ -46,7 +46,7 @@ def ranks_of(order: str) -> dict[str, int]:
 
 def order_tau(label: str, verdict: str | None) -> float:
     """Tau-b of two orders of the same names; -1, the worst, for an invalid one or other names; 0 where one is all ties."""
-    true, said = ranks_of(label), ranks_of(verdict or "")
+    true, said = rank_by_name(label), rank_by_name(verdict or "")
     if true.keys() != said.keys():
         return -1.0
     return kendall_tau_b([true[name] for name in true], [said[name] for name in true]) or 0.0
@@ -57,5 +57,5 @@ def order_distance(label: str, verdict: str | None) -> float:
 
     Names that are tied stand in alphabetical order. "A > B > C" and "B > A > C": two substitutions of three.
     """
-    true, said = (sorted(ranks_of(o), key=lambda name: (ranks_of(o)[name], name)) for o in (label, verdict or ""))
+    true, said = (sorted(rank_by_name(o), key=lambda name: (rank_by_name(o)[name], name)) for o in (label, verdict or ""))
     return 1.0 if verdict is None else levenshtein(true, said) / max(len(true), len(said))

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-RESAMPLES = 1000
-SEED = 0
+_RESAMPLES = 1000
+_SEED = 0
 # Weights of so many (resample, group) pairs are held at once: 8 MB an array.
 _BLOCK = 1_000_000
 
 
 def bootstrap_interval(
-    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = RESAMPLES, seed: int = SEED
+    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, resamples: int = _RESAMPLES, seed: int = _SEED
 ) -> list[float]:
     """95 % percentile interval [lo, hi] of a statistic of sums over groups.
 
@@ -30,7 +30,7 @@ def bootstrap_interval(
 
 
 def rows_interval(
-    statistic: Callable[[np.ndarray], np.ndarray], group: np.ndarray, *, resamples: int = RESAMPLES, seed: int = SEED
+    statistic: Callable[[np.ndarray], np.ndarray], group: np.ndarray, *, resamples: int = _RESAMPLES, seed: int = _SEED
 ) -> list[float] | None:
     """The same for a statistic that no sums give, of ranks say: it maps how often each row was drawn, `[B, N]`, to `[B]`.
 
@@ -54,7 +54,7 @@ def group_numbers(predictions: list[dict]) -> np.ndarray:
     return np.unique([p["group_id"] for p in predictions], return_inverse=True)[1]
 
 
-def finite(values: list, name: str) -> np.ndarray:
+def checked_shares(values: list, name: str) -> np.ndarray:
     array = np.asarray(values, np.float64)
     if not np.all((array >= 0) & (array <= 1)):
         raise ValueError(f"{name} must lie between 0 and 1, got values from {array.min()} to {array.max()}")

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BINS = 15
+_BINS = 15
 
 
 def bin_sums(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Of each row its part of the bins' sums, `[N, BINS, 3]`: count, confidence, right. Bins are equally wide, (low, high]."""
-    edge = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    place = np.arange(BINS) == edge[:, None]
+    edge = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    place = np.arange(_BINS) == edge[:, None]
     return place[..., None] * np.stack([np.ones(len(right)), confidence, right], axis=-1)[:, None, :]
 
 

@@ -23,7 +23,7 @@ def main(runs: list[str]) -> None:
     # These import matplotlib, which --help must not wait for.
     from mtjudge_jax.paths import address, as_path
     from mtjudge_jax.report.compare.compare import compare
-    from mtjudge_jax.report.compare.pages import markdown, write_comparison
+    from mtjudge_jax.report.compare.pages import comparison_markdown, write_comparison
     from mtjudge_jax.report.compare.read import read_runs
     from mtjudge_jax.report.write import write_report
 
@@ -32,7 +32,7 @@ def main(runs: list[str]) -> None:
         return
     comparison = compare(read_runs(runs), base=BASE.value, tasks=TASKS.value)
     written = write_comparison(comparison, as_path(OUT.value or "."))
-    print(markdown(comparison))
+    print(comparison_markdown(comparison))
     print(" ".join(address(path) for path in written))
 
 

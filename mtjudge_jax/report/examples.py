@@ -16,10 +16,10 @@ from mtjudge_jax.data.sources import record_path
 from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.paths import local_copy
 from mtjudge_jax.records import JudgeExample, unpack
-from mtjudge_jax.report.read import BASE, TRAINED, Evaluation, Run
+from mtjudge_jax.report.read import BASE_TEST, TRAINED_TEST, Evaluation, RunFolder
 from mtjudge_jax.tasks import get_task
 
-MAX_SIDE = 192  # pixels; a smaller picture is shown as it is, a larger one is shrunk to this
+_MAX_SIDE = 192  # pixels; a smaller picture is shown as it is, a larger one is shrunk to this
 TEST_QUOTA, VAL_QUOTA = 30, 10  # examples a task where both splits were judged; all 40 from the one that was otherwise
 READ_BATCH = 64  # records a read
 
@@ -51,13 +51,13 @@ class Card(NamedTuple):
     outcome: str  # space-separated filter words: right | wrong, mended | broken
 
 
-def build_cards(run: Run) -> list[Card]:
+def build_cards(run: RunFolder) -> list[Card]:
     """Cards by task, then split, then a hash of the id. Adds to `run.problems` what could not be read."""
     chosen: list[tuple[str, dict | None, dict | None]] = []
-    pairs = list(judged_pairs(run.evaluations))
+    pairs = list(_judged_pairs(run.evaluations))
     for split, before, after in pairs:
         quota = TEST_QUOTA + VAL_QUOTA if len(pairs) == 1 else TEST_QUOTA if split == "test" else VAL_QUOTA
-        chosen += choose_pairs(split, before, after, quota)
+        chosen += _choose_pairs(split, before, after, quota)
     wanted: dict[tuple[str, str], set[str]] = {}
     for split, old, new in chosen:
         shown = new or old
@@ -67,29 +67,29 @@ def build_cards(run: Run) -> list[Card]:
         examples |= read_examples(run, split=split, task=task, ids=ids)
     order = list(dict.fromkeys((new or old)["task"] for _, old, new in chosen))
     chosen.sort(key=lambda item: order.index((item[2] or item[1])["task"]))  # stable: split and hash order stay
-    return [make_card(split, old, new, examples) for split, old, new in chosen]
+    return [_make_card(split, old, new, examples) for split, old, new in chosen]
 
 
-def judged_pairs(evaluations: dict[str, Evaluation]) -> Iterator[tuple[str, Evaluation | None, Evaluation | None]]:
+def _judged_pairs(evaluations: dict[str, Evaluation]) -> Iterator[tuple[str, Evaluation | None, Evaluation | None]]:
     """(split, before, after): base and trained on test; the first and the last validation on val."""
-    if BASE in evaluations or TRAINED in evaluations:
-        yield "test", evaluations.get(BASE), evaluations.get(TRAINED)
+    if BASE_TEST in evaluations or TRAINED_TEST in evaluations:
+        yield "test", evaluations.get(BASE_TEST), evaluations.get(TRAINED_TEST)
     validations = sorted(name for name in evaluations if name.startswith("val_"))
     if validations:
         first = evaluations[validations[0]] if len(validations) > 1 else None
         yield "val", first, evaluations[validations[-1]]
 
 
-def choose_pairs(split: str, before: Evaluation | None, after: Evaluation | None, quota: int) -> list[tuple]:
+def _choose_pairs(split: str, before: Evaluation | None, after: Evaluation | None, quota: int) -> list[tuple]:
     """At most `quota` a task of (split, prediction before, prediction after), balanced over right/wrong and labels."""
-    old = {prediction_key(p): p for p in before.predictions} if before else {}
-    new = {prediction_key(p): p for p in after.predictions} if after else {}
+    old = {_prediction_key(p): p for p in before.predictions} if before else {}
+    new = {_prediction_key(p): p for p in after.predictions} if after else {}
     shown = new or old
     by_task: dict[str, list[dict]] = {}
     for p in shown.values():
         by_task.setdefault(p["task"], []).append(p)
     chosen = itertools.chain.from_iterable(choose_balanced(ps, quota) for ps in by_task.values())
-    keys = [prediction_key(p) for p in chosen]
+    keys = [_prediction_key(p) for p in chosen]
     return [(split, old.get(key), new.get(key)) for key in keys]
 
 
@@ -98,27 +98,27 @@ def choose_balanced(predictions: list[dict], quota: int) -> list[dict]:
 
     Where one side runs out the other fills up: 3 wrong of 100 and quota 10 gives 3 wrong and 7 right.
     """
-    ranked = sorted(predictions, key=lambda p: hashlib.sha256(prediction_key(p).encode()).digest())
+    ranked = sorted(predictions, key=lambda p: hashlib.sha256(_prediction_key(p).encode()).digest())
     sides = []
     for right in (True, False):
         side = [p for p in ranked if bool(p["correct"]) is right]
         labels = sorted({p["label"] for p in side})
-        sides.append(list(take_turns([[p for p in side if p["label"] == label] for label in labels])))
-    return list(itertools.islice(take_turns(sides), quota))
+        sides.append(list(_take_turns([[p for p in side if p["label"] == label] for label in labels])))
+    return list(itertools.islice(_take_turns(sides), quota))
 
 
-def take_turns(lists: list[list]) -> Iterator:
+def _take_turns(lists: list[list]) -> Iterator:
     """[[a, b, c], [x]] -> a, x, b, c."""
     missing = object()
     for row in itertools.zip_longest(*lists, fillvalue=missing):
         yield from (item for item in row if item is not missing)
 
 
-def prediction_key(p: dict) -> str:
+def _prediction_key(p: dict) -> str:
     return f"{p['task']} {p['example_id']} {p.get('order', '')}".strip()
 
 
-def read_examples(run: Run, *, split: str, task: str, ids: set[str]) -> dict[str, JudgeExample]:
+def read_examples(run: RunFolder, *, split: str, task: str, ids: set[str]) -> dict[str, JudgeExample]:
     """example_id -> record, from the one file of this split and task; stops as soon as all are found."""
     if run.data is None:
         return {}
@@ -160,7 +160,7 @@ def iterate_records(path: pathlib.Path) -> Iterator[bytes]:
         reader.close()
 
 
-def make_card(split: str, old: dict | None, new: dict | None, examples: dict[str, JudgeExample]) -> Card:
+def _make_card(split: str, old: dict | None, new: dict | None, examples: dict[str, JudgeExample]) -> Card:
     p = new or old
     example = examples.get(p["example_id"])
     pictures, question = [], ""
@@ -168,17 +168,17 @@ def make_card(split: str, old: dict | None, new: dict | None, examples: dict[str
         pictures = [thumbnail(image) for image in example.images]
         if p.get("order") == "ba":  # shown to the model the other way round
             pictures.reverse()
-        question = ask(example)
+        question = _ask(example)
     outcome = "right" if p["correct"] else "wrong"
     if old and new and bool(old["correct"]) is not bool(new["correct"]):
         outcome += " mended" if new["correct"] else " broken"
     return Card(
         p["example_id"], p["task"], split, p.get("order", ""), question, p["label"], pictures,
-        old and make_answer(old), new and make_answer(new), outcome,
+        old and _make_answer(old), new and _make_answer(new), outcome,
     )  # fmt: skip
 
 
-def ask(example: JudgeExample) -> str:
+def _ask(example: JudgeExample) -> str:
     """The question as the model read it; the bare instruction where today's tasks cannot ask it."""
     try:
         return get_task(example.task).question_text(example.question)
@@ -186,7 +186,7 @@ def ask(example: JudgeExample) -> str:
         return example.instruction
 
 
-def make_answer(p: dict) -> Answer:
+def _make_answer(p: dict) -> Answer:
     word, positive = next(reversed((p.get("probabilities") or {}).items()), ("", None))
     return Answer(
         p["verdict"], bool(p["correct"]), p["reasoning"], p["text"], p.get("error") or "", p.get("reward"),
@@ -203,7 +203,7 @@ def thumbnail(data: bytes) -> str:
         Exception
     ):  # Pillow raises a dozen types on damaged files; the card says that the picture could not be decoded
         return ""
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     file = io.BytesIO()
     image.save(file, "WEBP", quality=92, method=4)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()

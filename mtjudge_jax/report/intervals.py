@@ -16,21 +16,21 @@ def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> l
     `score` is "macro_f1", "accuracy" or "sampled_accuracy". None when a task has no predictions (or none was sampled), or for
     another score.
     """
-    rows = [p for p in predictions if p["task"] in tasks and can_be_counted(p)]
+    rows = [p for p in predictions if p["task"] in tasks and _can_be_counted(p)]
     if score == "sampled_accuracy":
         rows = [p for p in rows if p.get("sampled_accuracy") is not None]
     if not rows or {p["task"] for p in rows} != set(tasks):
         return None
     groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for p in rows))}
-    if score not in SCORES:
+    if score not in _SCORES:
         return None
-    parts, statistic = SCORES[score]
+    parts, statistic = _SCORES[score]
     sums = [parts([p for p in rows if p["task"] == task], task, groups) for task in tasks]
     widths = np.cumsum([part.shape[1] for part in sums])[:-1]
     return bootstrap_interval(np.concatenate(sums, axis=1), lambda s: statistic(np.split(s, widths, axis=1)))
 
 
-def can_be_counted(prediction: dict) -> bool:
+def _can_be_counted(prediction: dict) -> bool:
     """Whether it is an answer to a task with a closed set of labels."""
     known = prediction["task"] in TASKS or bool(prediction.get("custom"))
     return known and task_of(prediction).kind != "listwise" and not prediction.get("unusable")
@@ -64,7 +64,7 @@ def _mean_accuracy(parts: list[np.ndarray]) -> np.ndarray:
 
 
 # By score: the parts of the sums that a group adds, and the number of the sums.
-SCORES = {
+_SCORES = {
     "macro_f1": (_f1_parts, partial(_mean_of, macro_f1)),
     "accuracy": (_f1_parts, partial(_mean_of, accuracy)),
     "sampled_accuracy": (_accuracy_parts, _mean_accuracy),
@@ -77,11 +77,11 @@ def difference_interval(before: list[dict], after: list[dict], tasks: list[str],
 
     None where one of the two lacks the predictions of a task, or for another score.
     """
-    kept = [[p for p in rows if p["task"] in tasks and can_be_counted(p)] for rows in (before, after)]
+    kept = [[p for p in rows if p["task"] in tasks and _can_be_counted(p)] for rows in (before, after)]
     if score not in ("macro_f1", "accuracy") or any({p["task"] for p in side} != set(tasks) for side in kept):
         return None
     groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for side in kept for p in side))}
-    parts, mean = SCORES[score]
+    parts, mean = _SCORES[score]
     sums = [parts([p for p in side if p["task"] == task], task, groups) for side in kept for task in tasks]
     widths = np.cumsum([part.shape[1] for part in sums])[:-1]
 

@@ -58,24 +58,24 @@ def draw_curves(
 
     None when there is nothing to draw (a run that has not begun, a metric that was not written).
     """
-    series = [s for s in map(drop_missing, series) if s.values]
+    series = [s for s in map(_drop_missing, series) if s.values]
     if not series:
         return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.4, 2.75), layout="constrained")
         axes = figure.subplots()
         for s in series:
-            draw_series(axes, s)
+            _draw_series(axes, s)
         axes.set_xlabel("training step")
         axes.margins(x=0.02)
         if limits:
             axes.set_ylim(*limits)
         else:
             axes.set_ylim(bottom=min(0.0, min(min(s.values) for s in series)))
-        return Plot(title, note, describe(title, series), svg_uri(figure))
+        return Plot(title, note, _describe(title, series), _svg_uri(figure))
 
 
-def draw_series(axes, s: Series) -> None:
+def _draw_series(axes, s: Series) -> None:
     width, order = (2.4, 4) if s.wide else (1.3, 3)
     if s.marker:
         axes.plot(s.steps, s.values, color=s.color, lw=width, marker=s.marker, ms=4, zorder=order)
@@ -102,20 +102,20 @@ def draw_dumbbells(rows: list[Dumbbell]) -> Plot | None:
         figure = Figure(figsize=(4.5, 0.7 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for y, row in enumerate(rows):
-            draw_dumbbell(axes, y, row)
+            _draw_dumbbell(axes, y, row)
         axes.set(
             xlim=(0, 1.02), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=[r.task for r in rows]
         )
         axes.set_xlabel("macro-F1")
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        text = "; ".join(f"{r.task} {number(r.base)} to {number(r.trained)}" for r in rows)
+        text = "; ".join(f"{r.task} {_number(r.base)} to {_number(r.trained)}" for r in rows)
         return Plot(
-            "Macro-F1 before and after", "", f"Macro-F1 of base to trained, a row a task: {text}.", svg_uri(figure)
+            "Macro-F1 before and after", "", f"Macro-F1 of base to trained, a row a task: {text}.", _svg_uri(figure)
         )
 
 
-def draw_dumbbell(axes, y: int, row: Dumbbell) -> None:
+def _draw_dumbbell(axes, y: int, row: Dumbbell) -> None:
     """Trained a little above the row's middle and base a little below, so that overlapping intervals stay readable."""
     low, high = y + 0.13, y - 0.13
     if row.base is not None and row.trained is not None:
@@ -132,27 +132,27 @@ def draw_dumbbell(axes, y: int, row: Dumbbell) -> None:
         axes.plot(row.reference, y, "D", color=REFERENCE_COLOR, ms=5, mfc="white", zorder=4)
 
 
-def drop_missing(s: Series) -> Series:
+def _drop_missing(s: Series) -> Series:
     kept = [(a, b) for a, b in zip(s.steps, s.values, strict=True) if b is not None and math.isfinite(b)]
     return s._replace(steps=[a for a, _ in kept], values=[b for _, b in kept])
 
 
-def describe(title: str, series: list[Series]) -> str:
+def _describe(title: str, series: list[Series]) -> str:
     """Alternative text: where each line begins and ends, of the smoothed values where the line is smoothed."""
     parts = []
     for s in series:
         values = s.values if s.marker else smooth(s.values)
-        parts.append(f"{s.name} {number(values[0])} to {number(values[-1])}")
+        parts.append(f"{s.name} {_number(values[0])} to {_number(values[-1])}")
     return (
         f"{title}, steps {min(s.steps[0] for s in series)} to {max(s.steps[-1] for s in series)}: {'; '.join(parts)}."
     )
 
 
-def number(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3g}"
 
 
-def svg_uri(figure: Figure) -> str:
+def _svg_uri(figure: Figure) -> str:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(file.getvalue()).decode()

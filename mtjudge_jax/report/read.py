@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from mtjudge_jax.paths import AnyPath, as_path
 
-BASE, TRAINED, REFERENCE = "base_test", "trained_test", "reference_sft_test"
-MAX_TEXT = 2000  # characters of one completion kept for the page: a hostile one may be a megabyte long
+BASE_TEST, TRAINED_TEST, REFERENCE_TEST = "base_test", "trained_test", "reference_sft_test"
+_MAX_TEXT = 2000  # characters of one completion kept for the page: a hostile one may be a megabyte long
 
 
 class Evaluation(NamedTuple):
@@ -20,7 +20,7 @@ class Evaluation(NamedTuple):
     predictions: list[dict]
 
 
-class Run(NamedTuple):
+class RunFolder(NamedTuple):
     """A run's folder as it stands now. `train` and `validation` are metrics lines in step order, one a step."""
 
     workdir: AnyPath
@@ -33,7 +33,7 @@ class Run(NamedTuple):
     problems: list[str]
 
 
-def read_run(workdir: str | os.PathLike) -> Run:
+def read_run(workdir: str | os.PathLike) -> RunFolder:
     """Raises FileNotFoundError where there is no such folder, or nothing of a run in it; a part of a run may be missing."""
     workdir = as_path(workdir)
     if not workdir.is_dir():
@@ -43,63 +43,63 @@ def read_run(workdir: str | os.PathLike) -> Run:
             f"workdir={workdir} is no run: it has none of config.json, metrics.jsonl and eval/; give the --workdir of a run"
         )
     problems: list[str] = []
-    config = read_json(workdir / "config.json", problems)
+    config = _read_json(workdir / "config.json", problems)
     lines = read_lines(workdir / "metrics.jsonl", problems)
     train = latest_by_step([line for line in lines if line.get("kind") == "train"])
     validation = latest_by_step([line for line in lines if line.get("kind") == "eval" and line.get("split") == "val"])
     evaluations = {
-        name: read_evaluation(workdir / "eval", name, problems) for name in evaluation_names(workdir / "eval")
+        name: _read_evaluation(workdir / "eval", name, problems) for name in _evaluation_names(workdir / "eval")
     }
-    data = find_data(workdir, config)
-    for name, meaning in ((BASE, "base"), (TRAINED, "trained")):
+    data = _find_data(workdir, config)
+    for name, meaning in ((BASE_TEST, "base"), (TRAINED_TEST, "trained")):
         if name not in evaluations:
             problems.append(
                 f"eval/{name}.json is not there yet: the {meaning} model has not been evaluated on the test split. To do it, "
-                f"with the run's own config file for CONFIG.py: {eval_command(workdir, config, data, name)}"
+                f"with the run's own config file for CONFIG.py: {_eval_command(workdir, config, data, name)}"
             )
     if data is None:
         problems.append(
             "The data folder (config.json, data.path) was not found: the judged examples are shown without pictures."
         )
-        return Run(workdir, config, train, validation, evaluations, None, {}, problems)
-    manifest = read_json(data / "manifest.json", problems)
-    return Run(workdir, config, train, validation, evaluations, data, manifest, problems)
+        return RunFolder(workdir, config, train, validation, evaluations, None, {}, problems)
+    manifest = _read_json(data / "manifest.json", problems)
+    return RunFolder(workdir, config, train, validation, evaluations, data, manifest, problems)
 
 
-def eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> str:
+def _eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> str:
     """What writes the evaluation where it is read. --config: so that both models are asked alike, also the run's own tasks."""
-    model = workdir if name == TRAINED else (config.get("model") or {}).get("path") or "BASE_MODEL"
-    flags = {"config": "CONFIG.py", "model": model, "data": data or data_path(config) or workdir / "data"}
+    model = workdir if name == TRAINED_TEST else (config.get("model") or {}).get("path") or "BASE_MODEL"
+    flags = {"config": "CONFIG.py", "model": model, "data": data or _data_path(config) or workdir / "data"}
     flags |= {"out": workdir / "eval", "name": name}
     return " ".join(["mtjudge eval", *(shlex.quote(f"--{flag}={value}") for flag, value in flags.items())])
 
 
-def evaluation_names(folder: AnyPath) -> list[str]:
+def _evaluation_names(folder: AnyPath) -> list[str]:
     """The three fixed names that exist, and the first and the last validation (their predictions can be large)."""
-    fixed = [name for name in (BASE, TRAINED, REFERENCE) if (folder / f"{name}.json").exists()]
+    fixed = [name for name in (BASE_TEST, TRAINED_TEST, REFERENCE_TEST) if (folder / f"{name}.json").exists()]
     validations = sorted(path.stem for path in folder.glob("val_*.json"))
     return fixed + list(dict.fromkeys(validations[:1] + validations[-1:]))
 
 
-def read_evaluation(folder: AnyPath, name: str, problems: list[str]) -> Evaluation:
-    scores = read_json(folder / f"{name}.json", problems)
+def _read_evaluation(folder: AnyPath, name: str, problems: list[str]) -> Evaluation:
+    scores = _read_json(folder / f"{name}.json", problems)
     path = folder / f"{name}.predictions.jsonl"
     # The reference may come as scores alone, with the interval of their mean in them.
-    given = path.exists() or name != REFERENCE
-    predictions = [shorten(line) for line in read_lines(path, problems)] if given else []
+    given = path.exists() or name != REFERENCE_TEST
+    predictions = [_shorten(line) for line in read_lines(path, problems)] if given else []
     return Evaluation(name, scores.get("tasks") or {}, scores.get("mean") or {}, predictions)
 
 
-def shorten(prediction: dict) -> dict:
+def _shorten(prediction: dict) -> dict:
     """The same prediction with `text`, `reasoning` and `error` cut to MAX_TEXT characters, the cut being said."""
     cut = {}
     for field in ("text", "reasoning", "error"):
         value = prediction.get(field) or ""
-        cut[field] = value if len(value) <= MAX_TEXT else f"{value[:MAX_TEXT]} … ({len(value):,} characters in all)"
+        cut[field] = value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]} … ({len(value):,} characters in all)"
     return prediction | cut
 
 
-def read_json(path: AnyPath, problems: list[str]) -> dict:
+def _read_json(path: AnyPath, problems: list[str]) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -142,12 +142,12 @@ def latest_by_step(lines: list[dict]) -> list[dict]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def find_data(workdir: AnyPath, config: dict) -> AnyPath | None:
+def _find_data(workdir: AnyPath, config: dict) -> AnyPath | None:
     """`data.path` as written, else the workdir's own data/ (where it is when the path is empty, and after a move)."""
-    path = data_path(config)
+    path = _data_path(config)
     candidates = ([as_path(path)] if path else []) + [workdir / "data"]
     return next((folder for folder in candidates if folder.is_dir()), None)
 
 
-def data_path(config: dict) -> str:
+def _data_path(config: dict) -> str:
     return (config.get("data") or {}).get("path") or ""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mtjudge_jax.report import plots
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import ALL_COLOR, MARKERS, TASK_COLORS, Dumbbell, Plot, Series
-from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Evaluation, Run
+from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, Evaluation, RunFolder
 from mtjudge_jax.tasks import TASKS
 
 
@@ -43,27 +43,27 @@ class PairRow(NamedTuple):
     after: dict
 
 
-class Phase(NamedTuple):
+class PhaseTime(NamedTuple):
     name: str
     total_seconds: float
     mean_seconds: float
     share: float
 
 
-class Work(NamedTuple):
+class TrainingWork(NamedTuple):
     """What was run. `wall_seconds` sums the phases of all steps: compilation is in it, evaluation is not."""
 
     steps: int
     wall_seconds: float | None
     tokens_per_s: float | None
-    phases: list[Phase]
+    phases: list[PhaseTime]
 
 
-def is_pairwise(score: dict) -> bool:
+def _is_pairwise(score: dict) -> bool:
     return "consistency" in score
 
 
-def trained_tasks(run: Run) -> list[str]:
+def trained_tasks(run: RunFolder) -> list[str]:
     """Those that the config names. Of a run without a config the pointwise tasks in the order in which its files name them: test
     scores first, else validation, else training.
     """
@@ -72,17 +72,17 @@ def trained_tasks(run: Run) -> list[str]:
     sources = [e.tasks for e in run.evaluations.values()] + [
         line.get("tasks", {}) for line in run.validation[:1] + run.train[:1]
     ]
-    names = dict.fromkeys(name for tasks in sources for name, score in tasks.items() if not is_pairwise(score))
+    names = dict.fromkeys(name for tasks in sources for name, score in tasks.items() if not _is_pairwise(score))
     return list(names)
 
 
-def mean_tasks(run: Run) -> list[str]:
+def mean_tasks(run: RunFolder) -> list[str]:
     """The trained tasks that base and trained model were both judged on, so that their means are over the same."""
-    judged = [run.evaluations[name].tasks for name in (BASE, TRAINED) if name in run.evaluations]
+    judged = [run.evaluations[name].tasks for name in (BASE_TEST, TRAINED_TEST) if name in run.evaluations]
     return [task for task in trained_tasks(run) if all(task in tasks for tasks in judged if tasks)]
 
 
-def summarise(evaluation: Evaluation | None, tasks: list[str]) -> Means:
+def means_of(evaluation: Evaluation | None, tasks: list[str]) -> Means:
     """The means over `tasks`, unknown where one was not judged, and their intervals: the evaluation's own where it wrote them of
     the same mean, else a bootstrap over its predictions.
     """
@@ -91,21 +91,21 @@ def summarise(evaluation: Evaluation | None, tasks: list[str]) -> Means:
     scores = []
     for name in Means._fields:
         key = {"sampled": "sampled_accuracy"}.get(name, name)
-        value, own = mean_of([evaluation.tasks[task] for task in tasks], key), evaluation.mean.get(key)
+        value, own = _mean([evaluation.tasks[task] for task in tasks], key), evaluation.mean.get(key)
         same = value is not None and own is not None and math.isclose(value, own)
         ci = evaluation.mean.get(f"{key}_ci") if same else None
         scores.append(Score(value, ci or mean_interval(evaluation.predictions, tasks, score=key)))
     return Means(*scores)
 
 
-def mean_of(scores: list[dict], key: str) -> float | None:
+def _mean(scores: list[dict], key: str) -> float | None:
     """As metrics.mean_score: a list task, which has no macro-F1, counts with its accuracy. None unless all have a value."""
     values = [score.get("accuracy") if key == "macro_f1" and score.get(key) is None else score.get(key) for score in scores]
     return statistics.fmean(values) if values and None not in values else None
 
 
-def task_rows(run: Run) -> list[TaskRow]:
-    before, after, reference = (run.evaluations.get(name) for name in (BASE, TRAINED, REFERENCE))
+def task_rows(run: RunFolder) -> list[TaskRow]:
+    before, after, reference = (run.evaluations.get(name) for name in (BASE_TEST, TRAINED_TEST, REFERENCE_TEST))
     rows = []
     for task in trained_tasks(run):
         old, new, ref = (e.tasks.get(task, {}) if e else {} for e in (before, after, reference))
@@ -117,9 +117,9 @@ def task_rows(run: Run) -> list[TaskRow]:
     return rows
 
 
-def pair_rows(run: Run) -> list[PairRow]:
-    before, after = (run.evaluations[name].tasks if name in run.evaluations else {} for name in (BASE, TRAINED))
-    names = dict.fromkeys(name for tasks in (after, before) for name, score in tasks.items() if is_pairwise(score))
+def pair_rows(run: RunFolder) -> list[PairRow]:
+    before, after = (run.evaluations[name].tasks if name in run.evaluations else {} for name in (BASE_TEST, TRAINED_TEST))
+    names = dict.fromkeys(name for tasks in (after, before) for name, score in tasks.items() if _is_pairwise(score))
     trained = trained_tasks(run)
     return [PairRow(name, name in trained, before.get(name, {}), after.get(name, {})) for name in names]
 
@@ -130,15 +130,15 @@ def constant_mean(rows: list[TaskRow], tasks: list[str]) -> float | None:
     return statistics.fmean(found[task] for task in tasks) if tasks and found.keys() >= set(tasks) else None
 
 
-def constant_words(run: Run, rows: list[TaskRow], tasks: list[str]) -> str:
+def constant_words(run: RunFolder, rows: list[TaskRow], tasks: list[str]) -> str:
     """What answers that never look would earn; "" where that is not known."""
-    if tasks and all(label_count(run, task) == 2 for task in tasks):
+    if tasks and all(_label_count(run, task) == 2 for task in tasks):
         return "always the same word earns about 0.33, a coin flip 0.50, where labels are balanced"
     constant = constant_mean(rows, tasks)
     return "" if constant is None else f"the best answer that never looks at the picture earns {constant:.2f}"
 
 
-def label_count(run: Run, task: str) -> int | None:
+def _label_count(run: RunFolder, task: str) -> int | None:
     """As the scores tell it, else the tasks of the package; None of a task of the run's own that was not judged yet."""
     judged = [e.tasks for e in run.evaluations.values()] + [line.get("tasks", {}) for line in run.validation[:1]]
     shares = [shares for tasks in judged if (shares := tasks.get(task, {}).get("label_share"))]
@@ -162,29 +162,29 @@ def task_colors(tasks: list[str]) -> dict[str, str]:
     return {task: TASK_COLORS[i % len(TASK_COLORS)] for i, task in enumerate(tasks)}
 
 
-def learning_curves(run: Run, tasks: list[str]) -> list[Plot]:
+def learning_curves(run: RunFolder, tasks: list[str]) -> list[Plot]:
     """The panels that have data, in reading order."""
     share, note = (-0.02, 1.02), "sampled answers of each step's batch"
     drawn = [
-        training_plot(run, tasks, key="reward", title="Reward", note=note, limits=share),
-        training_plot(run, tasks, key="accuracy", title="Accuracy", note=note, limits=share),
-        training_plot(run, tasks, key="format", title="Answers in the asked form", note=note, limits=share),
+        _training_plot(run, tasks, key="reward", title="Reward", note=note, limits=share),
+        _training_plot(run, tasks, key="accuracy", title="Accuracy", note=note, limits=share),
+        _training_plot(run, tasks, key="format", title="Answers in the asked form", note=note, limits=share),
         validation_plot(run, tasks, key="macro_f1", title="Macro-F1 on validation"),
         validation_plot(run, tasks, key="sampled_accuracy", title="Sampled accuracy on validation"),
-        training_plot(
+        _training_plot(
             run, tasks, key="zero_variance", title="Groups without a signal", limits=share,
             note="share of prompts whose answers all earned the same",
         ),
         mixture_plot(run, tasks),
-        training_plot(run, [], key="kl", title="KL to the starting model", note="nats a token"),
-        training_plot(run, [], key="entropy", title="Entropy of the policy", note="nats a token"),
-        training_plot(run, [], key="loss", title="Loss", note="of the update"),
+        _training_plot(run, [], key="kl", title="KL to the starting model", note="nats a token"),
+        _training_plot(run, [], key="entropy", title="Entropy of the policy", note="nats a token"),
+        _training_plot(run, [], key="loss", title="Loss", note="of the update"),
     ]  # fmt: skip
     return [plot for plot in drawn if plot is not None]
 
 
-def training_plot(
-    run: Run, tasks: list[str], *, key: str, title: str, note: str, limits: tuple[float, float] | None = None
+def _training_plot(
+    run: RunFolder, tasks: list[str], *, key: str, title: str, note: str, limits: tuple[float, float] | None = None
 ) -> Plot | None:
     steps, colors = [line["step"] for line in run.train], task_colors(tasks)
     series = [
@@ -195,7 +195,7 @@ def training_plot(
     return plots.draw_curves(title, series, limits=limits, note=note)
 
 
-def mixture_plot(run: Run, tasks: list[str]) -> Plot | None:
+def mixture_plot(run: RunFolder, tasks: list[str]) -> Plot | None:
     """Where MT-GRPO draws from; None of another mixture."""
     lines, colors = [line for line in run.train if line.get("mixture")], task_colors(tasks)
     steps = [line["step"] for line in lines]
@@ -203,7 +203,7 @@ def mixture_plot(run: Run, tasks: list[str]) -> Plot | None:
     return plots.draw_curves("Weights of the tasks", series, limits=(-0.02, 1.02), note="shares of the next prompts wanted")
 
 
-def validation_plot(run: Run, tasks: list[str], *, key: str, title: str) -> Plot | None:
+def validation_plot(run: RunFolder, tasks: list[str], *, key: str, title: str) -> Plot | None:
     steps, colors = [line["step"] for line in run.validation], task_colors(tasks)
     series = [
         Series(
@@ -213,26 +213,26 @@ def validation_plot(run: Run, tasks: list[str], *, key: str, title: str) -> Plot
         for i, task in enumerate(tasks)
     ]  # fmt: skip
     judged = [[line["tasks"][task] for task in tasks if task in line.get("tasks", {})] for line in run.validation]
-    means = [mean_of(scores, key) for scores in judged]
+    means = [_mean(scores, key) for scores in judged]
     series.append(Series("mean", steps, means, ALL_COLOR, marker="o", wide=True))
     limit = (run.config.get("eval") or {}).get("limit")
     note = f"validation, {limit} questions a task" if limit else "the whole validation split"
     return plots.draw_curves(title, series, limits=(-0.02, 1.02), note=note)
 
 
-def summarise_work(run: Run) -> Work:
+def summarise_work(run: RunFolder) -> TrainingWork:
     totals: dict[str, float] = {}
     for line in run.train:
         for phase, seconds in (line.get("seconds") or {}).items():
             totals[phase] = totals.get(phase, 0.0) + seconds
     wall, steps = sum(totals.values()), len(run.train)
-    phases = [Phase(name, total, total / steps, total / wall if wall else 0.0) for name, total in totals.items()]
+    phases = [PhaseTime(name, total, total / steps, total / wall if wall else 0.0) for name, total in totals.items()]
     speeds = [line["tokens_per_s"] for line in run.train if line.get("tokens_per_s") is not None]
     done = max(steps, run.train[-1]["step"]) if run.train else 0  # steps may be counted from 0 or from 1
-    return Work(done, wall if totals else None, statistics.median(speeds) if speeds else None, phases)
+    return TrainingWork(done, wall if totals else None, statistics.median(speeds) if speeds else None, phases)
 
 
-def best_validation(run: Run) -> tuple[int, float] | None:
+def best_validation(run: RunFolder) -> tuple[int, float] | None:
     """(step, mean macro-F1) of the best validation; the first of equals."""
     means = [(line["step"], (line.get("mean") or {}).get("macro_f1")) for line in run.validation]
     scored = [(step, mean) for step, mean in means if mean is not None]
@@ -248,13 +248,13 @@ def split_counts(manifest: dict) -> dict[str, int]:
     return counts
 
 
-HIGHLIGHTS = {
+_HIGHLIGHTS = {
     "stage": "stage", "model.path": "base model", "rollout.prompts": "prompts a step",
     "rollout.group_size": "answers a prompt",
     "rollout.temperature": "temperature", "reward.alpha": "weight of the form", "loss.kl_coef": "weight of the KL",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
-SFT_HIGHLIGHTS = {
+_SFT_HIGHLIGHTS = {
     "stage": "stage", "model.path": "base model", "update.prompts": "prompts a step", "sft.target": "taught",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
@@ -262,16 +262,16 @@ SFT_HIGHLIGHTS = {
 
 def highlight(config: list[tuple[str, str]], stage: str) -> list[tuple[str, str]]:
     """The few fields of the flat configuration that a reader looks for first, in words; only what the stage reads."""
-    values, wanted = dict(config), SFT_HIGHLIGHTS if stage == "sft" else HIGHLIGHTS
+    values, wanted = dict(config), _SFT_HIGHLIGHTS if stage == "sft" else _HIGHLIGHTS
     return [(words, values[name]) for name, words in wanted.items() if name in values]
 
 
-def flatten(config: dict, prefix: str = "") -> list[tuple[str, str]]:
+def config_rows(config: dict, prefix: str = "") -> list[tuple[str, str]]:
     """{"optim": {"lr": 1e-4}} -> [("optim.lr", "0.0001")]."""
     rows = []
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            rows += flatten(value, f"{prefix}{key}.")
+            rows += config_rows(value, f"{prefix}{key}.")
         else:
             rows.append((f"{prefix}{key}", str(value)))
     return rows

@@ -14,9 +14,9 @@ from mtjudge_jax.report import views
 from mtjudge_jax.report.compare.compare import compare
 from mtjudge_jax.report.compare.pages import Table, detail_table
 from mtjudge_jax.report.examples import TEST_QUOTA, VAL_QUOTA, build_cards
-from mtjudge_jax.report.read import BASE, REFERENCE, TRAINED, Run, read_run
+from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, RunFolder, read_run
 
-FOLDER = pathlib.Path(__file__).parent / "templates"
+_FOLDER = pathlib.Path(__file__).parent / "templates"
 
 
 def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = None) -> AnyPath:
@@ -27,32 +27,33 @@ def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = 
     """
     run = read_run(workdir)
     path = as_path(out) if out is not None else run.workdir / "report.html"
-    write_whole(path, render(run).encode(errors="replace"))
+    write_whole(path, _render(run).encode(errors="replace"))
     return path
 
 
-def render(run: Run) -> str:
+def _render(run: RunFolder) -> str:
     """The page as a string. The policy names the hash of the page's own script, so no text can start another."""
-    config, stage = views.flatten(run.config), run.config.get("stage", "grpo")
+    config, stage = views.config_rows(run.config), run.config.get("stage", "grpo")
     tasks, rows, in_mean = views.trained_tasks(run), views.task_rows(run), views.mean_tasks(run)
-    before, after, reference = (views.summarise(run.evaluations.get(name), in_mean) for name in (BASE, TRAINED, REFERENCE))
+    names = (BASE_TEST, TRAINED_TEST, REFERENCE_TEST)
+    before, after, reference = (views.means_of(run.evaluations.get(name), in_mean) for name in names)
     constant = views.constant_mean(rows, in_mean)
     cards = build_cards(run)  # before the page is filled: it adds to run.problems
-    script = (FOLDER / "filter.js.jinja").read_text(encoding="utf-8")
+    script = (_FOLDER / "filter.js.jinja").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {
-        "score": format_score,
-        "percent": format_percent,
+        "score": _format_score,
+        "percent": _format_percent,
         "ci": format_ci,
         "duration": format_duration,
     }
     return environment.get_template("report.html.jinja").render(
         run=run, before=before, after=after, reference=reference, in_mean=in_mean, rows=rows, pairs=views.pair_rows(run),
-        measured=measured(run), dumbbells=views.dumbbell_plot(rows, constant, before, after, reference),
+        measured=_measured(run), dumbbells=views.dumbbell_plot(rows, constant, before, after, reference),
         constant=constant, constant_words=views.constant_words(run, rows, in_mean),
         curves=views.learning_curves(run, tasks), colors=views.task_colors(tasks), work=views.summarise_work(run),
         best=views.best_validation(run),
@@ -63,18 +64,18 @@ def render(run: Run) -> str:
     )  # fmt: skip
 
 
-def measured(run: Run) -> Table | None:
+def _measured(run: RunFolder) -> Table | None:
     """All numbers of the two judgings of the test split, None before the first."""
-    both = {"base": run.evaluations.get(BASE), "trained": run.evaluations.get(TRAINED)}
+    both = {"base": run.evaluations.get(BASE_TEST), "trained": run.evaluations.get(TRAINED_TEST)}
     judged = {name: {"tasks": found.tasks} for name, found in both.items() if found and found.tasks}
     return detail_table(compare(judged)) if judged else None
 
 
-def format_score(value: float | None) -> str:
+def _format_score(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
-def format_percent(value: float | None) -> str:
+def _format_percent(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.0f}\u00a0%"
 
 

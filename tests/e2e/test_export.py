@@ -16,16 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import commands
+from flax.traverse_util import flatten_dict
 from parity import HERE, hub_config, write_moe
 from safetensors.numpy import load_file, safe_open
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, LoraConfig, to_dict
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.export.export import choose, export
+from mtjudge_jax.export.export import choose_weights, export
 from mtjudge_jax.models.hf import folder as files
-from mtjudge_jax.models.hf.convert import flatten, load_params, save_hf
+from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.lora import load_peft, merge_lora
+from mtjudge_jax.models.hf.save import companions, save_hf
 from mtjudge_jax.models.qwen3_vl.config import from_hf, load_config
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
 from mtjudge_jax.policy.model import DEMO_BASE, open_model, read_weights, with_adapters
@@ -51,7 +53,7 @@ class Made:
         self.cfg = dataclasses.replace(cfg, **groups)
         model = open_model(self.cfg)
         mesh = make_mesh(self.cfg.mesh, jax.devices()[:1])  # exports are read onto all eight
-        base = read_weights(model._replace(stages=model.stages._replace(mesh=mesh)), self.cfg)
+        base = read_weights(model._replace(programs=model.programs._replace(mesh=mesh)), self.cfg)
         self.frozen, self.trained = base.frozen, {}
         (self.workdir / "config.json").write_text(json.dumps(to_dict(self.cfg)))
         meta = {"config": to_dict(self.cfg), "best": 0.5, "since_best": 1}
@@ -79,7 +81,7 @@ def plain() -> Made:
 def write(out: Path, *, workdir: object = "", step: str = "", checkpoint: object = "", **settings) -> Path:
     """`mtjudge export` without its process."""
     given = {"dtype": "", "form": "merge", "base": "", "overwrite": False} | settings
-    export(choose(str(workdir), step, str(checkpoint)), out, **given)
+    export(choose_weights(str(workdir), step, str(checkpoint)), out, **given)
     return out
 
 
@@ -89,7 +91,7 @@ def read(folder: Path, dtype=jnp.float32) -> Params:
 
 def equal(folder: Path, params: Params, dtype=jnp.float32) -> bool:
     """Whether a folder holds these very bits."""
-    a, b = flatten(read(folder, dtype)), flatten(params)
+    a, b = flatten_dict(read(folder, dtype), sep="/"), flatten_dict(params, sep="/")
     return a.keys() == b.keys() and all(np.array_equal(a[path], np.asarray(b[path]).astype(dtype)) for path in a)
 
 
@@ -109,7 +111,7 @@ def test_a_checkpoint_and_the_best_model_leave_the_run_bit_by_bit(tmp_path):
     half = write(tmp_path / "half", workdir=made.workdir, step="8", dtype="bfloat16")
     assert equal(half, made.params(8), jnp.bfloat16) and json.loads((half / "config.json").read_text())["dtype"] == "bfloat16"
     assert sorted(path.name for path in made.workdir.iterdir()) == ["best", "checkpoints", "config.json"]
-    assert checkpoint.steps_in(made.workdir / "checkpoints") == [4, 8]
+    assert checkpoint.complete_steps(made.workdir / "checkpoints") == [4, 8]
 
 
 def test_a_checkpoint_alone_needs_no_workdir(tmp_path):
@@ -137,7 +139,7 @@ def test_only_the_parameters_of_a_state_are_read(monkeypatch):
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     part = checkpoint.restore_part(saved, "params", lambda path, shape: whole)
     assert set(asked[0]) == {"params"} and any(path.startswith("opt_state") for path in saved.leaves)
-    got, want = flatten(part), flatten(plain().trained[8])
+    got, want = flatten_dict(part, sep="/"), flatten_dict(plain().trained[8], sep="/")
     assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in got)
     assert {leaf.devices().pop() for leaf in got.values()} == {jax.devices()[3]}
 
@@ -146,14 +148,14 @@ def test_adapters_leave_added_or_alone(tmp_path):
     made = Made(lora=LoraConfig(rank=2, alpha=3.0, targets=("q", "o", "down")))
     cfg = with_adapters(load_config(DEMO_BASE), made.cfg)
     merged = write(tmp_path / "merged", workdir=made.workdir, step="8")
-    got, want = flatten(read(merged)), flatten(merge_lora(made.params(8), cfg))
-    changed = {path for path in want if not np.array_equal(want[path], flatten(made.frozen)[path])}
+    got, want = flatten_dict(read(merged), sep="/"), flatten_dict(merge_lora(made.params(8), cfg), sep="/")
+    changed = {path for path in want if not np.array_equal(want[path], flatten_dict(made.frozen, sep="/")[path])}
     assert changed == {f"text/layers/{name}" for name in ("q_ldnh", "o_lnhd", "down_lfd")} and got.keys() == want.keys()
     assert all(np.array_equal(got[path], want[path]) for path in want if path not in changed)
     assert all(np.abs(got[path] - want[path]).max() < 1e-7 for path in changed)  # sums over another mesh
     alone = write(tmp_path / "alone", workdir=made.workdir, step="8", form="peft")
     assert sorted(path.name for path in alone.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
-    got, want = flatten(load_peft(alone, cfg)), flatten(made.trained[8])
+    got, want = flatten_dict(load_peft(alone, cfg), sep="/"), flatten_dict(made.trained[8], sep="/")
     assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in got)
     assert json.loads((alone / "adapter_config.json").read_text())["base_model_name_or_path"] == str(DEMO_BASE.absolute())
     with pytest.raises(ConfigError, match=r"best holds no model yet; .*checkpoints has the steps 8, for --step=N"):
@@ -164,7 +166,7 @@ def test_what_was_not_trained_comes_from_the_starting_model(tmp_path):
     shutil.copytree(DEMO_BASE, tmp_path / "base")
     part = dataclasses.replace(plain().cfg.model, path=str(tmp_path / "base"), freeze=("vision", "mergers"))
     made = Made(model=part)
-    assert not any(path.startswith("vision") for path in flatten(made.trained[8]))
+    assert not any(path.startswith("vision") for path in flatten_dict(made.trained[8], sep="/"))
     assert equal(write(tmp_path / "out", workdir=made.workdir, step="8"), made.params(8))
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(ConfigError, match=r"base' has no config\.json"):
@@ -354,7 +356,7 @@ def test_serving_engines_and_transformers_find_the_same_angles(tmp_path, spellin
     new = json.loads((HERE / "qwen3_vl" / "config.json").read_text())
     shutil.copytree(HERE / "qwen3_vl", tmp_path / "source")
     (tmp_path / "source" / "config.json").write_text(json.dumps(hub_config(new) if spelling == "hub" else new))
-    raw = json.loads(files.companions(tmp_path / "source", F32)["config.json"])
+    raw = json.loads(companions(tmp_path / "source", F32)["config.json"])
     text, rope = raw["text_config"], new["text_config"]["rope_parameters"]
     assert text["rope_theta"] == rope["rope_theta"] and text["rope_parameters"] == rope
     assert text["rope_scaling"] == {key: value for key, value in rope.items() if key != "rope_theta"}

@@ -15,11 +15,11 @@ from commands import commands
 from PIL import Image, ImageOps
 
 from mtjudge_jax.data.images import decode
-from mtjudge_jax.data.pipeline import RowFormat
+from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
 from mtjudge_jax.eval import batches, evaluate
 from mtjudge_jax.eval.predictions import AnswerGroup, answered_line
-from mtjudge_jax.judge.judge import Judge, encode
+from mtjudge_jax.judge.judge import Judge, image_bytes
 from mtjudge_jax.policy.model import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
@@ -82,7 +82,7 @@ def test_a_path_bytes_and_a_pil_image_are_the_same_picture():
 def test_an_array_is_a_picture():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     for array in (pixels, pixels[::-1, ::2]):
-        assert np.array_equal(decode(encode(array)), array)
+        assert np.array_equal(decode(image_bytes(array)), array)
 
 
 JUDGE = Judge(None, None, SimpleNamespace(fmt=SimpleNamespace(tasks=TASKS)))

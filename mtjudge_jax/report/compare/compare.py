@@ -10,7 +10,7 @@ from mtjudge_jax.report.compare.paper import PAPER, paper_arm
 from mtjudge_jax.report.intervals import difference_interval, mean_interval
 from mtjudge_jax.tasks import TASKS
 
-BASE = "off_the_shelf"
+_BASE = "off_the_shelf"
 # What is told of the unseen tasks beside their number, in the mean over them: column, key of a score.
 BESIDE = {
     "accuracy": "accuracy",
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     seeds: int = 1
 
 
-Row = dict[str, Cell]  # by column
+ArmRow = dict[str, Cell]  # by column
 
 
 class Comparison(NamedTuple):
@@ -41,8 +41,8 @@ class Comparison(NamedTuple):
     arms: list[str]
     tasks: list[str]  # trained form
     unseen: list[str]  # evaluated only: pairwise
-    scores: dict[str, Row]  # by arm: tasks, unseen, "mean" and "worst" of the tasks, "unseen mean", "unseen accuracy" ..
-    transfer: dict[str, Row]  # by arm but the base: unseen and "mean", minus the base's
+    scores: dict[str, ArmRow]  # by arm: tasks, unseen, "mean" and "worst" of the tasks, "unseen mean", "unseen accuracy" ..
+    transfer: dict[str, ArmRow]  # by arm but the base: unseen and "mean", minus the base's
     base: str
     metrics: dict[str, str]  # key of each task's number
     paper: dict[str, dict[str, float]]  # of the paper's arms, in percent, the tasks that are among these
@@ -65,50 +65,50 @@ def compare(
     names = [task for task in tasks or found if task in found]
     if not names:
         raise UserError(f"none of the tasks {', '.join(tasks)} is in the runs, they have {', '.join(found)}")
-    unseen = [task for task in names if is_unseen(task)]
+    unseen = [task for task in names if _is_unseen(task)]
     trained = [task for task in names if task not in unseen]
     metrics = {task: metric or (TASKS[task].metric if task in TASKS else "macro_f1") for task in names}
-    base = base or next((name for name in seeds if name == BASE or paper_arm(name) == BASE), next(iter(seeds)))
+    base = base or next((name for name in seeds if name == _BASE or paper_arm(name) == _BASE), next(iter(seeds)))
     if base not in seeds:
         raise UserError(f"base {base!r} is none of the runs {', '.join(seeds)}")
-    scores = {name: score_row(results, trained, unseen, metrics) for name, results in seeds.items()}
+    scores = {name: _score_row(results, trained, unseen, metrics) for name, results in seeds.items()}
     others = {name: results for name, results in seeds.items() if name != base and unseen}
-    transfer = {name: transfer_row(seeds[base], results, unseen, metrics) for name, results in others.items()}
+    transfer = {name: _transfer_row(seeds[base], results, unseen, metrics) for name, results in others.items()}
     paper = {arm: {task: x for task, x in row.items() if task in names} for arm, row in PAPER.items()}
     paper = {arm: row for arm, row in paper.items() if row}
     return Comparison(list(seeds), trained, unseen, scores, {k: v for k, v in transfer.items() if v}, base, metrics, paper, seeds)
 
 
-def is_unseen(task: str) -> bool:
+def _is_unseen(task: str) -> bool:
     return task in TASKS and TASKS[task].ood
 
 
-def value_of(result: dict, task: str, metrics: Mapping[str, str]) -> float | None:
+def _value(result: dict, task: str, metrics: Mapping[str, str]) -> float | None:
     return result["tasks"].get(task, {}).get(metrics[task])
 
 
-def score_row(results: list[dict], trained: list[str], unseen: list[str], metrics: Mapping[str, str]) -> Row:
+def _score_row(results: list[dict], trained: list[str], unseen: list[str], metrics: Mapping[str, str]) -> ArmRow:
     row = {}
     for task in (*trained, *unseen):
-        values = [v for v in (value_of(result, task, metrics) for result in results) if v is not None]
+        values = [v for v in (_value(result, task, metrics) for result in results) if v is not None]
         interval = results[0]["tasks"].get(task, {}).get(f"{metrics[task]}_ci")
-        row |= cell_of(task, values, interval)
-    row |= over_tasks("mean", np.mean, results, trained, metrics) | over_tasks("worst", np.min, results, trained, metrics)
-    row |= over_tasks("unseen mean", np.mean, results, unseen, metrics)
+        row |= _cell(task, values, interval)
+    row |= _over_tasks("mean", np.mean, results, trained, metrics) | _over_tasks("worst", np.min, results, trained, metrics)
+    row |= _over_tasks("unseen mean", np.mean, results, unseen, metrics)
     for name, key in BESIDE.items():
-        row |= over_tasks(f"unseen {name}", np.mean, results, unseen, dict.fromkeys(unseen, key))
+        row |= _over_tasks(f"unseen {name}", np.mean, results, unseen, dict.fromkeys(unseen, key))
     return row
 
 
-def over_tasks(name: str, statistic: Callable, results: list[dict], tasks: list[str], metrics: Mapping[str, str]) -> Row:
+def _over_tasks(name: str, statistic: Callable, results: list[dict], tasks: list[str], metrics: Mapping[str, str]) -> ArmRow:
     """The cell of the mean or the worst of the tasks."""
-    values, kinds, interval = over(results, tasks, metrics, statistic), {metrics[task] for task in tasks}, None
+    values, kinds, interval = _per_seed(results, tasks, metrics, statistic), {metrics[task] for task in tasks}, None
     if len(values) == 1 and name != "worst" and len(kinds) == 1:
         interval = mean_interval(results[0].get("predictions", []), tasks, score=kinds.pop())
-    return cell_of(name, values, interval)
+    return _cell(name, values, interval)
 
 
-def transfer_row(base: list[dict], results: list[dict], unseen: list[str], metrics: Mapping[str, str]) -> Row:
+def _transfer_row(base: list[dict], results: list[dict], unseen: list[str], metrics: Mapping[str, str]) -> ArmRow:
     """The arm minus the base; of one seed each with the interval of the difference, both judged on the same groups.
 
     Of several seeds each is compared with the mean of the base's.
@@ -116,24 +116,24 @@ def transfer_row(base: list[dict], results: list[dict], unseen: list[str], metri
     columns = {task: [task] for task in unseen} | {"mean": unseen}
     row = {}
     for column, tasks in columns.items():
-        before, after = (over(results, tasks, metrics) for results in (base, results))
+        before, after = (_per_seed(results, tasks, metrics) for results in (base, results))
         if not before or not after:
             continue
         interval, kinds = None, {metrics[task] for task in tasks}
         if len(before) == len(after) == len(kinds) == 1:
             pair = (base[0].get("predictions", []), results[0].get("predictions", []))
             interval = difference_interval(*pair, tasks, score=kinds.pop())
-        row |= cell_of(column, [value - float(np.mean(before)) for value in after], interval)
+        row |= _cell(column, [value - float(np.mean(before)) for value in after], interval)
     return row
 
 
-def over(results: list[dict], tasks: list[str], metrics: Mapping[str, str], statistic: Callable = np.mean) -> list[float]:
+def _per_seed(results: list[dict], tasks: list[str], metrics: Mapping[str, str], statistic: Callable = np.mean) -> list[float]:
     """One number over the tasks of each seed that has them all, so that means are over the same tasks."""
-    rows = [[value_of(result, task, metrics) for task in tasks] for result in results]
+    rows = [[_value(result, task, metrics) for task in tasks] for result in results]
     return [float(statistic(row)) for row in rows if row and None not in row]
 
 
-def cell_of(column: str, values: list[float], interval: Sequence[float] | None) -> Row:
+def _cell(column: str, values: list[float], interval: Sequence[float] | None) -> ArmRow:
     """The column's cell, none where there is no value."""
     if not values:
         return {}

@@ -13,13 +13,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from mtjudge_jax.paths import AnyPath, write_whole
-from mtjudge_jax.report.compare.compare import BESIDE, Cell, Comparison, Row
+from mtjudge_jax.report.compare.compare import BESIDE, ArmRow, Cell, Comparison
 from mtjudge_jax.report.compare.paper import paper_arm
 from mtjudge_jax.report.plots import MARKERS, STYLE, TASK_COLORS
 
-FOLDER = pathlib.Path(__file__).parents[1] / "templates"
+_FOLDER = pathlib.Path(__file__).parents[1] / "templates"
 # Shown below the tables where a score has it; name of the column.
-DETAILS = {
+_DETAILS = {
     "count": "answers", "macro_f1": "macro-F1", "constant_macro_f1": "constant answer", "accuracy": "accuracy",
     "sampled_accuracy": "sampled accuracy", "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE",
     "auroc": "AUROC", "spearman": "Spearman", "pearson": "Pearson", "kendall": "Kendall tau-b", "tau_b": "tau-b of lists",
@@ -30,7 +30,7 @@ DETAILS = {
     "self_agreement": "self-agreement", "invalid_rate": "invalid", "mean_tokens": "tokens",
 }  # fmt: skip
 # Said where a table has the column.
-MEANINGS = {
+_MEANINGS = {
     "constant answer": "Constant answer: the macro-F1 of the best answer that never looks.",
     "position bias": "Position bias: first wins, ties left out, minus the share of pairs where the first is better; 0 is none.",
     "official": "Official: the data set's own metric by its own rules.",
@@ -52,85 +52,85 @@ def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") ->
     note: what stands above the tables.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plots = draw_plots(comparison)
+    plots = _draw_plots(comparison)
     files = {f"{name}.png": data for name, (_, data) in plots.items()}
-    files["comparison.md"] = markdown(comparison, list(plots), note=note).encode()
-    files["comparison.html"] = page(comparison, plots, note=note).encode()
-    files["comparison.json"] = json.dumps({"note": note} | as_dict(comparison), indent=1).encode()
+    files["comparison.md"] = comparison_markdown(comparison, list(plots), note=note).encode()
+    files["comparison.html"] = _page(comparison, plots, note=note).encode()
+    files["comparison.json"] = json.dumps({"note": note} | _as_dict(comparison), indent=1).encode()
     for name, data in files.items():
         write_whole(out / name, data)
     return [out / name for name in sorted(files)]
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def _tables(comparison: Comparison) -> list[Table]:
     """In distribution, the unseen form, its differences from the base, and what else was measured."""
     c, interval = comparison, "[95 % interval, bootstrap by group]"
-    if several(c):
+    if _has_seeds(c):
         interval = f"mean over seeds (lowest to highest seed), of one seed {interval}"
     note = f"Percent, {interval}." + (" Beside it the paper's number." if c.paper else "")
-    first, unseen = (["arm", "seeds"] if several(c) else ["arm"]), [heading(c, task) for task in c.unseen]
+    first, unseen = (["arm", "seeds"] if _has_seeds(c) else ["arm"]), [_heading(c, task) for task in c.unseen]
     found = []
     if c.tasks:
-        head = [*first, *(heading(c, task) for task in c.tasks), "mean", "worst"]
-        found.append(Table("In distribution", note, head, score_rows(c, c.tasks, ("mean", "worst"))))
+        head = [*first, *(_heading(c, task) for task in c.tasks), "mean", "worst"]
+        found.append(Table("In distribution", note, head, _score_rows(c, c.tasks, ("mean", "worst"))))
     if c.unseen:
         own = {c.metrics[task] for task in c.unseen}
-        more = [name for name, key in BESIDE.items() if told(c, f"unseen {name}") and {key} != own]
+        more = [name for name, key in BESIDE.items() if _has_column(c, f"unseen {name}") and {key} != own]
         beside = f" {', '.join(more)}: means over the tasks." if more else ""
-        rows = score_rows(c, c.unseen, ("unseen mean", *(f"unseen {name}" for name in more)))
+        rows = _score_rows(c, c.unseen, ("unseen mean", *(f"unseen {name}" for name in more)))
         found.append(Table("Unseen format", note + beside, [*first, *unseen, "mean", *more], rows))
     if c.transfer:
-        rows = [[*named(c, arm), *(difference(c, arm, column) for column in (*c.unseen, "mean"))] for arm in c.transfer]
+        rows = [[*_first_cells(c, arm), *(_difference(c, arm, column) for column in (*c.unseen, "mean"))] for arm in c.transfer]
         note = f"Percentage points on the unseen format, each arm minus {c.base}, {interval}."
         found.append(Table(f"Format transfer: pairwise minus {c.base}", note, [*first, *unseen, "mean"], rows))
     return [*found, detail_table(c)]
 
 
-def several(c: Comparison) -> bool:
+def _has_seeds(c: Comparison) -> bool:
     """Whether an arm has more than one seed, so that it is told how many."""
     return any(len(results) > 1 for results in c.runs.values())
 
 
-def told(c: Comparison, column: str) -> bool:
+def _has_column(c: Comparison, column: str) -> bool:
     return any(column in row for row in c.scores.values())
 
 
-def named(c: Comparison, arm: str) -> list[str]:
+def _first_cells(c: Comparison, arm: str) -> list[str]:
     """The first cells of an arm's row."""
-    return [arm, str(len(c.runs[arm]))] if several(c) else [arm]
+    return [arm, str(len(c.runs[arm]))] if _has_seeds(c) else [arm]
 
 
-def heading(c: Comparison, task: str) -> str:
+def _heading(c: Comparison, task: str) -> str:
     return task if c.metrics[task] == "macro_f1" else f"{task} ({c.metrics[task].replace('_', ' ')})"
 
 
-def score_rows(c: Comparison, tasks: Sequence[str], more: Sequence[str]) -> list[list[str]]:
+def _score_rows(c: Comparison, tasks: Sequence[str], more: Sequence[str]) -> list[list[str]]:
     """The runs, then the paper's arms that are none of them."""
-    rows = [[*named(c, name), *(beside(c, name, column) for column in (*tasks, *more))] for name in c.arms]
+    rows = [[*_first_cells(c, name), *(_with_paper(c, name, column) for column in (*tasks, *more))] for name in c.arms]
     known = {paper_arm(name) for name in c.arms}
     for arm, numbers in c.paper.items():
         if arm not in known and any(task in numbers for task in tasks):
-            first = [f"paper: {arm}", *([""] if several(c) else [])]
-            rows.append([*first, *(paper_number(numbers.get(column)) for column in (*tasks, *more))])
+            first = [f"paper: {arm}", *([""] if _has_seeds(c) else [])]
+            rows.append([*first, *(_paper_number(numbers.get(column)) for column in (*tasks, *more))])
     return rows
 
 
-def beside(c: Comparison, name: str, column: str) -> str:
+def _with_paper(c: Comparison, name: str, column: str) -> str:
     number = c.paper.get(paper_arm(name), {}).get(column)
-    return shown(c.scores[name].get(column)) + ("" if number is None else f" paper {number:.2f}")
+    return cell_text(c.scores[name].get(column)) + ("" if number is None else f" paper {number:.2f}")
 
 
-def paper_number(number: float | None) -> str:
+def _paper_number(number: float | None) -> str:
     return "" if number is None else f"{number:.2f}"
 
 
-def difference(c: Comparison, name: str, column: str) -> str:
-    text = shown(c.transfer[name].get(column), sign=True)
+def _difference(c: Comparison, name: str, column: str) -> str:
+    text = cell_text(c.transfer[name].get(column), sign=True)
     numbers, base = (c.paper.get(paper_arm(arm), {}).get(column) for arm in (name, c.base))
     return text if numbers is None or base is None else f"{text} paper {numbers - base:+.2f}"
 
 
-def shown(cell: Cell | None, *, sign: bool = False) -> str:
+def cell_text(cell: Cell | None, *, sign: bool = False) -> str:
     """Cell(0.8163, 0.79, 0.84) -> "81.6 [79.0, 84.0]", of three seeds "81.6 (79.0 to 84.0)"; a difference has its sign."""
     if cell is None:
         return "–"
@@ -143,33 +143,34 @@ def shown(cell: Cell | None, *, sign: bool = False) -> str:
 
 def detail_table(c: Comparison) -> Table:
     """Every measure that some score has, a row an arm and task, means over seeds; and the data set's official numbers if any."""
-    rows, keys = [], [key for key in DETAILS if any(known(c, arm, task, key) for arm in c.arms for task in (*c.tasks, *c.unseen))]
-    for task in (*c.tasks, *c.unseen):
+    rows, tasks = [], (*c.tasks, *c.unseen)
+    keys = [key for key in _DETAILS if any(_has_score(c, arm, task, key) for arm in c.arms for task in tasks)]
+    for task in tasks:
         for arm in c.arms:
             scores = [result["tasks"][task] for result in c.runs[arm] if task in result["tasks"]]
             if scores:
                 official = ", ".join(f"{key} {value:.3f}" for key, value in (scores[0].get("official") or {}).items())
-                rows.append([task, arm, *(mean_of(scores, key) for key in keys), official])
-    head = ["task", "arm", *(DETAILS[key] for key in keys), "official"]
+                rows.append([task, arm, *(_mean_text(scores, key) for key in keys), official])
+    head = ["task", "arm", *(_DETAILS[key] for key in keys), "official"]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    first = ["Means over seeds, official numbers of the first."] if several(c) else []
-    note = " ".join([*first, *(words for name, words in MEANINGS.items() if name in head)])
+    first = ["Means over seeds, official numbers of the first."] if _has_seeds(c) else []
+    note = " ".join([*first, *(words for name, words in _MEANINGS.items() if name in head)])
     return Table("Also measured", note, head, rows)
 
 
-def known(c: Comparison, arm: str, task: str, key: str) -> bool:
+def _has_score(c: Comparison, arm: str, task: str, key: str) -> bool:
     return any(result["tasks"].get(task, {}).get(key) is not None for result in c.runs[arm])
 
 
-def mean_of(scores: list[dict], key: str) -> str:
+def _mean_text(scores: list[dict], key: str) -> str:
     values = [score[key] for score in scores if score.get(key) is not None]
     if not values:
         return ""
     return f"{np.mean(values):.0f}" if key in ("count", "mean_tokens") else f"{np.mean(values):.3f}"
 
 
-def as_dict(comparison: Comparison) -> dict:
+def _as_dict(comparison: Comparison) -> dict:
     """The numbers behind the tables, for JSON."""
     by_arm = {
         name: {arm: {column: cell._asdict() for column, cell in row.items()} for arm, row in rows.items()}
@@ -178,9 +179,9 @@ def as_dict(comparison: Comparison) -> dict:
     return {"base": comparison.base, "metrics": comparison.metrics} | by_arm
 
 
-def markdown(comparison: Comparison, plots: Sequence[str] = (), *, note: str = "") -> str:
+def comparison_markdown(comparison: Comparison, plots: Sequence[str] = (), *, note: str = "") -> str:
     parts = ["# Runs side by side", *([note] if note else [])]
-    for table in tables(comparison):
+    for table in _tables(comparison):
         rule = ["---", *["---:"] * (len(table.head) - 1)]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.head, rule, *table.rows)]
         parts += [f"## {table.title}", table.note, "\n".join(lines)]
@@ -188,40 +189,40 @@ def markdown(comparison: Comparison, plots: Sequence[str] = (), *, note: str = "
     return "\n\n".join(parts) + "\n"
 
 
-def page(comparison: Comparison, plots: dict[str, tuple[str, bytes]], *, note: str = "") -> str:
+def _page(comparison: Comparison, plots: dict[str, tuple[str, bytes]], *, note: str = "") -> str:
     """One file: no script, no network, the plots inside."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     images = [(alt, "data:image/png;base64," + base64.b64encode(data).decode()) for alt, data in plots.values()]
     template = environment.get_template("compare.html.jinja")
-    return template.render(tables=tables(comparison), images=images, arms=comparison.arms, note=note)
+    return template.render(tables=_tables(comparison), images=images, arms=comparison.arms, note=note)
 
 
-def draw_plots(comparison: Comparison) -> dict[str, tuple[str, bytes]]:
+def _draw_plots(comparison: Comparison) -> dict[str, tuple[str, bytes]]:
     """Name -> (alternative text, PNG)."""
     c = comparison
     columns = [*c.tasks, *(["mean"] if c.tasks else []), *c.unseen]
-    plots = {"comparison": draw_rows(c.scores, c.arms, columns, "percent", f"Scores of {', '.join(c.arms)} by task")}
+    plots = {"comparison": _draw_rows(c.scores, c.arms, columns, "percent", f"Scores of {', '.join(c.arms)} by task")}
     if c.transfer:
         text = f"Pairwise scores minus those of {c.base}"
-        plots["transfer"] = draw_rows(c.transfer, c.arms, [*c.unseen, "mean"], f"percentage points above {c.base}", text)
+        plots["transfer"] = _draw_rows(c.transfer, c.arms, [*c.unseen, "mean"], f"percentage points above {c.base}", text)
     return plots
 
 
-def look(number: int) -> tuple[str, str]:
+def arm_style(number: int) -> tuple[str, str]:
     """Colour and marker of an arm, different for the first 36."""
     return TASK_COLORS[number % len(TASK_COLORS)], MARKERS[(number + number // len(TASK_COLORS)) % len(MARKERS)]
 
 
-def draw_rows(rows: dict[str, Row], arms: list[str], columns: list[str], unit: str, alt: str) -> tuple[str, bytes]:
+def _draw_rows(rows: dict[str, ArmRow], arms: list[str], columns: list[str], unit: str, alt: str) -> tuple[str, bytes]:
     """A line of the plot a column, a marker an arm with its interval; an arm looks the same in every plot of `arms`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.1 + (0.16 * len(rows) + 0.25) * len(columns)), dpi=150, layout="constrained")
         axes, step = figure.subplots(), 0.7 / max(len(rows), 1)
         for i, (name, row) in enumerate(rows.items()):
-            color, marker = look(arms.index(name))
+            color, marker = arm_style(arms.index(name))
             at = [(column, row[column]) for column in columns if column in row]
             heights = [columns.index(column) + (i - (len(rows) - 1) / 2) * step for column, _ in at]
             axes.plot([100 * cell.value for _, cell in at], heights, marker, color=color, ms=5, label=name, zorder=4)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path
-from mtjudge_jax.report.read import TRAINED, read_lines
+from mtjudge_jax.report.read import TRAINED_TEST, read_lines
 
 Runs = dict[str, list[dict]]
 
@@ -23,14 +23,14 @@ def read_runs(names: Sequence[str]) -> Runs:
         if given and (not arm or not path):
             raise UserError(f"{name!r}: give PATH or ARM=PATH")
         result = read_result(as_path(path))
-        arm = arm or arm_of(path, plain)
+        arm = arm or _arm_of(path, plain)
         if not given and arm in runs:
             raise UserError(f"two runs are called {arm!r}: name them, e.g. {arm}_a={path}")
-        add_result(runs.setdefault(arm, []), result)
+        _add_result(runs.setdefault(arm, []), result)
     return runs
 
 
-def arm_of(path: str, others: Sequence[str]) -> str:
+def _arm_of(path: str, others: Sequence[str]) -> str:
     """The folder's name; of a file with its stem, as far as that tells it from the others of its folder."""
     place = as_path(path)
     if place.suffix != ".json":
@@ -40,7 +40,7 @@ def arm_of(path: str, others: Sequence[str]) -> str:
     return f"{folder.name}/{place.stem}" if beside or place.parent.name == "eval" else folder.name
 
 
-def add_result(results: list[dict], result: dict) -> None:
+def _add_result(results: list[dict], result: dict) -> None:
     """Joins it to the first seed that has none of its tasks, or begins a new one."""
     for seed in results:
         if not seed["tasks"].keys() & result["tasks"].keys():
@@ -60,9 +60,9 @@ def read_result(path: AnyPath) -> dict:
     """{"tasks": .., "predictions": ..} of a workdir (its trained model on the test split), an evaluation's folder or a file."""
     file = path
     if (path / "eval").is_dir():
-        file = path / "eval" / f"{TRAINED}.json"
+        file = path / "eval" / f"{TRAINED_TEST}.json"
         if not file.is_file():
-            raise UserError(f"{path} is a workdir without eval/{TRAINED}.json: evaluate it, or give a file of {path}/eval")
+            raise UserError(f"{path} is a workdir without eval/{TRAINED_TEST}.json: evaluate it, or give a file of {path}/eval")
     elif path.is_dir():
         found = sorted(other for other in path.glob("*.json"))
         named = [other for other in found if other.name == "test.json"] or found

@@ -216,7 +216,7 @@ def test_position_bias_of_a_judge_that_takes_the_first():
 
 
 def test_orders_by_hand():
-    assert agreement.ranks_of("B > A = C > D") == {"B": 1, "A": 2, "C": 2, "D": 4}
+    assert agreement.rank_by_name("B > A = C > D") == {"B": 1, "A": 2, "C": 2, "D": 4}
     assert agreement.order_tau("A > B > C", "B > A > C") == pytest.approx(1 / 3)
     assert agreement.order_tau("A > B > C", "C > B > A") == -1 == agreement.order_tau("A > B", None)
     assert agreement.order_tau("A = B > C", "A > B > C") == pytest.approx(2 / np.sqrt(2 * 3))

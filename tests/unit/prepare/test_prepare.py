@@ -18,7 +18,7 @@ from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare.prepare import Arguments, prepare
 from mtjudge_jax.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
 from mtjudge_jax.report.examples import read_examples
-from mtjudge_jax.report.read import Run
+from mtjudge_jax.report.read import RunFolder
 
 
 def picture(seed: int, kind: str = "PNG", side: int = 24) -> bytes:
@@ -432,7 +432,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path, source):
 
 def test_the_report_of_a_run_finds_the_records(tmp_path, source):
     out, _ = run(tmp_path, source, [made(i) for i in range(20)])
-    of_run = Run(tmp_path, {}, [], [], {}, out, read_manifest(out), [])
+    of_run = RunFolder(tmp_path, {}, [], [], {}, out, read_manifest(out), [])
     ids = {example.example_id for example in by_split(out)["test"]}
     found = read_examples(of_run, split="test", task="sharp", ids=ids)
     assert found.keys() == ids and len(ids) == 2 and of_run.problems == []

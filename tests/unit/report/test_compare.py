@@ -10,7 +10,7 @@ from commands import commands
 from PIL import Image
 
 from mtjudge_jax.report.compare.compare import Cell, compare
-from mtjudge_jax.report.compare.pages import detail_table, look, markdown, shown, write_comparison
+from mtjudge_jax.report.compare.pages import arm_style, cell_text, comparison_markdown, detail_table, write_comparison
 from mtjudge_jax.report.compare.paper import PAPER, paper_arm
 from mtjudge_jax.report.compare.read import read_runs
 from mtjudge_jax.report.intervals import difference_interval
@@ -49,7 +49,7 @@ def test_arms_in_rows_and_tasks_in_columns():
     assert found.scores["mine"]["mean"].value == pytest.approx(0.8) and found.scores["mine"]["worst"].value == 0.7
     assert "mean" not in found.scores["one"]  # it has not all tasks
     assert found.transfer == {"mine": {"pairwise_safety": Cell(0.125), "mean": Cell(0.125)}}
-    text = markdown(found)
+    text = comparison_markdown(found)
     assert "| arm | technical | safety | mean | worst |" in text
     assert "| off_the_shelf | 50.0 [40.0, 60.0] | 30.0 | 40.0 | 30.0 |" in text
     assert "| one | 95.0 | – | – | – |" in text
@@ -63,7 +63,7 @@ def test_seeds_are_their_mean_and_lowest_to_highest():
     found = compare({"off_the_shelf": [result(technical=0.5, pairwise_safety=0.5)], "mine": seeds})
     assert found.scores["mine"]["technical"] == Cell(pytest.approx(0.8), 0.7, 0.9, 3)
     assert found.transfer["mine"]["pairwise_safety"] == Cell(0.125, 0.0, 0.25, 3)
-    text = markdown(found)
+    text = comparison_markdown(found)
     assert "lowest to highest seed" in text and "| arm | seeds | technical | mean | worst |" in text
     assert "| mine | 3 | 80.0 (70.0 to 90.0) | 80.0 (70.0 to 90.0) | 80.0 (70.0 to 90.0) |" in text
     assert "| off_the_shelf | 1 | 50.0 | 50.0 | 50.0 |" in text
@@ -74,10 +74,10 @@ def test_both_orders_stand_beside_the_unseen_form():
     runs = {"off_the_shelf": result(pairwise_safety=0.5, pairwise_technical=0.25), "mine": result(pairwise_safety=0.75)}
     for task, consistency in (("pairwise_safety", 0.5), ("pairwise_technical", 0.75)):
         runs["off_the_shelf"]["tasks"][task] |= {"consistency": consistency, "invalid_rate": 0.0, "accuracy": 0.4}
-    text = markdown(compare(runs))  # by accuracy
+    text = comparison_markdown(compare(runs))  # by accuracy
     assert "| arm | pairwise_safety (accuracy) | pairwise_technical (accuracy) | mean | same winner | invalid |" in text
     assert "| off_the_shelf | 40.0 | 40.0 | 40.0 | 62.5 | 0.0 |" in text and "| mine | 75.0 | – | – | – | – |" in text
-    text = markdown(compare(runs, metric="macro_f1"))
+    text = comparison_markdown(compare(runs, metric="macro_f1"))
     assert "| arm | pairwise_safety | pairwise_technical | mean | accuracy | same winner | invalid |" in text
     assert "| off_the_shelf | 50.0 | 25.0 | 37.5 | 40.0 | 62.5 | 0.0 |" in text
 
@@ -104,7 +104,7 @@ def test_the_papers_numbers_stand_beside():
         "MT-RL-Judge": result(agin_nat=0.8, mj_safety=0.8),
         "mine": result(agin_nat=0.7, mj_safety=0.9),
     }
-    text = markdown(compare(runs, metric="macro_f1"))
+    text = comparison_markdown(compare(runs, metric="macro_f1"))
     assert "| off_the_shelf | 68.1 paper 67.99 | 68.1 | 68.1 |" in text
     assert "| MT-RL-Judge | 80.0 paper 81.63 | 80.0 | 80.0 |" in text and "| mine | 70.0 | 70.0 | 70.0 |" in text
     assert "| paper: sft_unified | 81.75 |  |  |" in text and "| paper: sft_unified | 49.40 |  |" in text
@@ -132,9 +132,10 @@ def test_means_and_differences_have_intervals_from_predictions():
 
 
 def test_a_cell_in_words():
-    assert shown(None) == "–" and shown(Cell(0.8163, 0.79, 0.84)) == "81.6 [79.0, 84.0]" and shown(Cell(1.0)) == "100.0"
-    assert shown(Cell(-0.012, -0.03, 0.0), sign=True) == "-1.2 [-3.0, +0.0]"
-    assert shown(Cell(0.5, 0.4, 0.6, seeds=2)) == "50.0 (40.0 to 60.0)"
+    assert cell_text(None) == "–" and cell_text(Cell(1.0)) == "100.0"
+    assert cell_text(Cell(0.8163, 0.79, 0.84)) == "81.6 [79.0, 84.0]"
+    assert cell_text(Cell(-0.012, -0.03, 0.0), sign=True) == "-1.2 [-3.0, +0.0]"
+    assert cell_text(Cell(0.5, 0.4, 0.6, seeds=2)) == "50.0 (40.0 to 60.0)"
 
 
 def test_what_cannot_be_compared_is_said():
@@ -196,7 +197,8 @@ def test_what_is_no_run_is_said(tmp_path, name):
 
 
 def test_arms_look_different():
-    assert len({look(number) for number in range(36)}) == 36 and look(0) == ("#0072b2", "o") and look(6) == ("#0072b2", "s")
+    assert len({arm_style(number) for number in range(36)}) == 36
+    assert arm_style(0) == ("#0072b2", "o") and arm_style(6) == ("#0072b2", "s")
 
 
 def test_pages_and_plots(tmp_path):
@@ -229,8 +231,8 @@ def test_the_command(tmp_path):
     assert "| a | 50.0 | 50.0 | 50.0 |" in ended.out and "| rl | 75.0 | 75.0 | 75.0 |" in ended.out
     assert ended.out.strip().endswith(f"{tmp_path / 'out' / 'comparison.png'}")
     for argv, said in (
-        ((), "give --workdir=DIR for the page of one run, or runs to put side by side"),
-        ((tmp_path / "a", "--workdir=x"), "give --workdir=DIR for the page of one run, or runs to put side by side"),
+        ((), "give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C"),
+        ((tmp_path / "a", "--workdir=x"), "give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C"),
         ((tmp_path / "c",), "there is no such folder or file"),
         ((tmp_path / "a", "--bse=x"), "Unknown command line flag 'bse'"),
         (("--workdir=nowhere",), "is not a folder"),

@@ -383,7 +383,7 @@ def test_thumbnail_shrinks_and_encodes_again():
 
 
 def test_command_line(workdir, tmp_path):
-    command = [sys.executable, "-m", "mtjudge_jax.report.write", f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]
+    command = [sys.executable, "-m", "mtjudge_jax.report", f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("report: file:///") and (tmp_path / "r.html").stat().st_size > 100_000
     failed = subprocess.run([*command[:3], f"--workdir={tmp_path / 'no'}"], capture_output=True, text=True)

@@ -35,7 +35,7 @@ def test_what_is_trained_is_told_by_the_config(pair_run):
     assert tasks == views.trained_tasks(run) == [row.task for row in views.task_rows(run)] == TRAINED_TASKS
     for name in ("base_test", "trained_test"):
         scores = json.loads((pair_run / "eval" / f"{name}.json").read_text())["tasks"]
-        found = views.summarise(run.evaluations[name], tasks).macro_f1
+        found = views.means_of(run.evaluations[name], tasks).macro_f1
         assert found.value == pytest.approx((scores["safety"]["macro_f1"] + scores["pairwise_safety"]["macro_f1"]) / 2)
         assert found.ci == mean_interval(run.evaluations[name].predictions, TRAINED_TASKS, score="macro_f1")
     last = run.validation[-1]["tasks"]
@@ -53,8 +53,8 @@ def test_tasks_that_one_of_the_two_lacks_are_in_no_mean(pair_run):
     del run.evaluations["base_test"].tasks["safety"]
     assert views.mean_tasks(run) == ["pairwise_safety"]
     score = run.evaluations["trained_test"].tasks["pairwise_safety"]["macro_f1"]
-    assert views.summarise(run.evaluations["trained_test"], ["pairwise_safety"]).macro_f1.value == score
-    assert views.summarise(run.evaluations["base_test"], ["safety"]).macro_f1.value is None
+    assert views.means_of(run.evaluations["trained_test"], ["pairwise_safety"]).macro_f1.value == score
+    assert views.means_of(run.evaluations["base_test"], ["safety"]).macro_f1.value is None
 
 
 def test_pairs_that_were_trained_are_no_transfer(pair_run):
@@ -147,11 +147,11 @@ def test_sft_lists_what_sft_reads(tmp_path):
     folder = make_workdir(tmp_path)
     rollout = {"prompts": 24, "group_size": 5, "temperature": 0.75}
     change_config(folder, rollout=rollout, update={"prompts": 12}, reward={"alpha": 0.125}, loss={"kl_coef": 0.0625})
-    shown = dict(views.highlight(views.flatten(read_run(folder).config), "grpo"))
+    shown = dict(views.highlight(views.config_rows(read_run(folder).config), "grpo"))
     told = ("prompts a step", "answers a prompt", "temperature", "weight of the form", "weight of the KL")
     assert [shown[words] for words in told] == ["24", "5", "0.75", "0.125", "0.0625"]
     change_config(folder, stage="sft")
-    shown = dict(views.highlight(views.flatten(read_run(folder).config), "sft"))
+    shown = dict(views.highlight(views.config_rows(read_run(folder).config), "sft"))
     assert shown["prompts a step"] == "12" and shown.keys().isdisjoint(told[1:]) and shown["stage"] == "sft"
     text = text_of(folder)
     assert "weight of the KL" not in text and "drawn as in training" not in text
