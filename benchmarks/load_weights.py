@@ -67,8 +67,8 @@ def make(folder: Path, args: argparse.Namespace) -> dict:
     """Writes the folder, a tensor at a time."""
     import numpy as np
 
-    from mtjudge_jax.models.hf.table import model_weights
     from mtjudge_jax.models.hf.folder import Tensor, write_folder
+    from mtjudge_jax.models.hf.table import model_weights
     from mtjudge_jax.models.qwen3_vl.config import from_hf
     from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 
@@ -123,9 +123,9 @@ def load(folder: Path, *, dtype: str, devices: int, way: str) -> dict:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
+    from mtjudge_jax.models.hf.convert import load_params
 
     from mtjudge_jax.config import MeshConfig
-    from mtjudge_jax.models.hf.convert import load_params
     from mtjudge_jax.models.hf.place import SMALL_BYTES
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.sharding import make_mesh, param_sharding

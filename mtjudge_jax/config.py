@@ -1,7 +1,8 @@
 """The configuration of a run: every field and its one default; config_check.py says what a field may be.
 
 Defaults are the paper's where it gives a value and otherwise EasyR1's, in whose words the paper writes its settings (see
-README, Sources). A config file in `configs/` is Python that returns a `Config`; flags override it (`--config.optim.lr=1e-5`).
+docs/design.md, Sources). A config file in `configs/` is Python that returns a `Config`; flags override it
+(`--config.optim.lr=1e-5`).
 """
 
 import dataclasses
@@ -37,10 +38,11 @@ class ModelConfig:
 
 @dataclass
 class LoraConfig:
-    """Adapters on the decoder, the only weights trained where rank is above 0; the base without them is the reference."""
+    """Adapters on the decoder. Where rank is above 0 only they are trained, and the base without them is the reference."""
 
     rank: int = 0
     alpha: float = 32.0
+    path: str = ""  # start from this adapter, a folder of PEFT or of `mtjudge export --adapter=peft`; "" = a fresh one
     targets: tuple[str, ...] = ("q", "k", "v", "o")  # also gate, up, down; a mixture of experts has none of these three
 
 

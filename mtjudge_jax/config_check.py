@@ -152,6 +152,11 @@ def _check_model(cfg: Config, values: dict[str, object]) -> None:
             raise ConfigError(f"{name} = {values[name]} holds a name twice: give each once")
     if cfg.lora.rank and not cfg.lora.targets:
         raise ConfigError("lora.targets is empty with lora.rank above 0: name what gets an adapter, or set lora.rank to 0")
+    if cfg.lora.path and not cfg.lora.rank:
+        raise ConfigError(
+            f"lora.path = {cfg.lora.path!r} with lora.rank = 0: set lora.rank, lora.alpha and lora.targets to the adapter's, "
+            "or leave lora.path empty"
+        )
     if cfg.lora.rank and cfg.model.freeze:
         raise ConfigError(
             f"model.freeze = {cfg.model.freeze} with lora.rank = {cfg.lora.rank}: adapters freeze all else, leave freeze empty"

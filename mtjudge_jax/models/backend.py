@@ -1,20 +1,34 @@
-"""How a forward pass is computed: nothing here changes what it computes."""
+"""The choices of how a forward pass is computed. None of them changes its result."""
 
+from types import ModuleType
 from typing import Literal, NamedTuple
 
+from absl import flags
 from jax.sharding import Mesh
+
+from mtjudge_jax.errors import UserError
 
 Remat = Literal["none", "dots", "full"]
 
 
 class Backend(NamedTuple):
-    """Hashable, so it can be a static argument. Each choice gives the numbers of the reference, the first one named.
+    """Hashable, so it can be a static argument. The first choice of a field is the reference; the others give its numbers."""
 
-    attention: xla | chunked (never the whole score matrix) | splash (TPU) | tokamax (GPU); experts: dense | ragged | tokamax;
-    remat: what the backward pass computes again; mesh: of the devices, None on one device.
-    """
+    attention: str = "xla"  # xla | chunked (never the whole score matrix) | splash (TPU) | tokamax (GPU)
+    experts: str = "dense"  # dense | ragged | tokamax
+    remat: Remat = "none"  # what the backward pass computes again
+    mesh: Mesh | None = None  # None on one device
 
-    attention: str = "xla"
-    experts: str = "dense"
-    remat: Remat = "none"
-    mesh: Mesh | None = None
+
+def import_tokamax(asked: str, instead: str) -> ModuleType:
+    """The optional kernels for GPUs. Raises UserError that names the setting which asked for them, and another choice."""
+    try:
+        import tokamax
+    except ImportError as error:
+        raise UserError(
+            f"{asked} needs the package tokamax, which cannot be imported here: "
+            f"pip install 'mtjudge_jax[tokamax]', or set it to {instead}"
+        ) from error
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # otherwise tokamax parses the command line of this program, and refuses it
+    return tokamax

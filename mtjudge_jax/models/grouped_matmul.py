@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mtjudge_jax.models.extras import import_tokamax
+from mtjudge_jax.models.backend import import_tokamax
 from mtjudge_jax.types import Array
 
 Impl = Literal["dense", "ragged", "tokamax"]

@@ -21,16 +21,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from flax.traverse_util import flatten_dict
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from places import GOLDENS
 from safetensors.numpy import load_file, save_file
 
-from flax.traverse_util import flatten_dict
 from mtjudge_jax.models.hf import place
 from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.save import save_hf
-from mtjudge_jax.models.hf.table import layouts, model_weights, to_hf
 from mtjudge_jax.models.hf.shards import open_checkpoint
+from mtjudge_jax.models.hf.table import layouts, model_weights, to_hf
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf, load_config
 from mtjudge_jax.sharding import param_sharding
 
@@ -55,7 +55,7 @@ def load(folder: Path = GOLDEN, dtype=jnp.float32, sharding_of=anywhere, **more)
 
 def equal(a: dict, b: dict) -> bool:
     """The same leaves, bit for bit."""
-    a, b = flatten_dict(a), flatten_dict(b)
+    a, b = flatten_dict(a, sep="/"), flatten_dict(b, sep="/")
     return a.keys() == b.keys() and all(
         a[path].dtype == b[path].dtype and np.asarray(a[path]).tobytes() == np.asarray(b[path]).tobytes() for path in a
     )
@@ -118,10 +118,10 @@ def test_sharded_leaves_equal_the_unsharded(ways):
         "vision/patch_pc": PartitionSpec("fsdp", "tensor"),
         "vision/blocks/qkv_lc3nh": PartitionSpec(None, "fsdp", None, "tensor"),
     }
-    plain = flatten_dict(load())
+    plain = flatten_dict(load(), sep="/")
     with loading.Bytes() as read:
         sharded = flatten_dict(
-            load(sharding_of=lambda path, _: NamedSharding(mesh, specs.get(path, PartitionSpec())), **ways)
+            load(sharding_of=lambda path, _: NamedSharding(mesh, specs.get(path, PartitionSpec())), **ways), sep="/"
         )
     for path, leaf in sharded.items():
         assert leaf.sharding == NamedSharding(mesh, specs.get(path, PartitionSpec()))
@@ -178,7 +178,7 @@ def test_a_square_expert_takes_the_layout_of_its_neighbour(tmp_path, expert, fit
 def test_dtypes_in_the_file_and_in_the_tree_are_independent(tmp_path, stored, host_bytes):
     cfg = tiny.config(vocabulary=4096)  # its embedding alone is not put together on the host
     (tmp_path / "config.json").write_text(json.dumps(cfg.raw))
-    params = flatten_dict(tiny.params(cfg))
+    params = flatten_dict(tiny.params(cfg), sep="/")
     tensors = {
         name: to_hf(weight, np.asarray(params[weight.path] if weight.stack is None else params[weight.path][i])).astype(stored)
         for weight in model_weights(cfg)
@@ -186,7 +186,7 @@ def test_dtypes_in_the_file_and_in_the_tree_are_independent(tmp_path, stored, ho
     }
     save_file(tensors, tmp_path / "model.safetensors")
     for dtype in ("float32", "bfloat16"):
-        got = flatten_dict(load(tmp_path, dtype=dtype, piece_bytes=100_000, host_bytes=host_bytes))
+        got = flatten_dict(load(tmp_path, dtype=dtype, piece_bytes=100_000, host_bytes=host_bytes), sep="/")
         embed = tensors["model.language_model.embed_tokens.weight"]
         assert got["text/embed_vd"].dtype == dtype
         assert np.array_equal(got["text/embed_vd"], embed.astype(np.float32).astype(dtype))
@@ -207,7 +207,7 @@ def test_two_processes_read_their_own_parts(tmp_path):
     program = [sys.executable, "-W", "ignore", str(Path(loading.__file__)), str(folder)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
     started = [subprocess.Popen([*program, str(i), str(port), "20000"], **pipes) for i in (0, 1)]
-    flat = flatten_dict(params)
+    flat = flatten_dict(params, sep="/")
     seen = set()
     for process in started:
         out, err = process.communicate(timeout=120)
@@ -258,7 +258,7 @@ def test_a_piece_is_written_where_the_leaf_lies(sharded):
     """Into the buffer that was there, which is gone: no second one is made."""
     mesh = loading.mesh(1, 2, 1, 2)
     sharding = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor")) if sharded else None
-    leaf = place.plan("x", (3, 8, 12), dtype=jnp.float32, sharding=sharding, stacked=True)
+    leaf = place.plan_leaf("x", (3, 8, 12), dtype=jnp.float32, sharding=sharding, stacked=True)
     tensor = np.arange(96, dtype=np.float32).reshape(12, 8)
     before = place.device_buffer(leaf)
     where = [shard.data.unsafe_buffer_pointer() for shard in before.addressable_shards]
@@ -341,7 +341,7 @@ def test_everything_wrong_is_said_in_one_message(tmp_path):
     assert re.search(rf"\({len([kind for kind in kinds if kind != 'hint'])} problems\)", title)
     text = "\n".join(lines)
     for expected in (
-        rf"file: {shard(folder, 4).name} is not there: download it again",
+        rf"file: {shard(folder, 4).name} is missing: download it again",
         rf"file: {shard(folder, 5).name} is a Git LFS pointer, not the file: run `git lfs pull`",
         rf"header: {re.escape(first[0])} in {shard(folder, 1).name} is F32 of \(3, 5\), 60 bytes, and has \d+",
         rf"shape: {re.escape(first[0])} is \(3, 5\), the config needs",
@@ -413,14 +413,14 @@ def test_a_tied_config_refuses_a_separate_head(tmp_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda data: data[:4], r"file: model.safetensors is no safetensors file: 4 bytes"),
-        (lambda data: b"<html>not found</html>", r"file: model.safetensors is no safetensors file: 22 bytes"),
+        (lambda data: data[:4], r"file: model.safetensors is not a safetensors file: 4 bytes"),
+        (lambda data: b"<html>not found</html>", r"file: model.safetensors is not a safetensors file: 22 bytes"),
         (lambda data: data[:100], r"file: model.safetensors is cut short at 100 bytes, inside its header of \d+"),
         (lambda data: data[:8] + b"x" + data[9:], r"file: model.safetensors has a damaged header \("),
-        (lambda data: struct.pack("<Q", 2) + b"[]", r"file: model.safetensors has a list for a header"),
+        (lambda data: struct.pack("<Q", 2) + b"[]", r"file: model.safetensors has a list as its header"),
         (lambda data: pickle.dumps({"a": 1}), r"file: model.safetensors is a pickle, which can run code and is refused"),
         (lambda data: b"PK\x03\x04" + data, r"file: model.safetensors is a pickle"),
-        (lambda data: data + b"\0\0", r"header: model.safetensors has 2 bytes behind its last tensor"),
+        (lambda data: data + b"\0\0", r"header: model.safetensors has 2 bytes after its last tensor"),
         (lambda data: data[:-100], r"cut short: \S+ ends at byte \d+, model.safetensors has \d+"),
     ],
 )
@@ -504,7 +504,7 @@ def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path):
         assert refusal(folder)[1:] == [problem]
         path.write_text(right)
     shutil.copy(GOLDEN / "model.safetensors", folder)
-    assert "lies beside an index that does not name it" in refusal(folder)[1]
+    assert "is beside an index that does not name it" in refusal(folder)[1]
     (folder / "model.safetensors").unlink()
     for text in ("{", "[]", '{"weight_map": ["a"]}', "version https://git-lfs.github.com/spec/v1\n"):
         path.write_text(text)

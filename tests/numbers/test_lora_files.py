@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from parity import HERE, TOLERANCE, compiled_logits, difference, golden_model, golden_rows, write_moe
 from safetensors.numpy import load_file, save_file
 
-from flax.traverse_util import flatten_dict, unflatten_dict
+from mtjudge_jax.models.hf.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_peft, merge_lora, read_peft_config, save_peft
 from mtjudge_jax.models.hf.save import save_hf
-from mtjudge_jax.models.hf.lora import CONFIG, WEIGHTS, load_peft, merge_lora, read_peft_config, save_peft
-from mtjudge_jax.models.qwen3_vl.config import LoraConfig, Qwen3VLConfig
+from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.text import lora_shapes
 from mtjudge_jax.types import Params
 
@@ -31,11 +31,11 @@ LAYERS = "text/layers/"
 def adapted(variant: str) -> tuple[Params, Qwen3VLConfig]:
     """A golden model with adapters of which none is zero."""
     params, cfg = golden_model(variant)
-    cfg = dataclasses.replace(cfg, lora=LoraConfig(RANK, ALPHA, TARGETS[variant]))
+    cfg = dataclasses.replace(cfg, lora=AdapterConfig(RANK, ALPHA, TARGETS[variant]))
     rng = np.random.default_rng(0)
     shapes = lora_shapes(cfg.text, cfg.lora)
     new = {LAYERS + name: jnp.asarray(0.1 * rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
-    return unflatten_dict(flatten_dict(params) | new), cfg
+    return unflatten_dict(flatten_dict(params, sep="/") | new, sep="/"), cfg
 
 
 def base_folder(variant: str, tmp_path: Path) -> Path:
@@ -59,8 +59,8 @@ def pair(flat: dict, target: str) -> tuple[jax.Array, jax.Array]:
 @pytest.mark.parametrize("variant", TARGETS)
 def test_adapters_are_added_where_they_belong(variant):
     params, cfg = adapted(variant)
-    before, after = flatten_dict(params), flatten_dict(merge_lora(params, cfg))
-    assert after.keys() == flatten_dict(golden_model(variant)[0]).keys()
+    before, after = flatten_dict(params, sep="/"), flatten_dict(merge_lora(params, cfg), sep="/")
+    assert after.keys() == flatten_dict(golden_model(variant)[0], sep="/").keys()
     changed = set()
     for target in cfg.lora.targets:
         path = next(p for p in after if p.startswith(f"{LAYERS}{target}_l"))
@@ -77,15 +77,15 @@ def test_adapters_are_added_where_they_belong(variant):
 
 def test_the_sum_is_rounded_once_and_stays_where_the_weight_is():
     """-1 + (1 + 1/512): in bfloat16 the bracket alone would be 1, and the sum nothing."""
-    cfg = dataclasses.replace(golden_model("untied")[1], lora=LoraConfig(2, 2.0, ("down",)))
+    cfg = dataclasses.replace(golden_model("untied")[1], lora=AdapterConfig(2, 2.0, ("down",)))
     l, f, d = cfg.text.num_layers, cfg.text.intermediate_size, cfg.text.hidden_size
     mesh = jax.make_mesh((2, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
     sharding = NamedSharding(mesh, PartitionSpec(None, "tensor", "fsdp"))
-    flat = flatten_dict(golden_model("untied")[0])
+    flat = flatten_dict(golden_model("untied")[0], sep="/")
     flat[LAYERS + "down_lfd"] = jax.device_put(jnp.full((l, f, d), -1, jnp.bfloat16), sharding)
     flat[LAYERS + "down_lora_a_lfr"] = jnp.broadcast_to(jnp.array([1, 2.0**-9], jnp.bfloat16), (l, f, 2))
     flat[LAYERS + "down_lora_b_lrd"] = jnp.ones((l, 2, d), jnp.bfloat16)
-    merged = flatten_dict(merge_lora(unflatten_dict(flat), cfg))[LAYERS + "down_lfd"]
+    merged = flatten_dict(merge_lora(unflatten_dict(flat, sep="/"), cfg), sep="/")[LAYERS + "down_lfd"]
     assert merged.dtype == jnp.bfloat16 and merged.sharding == sharding
     assert jnp.all(merged == 2.0**-9)
 
@@ -105,10 +105,10 @@ def test_what_cannot_be_merged_is_named():
     params, cfg = adapted("untied")
     with pytest.raises(ValueError, match="this config has no adapters"):
         merge_lora(params, dataclasses.replace(cfg, lora=None))
-    with pytest.raises(ValueError, match=r"no adapters to merge: q_lora_a_ldr, q_lora_b_lrnh, .* missing"):
+    with pytest.raises(ValueError, match=r"no adapters to merge: q_lora_a_ldr, q_lora_b_lrnh, .* are not in the parameters"):
         merge_lora(golden_model("untied")[0], cfg)
-    moe = dataclasses.replace(golden_model("moe")[1], lora=LoraConfig(2, 2.0, ("q", "up")))
-    with pytest.raises(ValueError, match="targets up: a mixture of experts has no single one"):
+    moe = dataclasses.replace(golden_model("moe")[1], lora=AdapterConfig(2, 2.0, ("q", "up")))
+    with pytest.raises(ValueError, match="targets up: a mixture of experts has several of each"):
         merge_lora(params, moe)
 
 
@@ -119,16 +119,16 @@ def test_what_cannot_be_merged_is_named():
 def test_an_adapter_folder_round_trip_is_bit_equal(tmp_path, variant):
     params, cfg = adapted(variant)
     folder = written(tmp_path, variant)
-    assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == [ADAPTER_CONFIG, ADAPTER_WEIGHTS]
     assert read_peft_config(folder) == cfg.lora
-    again, before = flatten_dict(load_peft(folder, cfg)), flatten_dict(params)
+    again, before = flatten_dict(load_peft(folder, cfg), sep="/"), flatten_dict(params, sep="/")
     assert again.keys() == {path for path in before if "_lora_" in path}
     assert all(np.array_equal(again[path], before[path]) for path in again)
 
 
 def test_tensors_have_the_names_and_the_axes_of_peft(tmp_path):
     params, cfg = adapted("untied")
-    tensors, flat = load_file(written(tmp_path) / WEIGHTS), flatten_dict(params)
+    tensors, flat = load_file(written(tmp_path) / ADAPTER_WEIGHTS), flatten_dict(params, sep="/")
     module = "base_model.model.model.language_model.layers.{}.{}.lora_{}.weight"
     places = {t: f"self_attn.{t}_proj" for t in "qkvo"} | {t: f"mlp.{t}_proj" for t in EVERY[4:]}
     layers = range(cfg.text.num_layers)
@@ -146,13 +146,13 @@ def test_an_adapter_is_replaced_only_when_asked(tmp_path):
     with pytest.raises(FileExistsError, match="exists already"):
         save_peft(params, folder, cfg, **settings)
     save_peft(params, folder, cfg, **settings, overwrite=True, files={"README.md": b"# new"})
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG, WEIGHTS]
-    assert {tensor.dtype.name for tensor in load_file(folder / WEIGHTS).values()} == {"bfloat16"}
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", ADAPTER_CONFIG, ADAPTER_WEIGHTS]
+    assert {tensor.dtype.name for tensor in load_file(folder / ADAPTER_WEIGHTS).values()} == {"bfloat16"}
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     with pytest.raises(FileExistsError, match=r"no adapter_config\.json"):
         save_peft(params, tmp_path / "model", cfg, **settings, overwrite=True)
-    with pytest.raises(ValueError, match=r"the adapters are not those of cfg\.lora:\ntext/layers/q_lora_a_ldr: has None"):
+    with pytest.raises(ValueError, match=r"the adapters do not fit cfg\.lora:\ntext/layers/q_lora_a_ldr: has None"):
         save_peft(golden_model("untied")[0], tmp_path / "none", cfg, **settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
@@ -160,7 +160,7 @@ def test_an_adapter_is_replaced_only_when_asked(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"use_dora": True}, "use_dora is True, this is not supported"),
+        ({"use_dora": True}, "use_dora is True, which is not supported"),
         ({"use_rslora": True}, "use_rslora is True"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"lora_bias": True}, "lora_bias is True"),
@@ -171,18 +171,18 @@ def test_an_adapter_is_replaced_only_when_asked(tmp_path):
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
         ({"an_option_of_tomorrow": 3}, "an_option_of_tomorrow is 3"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the base"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3', only 'LORA' is read"),
-        ({"r": 0}, "r is 0, it must be"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' is supported"),
+        ({"r": 0}, "r is 0; it must be"),
         ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
-        ({"target_modules": ["qkv"]}, "target_modules is ['qkv'], a list of q_proj, k_proj"),
+        ({"target_modules": ["qkv"]}, "target_modules is ['qkv']; it must be a list of q_proj, k_proj"),
         ({"target_modules": "all-linear"}, "target_modules is 'all-linear'"),
-        ({"r": 8}, "is LoraConfig(rank=8"),
-        ({"target_modules": ["model.language_model.layers.0.self_attn.q_proj"]}, "targets=('q',)), the config asks for"),
+        ({"r": 8}, "the adapter has rank 8, alpha 4.5, targets q, k, v, o, gate, up, down; the config has rank 3, alpha 4.5"),
+        ({"target_modules": ["model.language_model.layers.0.self_attn.q_proj"]}, "targets q; the config has rank 3"),
     ],
 )  # fmt: skip
 def test_adapters_of_another_kind_are_refused(tmp_path, change, said):
     folder = written(tmp_path)
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError) as caught:
         load_peft(folder, adapted("untied")[1])
@@ -191,7 +191,7 @@ def test_adapters_of_another_kind_are_refused(tmp_path, change, said):
 
 def test_options_at_rest_are_no_reason_to_refuse(tmp_path):
     folder = written(tmp_path)
-    path = folder / CONFIG
+    path = folder / ADAPTER_CONFIG
     rest = {"use_dora": False, "rank_pattern": {}, "modules_to_save": None, "lora_dropout": 0.1, "megatron_core": "megatron.core"}
     path.write_text(json.dumps(json.loads(path.read_text()) | rest | {"init_lora_weights": "gaussian"}))
     assert read_peft_config(folder) == adapted("untied")[1].lora
@@ -199,13 +199,13 @@ def test_options_at_rest_are_no_reason_to_refuse(tmp_path):
 
 def test_all_that_is_wrong_with_the_tensors_is_said_at_once(tmp_path):
     folder = written(tmp_path)
-    tensors = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
     name = "base_model.model.model.language_model.layers.{}.self_attn.q_proj.lora_A.weight"
     del tensors[name.format(0)]
     tensors[name.format(1)] = np.ascontiguousarray(tensors[name.format(1)].T)
     tensors[name.format(2)] = tensors[name.format(2)].astype(np.int8)
     tensors["base_model.model.lm_head.weight"] = np.zeros((2, 2), np.float32)
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors, folder / ADAPTER_WEIGHTS)
     with pytest.raises(ValueError, match="4 problems") as caught:
         load_peft(folder, adapted("untied")[1])
     said = str(caught.value)
@@ -218,15 +218,15 @@ def test_damaged_and_missing_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json: not found"):
         load_peft(tmp_path, cfg)
     folder = written(tmp_path)
-    whole = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(whole[:-1])
+    whole = (folder / ADAPTER_WEIGHTS).read_bytes()
+    (folder / ADAPTER_WEIGHTS).write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=f"damaged or cut short at {len(whole) - 1} bytes"):
         load_peft(folder, cfg)
-    (folder / WEIGHTS).unlink()
+    (folder / ADAPTER_WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match="only safetensors are read"):
         load_peft(folder, cfg)
     for text, said in (("{", "not valid JSON"), ("[]", "holds a list")):
-        (folder / CONFIG).write_text(text)
+        (folder / ADAPTER_CONFIG).write_text(text)
         with pytest.raises(ValueError, match=said):
             load_peft(folder, cfg)
 
@@ -243,7 +243,7 @@ def test_peft_merged_and_our_own_forward_agree(tmp_path, variant, recwarn):
     rows, source = jax.device_get(golden_rows()), base_folder(variant, tmp_path)
     save_peft(params, tmp_path / "adapter", cfg, base_model=str(source), dtype=jnp.float32)
     base = oracle.load(source)
-    mapping = json.loads((tmp_path / "adapter" / CONFIG).read_text())["auto_mapping"]  # by which peft finds the base's class
+    mapping = json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text())["auto_mapping"]  # peft finds the base's class by it
     assert getattr(importlib.import_module(mapping["parent_library"]), mapping["base_model_class"]) is type(base)
     wrapped = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
     assert not [w for w in recwarn if "adapter keys" in str(w.message)]
@@ -268,10 +268,10 @@ def test_an_adapter_that_peft_wrote_is_read(tmp_path):
                 weight.normal_(std=0.1)
     wrapped.save_pretrained(tmp_path / "adapter")
     lora = read_peft_config(tmp_path / "adapter")
-    assert lora == LoraConfig(4, 6.0, ("q", "v", "down"))
+    assert lora == AdapterConfig(4, 6.0, ("q", "v", "down"))
     base, cfg = golden_model("untied")
     cfg, rows = dataclasses.replace(cfg, lora=lora), jax.device_get(golden_rows())
-    params = unflatten_dict(flatten_dict(base) | flatten_dict(load_peft(tmp_path / "adapter", cfg)))
+    params = unflatten_dict(flatten_dict(base, sep="/") | flatten_dict(load_peft(tmp_path / "adapter", cfg), sep="/"), sep="/")
     merged = compiled_logits(dataclasses.replace(cfg, lora=None))(merge_lora(params, cfg), rows)
     want = oracle.logits(wrapped.eval(), rows)[np.asarray(rows.valid)]
     assert difference(merged, want, rows.valid) < TOLERANCE

@@ -12,8 +12,8 @@ from unittest import mock
 
 import jax
 import numpy as np
-
 from flax.traverse_util import flatten_dict
+
 from mtjudge_jax.models.hf import place
 from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.qwen3_vl.config import load_config
@@ -67,11 +67,11 @@ def main(folder: str, process: int, port: int, host_bytes: int) -> None:
         )
     parts = [
         [path, [list(part.indices(size)[:2]) for part, size in zip(shard.index, leaf.shape, strict=True)], digest(shard.data)]
-        for path, leaf in flatten_dict(params).items()
+        for path, leaf in flatten_dict(params, sep="/").items()
         for shard in leaf.addressable_shards
     ]
     experts = params["text"]["layers"]["experts_gate_up_led2f"]
-    most = place.plan("", experts.shape, dtype="float32", sharding=experts.sharding, stacked=True).most
+    most = place.plan_leaf("", experts.shape, dtype="float32", sharding=experts.sharding, stacked=True).most
     print(json.dumps({"devices": jax.device_count(), "read": read.total, "parts": parts, "most": most}))
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
-from mtjudge_jax.models.extras import import_tokamax
+from mtjudge_jax.models.backend import import_tokamax
 from mtjudge_jax.types import Array
 
 KERNELS = ("mosaic", "triton")  # the first that can; never the reference, which would make the whole score matrix

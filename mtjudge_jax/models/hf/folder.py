@@ -1,4 +1,4 @@
-"""Writing the folder of a Hugging Face model: weights in shards, beside them the files of its source, whole or not at all."""
+"""Writing a folder of safetensors shards and other files, so that it appears whole or not at all."""
 
 import json
 import os
@@ -9,7 +9,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.errors import UserError
 from mtjudge_jax.hosts.exchange import first_text, together
 from mtjudge_jax.models.hf.shards import Shape
 from mtjudge_jax.paths import (
@@ -24,19 +23,14 @@ from mtjudge_jax.paths import (
     write_whole,
 )
 
-CONFIG = "config.json"
-COMPANIONS = (
-    "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json", "LICENSE",
-)  # fmt: skip
+MODEL_CONFIG = "config.json"
 SHARD_BYTES = 5_000_000_000
-SLACK_BYTES = 1 << 20  # headers and index
-CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # of the safetensors format
+_SLACK_BYTES = 1 << 20  # for headers and the index
+_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}  # as safetensors spells them
 
 
 class Tensor(NamedTuple):
-    """A tensor to be written: `read` brings it to the host when its turn comes."""
+    """A tensor to write. `read` brings it to the host when its turn comes."""
 
     name: str
     shape: Shape
@@ -53,19 +47,21 @@ def write_folder(
     writes: bool,
     shard_bytes: int = SHARD_BYTES,
     stem: str = "model",
-    marker: str = CONFIG,
+    marker: str = MODEL_CONFIG,
 ) -> None:
-    """Writes `tensors` in shards of at most `shard_bytes` (or one tensor) and `files` by name; the host holds one tensor.
+    """Writes `tensors` in shards of at most `shard_bytes` (or one tensor) and `files` by name. The host holds one tensor.
 
     stem: `model` makes model.safetensors, or model-00001-of-00002.safetensors .. and model.safetensors.index.json. marker: the
-    file that a folder must have to be replaced with `overwrite`. Where `writes` is False (all processes but one) the tensors
-    are still read, since reading them may need every process. Everything is written beside the folder and renamed when
-    complete; on an error nothing is left and an older folder is as it was. Raises FileExistsError for a folder that must not
-    be replaced, OSError without room for all of it or where it cannot be written, on every process.
+    file that shows that an existing folder may be replaced with `overwrite`. writes: True on one process; the others read the
+    tensors too, because reading one may need every process.
 
-    In a bucket nothing is renamed. There too everything is written beside the folder first, which takes long and leaves an
-    older one alone; then the older marker is removed, the bucket copies the files into place and `marker` comes last. Who finds
-    the marker finds all; for those seconds there is none, and the next writing ends what a kill left in between.
+    Everything is written beside the folder, which is renamed when complete. After an error nothing is left of it, and an older
+    folder is unchanged. Raises FileExistsError for a folder that must not be replaced, and OSError, on every process, where the
+    disk has no room for all of it or cannot be written to.
+
+    A bucket cannot rename. There too everything is first written beside the folder, which takes long and leaves the older
+    folder alone. Then the older marker is removed, the bucket copies the files into place, and the marker comes last. So a
+    folder with a marker is complete. It has none for those seconds, and after a kill in between the next call completes it.
     """
     folder = as_path(folder)
     with together():
@@ -82,14 +78,14 @@ def write_folder(
     temporary, problem = _part(folder), ""
     try:
         if writes:
-            _, problem = _trying(folder, lambda: _begin(temporary, folder, files, total, marker))
+            _, problem = _attempt(folder, lambda: _begin(temporary, folder, files, total, marker))
         for name, shard in zip(names, shards, strict=True):
             file = None
             if writes and not problem:
-                file, problem = _trying(folder, lambda name=name: (temporary / name).open("wb"))
+                file, problem = _attempt(folder, lambda name=name: (temporary / name).open("wb"))
             problem = _write_shard(file, shard, dtype, folder) or problem
         if writes and not problem:
-            _, problem = _trying(folder, lambda: _swap(temporary, folder, marker, files[marker]))
+            _, problem = _attempt(folder, lambda: _swap(temporary, folder, marker, files[marker]))
     except BaseException:
         if writes:
             _discard(temporary, marker)
@@ -105,20 +101,24 @@ def _begin(temporary: AnyPath, folder: AnyPath, files: Mapping[str, bytes], tota
     remove_tree(temporary)
     temporary.mkdir(parents=True)
     if not in_bucket(folder):
-        _check_room(folder, total + sum(map(len, files.values())) + SLACK_BYTES)
+        _check_room(folder, total + sum(map(len, files.values())) + _SLACK_BYTES)
     for name, content in files.items():
         if name != marker or not in_bucket(folder):
             write_whole(temporary / name, content)
 
 
 def _discard(temporary: AnyPath, marker: str) -> None:
-    """In a bucket not what is complete: of the older folder a part may be gone already, the next writing puts this in place."""
-    if not in_bucket(temporary) or _trying(temporary, (temporary / marker).exists) == (False, ""):
-        _trying(temporary, lambda: remove_tree(temporary))
+    """Removes the unfinished folder. In a bucket a complete one stays: part of the older folder may already be gone, and the
+    next call puts this one in its place.
+    """
+    if not in_bucket(temporary) or _attempt(temporary, (temporary / marker).exists) == (False, ""):
+        _attempt(temporary, lambda: remove_tree(temporary))
 
 
-def _trying(folder: AnyPath, call: Callable[[], Any]) -> tuple[Any, str]:
-    """(what it returns, "") or (None, what disk or bucket refused): nobody must wait for the process that could not write."""
+def _attempt(folder: AnyPath, call: Callable[[], Any]) -> tuple[Any, str]:
+    """(what the call returns, "") or (None, the error of the disk or bucket). It does not raise, because the other processes
+    would wait forever for one that stopped.
+    """
     try:
         with clean_failure():
             return call(), ""
@@ -131,34 +131,38 @@ def _trying(folder: AnyPath, call: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def _write_shard(file: BinaryIO | None, shard: list[Tensor], dtype: np.dtype, folder: AnyPath) -> str:
-    """One safetensors file, tensor after tensor: the length of the header, the header, the numbers.
+    """Writes one safetensors file: the length of the header, the header, then the numbers, tensor after tensor.
 
-    All tensors are read whatever happens to the file, since other processes take part; returns what did.
+    Returns the first error. All tensors are read even after one, because other processes take part in the reading.
     """
     header, end = {"__metadata__": {"format": "pt"}}, 0
     for tensor in shard:
         start, end = end, end + prod(tensor.shape) * dtype.itemsize
-        header[tensor.name] = {"dtype": CODES[dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[tensor.name] = {"dtype": _CODES[dtype.name], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the numbers start on a multiple of eight
-    problem = _trying(folder, lambda: file.write(len(text).to_bytes(8, "little") + text))[1] if file else ""
+    text += b" " * (-len(text) % 8)  # the numbers start at a multiple of eight bytes
+    problem = _attempt(folder, lambda: file.write(len(text).to_bytes(8, "little") + text))[1] if file else ""
     for tensor in shard:
         array = np.ascontiguousarray(tensor.read(), dtype)
         if array.shape != tensor.shape:
-            raise UserError(f"{tensor.name} is {array.shape} where {tensor.shape} was planned; mend what reads it")
+            raise ValueError(f"{tensor.name}: read() gave the shape {array.shape}, declared is {tensor.shape}")
         if file and not problem:
             numbers = array.reshape(-1).view(np.uint8).data
-            _, problem = _trying(folder, lambda numbers=numbers: file.write(numbers))
+            _, problem = _attempt(folder, lambda numbers=numbers: file.write(numbers))
             del numbers
         del array  # before the next one is read
-    closing = _trying(folder, file.close)[1] if file else ""
+    closing = _attempt(folder, file.close)[1] if file else ""
     if closing and in_bucket(folder):
-        file.closed = True  # else it is sent again when nobody holds it any more
+        file.closed = True  # otherwise gcsfs sends it again when the object is collected
     return problem or closing
 
 
 def _plan(tensors: Iterable[Tensor], itemsize: int, shard_bytes: int) -> list[list[Tensor]]:
-    """Fills shards in order, a new one whenever the next tensor would not fit."""
+    """Fills shards in order and starts a new one when the next tensor does not fit.
+
+    huggingface_hub's split_state_dict_into_shards_factory would not be shorter here: it wants every tensor in memory, and it
+    puts a tensor larger than a shard elsewhere, so the bytes of an export would change.
+    """
     shards, room = [], -1
     for tensor in tensors:
         size = prod(tensor.shape) * itemsize
@@ -171,50 +175,21 @@ def _plan(tensors: Iterable[Tensor], itemsize: int, shard_bytes: int) -> list[li
 
 
 def check_target(folder: AnyPath, *, marker: str, overwrite: bool) -> None:
-    """Raises FileExistsError for a folder that must not be replaced: an export must not delete what is not an export."""
+    """Raises FileExistsError for a folder that must not be replaced: an export only ever deletes an older export."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not overwrite:
         raise FileExistsError(f"{folder}: exists already; give a new folder, or ask for overwrite")
     half_replaced = in_bucket(folder) and (_part(folder) / marker).exists()
     if not half_replaced and not (folder / marker).is_file():
-        raise FileExistsError(f"{folder}: exists and is no model folder (no {marker}); give a new folder")
+        raise FileExistsError(f"{folder}: exists and is not a model folder (it has no {marker}); give a new folder")
 
 
 def _check_room(folder: AnyPath, need: int) -> None:
-    """Better now than an hour later."""
+    """Raises OSError before anything is written, not an hour later."""
     free = shutil.disk_usage(folder.parent).free
     if free < need:
-        raise OSError(f"needs {need:,} bytes and {free:,} are free; free some space, or give a folder elsewhere")
-
-
-def companions(source: str | os.PathLike, dtype: np.dtype) -> dict[str, bytes]:
-    """What is not weights, by name: the source's files, in its config the dtype that the weights have and both spellings of
-    the rotary angles.
-
-    Loaders believe the config's dtype. transformers 5 and what builds on it read `rope_parameters`, everything older
-    `rope_theta` and `rope_scaling`, and each takes a silent default for the other's.
-    """
-    source = as_path(source)
-    files = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
-    text = (source / CONFIG).read_bytes()
-    raw = json.loads(text)
-    for part in (raw, raw["text_config"], raw["vision_config"]):
-        for key in part.keys() & {"dtype", "torch_dtype"}:
-            part[key] = dtype.name
-    if not raw.keys() & {"dtype", "torch_dtype"}:
-        raw["dtype"] = dtype.name
-    _spell_rope(raw["text_config"])
-    return {CONFIG: text if raw == json.loads(text) else json.dumps(raw, indent=2).encode() + b"\n"} | files
-
-
-def _spell_rope(text: dict) -> None:
-    """Adds what is missing; `rope_parameters` wins where both are present, as in transformers 5."""
-    both = dict(text.get("rope_scaling") or {}) | dict(text.get("rope_parameters") or {})
-    both.setdefault("rope_theta", text.get("rope_theta"))
-    both.setdefault("rope_type", both.pop("type", "default"))
-    text["rope_parameters"], text["rope_theta"] = both, both["rope_theta"]
-    text["rope_scaling"] = {key: value for key, value in both.items() if key != "rope_theta"}
+        raise OSError(f"needs {need:,} bytes and {free:,} are free; free some space, or give a folder on another disk")
 
 
 def _part(folder: AnyPath) -> AnyPath:
@@ -226,9 +201,9 @@ def _old(folder: AnyPath) -> AnyPath:
 
 
 def _swap(temporary: AnyPath, folder: AnyPath, marker: str, content: bytes) -> None:
-    """Puts the finished folder in place of an older one."""
+    """Puts the finished folder in the place of an older one."""
     if in_bucket(folder):
-        write_whole(temporary / marker, content)  # from here on what is beside is complete
+        write_whole(temporary / marker, content)  # from here on the folder beside is complete
         _copy_over(temporary, folder, marker)
         return
     old = _old(folder)
@@ -240,7 +215,7 @@ def _swap(temporary: AnyPath, folder: AnyPath, marker: str, content: bytes) -> N
 
 
 def _copy_over(temporary: AnyPath, folder: AnyPath, marker: str) -> None:
-    """In a bucket: the marker is the first to go and the last to come."""
+    """In a bucket: the marker is removed first and copied last."""
     (folder / marker).unlink(missing_ok=True)
     names = [*(name for name in files_below(temporary) if name != marker), marker]
     for name in files_below(folder):
@@ -252,7 +227,7 @@ def _copy_over(temporary: AnyPath, folder: AnyPath, marker: str) -> None:
 
 
 def _recover(folder: AnyPath, marker: str) -> None:
-    """Puts an older folder back, or ends the replacing, where a kill came in between."""
+    """After a kill during `_swap`: puts an older folder back, or, in a bucket, completes the replacement."""
     if in_bucket(folder):
         temporary = _part(folder)
         if (temporary / marker).exists() and not (folder / marker).exists():

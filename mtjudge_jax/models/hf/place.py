@@ -1,13 +1,14 @@
-"""Tensors on the host into arrays on devices, piece by piece.
+"""Copies tensors from the host into arrays on devices, piece by piece.
 
-A leaf of the parameter tree is filled from tensors that lie in files, one a layer. Each process copies the parts of a
-tensor that its own devices hold, each once however many of them hold it, and a piece at a time.
+A leaf of the parameter tree is filled from tensors in files, one per layer. Each process copies the parts of a tensor that
+its own devices hold, a piece at a time. It copies a part once, however many of its devices hold it.
 
-On an accelerator a large leaf is a buffer on the devices from the start: a piece goes there as it lies in the file, and is
-turned, cast and written into the donated buffer there. Small leaves are put together on the host, since a program that
-writes a leaf costs a compilation; where the devices are CPUs all are, since what the host holds is then the array itself.
+On an accelerator a large leaf is a buffer on the devices from the start. A piece is sent there in the layout of the file;
+the device transposes it, casts it and writes it into the donated buffer. Small leaves are assembled on the host, because
+each program that writes a leaf costs a compilation. On CPUs all leaves are, because the memory of the host then becomes
+the array itself.
 
-A tensor comes with an axis for each axis of the leaf's layer, in its own order: axis j of the leaf is its axis order[j].
+A tensor comes with one axis for each axis of the leaf's layer, in its own order: axis j of the leaf is its axis order[j].
 """
 
 import functools
@@ -21,51 +22,44 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtjudge_jax.errors import UserError
-from mtjudge_jax.models.hf.shards import Ranged
+from mtjudge_jax.models.hf.shards import Ranged, Shape
 
-PIECE_BYTES = 16 << 20  # what is copied at a time
-SMALL_BYTES = 32 << 20  # what is put together on the host, all such leaves together
-ALIGNMENT = 64  # bytes; memory that begins like this becomes an array on a CPU without a copy
+PIECE_BYTES = 16 << 20  # copied at a time
+SMALL_BYTES = 32 << 20  # of all leaves together that are assembled on the host of an accelerator
+_ALIGNMENT = 64  # bytes; memory that starts at a multiple becomes an array on a CPU without a copy
 
-Index = tuple[slice, ...]
-Shape = tuple[int, ...]
-Buffers = dict[tuple[int, ...], np.ndarray]
+_Index = tuple[slice, ...]
+_Buffers = dict[Shape, np.ndarray]  # {start of a part: its numbers}
 
 
 class Leaf(NamedTuple):
-    """Where a leaf lives, as this process sees it.
-
-    parts: per device of this process (None: the default device), where its part of a layer begins; indices: that part,
-    by where it begins. Devices with the same beginning hold the same part. `most` is how many parts the process with
-    the most has: what is done in which order depends on that, since all processes must do the same.
-    """
+    """Where a leaf lives, as this process sees it. Devices whose parts have the same start hold the same part."""
 
     shape: Shape
     dtype: np.dtype
     sharding: NamedSharding | None
-    stacked: bool  # layers on the first axis, never sharded
+    stacked: bool  # layers are on the first axis, which is never sharded
     local_shape: Shape  # of one device's part, with the layers
-    parts: dict[jax.Device | None, tuple[int, ...]]
-    indices: dict[tuple[int, ...], Index]
-    most: int
+    parts: dict[jax.Device | None, Shape]  # {device of this process, None for the default one: start of its part of a layer}
+    indices: dict[Shape, _Index]  # {start: the part that begins there}
+    most: int  # parts of the process that has the most; the order of work depends on it, so it is the same on all processes
 
     @property
     def host_bytes(self) -> int:
-        """Bytes of the parts that a process holds, each once."""
+        """Bytes of the parts that a process holds, each part counted once."""
         return self.most * prod(self.local_shape) * self.dtype.itemsize
 
 
-def plan(path: str, shape: Shape, *, dtype: Any, sharding: NamedSharding | None, stacked: bool) -> Leaf:
-    """Raises ValueError for a sharding that is not a NamedSharding or that splits the layers."""
+def plan_leaf(path: str, shape: Shape, *, dtype: Any, sharding: NamedSharding | None, stacked: bool) -> Leaf:
+    """Where the leaf at `path` will live."""
     if sharding is None:
         index = tuple(slice(0, size) for size in shape)[stacked:]
         start = (0,) * len(index)
         return Leaf(shape, np.dtype(dtype), None, stacked, shape, {None: start}, {start: index}, 1)
     if not isinstance(sharding, NamedSharding):
-        raise UserError(f"{path}: sharded by a {type(sharding).__name__}; give a NamedSharding, or None for one device")
+        raise ValueError(f"{path}: sharded by a {type(sharding).__name__}; give a NamedSharding, or None for one device")
     if stacked and sharding.spec and sharding.spec[0] is not None:
-        raise UserError(f"{path}: layer axis sharded over {sharding.spec[0]!r}; layers are scanned, use None")
+        raise ValueError(f"{path}: layer axis sharded over {sharding.spec[0]!r}; layers are scanned, use None")
     parts, indices, of_process = {}, {}, {}
     for device, index in sharding.devices_indices_map(shape).items():
         index = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))[stacked:]
@@ -77,21 +71,21 @@ def plan(path: str, shape: Shape, *, dtype: Any, sharding: NamedSharding | None,
     return Leaf(shape, np.dtype(dtype), sharding, stacked, sharding.shard_shape(shape), parts, indices, most)
 
 
-def copy_part(tensor: np.ndarray | Ranged, index: Index) -> np.ndarray:
-    """The one place where weights are read: a part of a tensor in a file, copied into memory of its own.
+def copy_part(tensor: np.ndarray | Ranged, index: _Index) -> np.ndarray:
+    """A part of a tensor in a file, in memory of its own. All reading of weights goes through this function.
 
-    As bare bits, which numpy copies faster than the numbers of dtypes that it does not know.
+    It copies unsigned integers, because numpy is slower with dtypes that are not its own.
     """
     bits = tensor.view(f"u{tensor.itemsize}")
     part = bits.read(index) if isinstance(tensor, Ranged) else bits[index].copy()
     return part.view(tensor.dtype)
 
 
-def pieces(leaf: Leaf, tensor: np.ndarray | Ranged, order: Shape, piece_bytes: int) -> Iterator[tuple[int, Buffers]]:
-    """Cuts the tensor's first axis, within a device's part, and yields where a cut begins and that cut of every part.
+def pieces(leaf: Leaf, tensor: np.ndarray | Ranged, order: Shape, piece_bytes: int) -> Iterator[tuple[int, _Buffers]]:
+    """Cuts every device's part along the tensor's first axis. Yields the start of a cut and the cut of every part.
 
-    All cuts are equally long, for one compilation; the last may repeat some rows. All parts of a cut together have at
-    most piece_bytes, or one row each.
+    All cuts have one length, so that one compilation serves them; the last may repeat some rows. The parts of a cut have at
+    most piece_bytes together, or one row each.
     """
     local = leaf.local_shape[leaf.stacked :]
     rows = local[order.index(0)]
@@ -108,33 +102,33 @@ def pieces(leaf: Leaf, tensor: np.ndarray | Ranged, order: Shape, piece_bytes: i
         yield at, parts
 
 
-# leaves that are put together on the host
+# leaves that are assembled on the host
 
 
-def host_buffers(leaf: Leaf) -> Buffers:
-    """Room for every part of the leaf on the host."""
+def host_buffers(leaf: Leaf) -> _Buffers:
+    """Memory on the host for every part of the leaf."""
     return {start: _aligned(leaf.local_shape, leaf.dtype) for start in leaf.indices}
 
 
 def _aligned(shape: Shape, dtype: np.dtype) -> np.ndarray:
     size = prod(shape) * dtype.itemsize
-    room = np.empty(size + ALIGNMENT, np.uint8)
-    first = -room.ctypes.data % ALIGNMENT
+    room = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -room.ctypes.data % _ALIGNMENT
     return room[first : first + size].view(dtype).reshape(shape)
 
 
-def write_on_host(leaf: Leaf, buffers: Buffers, tensor: np.ndarray, order: Shape, layer: int, piece_bytes: int) -> None:
+def write_on_host(leaf: Leaf, buffers: _Buffers, tensor: np.ndarray, order: Shape, layer: int, piece_bytes: int) -> None:
     """Copies a tensor into its layer of the buffers."""
     bits = f"u{leaf.dtype.itemsize}"
     for at, parts in pieces(leaf, tensor, order, piece_bytes):
         for start, part in parts.items():
             target = buffers[start].view(bits)
-            target = (target[layer] if leaf.stacked else target).transpose(np.argsort(order))  # as the tensor lies
+            target = (target[layer] if leaf.stacked else target).transpose(np.argsort(order))  # in the tensor's order
             target[at : at + len(part)] = part.astype(leaf.dtype, copy=False).view(bits)
 
 
-def from_host(leaf: Leaf, buffers: Buffers) -> jax.Array:
-    """The leaf on its devices; the buffers must not be touched any more."""
+def from_host(leaf: Leaf, buffers: _Buffers) -> jax.Array:
+    """The leaf on its devices. The buffers must not be changed afterwards: a CPU uses them as the array."""
     return _put(leaf.sharding, leaf.shape, {device: buffers[start] for device, start in leaf.parts.items()})
 
 
@@ -149,7 +143,7 @@ def _put(sharding: NamedSharding | None, shape: Shape, of_device: dict[jax.Devic
 
 
 def device_buffer(leaf: Leaf) -> jax.Array:
-    """Zeros where the leaf will live."""
+    """Zeros on the devices of the leaf."""
     return _zeros(leaf.shape, leaf.dtype, leaf.sharding)()
 
 
@@ -159,17 +153,17 @@ def _zeros(shape: Shape, dtype: np.dtype, sharding: NamedSharding | None) -> Any
 
 
 def write_on_devices(leaf: Leaf, buffer: jax.Array, tensor: np.ndarray, order: Shape, layer: int, piece_bytes: int) -> jax.Array:
-    """Copies a tensor into its layer of the buffer, which is gone afterwards; returns the new one."""
+    """Copies a tensor into its layer of the buffer, which is donated. Returns the new buffer."""
     write = _writer(leaf.sharding, leaf.stacked, order)
     for at, parts in pieces(leaf, tensor, order, piece_bytes):
         start = [layer] * leaf.stacked + [at if axis == 0 else 0 for axis in order]
         buffer = write(buffer, _piece(leaf, parts, order), np.array(start, np.int32))
-        buffer.block_until_ready()  # the next piece must not come before this one is gone
+        buffer.block_until_ready()  # only one piece is in flight
     return buffer
 
 
-def _piece(leaf: Leaf, parts: Buffers, order: Shape) -> jax.Array:
-    """The same cut of every device's part as one array, in the tensor's order of axes."""
+def _piece(leaf: Leaf, parts: _Buffers, order: Shape) -> jax.Array:
+    """The cuts of all devices' parts as one array, in the tensor's order of axes."""
     of_device = {device: parts[start] for device, start in leaf.parts.items()}
     if leaf.sharding is None:
         return _put(None, (), of_device)

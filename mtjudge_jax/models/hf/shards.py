@@ -1,10 +1,13 @@
-"""Reading the folder of a Hugging Face model: which tensors it holds, and where. All that is wrong is said at once.
+"""Reading the folder of a Hugging Face model: which tensors it has and where. All problems are reported in one message.
 
-A safetensors file is 8 bytes, the length of its header; the header, JSON of {name: dtype, shape, data_offsets}; then
-the data, gapless. Headers are parsed here, since the library stops at the first mistake and does not say whose it is.
-Format: https://github.com/huggingface/safetensors
+A safetensors file is 8 bytes with the length of its header; the header, JSON of {name: dtype, shape, data_offsets}; then
+the data without gaps. Format: https://github.com/huggingface/safetensors
 
-A file of a disk is mapped into memory; of a bucket the bytes that are asked for are, and no copy of a file is made.
+The headers are parsed here, not by the safetensors library. The library needs a file on a disk, stops at the first mistake
+and does not name the tensor ("incomplete metadata, file not fully covered"), and accepts a name that comes twice. Its
+`get_slice` would not save code either: our cuts are along axes that share a dimension of the tensor (heads and head size).
+
+A file on a disk is mapped into memory. Of a file in a bucket only the bytes in use are requested; no copy of it is made.
 """
 
 import json
@@ -24,21 +27,21 @@ from mtjudge_jax.paths import AnyPath, as_path, in_bucket, read_ranges, size_of
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-LFS_START = b"version https://git-lfs"
-HEADER_BYTES = 100_000_000  # the format's own limit
-GAP_BYTES = 1 << 20  # that are read rather than asked around: a request takes as long as some megabytes
-SHOWN = 12  # problems of one kind that are spelled out
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+_LFS_START = b"version https://git-lfs"
+_HEADER_BYTES = 100_000_000  # the limit of the format
+GAP_BYTES = 1 << 20  # a shorter gap is read with its neighbours: another request takes as long as some megabytes
+_MAX_SHOWN = 12  # problems of one kind
 
 Shape = tuple[int, ...]
-Wanted = dict[str, tuple[Shape, ...]]  # the shapes that a tensor may have
-Problem = tuple[str, str]  # (kind, what)
-KINDS = ("file", "cut short", "header", "twice", "index", "shape", "dtype", "missing", "unexpected")  # in order of the message
+_Wanted = dict[str, tuple[Shape, ...]]  # {tensor: the shapes that it may have}
+_Problem = tuple[str, str]  # (kind, what)
+_KINDS = ("file", "cut short", "header", "twice", "index", "shape", "dtype", "missing", "unexpected")  # as they are reported
 
 
 class Stored(NamedTuple):
-    """A tensor in a file, from byte `start` to byte `stop` of it."""
+    """A tensor in a file, from its byte `start` to its byte `stop`."""
 
     name: str
     file: AnyPath
@@ -48,18 +51,18 @@ class Stored(NamedTuple):
     stop: int
 
 
-class Index(NamedTuple):
-    """What tells the tensors' files. file_of: {tensor: name of its file}, None without an index, where one file has all."""
+class _Index(NamedTuple):
+    """Which file has which tensor."""
 
-    file_of: dict[str, str] | None
-    total: object  # bytes of all tensors, as the index has it
-    problems: list[Problem]
+    file_of: dict[str, str] | None  # {tensor: name of its file}; None without an index, where one file has all tensors
+    total: object  # bytes of all tensors, as the index says
+    problems: list[_Problem]
 
 
-def open_checkpoint(folder: str | Path, wanted: Wanted) -> dict[str, Stored]:
-    """Finds each wanted tensor and checks everything that headers tell.
+def open_checkpoint(folder: str | Path, wanted: _Wanted) -> dict[str, Stored]:
+    """Finds each wanted tensor and checks everything that the headers say. Reads no weights.
 
-    Reads no weights. Raises FileNotFoundError without a checkpoint, ValueError listing all that is wrong, by name.
+    Raises FileNotFoundError without a checkpoint, and one UserError that lists every problem with the name of its tensor.
     """
     folder = as_path(folder)
     file_of, total, problems = _open_index(folder)
@@ -84,25 +87,26 @@ def open_checkpoint(folder: str | Path, wanted: Wanted) -> dict[str, Stored]:
         raise UserError(_message(folder, problems, stored, wanted))
     found = sum(tensor.stop - tensor.start for tensor in stored.values())
     if total is not None and total != found:
-        warnings.warn(f"{folder / INDEX}: total_size is {total}, the tensors have {found} bytes and are used", stacklevel=2)
+        what = f"{folder / INDEX}: total_size is {total}, the tensors have {found} bytes; they are used all the same"
+        warnings.warn(what, stacklevel=2)
     return {name: stored[name] for name in wanted}
 
 
-def _message(folder: AnyPath, problems: list[Problem], stored: dict[str, Stored], wanted: Wanted) -> str:
-    """Every kind of problem with its first few cases, and what usually lies behind them."""
+def _message(folder: AnyPath, problems: list[_Problem], stored: dict[str, Stored], wanted: _Wanted) -> str:
+    """Every kind of problem with its first few cases, and hints at the usual causes."""
     kinds: dict[str, list[str]] = {}
-    for kind, what in sorted(problems, key=lambda problem: KINDS.index(problem[0])):
+    for kind, what in sorted(problems, key=lambda problem: _KINDS.index(problem[0])):
         kinds.setdefault(kind, []).append(what)
     lines = [f"{folder}: the weights do not fit config.json ({len(problems)} problem{'s' * (len(problems) > 1)})"]
     for kind, cases in kinds.items():
-        lines += [f"{kind}: {what}" for what in cases[:SHOWN]]
-        lines += [f"{kind}: and {len(cases) - SHOWN} more"] if len(cases) > SHOWN else []
+        lines += [f"{kind}: {what}" for what in cases[:_MAX_SHOWN]]
+        lines += [f"{kind}: and {len(cases) - _MAX_SHOWN} more"] if len(cases) > _MAX_SHOWN else []
     return "\n".join([*lines, *_hints(stored, set(stored) - set(wanted), set(kinds))])
 
 
 def _hints(stored: dict[str, Stored], extra: set[str], kinds: set[str]) -> Iterator[str]:
     if kinds & {"header", "cut short"}:
-        yield "hint: a damaged file is mended by downloading it again"
+        yield "hint: a damaged file must be downloaded again"
     if "lm_head.weight" in extra:
         yield "hint: tie_word_embeddings is true, yet there is an lm_head.weight; set it to false in config.json"
     if any(name.startswith(("visual.", "model.layers.", "model.embed_tokens.")) for name in extra):
@@ -113,8 +117,8 @@ def _hints(stored: dict[str, Stored], extra: set[str], kinds: set[str]) -> Itera
         yield f"hint: only {', '.join(FLOATS)} are read; take the checkpoint that is not quantised"
 
 
-def _against_config(file_of: dict[str, str], stored: dict[str, Stored], wanted: Wanted, lost: set[str]) -> list[Problem]:
-    """Shapes, dtypes and names against what the config needs; nothing is said about what is `lost` with its file."""
+def _against_config(file_of: dict[str, str], stored: dict[str, Stored], wanted: _Wanted, lost: set[str]) -> list[_Problem]:
+    """Problems of shapes, dtypes and names, compared with the config. Tensors `lost` with their file are not reported again."""
     problems = []
     for name in sorted(wanted.keys() & stored.keys()):
         shape, dtype = stored[name].shape, stored[name].dtype
@@ -127,8 +131,8 @@ def _against_config(file_of: dict[str, str], stored: dict[str, Stored], wanted: 
     return problems + [("unexpected", name) for name in sorted(stored.keys() - wanted.keys())]
 
 
-def _against_index(file_of: dict[str, str], stored: dict[str, Stored], wanted: Wanted, lost: set[str]) -> list[Problem]:
-    """An index that says anything else than its files may be the index of another checkpoint."""
+def _against_index(file_of: dict[str, str], stored: dict[str, Stored], wanted: _Wanted, lost: set[str]) -> list[_Problem]:
+    """Problems of the index, compared with its files. An index that differs may belong to another checkpoint."""
     problems = []
     for name, file in sorted(file_of.items()):
         if name not in stored and name not in lost and name not in wanted:
@@ -140,18 +144,18 @@ def _against_index(file_of: dict[str, str], stored: dict[str, Stored], wanted: W
     return problems
 
 
-def _open_index(folder: AnyPath) -> Index:
-    """Raises FileNotFoundError without a checkpoint, ValueError where there are only pickles or the index is none."""
+def _open_index(folder: AnyPath) -> _Index:
+    """Raises FileNotFoundError without a checkpoint, UserError for pickles alone and for a file that is not an index."""
     path, single = folder / INDEX, (folder / SINGLE).is_file()
     if path.is_file():
         index = _read_index(path)
         if single and SINGLE not in index.file_of.values():
-            beside = f"{SINGLE} lies beside an index that does not name it: remove the one that is not meant"
+            beside = f"{SINGLE} is beside an index that does not name it: remove the one that does not belong"
             index.problems.append(("file", beside))
         return index
     if single:
-        return Index(None, None, [])
-    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        return _Index(None, None, [])
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise UserError(
             f"{folder}: only pickled weights ({', '.join(pickles[:3])}); they can run code and are refused; "
@@ -160,8 +164,8 @@ def _open_index(folder: AnyPath) -> Index:
     raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}; give the folder of a Hugging Face model")
 
 
-def _read_index(path: AnyPath) -> Index:
-    """The index of a folder, without entries that lead out of it or to another kind of file."""
+def _read_index(path: AnyPath) -> _Index:
+    """The index of a folder, without entries for files outside the folder or of another kind."""
     try:
         _refuse_other_kinds(path)
         index = json.loads(path.read_text(encoding="utf-8"))
@@ -175,28 +179,28 @@ def _read_index(path: AnyPath) -> Index:
     }
     kept = {name: file for name, file in found.items() if name not in strange}
     names = sorted({repr(file) for file in strange.values()})
-    return Index(kept, total, [("index", f"names {file}; only safetensors files beside the index are read") for file in names])
+    return _Index(kept, total, [("index", f"names {file}; only safetensors files beside the index are read") for file in names])
 
 
 def _refuse_other_kinds(path: AnyPath) -> None:
-    """A clone without git-lfs leaves three lines of text where the weights should be; pickles can run code."""
-    (start,) = read_ranges(path, [(0, min(size_of(path), len(LFS_START)))])
-    if start == LFS_START:
+    """Raises UserError for the three lines of text that a clone without git-lfs leaves, and for pickles, which can run code."""
+    (start,) = read_ranges(path, [(0, min(size_of(path), len(_LFS_START)))])
+    if start == _LFS_START:
         raise UserError("is a Git LFS pointer, not the file: run `git lfs pull` in the model's folder")
-    if start.startswith(PICKLE_STARTS) and start[8:9] != b"{":  # a header of 640 bytes begins like a pickle
+    if start.startswith(_PICKLE_STARTS) and start[8:9] != b"{":  # the length of a header can look like the start of a pickle
         raise UserError(f"is a pickle, which can run code and is refused: save it as {SINGLE} with transformers")
 
 
-def _read_header(path: AnyPath) -> tuple[list[Stored], list[Problem]]:
-    """The tensors of a file and what is wrong with single ones. Raises ValueError where there is no telling."""
+def _read_header(path: AnyPath) -> tuple[list[Stored], list[_Problem]]:
+    """The tensors of a file, and the problems of single ones. Raises UserError where the header cannot be read."""
     if not path.is_file():
-        raise UserError("is not there: download it again")
+        raise UserError("is missing: download it again")
     _refuse_other_kinds(path)
     size = size_of(path)
     (start,) = read_ranges(path, [(0, min(size, 8))])
     length = int.from_bytes(start, "little")
-    if size < 8 or length > HEADER_BYTES:
-        raise UserError(f"is no safetensors file: {size} bytes that begin with a header of {length}")
+    if size < 8 or length > _HEADER_BYTES:
+        raise UserError(f"is not a safetensors file: {size} bytes, with a header of {length}")
     (text,) = read_ranges(path, [(8, min(size, 8 + length))])
     if len(text) < length:
         raise UserError(f"is cut short at {size} bytes, inside its header of {length}")
@@ -206,14 +210,14 @@ def _read_header(path: AnyPath) -> tuple[list[Stored], list[Problem]]:
     except ValueError as error:
         raise UserError(f"has a damaged header ({error})") from error
     if not isinstance(header, dict):
-        raise UserError(f"has a {type(header).__name__} for a header")
-    # The outermost object closes last, so `pairs` is what it holds, a name that comes twice included.
+        raise UserError(f"has a {type(header).__name__} as its header")
+    # The outermost object is parsed last, so `pairs` holds its entries, also those whose name comes twice.
     entries = [(name, entry) for name, entry in pairs if name != "__metadata__"]
     return _check_entries(path, entries, first=8 + length, size=size)
 
 
-def _check_entries(path: AnyPath, entries: list[tuple[str, Any]], *, first: int, size: int) -> tuple[list[Stored], list[Problem]]:
-    """first: where the data begin; size: of the file, both in bytes."""
+def _check_entries(path: AnyPath, entries: list, *, first: int, size: int) -> tuple[list[Stored], list[_Problem]]:
+    """first: where the data begin; size: of the file; both in bytes."""
     tensors, problems = [], []
     for name, entry in entries:
         try:
@@ -237,18 +241,18 @@ def _check_entries(path: AnyPath, entries: list[tuple[str, Any]], *, first: int,
         if tensor.stop > size:
             problems.append(("cut short", f"{tensor.name} ends at byte {tensor.stop}, {path.name} has {size}"))
     if end < size:
-        problems.append(("header", f"{path.name} has {size - end} bytes behind its last tensor"))
+        problems.append(("header", f"{path.name} has {size - end} bytes after its last tensor"))
     return tensors, problems
 
 
 class Ranged(NamedTuple):
-    """A tensor in a bucket: what an array's view of a mapped file is on a disk. Indexing reads, and only what is asked for."""
+    """A tensor in a bucket, in place of the view of a mapped file. `read` requests a part of it."""
 
     file: AnyPath
     start: int  # byte of the file
     dtype: np.dtype
     shape: Shape
-    recent: dict[tuple, list[bytes]]  # what was read last: devices that share rows take their parts of it
+    recent: dict[tuple, list[bytes]]  # the last bytes read: devices that share rows take their parts from them
 
     @property
     def itemsize(self) -> int:
@@ -261,7 +265,7 @@ class Ranged(NamedTuple):
         return self._replace(dtype=np.dtype(dtype))
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """A part, a slice an axis. Where what lies between its pieces is short, it is read with them, see `_spans`."""
+        """The part that `index`, one slice per axis, selects."""
         spans, inner = _spans(self.shape, index, self.itemsize)
         places = tuple((self.start + first, self.start + last) for first, last in spans)
         if places not in self.recent:
@@ -273,10 +277,11 @@ class Ranged(NamedTuple):
 
 
 def _spans(shape: Shape, index: tuple[slice, ...], itemsize: int) -> tuple[list[tuple[int, int]], Callable]:
-    """(bytes from and to of what must be read, what takes the wanted numbers out of one such span).
+    """(spans of bytes to read, a function that takes the wanted numbers out of one span).
 
-    With shape (6, 4, 2) and the part [1:3, 0:2, :], two rows of 8 numbers are cut to 4 each: read with what is between them, as
-    numbers 8 to 24, which serves the other parts of these rows too, or apart, as 8 to 12 and 16 to 20.
+    For shape (6, 4, 2) and the part [1:3, 0:2, :], two rows of 8 numbers are cut to 4 each. A short gap is read with them, as
+    the numbers 8 to 24; this serves the other parts of these rows too. Around a long gap they are read apart, as 8 to 12 and
+    16 to 20.
     """
     row = prod(shape[1:])
     at, stop = index[0].start, index[0].stop
@@ -292,9 +297,9 @@ def _spans(shape: Shape, index: tuple[slice, ...], itemsize: int) -> tuple[list[
 
 
 def read_tensors(tensors: list[Stored]) -> Iterator[tuple[Stored, Any]]:
-    """The tensors as they lie in their files, file by file, in order; each file is open once, and only meanwhile.
+    """The tensors file by file, in the order of their bytes. A file is mapped only while its tensors are in use.
 
-    What is not copied from them is not read: arrays are views of the mapped file, of a bucket they are `Ranged`.
+    Nothing is read before a copy is made: arrays are views of the mapped file, or `Ranged` for a bucket.
     """
     for file in sorted({tensor.file for tensor in tensors}):
         of_file = sorted((one for one in tensors if one.file == file), key=lambda one: one.start)
@@ -303,7 +308,7 @@ def read_tensors(tensors: list[Stored]) -> Iterator[tuple[Stored, Any]]:
                 yield tensor, Ranged(file, tensor.start, FLOATS[tensor.dtype], tensor.shape, {})
             continue
         with file.open("rb") as opened:
-            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # gone with the last array that looks at it
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # unmapped with the last array that views it
         mapped.madvise(mmap.MADV_SEQUENTIAL)
         data = np.frombuffer(mapped, np.uint8)
         for tensor in of_file:

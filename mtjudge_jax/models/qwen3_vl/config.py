@@ -31,15 +31,15 @@ class MoeConfig:
 
 
 @dataclass(frozen=True)
-class LoraConfig:
-    """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685): W + alpha / rank * A B, with B zero at the start.
-
-    `targets` are projections of every layer: q, k, v, o, gate, up, down.
-    """
+class AdapterConfig:
+    """Low-rank adapters on the decoder (Hu et al., arXiv 2106.09685): W + alpha / rank * A B, with B zero at the start."""
 
     rank: int
     alpha: float
-    targets: tuple[str, ...]
+    targets: tuple[str, ...]  # projections of every layer: q, k, v, o, gate, up, down
+
+    def __str__(self) -> str:
+        return f"rank {self.rank}, alpha {self.alpha:g}, targets {', '.join(self.targets)}"
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Qwen3VLConfig:
     video_token_id: int
     eos_token_id: int | None
     raw: dict[str, Any] = field(compare=False, repr=False)
-    lora: LoraConfig | None = None
+    lora: AdapterConfig | None = None
 
 
 def load_config(folder: str | os.PathLike) -> Qwen3VLConfig:

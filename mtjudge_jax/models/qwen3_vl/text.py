@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.models.qwen3_vl.config import LoraConfig, TextConfig
+from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, TextConfig
 from mtjudge_jax.models.qwen3_vl.layers import declare, rms_norm, rotate, scan_layers
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats, expert_mlp
 from mtjudge_jax.types import Array
@@ -35,7 +35,7 @@ class Rope(NamedTuple):
 class DecoderLayer(nnx.Module):
     """Leading axis l of every weight is the stack of layers, gone inside the scan."""
 
-    def __init__(self, cfg: TextConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: TextConfig, lora: AdapterConfig | None, *, rngs: nnx.Rngs):
         l, d, h = cfg.num_layers, cfg.hidden_size, cfg.head_dim
         n, k = cfg.num_heads, cfg.num_kv_heads
         self.eps, self.moe, self.lora = cfg.rms_norm_eps, cfg.moe, lora
@@ -100,7 +100,7 @@ class DecoderLayer(nnx.Module):
         return y + self.lora.alpha / self.lora.rank * jnp.einsum(f"...r,r{after}->...{after}", low, b)
 
 
-def lora_shapes(cfg: TextConfig, lora: LoraConfig | None) -> dict[str, tuple[int, ...]]:
+def lora_shapes(cfg: TextConfig, lora: AdapterConfig | None) -> dict[str, tuple[int, ...]]:
     """Shapes of the adapters' weights by name, layers first; none without `lora`."""
     if lora is None:
         return {}
@@ -111,7 +111,7 @@ def lora_shapes(cfg: TextConfig, lora: LoraConfig | None) -> dict[str, tuple[int
 
 
 class TextDecoder(nnx.Module):
-    def __init__(self, cfg: TextConfig, lora: LoraConfig | None, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: TextConfig, lora: AdapterConfig | None, *, rngs: nnx.Rngs):
         self.cfg = cfg
         self.embed_vd = declare(rngs, (cfg.vocab_size, cfg.hidden_size), fan_in=cfg.hidden_size)
         self.layers = DecoderLayer(cfg, lora, rngs=rngs)

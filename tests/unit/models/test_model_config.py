@@ -5,17 +5,17 @@ import json
 from dataclasses import replace
 from math import prod
 
-import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from flax.traverse_util import flatten_dict
 from places import GOLDENS
 from transformers import Qwen3VLConfig, Qwen3VLMoeConfig
 
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.models.hf.convert import abstract_params, flatten, weights
+from mtjudge_jax.models.hf.table import model_weights
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.models.qwen3_vl.config import LoraConfig, MoeConfig, from_hf, load_config
+from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, MoeConfig, from_hf, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 
 GOLDEN = GOLDENS / "qwen3_vl"
@@ -51,10 +51,10 @@ def edited(raw: dict, path: str, value: object = None) -> dict:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes_are_counted_to_the_last_weight(name):
     count, size, tensors = PUBLISHED[name]
-    leaves = jax.tree.leaves(abstract_params(preset(name), dtype=jnp.bfloat16))
-    assert sum(prod(leaf.shape) for leaf in leaves) == count
-    assert sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves) == (size or 2 * count)
-    assert tensors in (None, sum(len(weight.names) for weight in weights(preset(name))))
+    numbers = sum(prod(weight.shape) for weight in model_weights(preset(name)))
+    assert numbers == count
+    assert 2 * numbers == (size or 2 * count)  # in bfloat16
+    assert tensors in (None, sum(len(weight.names) for weight in model_weights(preset(name))))
 
 
 def test_presets_are_the_published_six():
@@ -73,10 +73,9 @@ CONFIGS = [*map(preset, PRESETS), load_config(GOLDEN), tiny.config(moe=True), ti
 
 @pytest.mark.parametrize("cfg", CONFIGS)
 def test_the_table_declares_the_tree_the_model_declares(cfg):
-    ours, model = flatten(abstract_params(cfg)), flatten(vlm.abstract_params(cfg))
-    assert {path: (leaf.shape, leaf.dtype) for path, leaf in ours.items()} == {
-        path: (leaf.shape, leaf.dtype) for path, leaf in model.items()
-    }
+    model = flatten_dict(vlm.abstract_params(cfg), sep="/")
+    assert {weight.path: weight.shape for weight in model_weights(cfg)} == {path: leaf.shape for path, leaf in model.items()}
+    assert all(leaf.dtype == jnp.float32 for leaf in model.values())
 
 
 # spellings
@@ -134,7 +133,7 @@ def test_null_counts_as_absent(path):
 
 def test_adapters_are_part_of_the_config_and_not_of_the_file():
     cfg = preset("8b")
-    adapted = replace(cfg, lora=LoraConfig(rank=8, alpha=16.0, targets=("q", "v")))
+    adapted = replace(cfg, lora=AdapterConfig(rank=8, alpha=16.0, targets=("q", "v")))
     assert cfg.lora is None and adapted != cfg and hash(adapted) != hash(cfg)
     assert replace(cfg, raw={}) == cfg
 

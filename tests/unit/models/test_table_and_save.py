@@ -14,7 +14,9 @@ import tiny
 from places import GOLDENS
 from safetensors.numpy import load_file
 
-from mtjudge_jax.models.hf.convert import layouts, load_params, save_hf, to_hf, to_ours, weights
+from mtjudge_jax.models.hf.load import load_params
+from mtjudge_jax.models.hf.save import save_hf
+from mtjudge_jax.models.hf.table import layouts, model_weights, to_hf, to_ours
 from mtjudge_jax.models.qwen3_vl.config import from_hf, load_config
 
 GOLDEN = GOLDENS / "qwen3_vl"
@@ -52,7 +54,7 @@ def test_experts_are_their_tensors_rearranged():
     """The hub's gate_up_proj (E, D, 2 F) has gate before up on its last axis; transformers 5 turns the last two axes."""
     cfg = tiny.config(moe=True)
     e, d, f = cfg.text.moe.num_experts, cfg.text.hidden_size, cfg.text.moe.intermediate_size
-    by_path = {weight.path: weight for weight in weights(cfg)}
+    by_path = {weight.path: weight for weight in model_weights(cfg)}
     hub, turned = layouts(by_path["text/layers/experts_gate_up_led2f"])
     assert (hub.tensor_shape, turned.tensor_shape) == ((e, d, 2 * f), (e, 2 * f, d))
     tensor = np.arange(e * d * 2 * f).reshape(e, d, 2 * f)
@@ -70,7 +72,7 @@ def test_experts_are_their_tensors_rearranged():
 
 @pytest.mark.parametrize("cfg", [load_config(GOLDEN), tiny.config(moe=True)])
 def test_every_layout_is_read_as_it_is_written(cfg):
-    for weight in [layout for leaf in weights(cfg) for layout in layouts(leaf)]:
+    for weight in [layout for leaf in model_weights(cfg) for layout in layouts(leaf)]:
         tensor = np.arange(prod(weight.tensor_shape), dtype=np.float32).reshape(weight.tensor_shape)
         ours = to_ours(weight, tensor)
         assert ours.shape == weight.layer_shape and np.shares_memory(ours, tensor)
@@ -133,7 +135,7 @@ def test_an_export_replaces_only_models_and_only_when_asked(tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="no model folder"):
+    with pytest.raises(FileExistsError, match="not a model folder"):
         save_hf(params, tmp_path / "thesis", source_folder=GOLDEN, dtype=jnp.float32, overwrite=True)
 
 
@@ -141,7 +143,7 @@ def test_parameters_of_another_model_are_not_written(tmp_path):
     params = load()
     del params["text"]["head_vd"]
     params["text"]["norm_d"] = params["text"]["norm_d"][:-1]
-    with pytest.raises(ValueError, match="not those of the source folder's config") as caught:
+    with pytest.raises(ValueError, match=r"do not fit the source folder's config\.json") as caught:
         save_hf(params, tmp_path / "out", source_folder=GOLDEN, dtype=jnp.float32)
     assert "text/head_vd: has None, needs (128, 32)" in str(caught.value)
     assert "text/norm_d: has (31,), needs (32,)" in str(caught.value)
