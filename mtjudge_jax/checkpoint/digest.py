@@ -1,4 +1,4 @@
-"""A number that changes when any bit of an array does, the same on every mesh."""
+"""The digest of an array: a number that changes when any bit changes, and that is the same on every mesh."""
 
 import functools
 import math
@@ -11,15 +11,15 @@ from jax.experimental import multihost_utils
 
 from mtjudge_jax.sharding import path_name
 
-Parts = dict[str, list[jax.Array]]  # by leaf, a uint32 of each part that this process holds
+_Parts = dict[str, list[jax.Array]]  # by leaf, a uint32 for each part that this process holds
 
 
 def digests(tree: Any) -> dict[str, int]:
-    """A uint32 a leaf: sum over its elements of mix(bits xor mix(position)), modulo 2^32, computed on device.
+    """A uint32 per leaf: the sum over its elements of mix(bits xor mix(position)), modulo 2^32, computed on device.
 
-    mix is a bijection (murmur3's 32-bit finalizer), so a change of one element always changes the sum, and any other change
-    goes unseen once in 2^32. An integer sum has no order: every sharding and every device count gives the same value. Every
-    process calls.
+    mix is a bijection (murmur3's 32-bit finalizer), so a change of one element always changes the sum; any other change goes
+    undetected once in 2^32. The order of an integer sum does not matter, so every sharding and every number of devices gives
+    the same value. Every process calls.
     """
     own = finish_digests(start_digests(tree))
     if jax.process_count() > 1:
@@ -28,12 +28,12 @@ def digests(tree: Any) -> dict[str, int]:
     return own
 
 
-def start_digests(tree: Any) -> Parts:
-    """Begins the digests of what this process holds, each part once over all processes, and returns at once.
+def start_digests(tree: Any) -> _Parts:
+    """Starts the digests of what this process holds and returns at once. Over all processes, each part is counted once.
 
-    The arrays may be donated afterwards: the devices do what was asked first. No device waits for another.
+    The caller may donate the arrays afterwards, because devices work in the order of requests. No device waits for another.
     """
-    parts: Parts = {}
+    parts: _Parts = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = jnp.asarray(leaf)
         strides = tuple(math.prod(leaf.shape[axis + 1 :]) % 2**32 for axis in range(leaf.ndim))
@@ -42,19 +42,19 @@ def start_digests(tree: Any) -> Parts:
     return parts
 
 
-def finish_digests(parts: Parts) -> dict[str, int]:
-    """This process's share of each digest; the shares of all processes add up to it, modulo 2^32."""
+def finish_digests(parts: _Parts) -> dict[str, int]:
+    """This process's share of each digest. The shares of all processes add up to the digest, modulo 2^32."""
     return {name: sum(int(part) for part in of_leaf) % 2**32 for name, of_leaf in parts.items()}
 
 
 def _first(index: tuple[slice, ...], strides: tuple[int, ...]) -> np.uint32:
-    """The position in the whole leaf of a part's first element."""
+    """The position of a part's first element in the whole leaf."""
     return np.uint32(sum((part.start or 0) * stride for part, stride in zip(index, strides, strict=True)) % 2**32)
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _digest(x: jax.Array, first: jax.Array, strides: tuple[int, ...]) -> jax.Array:
-    """first: position of x's first element in the leaf; strides: what a step along each axis adds to it."""
+    """first: the position of x's first element in the leaf. strides: what a step along each axis adds to the position."""
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     word = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(x, word).astype(jnp.uint32)  # 8 bytes become a last axis of two words

@@ -1,4 +1,4 @@
-"""What a save in the background reads while the next steps go on: arrays that nobody donates, and their digests."""
+"""What a save in the background reads while training continues: arrays that no step donates, and their digests."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,17 +12,18 @@ from mtjudge_jax.checkpoint.digest import finish_digests, start_digests
 Digest = Callable[[], dict[str, int]]
 
 
-def held(state: Any, copies: Any) -> tuple[Any, Digest, Any]:
-    """What is written, what gives its digests once it is, and the copies to be handed in with the next save.
+def snapshot(state: Any, buffers: Any) -> tuple[Any, Digest, Any]:
+    """Returns (arrays to write, a function that gives their digests, buffers to hand in at the next save).
 
-    Orbax looks at arrays on CPUs where they are, and whoever donates them would wait until it has written them: there they are
-    copied, into the copies of the save before, since memory that is new costs four times as long; and the digests are left for
-    later. From other devices Orbax fetches them before it returns, and the digests take milliseconds and come first.
+    On CPUs Orbax reads the arrays where they are, and a step that donates them would wait until they are written. So they are
+    copied, and the digests are computed later from the copy. The copy goes into the buffers of the previous save: of a save of
+    1 GB it then blocks 3.8 %, against 10.2 % into new memory (benchmarks/checkpoint_save.py). From other devices Orbax fetches
+    the arrays before it returns; there the digests take milliseconds and start first.
     """
     if jax.default_backend() != "cpu":
         return state, partial(finish_digests, start_digests(state)), None
-    copies = jax.block_until_ready(_copy(state) if copies is None else _copy_into(state, copies))
-    return copies, lambda: finish_digests(start_digests(copies)), copies
+    copy = jax.block_until_ready(_copy(state) if buffers is None else _copy_into(state, buffers))
+    return copy, lambda: finish_digests(start_digests(copy)), copy
 
 
 @jax.jit
@@ -31,5 +32,5 @@ def _copy(state: Any) -> Any:
 
 
 @partial(jax.jit, donate_argnums=1, keep_unused=True)
-def _copy_into(state: Any, old: Any) -> Any:
+def _copy_into(state: Any, buffers: Any) -> Any:
     return jax.tree.map(jnp.copy, state)

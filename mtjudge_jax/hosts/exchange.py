@@ -32,8 +32,9 @@ def attempt(call: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def error_text(error: BaseException) -> str:
-    """`OSError: No space left on device`, in one line of limited length."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """One line of limited length: `OSError: No space left on device`. A UserError is understood without its class."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())[:300]
 
 
 def on_any_process(flag: bool) -> bool:

@@ -14,6 +14,7 @@ import saving
 from places import ROOT, SUPPORT
 
 from mtjudge_jax import checkpoint as ck
+from mtjudge_jax.checkpoint.record import read_record
 from mtjudge_jax.config import CheckpointConfig, MeshConfig
 from mtjudge_jax.sharding import make_mesh
 
@@ -64,7 +65,7 @@ def test_written_by_two_processes_and_read_by_one(written, devices):
     assert all(np.array_equal(np.asarray(got.state[name]), want[name]) for name in want)
     assert [one["said"] for one in facts] == [[], []] and facts[0]["devices"] == 8
     assert sorted(p.name for p in (folder / "c").iterdir()) == ["1", "2"]
-    files = ck.read_record(folder / "c" / "2", 2)["files"]
+    files = read_record(folder / "c" / "2", 2)["files"]
     assert any("ocdbt.process_1/" in name for name in files)  # both wrote
 
 
@@ -90,7 +91,7 @@ def test_what_one_of_two_processes_cannot_read_neither_uses(written, what):
 def test_a_save_that_one_of_two_processes_cannot_write_is_told_by_both(tmp_path):
     first, second = run("failing", tmp_path / "c")
     assert first["said"][0].startswith(f"{tmp_path / 'c'}: the checkpoint of step 2 was not written (OSError: process 1 could")
-    assert "No space left" in second["said"][0] and "kept and good: step 1" in second["said"][0]
+    assert "No space left" in second["said"][0] and "good checkpoints kept: step 1" in second["said"][0]
     assert first["steps"] == second["steps"] == [1, 3]
 
 

@@ -104,7 +104,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room():
     """With two updates a rollout batch: the other resumed runs have one."""
     said = grpo()["full disk"]
     assert said.startswith("CheckpointError") and "step 2 was not written (it needs" in said
-    assert "1,000 are free); kept and good: step 1; 1 saves in a row failed" in said
+    assert "1,000 are free); good checkpoints kept: step 1; 1 saves in a row failed" in said
     assert "\n" not in said
     assert grpo()["kept"]["step"] == 1
     assert grpo()["again"] == grpo()["whole"]

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from mtjudge_jax import checkpoint as ck
-from mtjudge_jax.checkpoint import folders
+from mtjudge_jax.checkpoint import record, restoring, saving
 from mtjudge_jax.config import CheckpointConfig, MeshConfig
 from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.sharding import make_mesh, tree_shardings
@@ -66,8 +66,8 @@ def refusing(step: int):
             raise PermissionError(13, "Permission denied")
         return real(path, *arguments)
 
-    real = folders.damage_in
-    return mock.patch.object(ck, "damage_in", refuse)
+    real = record.damage_in
+    return mock.patch.object(restoring, "damage_in", refuse)
 
 
 def unreadable(folder: Path, mesh: jax.sharding.Mesh) -> dict:
@@ -83,27 +83,28 @@ def undecodable(folder: Path, mesh: jax.sharding.Mesh) -> dict:
             raise PermissionError(13, "Permission denied")
         return real(path, step)
 
-    real = folders.read_record
-    with mock.patch.object(ck, "read_record", refuse) if jax.process_index() == 1 else contextlib.nullcontext(), kept(folder):
+    real = record.read_record
+    refusing = mock.patch.object(restoring, "read_record", refuse)
+    with refusing if jax.process_index() == 1 else contextlib.nullcontext(), kept(folder):
         return restore(folder, mesh)
 
 
 def kept(folder: Path):
     """Nothing is set aside: the next test reads the same folder."""
-    return mock.patch.object(ck, "set_aside", lambda *arguments: None)
+    return mock.patch.object(restoring, "set_aside", lambda *arguments: None)
 
 
 def failing(folder: Path, mesh: jax.sharding.Mesh) -> dict:
     """Step 2 cannot be finished on process 1, as on a host whose mount has gone."""
     opened, said = ck.open_checkpoints(folder, CheckpointConfig()), []
-    real = ck.checksums
+    real = saving.checksums
 
     def full(path, names):
         if path.name.startswith("2") and jax.process_index() == 1:
             raise OSError(28, "No space left on device")
         return real(path, names)
 
-    with mock.patch.object(ck, "checksums", full):
+    with mock.patch.object(saving, "checksums", full):
         for step in (1, 2, 3):
             said += ck.save(opened, step, state=placed(step, mesh), data_state={}, meta={})
         ck.close(opened)

@@ -20,7 +20,8 @@ import pytest
 from places import ROOT
 
 from mtjudge_jax import checkpoint as ck
-from mtjudge_jax.checkpoint import folders
+from mtjudge_jax.checkpoint import record as records
+from mtjudge_jax.checkpoint import saving
 from mtjudge_jax.checkpoint.digest import digests
 from mtjudge_jax.config import CheckpointConfig, MeshConfig, differences
 from mtjudge_jax.sharding import make_mesh, tree_shardings
@@ -162,7 +163,7 @@ def test_every_byte_counts(tmp_path, mesh):
     """A bit in the first, the middle and the last byte of every file: bytes that nothing reads are covered too."""
     whole = tmp_path / "whole"
     saved(whole, mesh)
-    record = ck.read_record(whole / "2", 2)
+    record = records.read_record(whole / "2", 2)
     files = sorted(p for p in (whole / "2").rglob("*") if p.is_file())
     assert {p.relative_to(whole / "2").as_posix() for p in files} == {*record["files"], "record.json"}
     for file in files:
@@ -171,24 +172,36 @@ def test_every_byte_counts(tmp_path, mesh):
             file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
             if file.name == "record.json":
                 with pytest.raises(ValueError, match=r"record.json does not match its sha256"):
-                    ck.read_record(whole / "2", 2)
+                    records.read_record(whole / "2", 2)
             else:
                 name = file.relative_to(whole / "2").as_posix()
-                assert ck.damage_in(whole / "2", record["files"], 0, 1) == f"{name}: not the bytes that were written"
+                assert records.damage_in(whole / "2", record["files"], 0, 1) == f"wrong checksum: {name}"
             file.write_bytes(content)
-    assert ck.damage_in(whole / "2", record["files"], 0, 1) == ""
+    assert records.damage_in(whole / "2", record["files"], 0, 1) == ""
 
 
 def test_digests_notice_what_the_files_do_not_tell(tmp_path, mesh):
     """Files and record agree, and yet another state comes out: as where the library that wrote or reads them is wrong."""
     checkpoints = saved(tmp_path, mesh)
     path = tmp_path / "2" / "record.json"
-    record = ck.read_record(path.parent, 2)
+    record = records.read_record(path.parent, 2)
     record["leaves"]["params/text/norm_d"]["digest"] ^= 1
     text = json.dumps(record, sort_keys=True)
     path.write_text(json.dumps({"record": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
     got = ck.restore_latest(checkpoints, abstract(make_state(0, mesh), mesh))
     assert got.step == 1 and "step 2: params/text/norm_d: digest" in got.damaged[0]
+
+
+def test_another_format_is_refused_and_not_taken_for_damage(tmp_path, mesh):
+    checkpoints = saved(tmp_path, mesh)
+    record = records.read_record(tmp_path / "2", 2)
+    records._write_record(tmp_path / "2", record | {"format": 3})
+    said = f"{tmp_path}/2 has checkpoint format 3, this version of mtjudge_jax reads format 2: use the version that wrote it"
+    for read in (lambda: ck.restore_latest(checkpoints, abstract(make_state(0, mesh), mesh)), lambda: ck.read_saved(tmp_path, 2)):
+        with pytest.raises(ck.CheckpointError) as error:
+            read()
+        assert str(error.value) == said
+    assert ck.saved_steps(checkpoints) == [1, 2]
 
 
 def test_damage_is_logged_and_the_step_can_be_saved_again(tmp_path, mesh, caplog):
@@ -239,11 +252,11 @@ def test_disk_full_is_found_before_writing(tmp_path, mesh, monkeypatch):
     Usage = namedtuple("Usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 5000, 5000))
     (said,) = ck.save(checkpoints, 2, state=make_state(2, mesh), data_state={}, meta={})
-    need = sum(x.nbytes for x in jax.tree.leaves(make_state(2, mesh))) + ck.SLACK_BYTES
+    need = sum(x.nbytes for x in jax.tree.leaves(make_state(2, mesh))) + saving.RECORD_BYTES
     assert said == (
-        f"{tmp_path}: the checkpoint of step 2 was not written (it needs {need:,} bytes and 5,000 are free); kept and good: step "
-        "1: the run goes on to its next save and stops after 3 failed ones in a row (this was number 1): free some space, mend "
-        "the folder's rights, or lower checkpoint.keep (2)"
+        f"{tmp_path}: the checkpoint of step 2 was not written (it needs {need:,} bytes and 5,000 are free); good checkpoints "
+        "kept: step 1: training continues and stops after 3 failed saves in a row (this was number 1): free some space, fix the "
+        "folder's permissions, or lower checkpoint.keep (2)"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["1"]
     monkeypatch.undo()
@@ -257,9 +270,9 @@ def test_a_failed_write_is_told_by_the_next_call_with_its_step(tmp_path, mesh):
     failed = Future()
     failed.set_exception(OSError(28, "No space left on device"))
     (tmp_path / "2.unfinished.orbax-checkpoint-tmp").mkdir()
-    checkpoints.pending = ck.Pending(2, failed)
+    checkpoints.pending = saving.Pending(2, failed)
     (said,) = ck.save(checkpoints, 3, state=make_state(3, mesh), data_state={}, meta={})
-    assert "step 2 was not written (OSError: [Errno 28] No space left on device); kept and good: step 1: the run goes on" in said
+    assert "step 2 was not written (OSError: [Errno 28] No space left on device); good checkpoints kept: step 1: training" in said
     assert not (tmp_path / "2.unfinished.orbax-checkpoint-tmp").exists()  # it took the room that is missing
     ck.close(checkpoints)
     assert ck.saved_steps(checkpoints) == [1, 3]
@@ -276,7 +289,8 @@ def test_the_run_stops_after_failed_saves_in_a_row_and_at_its_end(tmp_path, mesh
         if start == 2:
             full(10**9)
             assert save(4) == ck.wait(checkpoints) == []  # a good one in between
-    with pytest.raises(ck.CheckpointError, match=r"step 7 was not written .*kept and good: step 1, 4; 3 saves in a row failed"):
+    said = r"step 7 was not written .*good checkpoints kept: step 1, 4; 3 saves in a row failed"
+    with pytest.raises(ck.CheckpointError, match=said):
         save(7)
     other = ck.open_checkpoints(tmp_path, CheckpointConfig(max_failed_saves=9))
     assert len(ck.save(other, 8, state=make_state(8, mesh), data_state={}, meta={})) == 1
@@ -302,21 +316,21 @@ def test_a_real_disk_that_fills_up(small_disk, mesh):
     left = lambda: shutil.disk_usage(small_disk).free  # noqa: E731
     ballast.write_bytes(bytes(left() - (1 << 16)))
     (said,) = ck.save(checkpoints, 2, state=make_state(2, mesh), data_state={}, meta={})
-    assert "bytes and 65,536 are free" in said and "kept and good: step 1" in said
-    with mock.patch.object(ck, "room_problem", lambda folder, need: ""):  # as where another program takes the room meanwhile
+    assert "bytes and 65,536 are free" in said and "good checkpoints kept: step 1" in said
+    with mock.patch.object(saving, "room_problem", lambda folder, need: ""):  # as where another program takes the room meanwhile
         assert ck.save(checkpoints, 3, state=make_state(3, mesh), data_state={}, meta={}) == []
         (said,) = ck.wait(checkpoints)
-    assert "step 3 was not written" in said and "kept and good: step 1" in said and "(this was number 2)" in said
+    assert "step 3 was not written" in said and "good checkpoints kept: step 1" in said and "(this was number 2)" in said
     assert [p.name for p in (small_disk / "c").iterdir()] == ["1"] and left() >= 1 << 16
     ballast.unlink()
-    real = folders.write_whole
+    real = records.write_whole
 
     def fill_up(*arguments):
         ballast.write_bytes(bytes(left()))
         real(*arguments)
 
     checkpoints.failed = 0
-    with mock.patch.object(folders, "write_whole", fill_up):
+    with mock.patch.object(records, "write_whole", fill_up):
         ck.save(checkpoints, 4, state=make_state(4, mesh), data_state={}, meta={})
         (said,) = ck.wait(checkpoints)
     assert "step 4 was not written (OSError: [Errno 28] No space left on device" in said
@@ -332,7 +346,7 @@ def test_a_disk_that_cannot_be_written_to_any_more(small_disk, mesh):
     checkpoints = saved(small_disk / "c", mesh, (1,))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     (said,) = ck.save(checkpoints, 2, state=make_state(2, mesh), data_state={}, meta={})
-    assert "step 2 was not written (the folder cannot be written to); kept and good: step 1" in said
+    assert "step 2 was not written (the folder cannot be written to); good checkpoints kept: step 1" in said
     with pytest.raises(ck.CheckpointError, match=r"cannot be written to \(Read-only file system\)"):
         ck.check_workdir(small_disk / "new")
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
@@ -387,7 +401,7 @@ def test_a_file_that_another_process_renames_meanwhile_is_none_of_a_steps(tmp_pa
 
     passing.write_bytes(b"{}")
     monkeypatch.setattr(Path, "stat", stat)
-    assert folders.files_of(tmp_path, 0) == ["ocdbt.process_0/d"]
+    assert records.files_of(tmp_path, 0) == ["ocdbt.process_0/d"]
     assert not passing.exists()
 
 
