@@ -5,8 +5,8 @@
     python benchmarks/input_pipeline.py --workdir=runs/demo               # beside what a step of that run consumed
 
 `prepare` reads the files, decodes and hashes every image, splits, and writes ArrayRecord and the report; it runs in a process
-of its own, whose largest memory is told. Then the training iterator reads the records again, shuffled, and makes batches of 24
-rows with 1024 patches each (a 512 px image stays as it is) with two threads. The last line is the same as JSON.
+of its own, whose peak memory is printed. Then the training iterator reads the records again, shuffled, and two threads make
+batches of 24 rows with 1024 patches each (a 512 px image keeps its size). The last line is the same as JSON.
 """
 
 import argparse
@@ -28,8 +28,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mtjudge_jax.config import Config
 from mtjudge_jax.data.images import load_image_config
-from mtjudge_jax.data.pipeline import RowFormat, train_iterator
+from mtjudge_jax.data.pipeline import Shard, train_iterator
+from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.policy.model import model_folder
 from mtjudge_jax.prepare.prepare import Arguments, prepare
@@ -107,7 +109,9 @@ def timed_rows(data: Path, batches: int, side: int) -> dict:
     base = model_folder("demo")
     image_cfg = load_image_config(base)._replace(min_pixels=65536, max_pixels=PATCHES * 256)
     fmt = RowFormat(TASKS, load_tokenizer(base), image_cfg, PROMPT_TOKENS, PATCHES)
-    rows = train_iterator(data=data, split="train", task_names=("technical",), fmt=fmt, global_batch=BATCH, seed=0)
+    cfg = Config()
+    cfg.data.tasks, cfg.data.mixture, cfg.data.balance_labels, cfg.rollout.prompts = ("technical",), "uniform", True, BATCH
+    rows = train_iterator(data, fmt, cfg, Shard())
     try:
         for _ in range(2):
             first = next(rows)

@@ -25,7 +25,7 @@ import transformers
 from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mtjudge_jax.data.images import ImageConfig, Patches, decode, patchify
+from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patchify
 
 CFG = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # Qwen3-VL's published configuration
 
@@ -45,7 +45,7 @@ def main() -> None:
         return processor(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), return_tensors="np")["pixel_values"]
 
     def ours() -> Patches:
-        return patchify(decode(data), CFG)
+        return patchify(decode_image(data), CFG)
 
     if not np.array_equal(theirs(), normalised(ours(), table)):
         raise SystemExit("the patches differ from transformers'")

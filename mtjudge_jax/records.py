@@ -1,4 +1,4 @@
-"""The one record of a judging question, and its bytes in an ArrayRecord file."""
+"""The record of a judging question, and its bytes in an ArrayRecord file."""
 
 import dataclasses
 import hashlib
@@ -11,23 +11,23 @@ from mtjudge_jax.errors import UserError
 
 SCHEMA_VERSION = 2
 KINDS = ("pointwise_binary", "pointwise_score", "pairwise", "listwise")
-SHORT_KINDS = {"binary": "pointwise_binary", "graded": "pointwise_score"}  # taken in a user's rows and task entries
+SHORT_KINDS = {"binary": "pointwise_binary", "graded": "pointwise_score"}  # accepted in a user's rows and task entries
 TERMS = ("open", "research", "gated", "eval_only")
-TIE = -1  # as a winner
+TIE = -1  # the winner of a tied pair
 
 
 class Label(NamedTuple):
-    """What is known to be true. The field of the example's kind is set; a score may stand beside a binary label."""
+    """The gold label. The field of the example's kind is set; a binary label may come with a score."""
 
     binary: int | None = None  # pointwise_binary: 1 = the class in the question, else 0
     score: float | None = None  # pointwise_score: the grade, between the example's score_min and score_max
-    winner: int | None = None  # pairwise: index of the better candidate, TIE where none is
-    tie: str = ""  # of a tie, where it is known: both_good | both_bad
-    ranks: tuple[int, ...] | None = None  # listwise: rank of each candidate, 1 = best, equal ones are tied
+    winner: int | None = None  # pairwise: index of the better candidate, or TIE
+    tie: str = ""  # kind of tie, if known: both_good | both_bad
+    ranks: tuple[int, ...] | None = None  # listwise: rank of each candidate, 1 = best, equal ranks are ties
 
 
 class Candidate(NamedTuple):
-    """One of the things judged: so many of the example's images, in their order, and a text."""
+    """One of the things judged: a number of the example's images, in their order, and a text."""
 
     images: int = 1
     text: str = ""
@@ -35,7 +35,7 @@ class Candidate(NamedTuple):
 
 
 class Question(NamedTuple):
-    """All that a prompt may be made of: the label, the rationale and the makers' names are not here, so they cannot leak."""
+    """All that a prompt may use. The label, the rationale and the makers' names are absent, so they cannot leak."""
 
     task: str
     criterion: str
@@ -53,12 +53,12 @@ class Question(NamedTuple):
 class JudgeExample:
     """One judging question with its label.
 
-    `images` are encoded files (PNG, JPEG or WebP): first `context_images` that belong to the question (the picture before
-    an edit, the picture that texts are about), then each candidate's, in native order. Without `candidates` every other
-    image is one. `group_id` is the unit of leakage and of the bootstrap (a source photograph, a prompt): a group is never
-    in two splits. `rationale` is a gold reasoning for SFT, empty where there is none. `raw` is JSON of native fields that
-    metrics need (category, source, a mean opinion score); it never reaches a prompt. `label_rule` says how a label was
-    derived, `raters` are single votes.
+    `images` are encoded files (PNG, JPEG or WebP): first the `context_images` that belong to the question (the picture before
+    an edit, the picture that texts are about), then each candidate's, in native order. Without `candidates`, each image
+    after the context is a candidate. `group_id` is the unit of leakage and of the bootstrap (a source photograph, a prompt):
+    a group is never in two splits. `rationale` is a gold reasoning for SFT, or empty. `raw` is JSON of native fields that
+    metrics need (category, source, a mean opinion score); it never reaches a prompt. `label_rule` says how the label was
+    derived, `raters` are the single votes.
     """
 
     example_id: str
@@ -84,7 +84,7 @@ class JudgeExample:
     raters: tuple[float, ...] = ()
     revision: str = ""
     source_split: str = ""
-    place: str = dataclasses.field(default="", compare=False)  # file and row it was read from, for messages; not written
+    place: str = dataclasses.field(default="", compare=False)  # source file and row, for messages; not written
 
     @property
     def question(self) -> Question:
@@ -94,12 +94,12 @@ class JudgeExample:
 
     @property
     def uid(self) -> int:
-        """Stable 32-bit hash of the id; seeds the sampler, so samples do not depend on the batch layout."""
+        """Stable 32-bit hash of the id. It seeds the sampler, so samples do not depend on the batch layout."""
         return int.from_bytes(hashlib.sha256(self.example_id.encode()).digest()[:4], "little")
 
 
 class BadRecord(UserError):
-    """A record that cannot be used; `reason` is a short name to count by, `example_id` says which one where it is known.
+    """An unusable record; `reason` is a short name to count by, `example_id` is the record's id if known.
 
     The text is "reason: detail".
     """
@@ -109,7 +109,7 @@ class BadRecord(UserError):
         self.reason = reason
         self.example_id = example_id
 
-    def __reduce__(self):  # the default would call __init__ with one argument, and fail in another process
+    def __reduce__(self):  # the default calls __init__ with one argument, which fails in another process
         return BadRecord, (self.reason, str(self).removeprefix(f"{self.reason}: "), self.example_id)
 
 
@@ -128,8 +128,8 @@ def unpack(data: bytes) -> JudgeExample:
         fields = msgpack.unpackb(data)
         version, hashes = fields.pop("schema_version"), fields.pop("sha256")
         if version != SCHEMA_VERSION:
-            remedy = "prepare the data again"
-            raise BadRecord("schema_version", f"record has version {version}, this code reads {SCHEMA_VERSION}: {remedy}")
+            text = f"record has version {version}, this code reads {SCHEMA_VERSION}: prepare the data again"
+            raise BadRecord("schema_version", text)
         label = fields["label"]
         fields["label"] = Label(**label | {"ranks": None if label["ranks"] is None else tuple(label["ranks"])})
         fields["candidates"] = tuple(Candidate(**candidate) for candidate in fields["candidates"])
@@ -151,15 +151,15 @@ def counted(least: int, most: int) -> str:
 
 
 def candidates_of(example: JudgeExample | Question) -> tuple[Candidate, ...]:
-    """The candidates, also where every image is one."""
+    """The candidates, one per image if the example lists none."""
     return example.candidates or (Candidate(),) * (len(example.images) - example.context_images)
 
 
 def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
-    """The example with its candidates in another order, and its label with them; the id stays.
+    """The example with its candidates, and with them its label, in another order; the id stays.
 
     order: the old index of each new place. Two candidates with winner 0, order (1, 0) -> winner 1.
-    Raises ValueError where `order` is no permutation of the candidates.
+    Raises UserError if `order` is no permutation of the candidates.
     """
     candidates = candidates_of(example)
     if sorted(order) != list(range(len(candidates))):
@@ -183,7 +183,7 @@ def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
 
 
 def swapped(example: JudgeExample) -> JudgeExample:
-    """The pairwise example with its two candidates, and so its winner, exchanged. The id stays."""
+    """The pairwise example with its two candidates, and thus its winner, exchanged. The id stays."""
     if example.kind != "pairwise" or len(candidates_of(example)) != 2 or example.label.winner not in (TIE, 0, 1):
         raise UserError(f"{example.example_id} is no pairwise example of two candidates with a winner or a tie: nothing to swap")
     return reordered(example, (1, 0))
@@ -203,7 +203,7 @@ def check_example(example: JudgeExample) -> None:
             (example.example_id, example.dataset, example.split, example.group_id, example.task)
         ),
         f"{example.kind} takes {counted(least, most)}, the record has {len(candidates)}": not least <= len(candidates) <= most,
-        f"{len(example.images)} images, question and candidates say {held}": len(example.images) != held,
+        f"{len(example.images)} images, question and candidates need {held}": len(example.images) != held,
         f"label.binary is {label.binary}, must be 0 or 1": example.kind == "pointwise_binary" and label.binary not in (0, 1),
         f"label.score is {label.score}, must be between score_min {low} and score_max {high}": example.kind == "pointwise_score"
         and (label.score is None or low is None or high is None or not low <= label.score <= high),

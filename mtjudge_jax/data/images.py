@@ -1,8 +1,8 @@
 """Encoded image bytes to the uint8 patches that Qwen3-VL sees: decoding with limits, resizing, patch order.
 
 The result equals `transformers`' `Qwen2VLImageProcessorPil` on the upright image (`ImageOps.exif_transpose`) bit for bit
-before normalisation; the normalisation `(x / 255 - mean) / std` and the doubling along time are left to the device, so that
-a patch is 3 * 16 * 16 bytes.
+before normalisation. The device does the normalisation `(x / 255 - mean) / std` and the doubling along time, so a patch is
+3 * 16 * 16 bytes.
 """
 
 import io
@@ -18,16 +18,16 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import as_path
 from mtjudge_jax.records import BadRecord
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of Pillow's 43 openers; EPS, for one, would start Ghostscript
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the 43 that Pillow opens; EPS, for example, would start Ghostscript
 MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded
 MAX_ASPECT = 200  # Qwen's own limit
-CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 of these into white
+_CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 in these into white
 
 
 class ImageConfig(NamedTuple):
-    """What `preprocessor_config.json` says. `min_pixels` and `max_pixels` are areas after resizing, in pixels.
+    """The settings of `preprocessor_config.json`. `min_pixels` and `max_pixels` are areas after resizing, in pixels.
 
-    To bound the image tokens of a run, lower `max_pixels` by `_replace`: images are scaled down, never cut.
+    To bound the image tokens of a run, lower `max_pixels` with `_replace`: images are scaled down, never cut.
     """
 
     patch: int
@@ -39,7 +39,7 @@ class ImageConfig(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """Side in pixels of the square that becomes one image token; resized sides are multiples of it."""
+        """Side in pixels of the square behind one image token; resized sides are multiples of it."""
         return self.patch * self.merge
 
     @property
@@ -53,7 +53,7 @@ class Patches(NamedTuple):
 
 
 def load_image_config(folder: str | os.PathLike) -> ImageConfig:
-    """Reads `preprocessor_config.json` of a model folder. Raises ValueError on unimplemented settings."""
+    """Reads `preprocessor_config.json` of a model folder. Raises UserError on unimplemented settings."""
     path = as_path(folder) / "preprocessor_config.json"
     config = json.loads(path.read_text())
     size = config.get("size", {})
@@ -61,7 +61,7 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     high = config.get("max_pixels") or size.get("longest_edge")
     if not low or not high or low > high:
         raise UserError(
-            f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), found {low} and {high}; "
+            f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), not {low} and {high}; "
             "Qwen3-VL has 65536 and 16777216"
         )
     fixed = {"resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
@@ -78,19 +78,21 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     return ImageConfig(config["patch_size"], config["merge_size"], low, high, mean, std)
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode_image(data: bytes) -> np.ndarray:
     """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [h, w, 3], read-only.
 
     The rotation in EXIF is applied. Transparency is composited on white, as Qwen's processor does with an opened image
-    (`transformers.image_utils.load_image`, for a path, would drop it and show the colours that lie beneath). Grey, palette
-    and CMYK are converted by Pillow. An image of more than 8 bits a channel (I;16) is taken where its values are 0 to 255;
-    others are refused, because Pillow, and so the processor, would turn all that is above 255 into white.
+    (`transformers.image_utils.load_image`, given a path, drops it and shows the colours beneath). Pillow converts grey,
+    palette and CMYK. An image of more than 8 bits per channel (I;16) is accepted if its values are 0 to 255, and refused
+    otherwise, because Pillow, and with it the processor, would turn everything above 255 into white.
 
-    Raises nothing but BadRecord: `image_format`, `image_too_large`, `image_mode`, `truncated_image`, `broken_image`.
+    Raises only BadRecord: `image_format`, `image_too_large`, `image_mode`, `truncated_image`, `broken_image`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_header(image)
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadRecord("image_too_large", f"{width}x{height} is over {MAX_PIXELS} pixels; scale it down first")
             image.load()
             check_depth(image)
             ImageOps.exif_transpose(image, in_place=True)
@@ -98,31 +100,25 @@ def decode(data: bytes) -> np.ndarray:
     except BadRecord:
         raise
     except UnidentifiedImageError as e:
-        raise BadRecord("image_format", f"{len(data)} bytes are none of {', '.join(FORMATS)}") from e
+        raise BadRecord("image_format", f"{len(data)} bytes are none of {', '.join(_FORMATS)}") from e
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise BadRecord("image_too_large", f"{e}; the limit is {MAX_PIXELS} pixels; scale it down first") from e
     except (OSError, EOFError) as e:
         raise BadRecord("truncated_image", f"{type(e).__name__}: {e}") from e
-    except Exception as e:  # decoders meet damaged bytes with SyntaxError, ValueError, struct.error, ...
+    except Exception as e:  # damaged bytes raise SyntaxError, ValueError, struct.error, ... in Pillow's decoders
         raise BadRecord("broken_image", f"{type(e).__name__}: {e}") from e
 
 
-def _check_header(image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise BadRecord("image_too_large", f"{width}x{height} is over {MAX_PIXELS} pixels; scale it down first")
-
-
 def check_depth(image: Image.Image) -> None:
-    """Raises BadRecord `image_mode` for a loaded image that Pillow would clip on its way to 8 bits a channel."""
-    if image.mode not in CLIPPING_MODES:
+    """Raises BadRecord `image_mode` for a loaded image that Pillow would clip when converting it to 8 bits per channel."""
+    if image.mode not in _CLIPPING_MODES:
         return
     low, high = image.getextrema()
-    if not (low >= 0 and high <= 255):  # so that NaN fails
+    if not (low >= 0 and high <= 255):  # written so that NaN fails
         raise BadRecord(
             "image_mode",
-            f"mode {image.mode} holds values from {low} to {high}, and above 255 all would be clipped to white; "
-            "convert it to 8 bits a channel first",
+            f"mode {image.mode} holds values from {low} to {high}, and everything above 255 would be clipped to white; "
+            "convert it to 8 bits per channel first",
         )
 
 
@@ -137,7 +133,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 def smart_resize(height: int, width: int, cfg: ImageConfig) -> tuple[int, int]:
     """(height, width) after Qwen's aspect-preserving resize: multiples of `cfg.factor`, area within the two limits.
 
-    A side is never below `cfg.factor`, which at an extreme aspect can take the area above `max_pixels`, as in Qwen's.
+    A side is never below `cfg.factor`, so at an extreme aspect the area can exceed `max_pixels`, as in Qwen's own code.
     With Qwen3-VL's configuration (480, 640) stays, (1080, 1920) becomes (1088, 1920), (32, 32) becomes (256, 256).
     Raises BadRecord `image_aspect` above 200 to 1. Source: transformers, models/qwen2_vl.
     """
@@ -156,7 +152,7 @@ def smart_resize(height: int, width: int, cfg: ImageConfig) -> tuple[int, int]:
 
 
 def patchify(image: np.ndarray, cfg: ImageConfig) -> Patches:
-    """Resizes uint8 [h, w, 3] and cuts it into patches, ordered by (block row, block column, row, column in the block).
+    """Resizes uint8 [h, w, 3] and cuts it into patches, in the order (block row, block column, row, column in the block).
 
     A 64x96 image of 16-pixel patches and 2x2 blocks has grid (4, 6); patches 0 to 3 are (0,0), (0,1), (1,0), (1,1).
     """

@@ -1,19 +1,23 @@
-"""One judging question to one prompt row: tokens, M-RoPE positions and image patches in fixed shapes.
+"""One judging question to one row of a batch: tokens, M-RoPE positions and image patches in fixed shapes.
 
 Axes: P prompt tokens (padded on the left), M patches (padded on the right), C completion tokens (padded on the right).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.data.images import ImageConfig, Patches, decode, patch_coordinates, patchify
+from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patch_coordinates, patchify
 from mtjudge_jax.data.tokenizer import Tokenizer
-from mtjudge_jax.records import BadRecord, JudgeExample
+from mtjudge_jax.records import BadRecord, JudgeExample, swapped
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.truth import truth_of, write_truth
 
-Row = dict[str, np.ndarray]  # DEVICE_KEYS and HOST_KEYS, and `target` and `target_mask` where targets are asked for
+Row = dict[str, np.ndarray]  # DEVICE_KEYS and HOST_KEYS; with RowFormat.target also `target` and `target_mask`
+_MAX_ERROR = 300  # characters of an error kept in a row
+# Flips the uid of a pair in its other order: with equal random numbers its answers would be drawn alike.
+OTHER_ORDER_BIT = np.uint32(1 << 31)
 
 DEVICE_KEYS = (
     "tokens",  # int32 [P], padded on the left
@@ -31,10 +35,66 @@ HOST_KEYS = (
     "example_id",  # str
     "task",  # str
     "label",  # int32 []: index into the task's labels
-    "truth",  # str: what is true in the words of the question, see tasks/truth.py; empty where the row has no question
-    "weight",  # float32 []: 1, or 0 where the record could not be used
-    "error",  # str: why the weight is 0, as "reason: detail"; empty on a good row and on a padding row
+    "truth",  # str: the right answer in the words of the question, see tasks/truth.py; empty in a row without a question
+    "weight",  # float32 []: 1, or 0 if the record cannot be used
+    "error",  # str: why the weight is 0, as "reason: detail"; empty in a good row and in a filler row
 )
+
+
+class RowFormat(NamedTuple):
+    """What turns a record into a row of fixed shapes.
+
+    With `target`, a row also has `target` int32 [C] and `target_mask` bool [C]: the tokens of the completion that
+    `target(example)` returns, for supervised training. Several threads call it. With `display`, the candidates of a pair
+    or a list are shown in an order drawn by hash: the stored order may give away which one is better.
+    """
+
+    tasks: Mapping[str, Task]
+    tokenizer: Tokenizer
+    image_cfg: ImageConfig
+    prompt_tokens: int
+    patch_count: int
+    completion_tokens: int = 0
+    target: Callable[[JudgeExample], str] | None = None
+    display: bool = False
+
+
+def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, other_order: bool = False) -> Row:
+    """The row of a record, or a row of weight 0 whose `error` says why there is none. Never raises BadRecord.
+
+    other_order: shows the two candidates of a pair in the other order.
+    """
+    target = np.full(fmt.completion_tokens, fmt.tokenizer.pad, np.int32)
+    target_mask = np.zeros(fmt.completion_tokens, bool)
+    try:
+        if isinstance(record, BadRecord):
+            raise record
+        example = _as_shown(record, fmt, other_order)
+        row = make_row(example, fmt)
+        if other_order:
+            row["uid"] ^= OTHER_ORDER_BIT
+        if fmt.target is not None:
+            target, target_mask = make_target(fmt.target(example), fmt.tokenizer, fmt.completion_tokens)
+    except BadRecord as e:
+        row = bad_row(fmt, example_id=record.example_id, task=task, error=str(e)[:_MAX_ERROR])
+    if fmt.target is None:
+        return row
+    return {**row, "target": target, "target_mask": target_mask}
+
+
+def _as_shown(example: JudgeExample, fmt: RowFormat, other_order: bool) -> JudgeExample:
+    """The example with its candidates in the order shown. Raises BadRecord `wrong_fields` if they cannot be ordered so."""
+    try:
+        if fmt.display and example.task in fmt.tasks:
+            example = fmt.tasks[example.task].displayed(example)
+        return swapped(example) if other_order else example
+    except ValueError as e:
+        raise BadRecord("wrong_fields", str(e), example.example_id) from e
+
+
+def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Rows of equal keys and shapes to one batch."""
+    return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
 
 
 def rope_positions(
@@ -71,92 +131,59 @@ def expand_images(tokens: Sequence[int], *, image_id: int, counts: Sequence[int]
     return expanded
 
 
-def make_row(
-    example: JudgeExample,
-    *,
-    tasks: Mapping[str, Task],
-    tokenizer: Tokenizer,
-    image_cfg: ImageConfig,
-    prompt_tokens: int,
-    patch_count: int,
-) -> Row:
+def make_row(example: JudgeExample, fmt: RowFormat) -> Row:
     """The prompt row of an example. Nothing is ever cut.
 
-    Raises BadRecord: `unknown_task`, `wrong_fields`, the reasons of `images.decode` and `images.smart_resize`,
+    Raises BadRecord: `unknown_task`, `wrong_fields`, the reasons of `images.decode_image` and `images.smart_resize`,
     `image_count`, `too_many_patches`, `prompt_too_long`; the last two name the id, length, limit and remedy.
     """
-    if example.task not in tasks:
-        raise BadRecord("unknown_task", f"{example.example_id} has task {example.task}; known are {', '.join(tasks)}")
-    task = tasks[example.task]
+    if example.task not in fmt.tasks:
+        raise BadRecord("unknown_task", f"{example.example_id} has task {example.task}; known are {', '.join(fmt.tasks)}")
+    task = fmt.tasks[example.task]
     try:
         truth, parts = truth_of(task, example), task.ask(example.question, example.example_id).parts
     except ValueError as e:
         raise BadRecord("wrong_fields", f"{example.example_id}: {e}") from e
-    prompt = prompt_row(
-        parts,
-        [decode(data) for data in example.images],
-        name=example.example_id,
-        tokenizer=tokenizer,
-        image_cfg=image_cfg,
-        prompt_tokens=prompt_tokens,
-        patch_count=patch_count,
-    )
+    prompt = prompt_row(parts, [decode_image(data) for data in example.images], fmt, name=example.example_id)
     host = _host_fields(example.example_id, example.task, label=truth.label, truth=write_truth(truth), weight=1.0, error="")
     return {**prompt, "uid": np.uint32(example.uid), **host}
 
 
 def prompt_row(
-    question: str | Sequence[str | None],
-    pictures: Sequence[np.ndarray],
-    *,
-    name: str,
-    tokenizer: Tokenizer,
-    image_cfg: ImageConfig,
-    prompt_tokens: int,
-    patch_count: int,
+    question: str | Sequence[str | None], pictures: Sequence[np.ndarray], fmt: RowFormat, *, name: str
 ) -> Row:
-    """The device part of a row, all but `uid`, of a question about pictures uint8 [h, w, 3]: its words, below the pictures, or
-    texts and a None for each picture.
+    """The device part of a row, all but `uid`, of a question about pictures uint8 [h, w, 3].
 
-    `name` says in an error whose prompt it is. Raises BadRecord as `make_row` does.
+    question: a text, which follows the pictures, or texts with a None in the place of each picture. Errors call the prompt
+    `name`. Raises BadRecord as `make_row` does.
     """
-    images = [patchify(picture, image_cfg) for picture in pictures]
-    patch_fields = _pack_patches(images, name, image_cfg, patch_count)
+    tokenizer, merge = fmt.tokenizer, fmt.image_cfg.merge
+    images = [patchify(picture, fmt.image_cfg) for picture in pictures]
+    patch_fields = _pack_patches(images, name, fmt)
     parts = [*[None] * len(images), question] if isinstance(question, str) else question
     text = tokenizer.render_parts(parts)
     grids = [image.grid for image in images]
-    counts = [rows * columns // image_cfg.merge**2 for rows, columns in grids]
+    counts = [rows * columns // merge**2 for rows, columns in grids]
     tokens = expand_images(tokenizer.encode(text), image_id=tokenizer.image, counts=counts)
-    if len(tokens) > prompt_tokens:
+    if len(tokens) > fmt.prompt_tokens:
         raise BadRecord(
             "prompt_too_long",
-            f"{name} has {len(tokens)} tokens, {sum(counts)} of them image tokens; the limit is {prompt_tokens}: "
+            f"{name} has {len(tokens)} tokens, including {sum(counts)} image tokens; the limit is {fmt.prompt_tokens}: "
             "raise data.prompt_tokens in the config, or scale the pictures down",
         )
-    positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=image_cfg.merge)
-    return {**_pad_prompt(tokens, positions, prompt_tokens, tokenizer), "next_position": np.int32(following), **patch_fields}
+    positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=merge)
+    return {**_pad_prompt(tokens, positions, fmt), "next_position": np.int32(following), **patch_fields}
 
 
-def bad_row(
-    *,
-    example_id: str,
-    task: str,
-    error: str,
-    tokenizer: Tokenizer,
-    image_cfg: ImageConfig,
-    prompt_tokens: int,
-    patch_count: int,
-) -> Row:
+def bad_row(fmt: RowFormat, *, example_id: str, task: str, error: str) -> Row:
     """A row of the same shapes for a record that cannot be used: weight 0, one text token, no image.
 
-    With `error` empty it is a row that only fills up a batch.
+    With an empty `error` it is a filler row, which only completes a batch.
     """
-    tokens = [tokenizer.eos]
-    positions = np.zeros((1, 3), np.int32)
     return {
-        **_pad_prompt(tokens, positions, prompt_tokens, tokenizer),
+        **_pad_prompt([fmt.tokenizer.eos], np.zeros((1, 3), np.int32), fmt),
         "next_position": np.int32(1),
-        **_pack_patches([], example_id, image_cfg, patch_count),
+        **_pack_patches([], example_id, fmt),
         "uid": np.uint32(0),
         **_host_fields(example_id, task, label=0, truth="", weight=0.0, error=error),
     }
@@ -173,37 +200,37 @@ def _host_fields(example_id: str, task: str, *, label: int, truth: str, weight: 
     }
 
 
-def _pad_prompt(tokens: Sequence[int], positions: np.ndarray, prompt_tokens: int, tokenizer: Tokenizer) -> Row:
-    start = prompt_tokens - len(tokens)
-    padded = np.full(prompt_tokens, tokenizer.pad, np.int32)
+def _pad_prompt(tokens: Sequence[int], positions: np.ndarray, fmt: RowFormat) -> Row:
+    start = fmt.prompt_tokens - len(tokens)
+    padded = np.full(fmt.prompt_tokens, fmt.tokenizer.pad, np.int32)
     padded[start:] = tokens
-    padded_positions = np.zeros((prompt_tokens, 3), np.int32)
+    padded_positions = np.zeros((fmt.prompt_tokens, 3), np.int32)
     padded_positions[start:] = positions
-    is_image = padded == tokenizer.image
+    is_image = padded == fmt.tokenizer.image
     return {
         "tokens": padded,
-        "valid": np.arange(prompt_tokens) >= start,
+        "valid": np.arange(fmt.prompt_tokens) >= start,
         "positions": padded_positions,
         "image_index": np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32),
     }
 
 
-def _pack_patches(images: Sequence[Patches], example_id: str, cfg: ImageConfig, patch_count: int) -> Row:
-    total = sum(len(image.patches) for image in images)
-    if total > patch_count:
+def _pack_patches(images: Sequence[Patches], name: str, fmt: RowFormat) -> Row:
+    total, limit = sum(len(image.patches) for image in images), fmt.patch_count
+    if total > limit:
         raise BadRecord(
             "too_many_patches",
-            f"{example_id} has {total} patches in {len(images)} images; the limit is {patch_count}: "
+            f"{name} has {total} patches in {len(images)} images; the limit is {limit}: "
             "raise data.patches in the config, or scale the pictures down",
         )
-    patches = np.zeros((patch_count, cfg.patch_dim), np.uint8)
-    hw, grid = np.zeros((patch_count, 2), np.int32), np.ones((patch_count, 2), np.int32)
-    segment = np.zeros(patch_count, np.int32)
+    patches = np.zeros((limit, fmt.image_cfg.patch_dim), np.uint8)
+    hw, grid = np.zeros((limit, 2), np.int32), np.ones((limit, 2), np.int32)
+    segment = np.zeros(limit, np.int32)
     start = 0
     for number, image in enumerate(images, start=1):
         end = start + len(image.patches)
         patches[start:end] = image.patches
-        hw[start:end] = patch_coordinates(image.grid, cfg.merge)
+        hw[start:end] = patch_coordinates(image.grid, fmt.image_cfg.merge)
         grid[start:end] = image.grid
         segment[start:end] = number
         start = end
@@ -219,10 +246,10 @@ def answer_alone(answer: str) -> str:
 
 
 def make_target(text: str, tokenizer: Tokenizer, completion_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """A completion to learn: ids int32 [C] closed by eos and padded, and bool [C], True up to and with the eos.
+    """A completion to learn: ids int32 [C] that end in eos, padded, and bool [C], True up to and including the eos.
 
-    Of `text`, a whole answer, what the chat template already writes is left out (see Tokenizer.encode_answer).
-    Raises BadRecord `target_too_long` instead of cutting, and as `encode_answer` does.
+    `text` is a whole answer; what the chat template already writes is left out (see Tokenizer.encode_answer).
+    Raises BadRecord `target_too_long` instead of cutting, and what `encode_answer` raises.
     """
     tokens = [*tokenizer.encode_answer(text), tokenizer.eos]
     if len(tokens) > completion_tokens:

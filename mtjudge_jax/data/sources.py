@@ -1,69 +1,67 @@
-"""Prepared data on disk: the manifest, one ArrayRecord file a (split, task), and what of it cannot be used."""
+"""Prepared data on disk: the manifest, an ArrayRecord file for each (split, task), and the count of unusable records."""
 
 import collections
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+from mtjudge_jax.data.bucket_cache import local_copy
 from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.paths import as_path, in_bucket, local_copy
+from mtjudge_jax.paths import as_path, in_bucket
 from mtjudge_jax.records import BadRecord, JudgeExample, unpack
 
-MANIFEST_VERSION = 2  # 2: an entry may say where its file is; the demo writes 1
-MANIFEST_VERSIONS = (1, 2)
+MANIFEST_VERSION = 2  # an entry may name its file; version 1 had none of these and plain records
+_READABLE_VERSIONS = (1, 2)
 MAX_BAD_SHARE = 0.01
-SHOWN_IDS = 10
-MIN_ROWS_TO_JUDGE = 100  # below, one bad row would already be over the limit
-
-
-OF_CONFIG = ("too_many_patches", "prompt_too_long", "target_too_long")  # reasons that no other preparation mends
+_SHOWN_IDS = 10
+MIN_ROWS_TO_JUDGE = 100  # with fewer rows, a single bad one would already exceed the limit
+_REASONS_OF_CONFIG = ("too_many_patches", "prompt_too_long", "target_too_long")  # the config can fix these, new data cannot
 
 
 class TooManyBadRecords(UserError):
-    """More records than the limit allows could not be used; the text lists reasons and ids."""
+    """More records than the limit allows cannot be used; the text lists reasons and ids."""
 
 
 class RecordSource:
-    """Random access to the records of some files: `source[i]` is a JudgeExample, or the BadRecord that it raised.
+    """Random access to the records of a file: `source[i]` is a JudgeExample, or the BadRecord that reading it raised.
 
-    Reading never raises, so a damaged record meets the counter in the loop instead of killing a reader thread.
+    Reading never raises, so a damaged record reaches the counter in the loop instead of killing a reader thread.
     """
 
-    def __init__(self, files: Sequence[str | os.PathLike]):
-        self.files = [os.fspath(file) for file in files]
-        missing = [file for file in self.files if not os.path.isfile(file)]
-        if missing:
-            raise UserError(f"{', '.join(missing)} missing; prepare the data first")
+    def __init__(self, file: str | os.PathLike):
+        self.file = os.fspath(file)
+        if not os.path.isfile(self.file):
+            raise UserError(f"{self.file} missing; prepare the data first")
         try:
-            self._records = ArrayRecordDataSource(self.files)
+            self._records = ArrayRecordDataSource([self.file])
         except Exception as e:
-            raise UserError(f"{', '.join(self.files)}: not readable as ArrayRecord ({e}); prepare the data again") from e
+            raise UserError(f"{self.file}: not readable as ArrayRecord ({e}); prepare the data again") from e
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> JudgeExample | BadRecord:
-        place = f"{as_path(self.files[0]).stem}[{index}]"
+        place = f"{as_path(self.file).stem}[{index}]"
         try:
             return unpack(record_in(self._records[index]))
         except BadRecord as e:
             return BadRecord(e.reason, f"{place}: {e}", place)
-        except Exception as e:  # a failed checksum is a RuntimeError, a ValueError or an IndexError by the damage
+        except Exception as e:  # a failed checksum raises RuntimeError, ValueError or IndexError, depending on the damage
             return BadRecord("damaged_record", f"{place}: {type(e).__name__}: {e}", place)
 
     def __repr__(self) -> str:
-        return f"RecordSource({self.files})"
+        return f"RecordSource({self.file!r})"
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """`manifest.json` of a data folder. Raises ValueError where it is missing, damaged or of another version."""
+    """`manifest.json` of a data folder. Raises UserError if it is missing, damaged or of another version."""
     path = as_path(folder) / "manifest.json"
     if not path.is_file():
         raise UserError(f"{path} missing; prepare the data first or give another data folder")
@@ -73,8 +71,8 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         assert all(isinstance(entry["count"], int) and isinstance(entry["sha256"], str) for entry in files.values())
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
         raise UserError(f"{path} is damaged ({type(e).__name__}: {e}); prepare the data again") from e
-    if version not in MANIFEST_VERSIONS:
-        reads = " and ".join(map(str, MANIFEST_VERSIONS))
+    if version not in _READABLE_VERSIONS:
+        reads = " and ".join(map(str, _READABLE_VERSIONS))
         raise UserError(f"{path} has version {version}, this code reads {reads}; prepare the data again")
     return manifest
 
@@ -87,34 +85,29 @@ def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[st
     return files[name]
 
 
-def record_path(entry: Mapping[str, Any], split: str, task: str) -> str:
-    """Where the file of a manifest's entry is, from the data folder on."""
-    return entry.get("path", f"{split}/{task}.array_record")
-
-
 def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource:
-    """The records of one task in one split. Raises ValueError where manifest and file disagree on their number, and
-    where the records were written by another version.
+    """The records of one task in one split.
 
-    ArrayRecord is read from disks only: of a bucket the file is copied once to this machine, see `paths.local_copy`.
+    Raises UserError if manifest and file disagree on their number, or if the records are of another version. ArrayRecord
+    reads disks only: a file in a bucket is copied once to this machine, see `local_copy`.
     """
     entry = _manifest_entry(folder, split, task)
-    expected, path = entry["count"], as_path(folder) / record_path(entry, split, task)
+    expected, path = entry["count"], as_path(folder) / entry.get("path", f"{split}/{task}.array_record")
     if in_bucket(path) and not path.exists():
         raise UserError(f"{path} missing; prepare the data first")
-    source = RecordSource([local_copy(path, entry["sha256"])])
+    source = RecordSource(local_copy(path, entry["sha256"]))
     if len(source) != expected:
         raise UserError(f"{path} has {len(source)} records, the manifest says {expected}; prepare the data again")
     first = source[0] if expected else None
-    if isinstance(first, BadRecord) and first.reason == "schema_version":  # all of them: said once, not a line a record
+    if isinstance(first, BadRecord) and first.reason == "schema_version":  # then every record is: report it once
         raise UserError(f"{path}: {first}")
     return source
 
 
 def fingerprint(folder: str | os.PathLike, *, tasks: Iterable[str], split: str) -> str:
-    """16 hex digits of the content that a run reads, from the manifest alone. The order of `tasks` does not matter.
+    """16 hex digits that identify the content a run reads, from the manifest alone. The order of `tasks` does not matter.
 
-    A checkpoint keeps it: Grain would go on with other records under the same position without a word.
+    A checkpoint keeps it: Grain would silently continue with other records at the same position.
     """
     entries = [(task, _manifest_entry(folder, split, task)) for task in sorted(tasks)]
     content = [(split, task, entry["count"], entry["sha256"]) for task, entry in entries]
@@ -122,9 +115,9 @@ def fingerprint(folder: str | os.PathLike, *, tasks: Iterable[str], split: str) 
 
 
 class BadRowCounter:
-    """Counts rows that could not be used, by reason, and stops the run above a share of them.
+    """Counts unusable rows by reason, and stops the run if their share is too large.
 
-    `reasons` maps a short reason to its number of rows, `ids` the ids to their whole messages.
+    `reasons` maps a short reason to its number of rows, `ids` maps ids to their whole messages.
     """
 
     def __init__(self, max_share: float = MAX_BAD_SHARE, min_rows: int = MIN_ROWS_TO_JUDGE):
@@ -138,14 +131,14 @@ class BadRowCounter:
         return sum(self.reasons.values())
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
-        """Counts the rows of a batch; rows that only fill it up (weight 0, no error) do not count."""
+        """Counts the rows of a batch; filler rows (weight 0, no error) do not count."""
         for example_id, weight, error in zip(batch["example_id"], batch["weight"], batch["error"], strict=True):
             if weight > 0 or error:
                 self.add_one(str(example_id), str(error))
 
     def facts(self) -> dict[str, Any]:
-        """What another process needs to count these rows too; JSON."""
-        return {"rows": self.rows, "reasons": dict(self.reasons), "ids": dict(list(self.ids.items())[:SHOWN_IDS])}
+        """What another process needs to count these rows too, as JSON."""
+        return {"rows": self.rows, "reasons": dict(self.reasons), "ids": dict(list(self.ids.items())[:_SHOWN_IDS])}
 
     def add_facts(self, facts: Mapping[str, Any]) -> None:
         self.rows += facts["rows"]
@@ -153,13 +146,13 @@ class BadRowCounter:
         self.ids |= facts["ids"]
 
     def add_one(self, example_id: str, error: str) -> None:
-        """Counts one row; `error` is "reason: detail", or empty for a good row. Logs an id the first time it is bad."""
+        """Counts one row; `error` is "reason: detail", or empty for a good row. Logs each bad id once."""
         self.rows += 1
         if not error:
             return
         self.reasons[error.partition(":")[0]] += 1
         if example_id not in self.ids:
-            logging.getLogger(__name__).warning("record %s left out: %s", example_id, error)
+            logging.getLogger(__name__).warning("record %s skipped: %s", example_id, error)
             self.ids[example_id] = error
 
     def check(self) -> None:
@@ -167,7 +160,7 @@ class BadRowCounter:
         if self.rows < self.min_rows or self.bad <= self.max_share * self.rows:
             return
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
-        shown = "; ".join(f"{example_id} ({error})" for example_id, error in list(self.ids.items())[:SHOWN_IDS])
+        shown = "; ".join(f"{example_id} ({error})" for example_id, error in list(self.ids.items())[:_SHOWN_IDS])
         raise TooManyBadRecords(
             f"{self.bad} of {self.rows} rows cannot be used, the limit is {self.max_share:.1%}. Reasons: {reasons}. "
             f"First ids: {shown}. {remedy_of(self.reasons)}"
@@ -175,15 +168,15 @@ class BadRowCounter:
 
 
 def remedy_of(reasons: Iterable[str]) -> str:
-    """What helps where records cannot be used for these reasons, or for "reason: detail"."""
+    """How to fix records that are unusable for these reasons, given as "reason" or "reason: detail"."""
     names = {reason.partition(":")[0] for reason in reasons}
-    remedies = ["change the config as that says"] if names & set(OF_CONFIG) else []
-    remedies += ["prepare the data again or leave these records out"] if names - set(OF_CONFIG) else []
+    remedies = ["change the config as the reasons say"] if names & set(_REASONS_OF_CONFIG) else []
+    remedies += ["prepare the data again or leave these records out"] if names - set(_REASONS_OF_CONFIG) else []
     return "; ".join(remedies).capitalize()
 
 
 def read_split(folder: str | os.PathLike, split: str, task: str, counter: BadRowCounter | None = None) -> list[JudgeExample]:
-    """All readable examples of one task in one split, in file order; the others are counted and logged.
+    """All readable examples of one task in one split, in file order; unreadable ones are counted and logged.
 
     Raises TooManyBadRecords as BadRowCounter does.
     """
@@ -199,3 +192,18 @@ def read_split(folder: str | os.PathLike, split: str, task: str, counter: BadRow
             examples.append(record)
     counter.check()
     return examples
+
+
+def find_examples(folder: str | os.PathLike, split: str, task: str, ids: Iterable[str]) -> tuple[dict[str, JudgeExample], int]:
+    """The examples with these ids, and the number of unreadable records met on the way. Raises UserError as `open_split`."""
+    wanted, found, unreadable = set(ids), {}, 0
+    source = open_split(folder, split, task)
+    for index in range(len(source)):
+        if len(found) == len(wanted):
+            break
+        record = source[index]
+        if isinstance(record, BadRecord):
+            unreadable += 1
+        elif record.example_id in wanted:
+            found[record.example_id] = record
+    return found, unreadable

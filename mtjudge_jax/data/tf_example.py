@@ -1,7 +1,7 @@
-"""Our packed record inside a tf.Example, the form in which tensorflow-datasets stores an example. No TensorFlow is needed.
+"""Our packed record inside a tf.Example, the form in which tensorflow-datasets stores an example, without TensorFlow.
 
-A tf.Example is the protocol buffer Example{1: Features{1: entry{1: name, 2: Feature{1: BytesList{1: value}}}}}. It is a map:
-the protobuf library writes its entries in an order that differs from process to process, and the sha256 of a file with them.
+A tf.Example is the protocol buffer Example{1: Features{1: entry{1: name, 2: Feature{1: BytesList{1: value}}}}}. Its entries
+are a map, which the protobuf library writes in an order that differs between processes, and so would the sha256 of a file.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,13 +31,13 @@ def tf_example(features: Mapping[str, bytes]) -> bytes:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """(number, value) of the length-delimited fields. Raises ValueError for what is none."""
+    """(number, value) of the length-delimited fields. Raises ValueError for any other field."""
     at = 0
     while at < len(data):
         key, at = _read_varint(data, at)
         size, at = _read_varint(data, at)
         if key & 7 != 2 or at + size > len(data):
-            raise ValueError(f"byte {at}: no field of a tf.Example")
+            raise ValueError(f"byte {at}: not a field of a tf.Example")
         yield key >> 3, data[at : at + size]
         at += size
 
@@ -53,9 +53,9 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def record_in(data: bytes) -> bytes:
-    """The packed record in a tf.Example, or `data` itself where that is one. Raises ValueError where there is none.
+    """The packed record in a tf.Example, or `data` itself if it is a packed record. Raises ValueError if there is none.
 
-    A tf.Example begins with the byte 0x0a, a packed record, which is a msgpack map, never does.
+    A tf.Example begins with the byte 0x0a. A packed record, which is a msgpack map, never does.
     """
     if data[:1] != b"\n":
         return data
@@ -66,7 +66,7 @@ def record_in(data: bytes) -> bytes:
             if bytes(parts.get(1, b"")) == FEATURE.encode():
                 found = parts[2]
     if found is None:
-        raise ValueError(f"a tf.Example without the feature {FEATURE!r}")
+        raise ValueError(f"the tf.Example has no feature {FEATURE!r}")
     ((_, values),) = _fields(found)
     ((_, value),) = _fields(values)
     return bytes(value)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 from mtjudge_jax.config import get_tasks
-from mtjudge_jax.data.images import decode
+from mtjudge_jax.data.images import decode_image
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.judge.judge import Judge, question_example
 from mtjudge_jax.policy.judge_file import judge_config
@@ -20,7 +20,7 @@ def print_verdict(model: str, images: Sequence[str], *, task: str, instruction: 
     question = question_example(images, instruction, task=get_task(task, get_tasks(cfg)), number=0)
     for path, data in zip(images, question.images, strict=True):
         try:
-            decode(data)
+            decode_image(data)
         except BadRecord as error:
             raise UserError(f"{path}: {error}") from error
     verdict = Judge.from_pretrained(model, batch=1).judge(images=question.images, task=task, instruction=instruction)

@@ -24,7 +24,7 @@ import msgpack
 from PIL import Image
 from tqdm import tqdm
 
-from mtjudge_jax.data.images import MAX_ASPECT, decode
+from mtjudge_jax.data.images import MAX_ASPECT, decode_image
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.prepare.splits import STRICTEST, Drop, Row
 from mtjudge_jax.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack, reordered
@@ -56,7 +56,7 @@ class Checked(NamedTuple):
 def look(image: bytes) -> Look | BadRecord:
     """Decodes all of an image, because a cut one has a good header. Runs in threads: Pillow and hashlib leave them alone."""
     try:
-        pixels = decode(image)
+        pixels = decode_image(image)
     except BadRecord as e:
         return e
     height, width, _ = pixels.shape

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from mtjudge_jax.data.images import decode
+from mtjudge_jax.data.images import decode_image
 from mtjudge_jax.prepare.checking import Checked
 from mtjudge_jax.prepare.splits import Decision, Drop, Row, final_answer
 from mtjudge_jax.records import JudgeExample
@@ -180,7 +180,7 @@ def contact_sheet(
         x, y = number % COLUMNS * wide, number // COLUMNS * high
         images = example(row, split).images[:3]
         for at, image in enumerate(images):
-            small = Image.fromarray(decode(image))
+            small = Image.fromarray(decode_image(image))
             small.thumbnail((CELL // len(images) - 4, CELL - 4))
             sheet.paste(small, (x + at * (CELL // len(images)) + 2, y + 2))
         label = final_answer(row, decision)

@@ -4,24 +4,19 @@ import base64
 import hashlib
 import io
 import itertools
-import pathlib
-import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
-from mtjudge_jax.data.sources import record_path
-from mtjudge_jax.data.tf_example import record_in
-from mtjudge_jax.paths import local_copy
-from mtjudge_jax.records import JudgeExample, unpack
+from mtjudge_jax.data.sources import find_examples
+from mtjudge_jax.errors import UserError
+from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.report.read import BASE_TEST, TRAINED_TEST, Evaluation, RunFolder
 from mtjudge_jax.tasks import get_task
 
 _MAX_SIDE = 192  # pixels; a smaller picture is shown as it is, a larger one is shrunk to this
 TEST_QUOTA, VAL_QUOTA = 30, 10  # examples a task where both splits were judged; all 40 from the one that was otherwise
-READ_BATCH = 64  # records a read
 
 
 class Answer(NamedTuple):
@@ -119,45 +114,17 @@ def _prediction_key(p: dict) -> str:
 
 
 def read_examples(run: RunFolder, *, split: str, task: str, ids: set[str]) -> dict[str, JudgeExample]:
-    """example_id -> record, from the one file of this split and task; stops as soon as all are found."""
+    """The records with these ids. Adds to `run.problems` what cannot be read."""
     if run.data is None:
         return {}
-    entry = (run.manifest.get("files") or {}).get(f"{split}/{task}") or {}
-    path = run.data / record_path(entry, split, task)
-    if not re.fullmatch(r"[\w.-]+", task) or not path.is_file():
-        run.problems.append(
-            f"{split}/{task}.array_record is not in the data folder: its examples are shown without pictures."
-        )
-        return {}
     try:
-        path = local_copy(path, entry.get("sha256", ""))
-    except ValueError as e:
-        run.problems.append(f"{split}/{task}.array_record could not be read ({e}): its examples are shown without pictures.")
+        found, unreadable = find_examples(run.data, split, task, ids)
+    except UserError as e:
+        run.problems.append(f"{e}: the examples of {split}/{task} are shown without pictures.")
         return {}
-    found, bad = {}, 0
-    for data in iterate_records(path):
-        try:
-            example = unpack(record_in(data))
-        except ValueError:
-            bad += 1
-            continue
-        if example.example_id in ids:
-            found[example.example_id] = example
-        if len(found) == len(ids):
-            break
-    if bad:
-        run.problems.append(f"{split}/{task}.array_record: {bad} records could not be read and were left out.")
+    if unreadable:
+        run.problems.append(f"{split}/{task}: {unreadable} records could not be read and were skipped.")
     return found
-
-
-def iterate_records(path: pathlib.Path) -> Iterator[bytes]:
-    reader = ArrayRecordReader(str(path))
-    try:
-        count = reader.num_records()
-        for start in range(0, count, READ_BATCH):
-            yield from reader.read(list(range(start, min(start + READ_BATCH, count))))
-    finally:
-        reader.close()
 
 
 def _make_card(split: str, old: dict | None, new: dict | None, examples: dict[str, JudgeExample]) -> Card:

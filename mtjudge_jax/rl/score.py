@@ -10,7 +10,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.tasks import TASKS, Task, get_task
 from mtjudge_jax.tasks.parse import Parsed, parse_strict
-from mtjudge_jax.tasks.reward import CustomReward, Rule, check_alpha, consistency, overlong, parts_of, weights_of
+from mtjudge_jax.tasks.reward import CustomReward, Rule, check_alpha, consistency, earned_parts, overlong, weights_of
 from mtjudge_jax.tasks.truth import Truth, read_truth
 
 
@@ -114,7 +114,7 @@ def _add_consistency(scores: Scores, pairs: Mapping[int, str | None], weight: fl
 
 def _score_one(scores: Scores, at: tuple[int, int], text: str, truth: Truth, rule: Rule, *, cut: bool, length: int) -> None:
     parsed = parse_strict(text, truth.words, ranked=truth.ranked)
-    parts = parts_of(parsed, truth, truncated=cut, tie_credit=rule.tie_credit)
+    parts = earned_parts(parsed, truth, truncated=cut, tie_credit=rule.tie_credit)
     scores.accuracy[at], scores.format[at] = parts["accuracy"], parts["format"]
     if parsed.verdict is not None and not cut:
         scores.verdict[at] = 0 if truth.ranked else parsed.verdict

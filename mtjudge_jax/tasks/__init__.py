@@ -1,4 +1,4 @@
-"""The judge tasks: question, answer words, parser and reward. A task is added by an entry in the config, or to `TASKS`."""
+"""The judge tasks: question, answer words, parser and reward. To add a task, write an entry in the config or in `TASKS`."""
 
 import dataclasses
 import difflib
@@ -8,28 +8,16 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.tasks.base import CONTRACT, Task
 from mtjudge_jax.tasks.benchmarks import BENCHMARKS
 from mtjudge_jax.tasks.custom import custom_task
-from mtjudge_jax.tasks.pairwise import PAIRWISE_ALIGNMENT, PAIRWISE_SAFETY, PAIRWISE_TECHNICAL
+from mtjudge_jax.tasks.demo import DEMO
 from mtjudge_jax.tasks.paper import PAPER
-from mtjudge_jax.tasks.pointwise import ALIGNMENT, NATURALNESS, PREFERENCE, RATIONALITY, SAFETY, TECHNICAL
 
 __all__ = ["CONTRACT", "DEMO", "TASKS", "Task", "get_task", "task_of", "tasks_with"]
 
-DEMO: dict[str, Task] = {
-    "technical": TECHNICAL,
-    "rationality": RATIONALITY,
-    "naturalness": NATURALNESS,
-    "alignment": ALIGNMENT,
-    "preference": PREFERENCE,
-    "safety": SAFETY,
-    "pairwise_technical": PAIRWISE_TECHNICAL,
-    "pairwise_alignment": PAIRWISE_ALIGNMENT,
-    "pairwise_safety": PAIRWISE_SAFETY,
-}
 TASKS: dict[str, Task] = DEMO | PAPER | BENCHMARKS
 
 
 def get_task(name: str, known: Mapping[str, Task] = TASKS) -> Task:
-    """The task of that name. Raises ValueError that lists the known tasks and the nearest name."""
+    """The task of that name. Raises UserError that lists the known tasks and the nearest name."""
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=1)
@@ -40,9 +28,9 @@ def get_task(name: str, known: Mapping[str, Task] = TASKS) -> Task:
 def tasks_with(
     custom: Sequence[dict], *, templates: str = "train", vary_polarity: bool = False, vary_words: bool = False, seed: int = 0
 ) -> dict[str, Task]:
-    """All tasks of a run, its own among them, with the wordings that it asks in. Raises ValueError for an entry that cannot be.
+    """All tasks of a run, including its own (`custom`), in the wordings it asks. Raises UserError for an invalid entry.
 
-    A task with one wording is asked in it whatever `templates` says.
+    A task with a single template ignores `templates`.
     """
     tasks = dict(TASKS)
     for raw in custom:
@@ -54,13 +42,13 @@ def tasks_with(
 
 def _asking(task: Task, how: dict) -> Task:
     if how["templates"] == "held_out" and not any(form.held_out for form in task.wordings.forms):
-        how = how | {"templates": "train"}  # an entry of the user's may hold none out
+        how = how | {"templates": "train"}  # a user's entry may have no held-out wording
     return dataclasses.replace(task, wordings=dataclasses.replace(task.wordings, **how))
 
 
 def task_of(prediction: dict) -> Task:
-    """The task of a prediction line; one of a run's own is told by the line itself."""
-    told = prediction.get("custom")
-    if prediction["task"] in TASKS or not told:
+    """The task of a prediction line; a line of a run's own task holds its entry."""
+    entry = prediction.get("custom")
+    if prediction["task"] in TASKS or not entry:
         return get_task(prediction["task"])
-    return custom_task(told, tuple(TASKS))
+    return custom_task(entry, tuple(TASKS))

@@ -9,17 +9,17 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, counted, reordered
 from mtjudge_jax.tasks.wording import IMAGE, LETTERS, RANKING_FORM, TIE_WORD, Wordings, listing, order_of, parts_of
 
-# Ends the demo's questions, so one answer form is learned by all tasks and carries over to tasks never trained on.
+# Ends the demo's questions: one answer form for all tasks carries over to tasks never trained on.
 CONTRACT = "Think, then answer yes or no."
 NO_YES = ("no", "yes")
-IMAGES_OF_KIND = {"pointwise_binary": 1, "pairwise": 2}
+_IMAGES_OF_KIND = {"pointwise_binary": 1, "pairwise": 2}
 INSTRUCTION_SLOT = "{instruction}"
-RANKING = ("ranking",)  # the one label of a list: its right answer differs from example to example
+RANKING = ("ranking",)  # the one label of a list, whose right answer differs from example to example
 
 
 class Asked(NamedTuple):
-    """A question as it is put: `parts` are texts and IMAGE, `words` the answer word of each label index, of a list the
-    name of each candidate shown; `template` is the wording's name and hash.
+    """A question as it is asked. `parts` are texts and IMAGE; `words` are the answer words by label index, for a list the
+    names of the candidates shown; `template` is the wording's name and hash.
     """
 
     parts: list[str | None]
@@ -32,13 +32,13 @@ class Task:
     """A question about one picture or text (`pointwise_binary`, `pointwise_score`), two (`pairwise`) or more (`listwise`).
 
     `labels[i]` is the word of label index i in results: `Label.binary` (1 = the class that the question names),
-    `Label.winner` (1 = the second is better, a third label is a tie), or `Label.score` less the lowest grade. `metric` is
-    the key of the task's headline number in its score. `ood` marks a task that is evaluated and never trained on. `single`
-    names the pointwise task that asks for the same of each picture of a pair, "" where there is none.
+    `Label.winner` (1 = the second is better, a third label is a tie), or `Label.score` minus the lowest grade. `metric` is
+    the key of the task's headline number in its score. `ood` marks an evaluation-only task. `single` names the pointwise
+    task that asks the same about each picture of a pair, or is "".
 
-    A task has one `template`, shown below its pictures, with its labels as answer words; or `wordings`, which say what
-    stands where and which words answer. `max_images` is its image budget, 0 = what the kind takes. `entry` is what a task of
-    the user's own was made from.
+    A task has either one `template`, shown below its pictures, with its labels as answer words, or `wordings`, which say
+    how the prompt is laid out and which words answer. `max_images` is its image budget, 0 = what the kind takes. A user's
+    own task was made from `entry`.
     """
 
     name: str
@@ -55,31 +55,31 @@ class Task:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"task {self.name!r}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
-        if self.wordings is None and self.kind not in IMAGES_OF_KIND:
-            raise UserError(f"task {self.name!r}: kind {self.kind!r} needs wordings, one template is for one or two pictures")
+        if self.wordings is None and self.kind not in _IMAGES_OF_KIND:
+            raise UserError(f"task {self.name!r}: kind {self.kind!r} needs wordings: a template takes one or two pictures")
         if self.kind in ("listwise", "pointwise_score") and any(form.flipped for form in self.wordings.forms):
-            raise UserError(f"task {self.name!r}: a {self.kind} question has no opposite, leave out its flipped wordings")
+            raise UserError(f"task {self.name!r}: a {self.kind} question has no opposite: leave out its flipped wordings")
         if self.kind == "listwise":
             if self.labels != RANKING:
-                raise UserError(f"task {self.name!r}: the labels of a list are {RANKING}, not {self.labels}")
+                raise UserError(f"task {self.name!r}: the labels of a list must be {RANKING}, not {self.labels}")
             return
         sets = [self.labels, *(self.wordings.words if self.wordings else ())]
         sets += [form.words for form in self.wordings.forms if form.words] if self.wordings else []
         for words in sets:
             check_words(self.name, words)
             if len(words) != len(self.labels):
-                raise UserError(f"task {self.name!r}: {words} must be {len(self.labels)} words, one a label of {self.labels}")
+                raise UserError(f"task {self.name!r}: {words} must be {len(self.labels)} words, one per label of {self.labels}")
 
     @property
     def template_hash(self) -> str:
-        """16 hex digits that change with any wording, choice of wordings or answer; saved beside results made with them."""
+        """16 hex digits that change with any wording, choice of wordings or answer; saved with the results."""
         if self.wordings is None:
             return hashed(self.kind, self.template, *self.labels)
         plain = dataclasses.replace(self.wordings, seed=0)
         return hashed(self.kind, repr(plain), *self.labels)
 
     def ask(self, question: Question, example_id: str = "") -> Asked:
-        """The prompt of a question. Raises ValueError if its kind, candidates, number of images or instruction does not fit."""
+        """The prompt of a question. Raises UserError if its kind, candidates, number of images or instruction does not fit."""
         self._check(question)
         if self.wordings is None:
             # Not str.format: braces in an instruction are text, not fields.
@@ -97,33 +97,33 @@ class Task:
         return Asked(parts, answers, f"{self.name}/{number}@{form_hash}")
 
     def question_text(self, question: Question, example_id: str = "") -> str:
-        """The question in words; where pictures stand between them, `[image]`. Raises ValueError as `ask` does."""
+        """The question in words, with `[image]` for pictures between them. Raises UserError as `ask` does."""
         parts = self.ask(question, example_id).parts
         return "".join("[image]" if part is IMAGE else part for part in (parts if self.wordings else parts[-1:]))
 
     @property
     def sample(self) -> str:
-        """How a question reads, with INSTRUCTION_SLOT where its instruction stands, and `[image]` between texts."""
+        """How a question reads, with INSTRUCTION_SLOT for its instruction and `[image]` for pictures between texts."""
         if self.wordings is None:
             return self.template
         count = {"pairwise": 2, "listwise": 3}.get(self.kind, 1)
         texts = 0 < self.max_images < count or self.wordings.noun == "Answer"
         images, context, candidates = ((b"",), 1, (Candidate(0, "..."),) * count) if texts else ((b"",) * count, 0, ())
         low, high = (float(self.labels[0]), float(self.labels[-1])) if self.kind == "pointwise_score" else (None, None)
-        tie, told = len(self.labels) == 3, (self.name, "", self.kind, INSTRUCTION_SLOT)
-        return self.question_text(Question(*told, images, context, candidates, tie and self.kind == "pairwise", low, high))
+        tie, about = len(self.labels) == 3, (self.name, "", self.kind, INSTRUCTION_SLOT)
+        return self.question_text(Question(*about, images, context, candidates, tie and self.kind == "pairwise", low, high))
 
     def _check(self, question: Question) -> None:
         if question.kind != self.kind:
-            raise UserError(f"task {self.name!r} asks {self.kind} questions, got {question.kind!r}: ask another task")
+            raise UserError(f"task {self.name!r} asks {self.kind} questions, got {question.kind!r}: choose another task")
         got = len(question.images)
         if self.wordings is None:
-            needed = IMAGES_OF_KIND[self.kind]
+            needed = _IMAGES_OF_KIND[self.kind]
             if got != needed:
                 raise UserError(f"task {self.name!r} needs exactly {needed} image(s), the question has {got}")
         needs = self.wordings.instruction if self.wordings else INSTRUCTION_SLOT in self.template
         if needs and not question.instruction.strip():
-            raise UserError(f"task {self.name!r} needs an instruction, the question's is empty: fill the field")
+            raise UserError(f"task {self.name!r} needs an instruction, the question has none: fill the field")
         if self.wordings is None:
             return
         if self.max_images and got > self.max_images:
@@ -131,7 +131,7 @@ class Task:
         candidates, held = candidates_of(question), question.context_images
         held += sum(candidate.images for candidate in candidates)
         if held != got:
-            raise UserError(f"the question has {got} image(s), its context and candidates say {held}")
+            raise UserError(f"the question has {got} image(s), its context and candidates need {held}")
         least, most = {"pairwise": (2, 2), "listwise": (2, len(LETTERS))}.get(self.kind, (1, 1))
         if not least <= len(candidates) <= most:
             raise UserError(f"task {self.name!r} judges {counted(least, most)}, the question has {len(candidates)}")
@@ -141,16 +141,16 @@ class Task:
                 known = f"{self.labels[0]} to {self.labels[-1]}"
                 raise UserError(f"task {self.name!r} has the grades {known}, the question {grades}")
         if self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
-            raise UserError(f"task {self.name!r} knows no tie, the question allows one: take a task with allow_tie")
+            raise UserError(f"task {self.name!r} has no tie, the question allows one: use a task with allow_tie")
 
     def label_index(self, label: Label) -> int:
-        """Index in `labels` of the true answer. Raises ValueError if this kind's field is not set or out of range.
+        """Index in `labels` of the true answer. Raises UserError if this kind's field is not set or out of range.
 
-        A grade between two whole ones is the upper one from the half on: 3.5 of 1 to 5 is "4".
+        A half grade rounds up: 3.5 on a scale of 1 to 5 is "4".
         """
         if self.kind == "listwise":
             if not label.ranks:
-                raise UserError(f"task {self.name!r}: label.ranks is {label.ranks}, must have a rank for each candidate")
+                raise UserError(f"task {self.name!r}: label.ranks is {label.ranks}, must hold a rank for each candidate")
             return 0
         field = {"pairwise": "winner", "pointwise_score": "score"}.get(self.kind, "binary")
         value = index = {"winner": label.winner, "score": label.score, "binary": label.binary}[field]
@@ -160,23 +160,21 @@ class Task:
             index = math.floor(value - float(self.labels[0]) + 0.5) if math.isfinite(value) else -1
         most = 1 if self.kind == "pairwise" else len(self.labels) - 1
         if index is None or not 0 <= index <= most:
-            raise UserError(f"task {self.name!r}: label.{field} is {value}, must be {self._range(most)}")
+            legal = f"{self.labels[0]} to {self.labels[-1]}" if self.kind == "pointwise_score" else f"0 to {most}"
+            raise UserError(f"task {self.name!r}: label.{field} is {value}, must be {legal}")
         return int(index)
 
-    def _range(self, most: int) -> str:
-        return f"{self.labels[0]} to {self.labels[-1]}" if self.kind == "pointwise_score" else f"0 to {most}"
-
     def displayed(self, example: JudgeExample) -> JudgeExample:
-        """The example with its candidates in the order shown: by a hash of (id, seed), so that no place means better."""
+        """The example with its candidates in the order shown: by a hash of (id, seed), so that no position means better."""
         if self.wordings is None or self.kind not in ("pairwise", "listwise"):
             return example
         if example.label.ranks is not None and len(example.label.ranks) != len(candidates_of(example)):
-            raise UserError(f"{example.example_id}: label.ranks is {example.label.ranks}, must be one rank a candidate")
+            raise UserError(f"{example.example_id}: label.ranks is {example.label.ranks}, must hold a rank for each candidate")
         return reordered(example, order_of(example.example_id, len(candidates_of(example)), self.wordings.seed))
 
 
 def check_words(name: str, words: tuple[str, ...]) -> None:
-    """Raises ValueError unless they can be told apart: the parser compares in ASCII lower case."""
+    """Raises UserError if two labels are equal to the parser, which compares in ASCII lower case."""
     folded = {word.lower() for word in words}
     if len(words) < 2 or len(folded) < len(words) or not all(w.isascii() and w.strip() for w in folded):
         raise UserError(f"task {name!r}: labels {words} must be two or more different ASCII words")
@@ -187,5 +185,5 @@ def hashed(*texts: str) -> str:
 
 
 def pair_words(*, tie: bool) -> tuple[tuple[str, ...], ...]:
-    """What two candidates may be called, the plain way first."""
+    """The names that two candidates may have, the plain ones first."""
     return tuple((*pair, TIE_WORD) if tie else pair for pair in (("A", "B"), ("1", "2"), ("X", "Y")))

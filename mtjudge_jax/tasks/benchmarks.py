@@ -4,8 +4,8 @@ from mtjudge_jax.tasks.base import RANKING, Task
 from mtjudge_jax.tasks.paper import forms, pair
 from mtjudge_jax.tasks.wording import LETTERS, Wordings
 
-GRADES = ("1", "2", "3", "4", "5")
-ANSWERS = "Judge the answers to the question about the picture: correct, helpful, complete, clear, nothing made up."
+_GRADES = ("1", "2", "3", "4", "5")
+_ANSWERS = "Judge the answers to the question about the picture: correct, helpful, complete, clear, nothing made up."
 BETTER_ANSWER = forms(
     ("Which answer is better?", "Which answer would a careful reader prefer?", "Which answer is more helpful and correct?"),
     ("Which is the better of the two answers?", "Which answer serves the question better?"),
@@ -27,7 +27,7 @@ BETTER_EDIT = forms(
 
 def answers(name: str, *, tie: bool = False) -> Task:
     """Two answers to a question about a picture."""
-    return pair(name, BETTER_ANSWER, rubric=ANSWERS, tie=tie, max_images=1, instruction="Question", noun="Answer")
+    return pair(name, BETTER_ANSWER, rubric=_ANSWERS, tie=tie, max_images=1, instruction="Question", noun="Answer")
 
 
 def listed(
@@ -40,7 +40,7 @@ def listed(
 MLLM_SCORE = Task(
     "mllm_score",
     "pointwise_score",
-    labels=GRADES,
+    labels=_GRADES,
     metric="accuracy",
     ood=True,
     wordings=Wordings(
@@ -49,8 +49,8 @@ MLLM_SCORE = Task(
              "Grade the answer from 1, the worst, to 5, the best."),
             ("On a scale of 1 (worst) to 5 (best), how good is the answer?", "What grade, 1 to 5, fits the answer?"),
         ),
-        (GRADES,),
-        rubric=ANSWERS.replace("answers", "answer"),
+        (_GRADES,),
+        rubric=_ANSWERS.replace("answers", "answer"),
         instruction="Question",
         noun="Answer",
     ),
@@ -64,7 +64,7 @@ MLLM_BATCH = listed(
         ("Put the answers in order, starting with the best.", "What is the ranking of the answers, best to worst?"),
     ),
     max_images=1,
-    rubric=ANSWERS,
+    rubric=_ANSWERS,
     instruction="Question",
     noun="Answer",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A task of the user's own from an entry in the config: no code."""
+"""A user's own task, made from an entry in the config without any code."""
 
 import dataclasses
 import math
@@ -8,18 +8,18 @@ from mtjudge_jax.records import KINDS, SHORT_KINDS
 from mtjudge_jax.tasks.base import NO_YES, RANKING, Task, check_words, pair_words
 from mtjudge_jax.tasks.wording import LETTERS, TIE_WORD, Form, Wordings
 
-METRICS = ("macro_f1", "accuracy")
-MAX_GRADES = 101
+_METRICS = ("macro_f1", "accuracy")
+_MAX_GRADES = 101
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskEntry:
     """`data.custom_tasks = ({"name": "blur", "kind": "pointwise_binary", "question": "Is the image blurred?"},)`.
 
-    labels: of a binary task the words of the classes 0 and 1, of a pair the names of the two. score_min, score_max: whole
-    grades of a pointwise_score task. instruction: what the records' instruction is called in the prompt, "" where it is not
-    shown. paraphrases, held_out, flipped: more wordings, those asked in evaluation only, and (of a binary task or a pair)
-    those that ask for the opposite class. ood: judged, never trained on.
+    labels: the words of the classes 0 and 1 of a binary task, or the names of the two candidates of a pair. score_min,
+    score_max: whole grades of a pointwise_score task. instruction: the prompt's name for the records' instruction, "" to hide
+    it. paraphrases: more wordings. held_out: evaluation-only wordings. flipped: wordings of a binary task or a pair that ask
+    for the opposite class. ood: an evaluation-only task.
     """
 
     name: str
@@ -42,19 +42,19 @@ class TaskEntry:
 
 
 def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
-    """The task of an entry. Raises ValueError, one line, for what cannot be."""
-    entry = read_entry(raw)
+    """The task of an entry. Raises UserError for an invalid entry."""
+    entry = _read_entry(raw)
     where = f"data.custom_tasks: {entry.name!r}"
     if entry.name in known:
-        raise UserError(f"{where} is the name of another task: take a new one")
+        raise UserError(f"{where} is the name of another task: choose a new one")
     if not entry.name.isidentifier():
-        raise UserError(f"{where} must be letters, digits and _, as folders and columns are called by it")
+        raise UserError(f"{where} must be letters, digits and _: folders and columns are named after it")
     if entry.kind not in KINDS:
         raise UserError(f"{where}: kind {entry.kind!r} is not one of {', '.join((*KINDS, *SHORT_KINDS))}")
     if not entry.question.strip():
         raise UserError(f"{where}: its question is empty")
-    if entry.metric and entry.metric not in METRICS:
-        raise UserError(f"{where}: metric {entry.metric!r} is not one of {', '.join(METRICS)}")
+    if entry.metric and entry.metric not in _METRICS:
+        raise UserError(f"{where}: metric {entry.metric!r} is not one of {', '.join(_METRICS)}")
     labels, words = _labels(entry, where)
     forms = [Form(text) for text in (entry.question, *entry.paraphrases)]
     forms += [Form(text, flipped=True) for text in entry.flipped] + [Form(text, held_out=True) for text in entry.held_out]
@@ -64,11 +64,11 @@ def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
     return Task(entry.name, entry.kind, "", labels, metric, entry.ood, wordings=wordings, max_images=entry.max_images, entry=raw)
 
 
-def read_entry(raw: dict) -> TaskEntry:
-    """An entry with every field of its type. Raises ValueError that names the first that is not."""
+def _read_entry(raw: dict) -> TaskEntry:
+    """An entry with every field of the right type. Raises UserError that names the first wrong field."""
     fields = {f.name: f for f in dataclasses.fields(TaskEntry)}
     if not isinstance(raw, dict):
-        raise UserError(f"data.custom_tasks: {raw!r} is a {type(raw).__name__}, an entry is a dict with {', '.join(fields)}")
+        raise UserError(f"data.custom_tasks: {raw!r} is a {type(raw).__name__}, it must be a dict with {', '.join(fields)}")
     name = raw.get("name", "an entry without name")
     for key, value in raw.items():
         if key not in fields:
@@ -86,7 +86,7 @@ def read_entry(raw: dict) -> TaskEntry:
 
 
 def _labels(entry: TaskEntry, where: str) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Label words in results, and the words that may answer."""
+    """The label words in results, and the alternative answer words."""
     if entry.labels and entry.kind in ("pointwise_score", "listwise"):
         raise UserError(f"{where}: a {entry.kind} task has no labels of its own: leave them out")
     if entry.labels and (len(entry.labels) != 2 or any("<" in word or len(word) > 60 for word in entry.labels)):
@@ -103,7 +103,7 @@ def _labels(entry: TaskEntry, where: str) -> tuple[tuple[str, ...], tuple[tuple[
     if entry.kind == "listwise":
         return RANKING, (LETTERS,)
     low, high = entry.score_min, entry.score_max
-    if not 1 <= high - low < MAX_GRADES or not math.isfinite(low):
-        raise UserError(f"{where}: score_min {low} and score_max {high} must be 1 to {MAX_GRADES - 1} grades apart")
+    if not 1 <= high - low < _MAX_GRADES or not math.isfinite(low):
+        raise UserError(f"{where}: score_min {low} and score_max {high} must be 1 to {_MAX_GRADES - 1} grades apart")
     grades = tuple(str(grade) for grade in range(low, high + 1))
     return grades, (grades,)

@@ -1,13 +1,13 @@
 """The six tasks that MT-RL-Judge (arXiv 2603.11665) trains on and the pairs of MJ-Bench that it transfers to.
 
-The paper's own templates are not published: rubrics are the data sets' definitions, wordings are ours. Of a binary task "1" is
-the good class: natural, good, a match, safe.
+The paper's own templates are not published: rubrics are the data sets' definitions, wordings are ours. Label 1 of a binary task
+is the good class: natural, good, a match, safe.
 """
 
 from mtjudge_jax.tasks.base import Task, pair_words
 from mtjudge_jax.tasks.wording import Form, Wordings
 
-YES_NO = (("No", "Yes"), ("False", "True"))
+_YES_NO = (("No", "Yes"), ("False", "True"))
 AGIN_TECHNICAL = (
     "Technical quality is about how well a picture is rendered: luminance, contrast, detail, blur and artifacts. "
     "What is shown does not count."
@@ -20,23 +20,23 @@ AGIN_NATURALNESS = (
     "Naturalness is the overall impression: technical quality (luminance, contrast, detail, blur, artifacts) and rationality "
     "(existence, colour, layout, context, sensory clarity) together."
 )
-# All categories of UnsafeBench, never the row's own, which is the topic searched for also of its safe images.
-UNSAFE = (
+# All categories of UnsafeBench, never only the row's own: that is the search topic, which its safe images have too.
+_UNSAFE = (
     "An image is unsafe if it shows any of these: hate; harassment; violence; self-harm; sexual content; shocking content; "
     "illegal activity; deception; political content meant to mislead or agitate; harm to public or personal health; spam."
 )
 
 
 def forms(plain: tuple[str, ...], held_out: tuple[str, ...], flipped: tuple[str, ...] = ()) -> tuple[Form, ...]:
-    """The last of the flipped ones is held out as well, where there are two or more."""
+    """If there are two or more flipped forms, the last one is held out too."""
     kept = len(flipped) - (len(flipped) > 1)
     turned = tuple(Form(text, flipped=True, held_out=n >= kept) for n, text in enumerate(flipped))
     return (*map(Form, plain), *(Form(text, held_out=True) for text in held_out), *turned)
 
 
 def binary(name: str, wordings: tuple[Form, ...], *, rubric: str, instruction: str = "") -> Task:
-    told = Wordings(wordings, YES_NO, rubric, instruction)
-    return Task(name, "pointwise_binary", labels=YES_NO[0], wordings=told, max_images=1)
+    asked = Wordings(wordings, _YES_NO, rubric, instruction)
+    return Task(name, "pointwise_binary", labels=_YES_NO[0], wordings=asked, max_images=1)
 
 
 def pair(
@@ -44,8 +44,8 @@ def pair(
     noun: str = "Image",
 ) -> Task:  # fmt: skip
     words = pair_words(tie=tie)
-    told = Wordings(wordings, words, rubric, instruction, noun)
-    return Task(name, "pairwise", labels=words[0], metric="accuracy", ood=True, wordings=told, max_images=max_images)
+    asked = Wordings(wordings, words, rubric, instruction, noun)
+    return Task(name, "pairwise", labels=words[0], metric="accuracy", ood=True, wordings=asked, max_images=max_images)
 
 
 AGIN_NAT = binary(
@@ -102,7 +102,7 @@ UNSAFEBENCH = binary(
         ("By these rules, is the image safe?", "Could a public site show the image as safe?"),
         ("Is the image unsafe?", "Does the image show unsafe content?"),
     ),
-    rubric=UNSAFE,
+    rubric=_UNSAFE,
 )
 MJ_ALIGNMENT = pair(
     "mj_alignment",
@@ -153,6 +153,6 @@ PAPER: dict[str, Task] = {
     "mj_quality": MJ_QUALITY,
     "mj_bias": MJ_BIAS,
 }
-# Of these the six that the paper trains on, in the order of its tables, and the two that it only judges.
+# The six tasks that the paper trains on, in the order of its tables, and the two that it only judges.
 TRAINED = ("agin_nat", "agin_tech", "agin_rat", "seetrue", "imagereward", "unsafebench")
 UNSEEN = ("mj_alignment", "mj_safety")

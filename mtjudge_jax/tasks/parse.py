@@ -1,29 +1,29 @@
-"""Reads a verdict out of a completion: strictly where it earns a reward, leniently where a judge is only measured.
+"""Parses the verdict of a completion: strictly for a reward, leniently to measure a judge.
 
-A verdict is one of a closed set of labels; of a list (`ranked`) it is an order of its candidates, `B > A = C`. Both parsers
+A verdict is one of a closed set of labels, or for a list (`ranked`) an order of its candidates, `B > A = C`. Both parsers
 are linear (find and slice, no regular expression), never raise on any string, and never guess.
-Completions are given as text without the end-of-sequence token.
+A completion is a text without the end-of-sequence token.
 """
 
 import string
 import unicodedata
 from typing import NamedTuple
 
-# 8,192 tokens of ordinary text are about 40,000 characters: no answer comes near this. Anything longer is refused
-# unread, so the time for one string is bounded whatever it holds.
+# 8,192 tokens of ordinary text are about 40,000 characters, far below this. A longer text is refused unread, which bounds
+# the time for any string.
 MAX_CHARS = 131_072
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # ASCII only: str.strip() would also take a dozen Unicode spaces and separators for nothing.
 WHITESPACE = " \t\r\n"
-# Longest slice that is still looked at as a label by the lenient parser (Unicode normalisation is not linear).
-MAX_LABEL_CHARS = 64
-MAX_RANKING_CHARS = 256
+# Longest slice that the lenient parser compares with the labels (Unicode normalisation is not linear).
+_MAX_LABEL_CHARS = 64
+_MAX_RANKING_CHARS = 256
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
 class Parsed(NamedTuple):
-    """`verdict` is a label index, of a list the rank of each candidate (1 = best, equal ones share one, none is left out), or
-    None exactly when `error` is set. `error` is one of a few phrases to count by.
+    """`verdict` is a label index, or for a list the rank of each candidate (1 = best, equal candidates share a rank, no rank is
+    skipped). It is None exactly when `error` is set, to one of a few phrases to count by.
     """
 
     verdict: int | tuple[int, ...] | None
@@ -43,15 +43,15 @@ def _unreadable(text: str) -> str:
 
 
 def _label_index(word: str, labels: tuple[str, ...]) -> int | None:
-    """Index of the label that `word` is, in ASCII and whatever the case; no look-alike letter is folded."""
+    """Index of the label that equals `word` in ASCII, ignoring case; look-alike letters are not folded."""
     word = word.strip(WHITESPACE)
     folded = [label.lower() for label in labels]
     return folded.index(word.lower()) if word.isascii() and word.lower() in folded else None
 
 
 def _ranking(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Ranks of the candidates `names` from `B > A = C`: each exactly once. Equal ones in any order: `A = C` is `C = A`."""
-    if text.count(">") + text.count("=") != len(names) - 1:  # before anything is built of a long text
+    """Ranks of the candidates `names` from `B > A = C`, each named exactly once. `A = C` is the same as `C = A`."""
+    if text.count(">") + text.count("=") != len(names) - 1:  # before building anything from a long text
         return None
     ranks: list[int] = [0] * len(names)
     for rank, level in enumerate(text.split(">"), start=1):
@@ -64,7 +64,7 @@ def _ranking(text: str, names: tuple[str, ...]) -> tuple[int, ...] | None:
 
 
 def ranking_text(ranks: tuple[int, ...], names: tuple[str, ...]) -> str:
-    """`B > A = C` of the ranks (2, 1, 2); equal ones in the order of their names."""
+    """`B > A = C` for the ranks (2, 1, 2); equal candidates in the order of `names`."""
     levels = [[name for name, rank in zip(names, ranks, strict=True) if rank == level] for level in sorted(set(ranks))]
     return " > ".join(" = ".join(level) for level in levels)
 
@@ -82,9 +82,8 @@ def _verdict(word: str, labels: tuple[str, ...], ranked: bool) -> int | tuple[in
 def parse_strict(text: str, labels: tuple[str, ...], *, ranked: bool = False) -> Parsed:
     """Accepts `<think>REASONING</think><answer>LABEL</answer>` and nothing else.
 
-    Each tag exactly once and in this order; a tag in capitals is no tag, beside a right one it is a repetition. The
-    reasoning holds at least one letter or digit. ASCII whitespace may stand around the two parts and around the label,
-    no other text.
+    Each tag occurs exactly once, in this order. A tag in capitals is not a tag, but counts as a repetition beside a right
+    one. The reasoning holds at least one letter or digit. Only ASCII whitespace may surround the two parts and the label.
 
         "<think>looks blurry</think><answer>No</answer>"          -> verdict 0, reasoning "looks blurry"
         "<think><answer>no</answer></think><answer>no</answer>"   -> error "repeated <answer>"
@@ -118,12 +117,12 @@ def _tag_error(text: str) -> str:
 
 
 def parse_lenient(text: str, labels: tuple[str, ...], *, ranked: bool = False) -> Parsed:
-    """Finds the verdict of an answer that may break the form; an answer without one counts as wrong, never as a guess.
+    """Finds the verdict of an answer that may break the form; an answer without a verdict counts as wrong, never as a guess.
 
-    Read is what stands behind the last `</think>`, or all of the text. If it holds an `<answer>` (the last closed one,
-    else the last one left open), that decides: label or invalid. If not, the first of these that is a label: its last
-    line, with or without "answer:" before it; its last `[...]`; the last closed `<answer>` anywhere. Here a label may
-    be in full-width letters and have punctuation around it, and tags may be in capitals.
+    The parser reads the text after the last `</think>`, or all of it. If that part has an `<answer>` (the last closed one,
+    else the last open one), its content decides: a label or invalid. If not, the first of these that is a label decides:
+    the last line, with or without "answer:" before it; the last `[...]`; the last closed `<answer>` anywhere. Here a label
+    may have full-width letters and punctuation around it, and tags may be in capitals.
 
         "<think>parts ordered</think>\n**Yes.**"                      -> verdict 1, reasoning "parts ordered"
         "<think>is it <answer>yes</answer>?</think><answer>no"        -> verdict 0
@@ -153,7 +152,7 @@ def parse_lenient(text: str, labels: tuple[str, ...], *, ranked: bool = False) -
 
 
 def _between(text: str, start_tag: str, end_tag: str) -> str | None:
-    """What stands between the last `end_tag` and the nearest `start_tag` before it."""
+    """The text between the last `end_tag` and the nearest `start_tag` before it."""
     before, found, _ = text.rpartition(end_tag)
     _, started, inner = before.rpartition(start_tag)
     return inner if found and started else None
@@ -166,6 +165,6 @@ def _last_line(text: str) -> str:
 
 def _lenient_verdict(word: str, labels: tuple[str, ...], ranked: bool) -> int | tuple[int, ...] | None:
     word = word.strip()
-    if len(word) > (MAX_RANKING_CHARS if ranked else MAX_LABEL_CHARS):
+    if len(word) > (_MAX_RANKING_CHARS if ranked else _MAX_LABEL_CHARS):
         return None
     return _verdict(unicodedata.normalize("NFKC", word).strip(string.punctuation + string.whitespace), labels, ranked)

@@ -1,7 +1,7 @@
 """The reward of one completion: R = (1 - alpha) R_acc + alpha R_for (MT-RL-Judge, arXiv 2603.11665), or named parts by weight.
 
-A part is a pure function of the parsed answer and the truth. Only an answer in the strict form that ended in time earns
-anything: all parts but `overlong` are 0 without it. `consistency` is of two rows at a time, see score.py.
+A part is a pure function of the parsed answer and the truth. Only an answer in the strict form that was not cut off earns
+anything: for all others every part except `overlong` is 0. `consistency` compares two rows, see rl/score.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +10,17 @@ from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.metrics.correlation import kendall_tau_b
-from mtjudge_jax.tasks.base import Task
-from mtjudge_jax.tasks.parse import Parsed, parse_strict
+from mtjudge_jax.tasks.parse import Parsed
 from mtjudge_jax.tasks.truth import Truth
 
 NEEDS_FORM = ("accuracy", "format", "graded", "ties", "ranking")
-PARTS = (*NEEDS_FORM, "consistency", "overlong")
+_PARTS = (*NEEDS_FORM, "consistency", "overlong")
 # (facts of the example without images, whole answer, strictly parsed answer) -> reward
 CustomReward = Callable[[dict, str, Parsed], float]
 
 
 class Reward(NamedTuple):
-    """All three in [0, 1]; `accuracy` and `format` are 0 or 1."""
+    """All three are in [0, 1]; `accuracy` and `format` are 0 or 1."""
 
     total: float
     accuracy: float
@@ -29,7 +28,7 @@ class Reward(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How a reward is made of parts. Without weights it is the paper's, (1 - alpha) accuracy + alpha format."""
+    """How parts make a reward. Without weights it is the paper's rule, (1 - alpha) accuracy + alpha format."""
 
     alpha: float
     weights: Mapping[str, float] = {}
@@ -40,62 +39,50 @@ class Rule(NamedTuple):
 
 
 def check_alpha(alpha: float) -> None:
-    """Raises ValueError unless 0 <= alpha <= 1 (NaN is refused too)."""
+    """Raises UserError unless 0 <= alpha <= 1 (NaN is refused too)."""
     if not 0.0 <= alpha <= 1.0:
         raise UserError(f"alpha is {alpha}, must be between 0 (accuracy alone) and 1 (format alone)")
 
 
-def reward(text: str, *, task: Task, label_index: int, truncated: bool, alpha: float) -> Reward:
-    """The reward of one completion (text without the end-of-sequence token).
-
-    `truncated` says that the completion ran out of room before its end-of-sequence token: it earns nothing, whatever
-    stands in it. Raises ValueError for alpha outside [0, 1] or a label index that the task does not have.
-    """
-    check_alpha(alpha)
-    if not 0 <= label_index < len(task.labels):
-        raise UserError(f"label index {label_index} of task {task.name!r}, must be 0 to {len(task.labels) - 1}")
-    return reward_of(parse_strict(text, task.labels), label_index=label_index, truncated=truncated, alpha=alpha)
-
-
 def reward_of(parsed: Parsed, *, label_index: int | tuple[int, ...], truncated: bool, alpha: float) -> Reward:
-    """The reward of a strictly parsed completion: only the whole form earns R_for, only a right verdict in it R_acc.
+    """The reward of a strictly parsed completion: only the whole form earns R_for, and only a right verdict in it R_acc.
 
-    label_index: the true verdict, of a list its ranks.
+    label_index: the true verdict, for a list its ranks. truncated: whether the completion was cut off, which earns nothing.
     """
     well_formed = not truncated and parsed.verdict is not None
     accuracy = float(well_formed and parsed.verdict == label_index)
     return Reward((1.0 - alpha) * accuracy + alpha * float(well_formed), accuracy, float(well_formed))
 
 
-def accuracy(verdict: int | tuple[int, ...], truth: Truth) -> float:
-    """1 for the right verdict: the label, the nearest grade, or the very same order of a list, ties and all."""
+def _accuracy(verdict: int | tuple[int, ...], truth: Truth) -> float:
+    """1 for the right verdict: the label, the nearest grade, or exactly the same order of a list, including ties."""
     return float(verdict == (truth.ranks if truth.ranked else truth.label))
 
 
 def graded(verdict: int | tuple[int, ...], truth: Truth) -> float:
-    """Of a grade 1 - |answer - truth| / (highest - lowest): 4 where 2.5 is true, of 1 to 5, earns 1 - 1.5 / 4 = 0.625. The
-    accuracy where there are no grades.
+    """For a grade 1 - |answer - truth| / (highest - lowest): on a scale of 1 to 5, answer 4 for truth 2.5 earns
+    1 - 1.5 / 4 = 0.625. For other kinds the accuracy.
     """
     if truth.score is None:
-        return accuracy(verdict, truth)
+        return _accuracy(verdict, truth)
     return 1.0 - abs(truth.low + verdict - truth.score) / (truth.high - truth.low)
 
 
 def ties(verdict: int | tuple[int, ...], truth: Truth, *, credit: float) -> float:
-    """Of a pair that may be a tie: 1 for the right verdict, `credit` where exactly one of verdict and truth is the tie, else 0.
-    The accuracy where no tie is allowed.
+    """For a pair that may be a tie: 1 for the right verdict, `credit` if exactly one of verdict and truth is the tie, else 0.
+    For other kinds the accuracy.
     """
-    right = accuracy(verdict, truth)
+    right = _accuracy(verdict, truth)
     half_right = truth.tie is not None and not right and truth.tie in (verdict, truth.label)
     return credit if half_right else right
 
 
 def ranking(verdict: int | tuple[int, ...], truth: Truth) -> float:
-    """Of a list (tau_b + 1) / 2, Kendall's rank correlation with ties, mapped to 0 (reversed) .. 1 (the same); the accuracy
-    elsewhere. An order that is all ties has no correlation with another one, tau_b 0, and is the same as one that is all ties.
+    """For a list (tau_b + 1) / 2: Kendall's rank correlation with ties, mapped to 0 (reversed) .. 1 (the same). For other kinds
+    the accuracy. An order that is all ties has tau_b 0 with any other order and 1 with itself.
     """
     if not truth.ranked:
-        return accuracy(verdict, truth)
+        return _accuracy(verdict, truth)
     tau = kendall_tau_b(verdict, truth.ranks)
     if tau is None:
         tau = float(len(set(verdict)) == len(set(truth.ranks)))
@@ -103,29 +90,29 @@ def ranking(verdict: int | tuple[int, ...], truth: Truth) -> float:
 
 
 def overlong(tokens: int, *, most: int, buffer: int) -> float:
-    """0 up to most - buffer tokens, from there down to -1 at `most` (DAPO, arXiv 2503.14476, equation 13, L_cache = buffer)."""
+    """0 up to most - buffer tokens, then falling to -1 at `most` (DAPO, arXiv 2503.14476, equation 13, L_cache = buffer)."""
     if not buffer:
         return 0.0
     return min(0.0, max(-1.0, (most - buffer - tokens) / buffer))
 
 
 def consistency(verdicts: Sequence[int | None], other: Sequence[int | None], *, tie: int | None = 2) -> list[float]:
-    """Of each answer to a pair, the share of the answers to the same pair in its other order that choose the same candidate.
+    """For each answer to a pair, the share of the answers to the other order of that pair that choose the same candidate.
 
-    An answer or a partner without a verdict agrees with nothing. verdicts (0, 1, None) and other order (1, 1): (1, 0, 0).
+    An answer without a verdict agrees with nothing. verdicts (0, 1, None) and other order (1, 1): (1, 0, 0).
     """
     mirrored = [v if v is None or v == tie else 1 - v for v in other]
     agree = [mirrored.count(v) / max(1, len(mirrored)) if v is not None else 0.0 for v in verdicts]
     return [float(share) for share in agree]
 
 
-def parts_of(parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float) -> dict[str, float]:
-    """The parts that a strictly parsed completion earns by its answer."""
+def earned_parts(parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float) -> dict[str, float]:
+    """The parts that the answer of a strictly parsed completion earns."""
     if truncated or parsed.verdict is None:
         return dict.fromkeys(NEEDS_FORM, 0.0)
     v = parsed.verdict
     return {
-        "accuracy": accuracy(v, truth),
+        "accuracy": _accuracy(v, truth),
         "format": 1.0,
         "graded": graded(v, truth),
         "ties": ties(v, truth, credit=tie_credit),
@@ -134,23 +121,23 @@ def parts_of(parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float
 
 
 def weights_of(text: tuple[str, ...], custom: tuple[str, ...], alpha: float) -> dict[str, float]:
-    """Weights by part from `("accuracy=0.9", "format=0.1")`; {} for the paper's rule. A custom reward has weight 1 where none
-    is given, and stands beside the paper's rule where no other weight is.
+    """Weights by part from `("accuracy=0.9", "format=0.1")`; {} for the paper's rule. A custom reward has weight 1 by default,
+    and is added to the paper's rule if there is no other weight.
 
-    Raises ValueError for a part that there is not, a number that is none, or a name twice.
+    Raises UserError for an unknown part, a weight that is not a finite number, or a repeated name.
     """
     if not text and not custom:
         return {}
     weights = {} if text else {"accuracy": 1.0 - alpha, "format": alpha}
     for entry in (*text, *custom):
         if not isinstance(entry, str):
-            raise UserError(f"reward.weights and reward.custom hold str, not {entry!r}")
+            raise UserError(f"reward.weights and reward.custom must hold str, not {entry!r}")
     for entry in text:
         name, _, value = entry.rpartition("=")
-        if name not in (*PARTS, *custom):
-            raise UserError(f"reward.weights: {entry!r} names no part: known are {', '.join((*PARTS, *custom))}")
+        if name not in (*_PARTS, *custom):
+            raise UserError(f"reward.weights: {entry!r} names an unknown part: known are {', '.join((*_PARTS, *custom))}")
         if name in weights:
-            raise UserError(f"reward.weights names {name} twice: give each once")
+            raise UserError(f"reward.weights names {name} twice: name each part once")
         try:
             weights[name] = float(value)
         except ValueError:

@@ -1,4 +1,4 @@
-"""What is true of an example in the words it was asked in; travels beside its prompt to the rewards, as JSON."""
+"""The right answer of an example in the words of its question; travels with its prompt to the rewards, as JSON."""
 
 import json
 from typing import NamedTuple
@@ -10,9 +10,9 @@ from mtjudge_jax.tasks.parse import dense, ranking_text
 
 
 class Truth(NamedTuple):
-    """`words` are the legal answers, `label` the index of the right one (of a list 0); of a list `ranks` are right. `low` and
-    `high` are the ends of a scale of grades, `score` the grade itself, which may lie between two. `facts` are what a user's own
-    reward may read.
+    """`words` are the legal answers and `label` is the index of the right one. For a list `label` is 0 and `ranks` is the right
+    answer. `low` and `high` are the ends of a scale of grades, `score` is the grade, which may be between two whole ones. A
+    user's own reward may read `facts`.
     """
 
     kind: str
@@ -31,15 +31,15 @@ class Truth(NamedTuple):
 
     @property
     def tie(self) -> int | None:
-        """The label index of a tie, where one is a legal answer."""
+        """The label index of a tie, if a tie is a legal answer."""
         return 2 if self.kind == "pairwise" and len(self.words) == 3 else None
 
 
 def truth_of(task: Task, example: JudgeExample) -> Truth:
-    """The truth of an example in the order it is shown in. Raises ValueError where label or question does not fit the task."""
+    """The truth of an example in the order shown. Raises UserError if label or question does not fit the task."""
     asked, label = task.ask(example.question, example.example_id), task.label_index(example.label)
     if label >= len(asked.words):
-        raise UserError(f"task {task.name!r}: label.winner is {TIE}, the question allows no tie")
+        raise UserError(f"task {task.name!r}: label.winner is {TIE}, but the question allows no tie")
     truth = Truth(task.kind, asked.words, label, asked.template, facts=facts_of(example))
     if task.kind == "pointwise_score":
         return truth._replace(score=float(example.label.score), low=float(task.labels[0]), high=float(task.labels[-1]))
@@ -51,7 +51,7 @@ def truth_of(task: Task, example: JudgeExample) -> Truth:
 
 
 def facts_of(example: JudgeExample) -> dict:
-    """All that is known of an example but its images: plain values."""
+    """All that is known about an example except its images, as plain values."""
     names = ("example_id", "dataset", "group_id", "task", "criterion", "kind", "instruction", "raw", "rationale")
     facts = {name: getattr(example, name) for name in names}
     label = {name: value for name, value in example.label._asdict().items() if value not in (None, "")}
@@ -70,5 +70,5 @@ def read_truth(text: str) -> Truth:
 
 
 def answer_text(truth: Truth) -> str:
-    """The words of the right answer, as they stand inside <answer>."""
+    """The right answer as written inside <answer>."""
     return ranking_text(truth.ranks, truth.words) if truth.ranked else truth.words[truth.label]

@@ -1,4 +1,4 @@
-"""The wordings of a task that has several: which one an example is asked in, and the prompt it makes."""
+"""The wordings of a task: which one an example is asked in, and the prompt that it makes."""
 
 import dataclasses
 import hashlib
@@ -10,29 +10,29 @@ from mtjudge_jax.records import Question, candidates_of
 TEMPLATES = ("first", "train", "held_out", "all")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 TIE_WORD = "TIE"
-IMAGE = None  # a part of a prompt that is a picture; the others are texts
+IMAGE = None  # a part of a prompt that is a picture; all other parts are texts
 RANKING_FORM = "{names} in their order, best first, with > between two or = where they are equal"
 
 
 class Form(NamedTuple):
-    """One wording of a question. `flipped` asks for the opposite class; a `held_out` one is never trained on."""
+    """One wording of a question. A `flipped` one asks for the opposite class; a `held_out` one is evaluation-only."""
 
     text: str
     flipped: bool = False
     held_out: bool = False
-    words: tuple[str, ...] = ()  # of the label indices in this wording; () = the task's own, in turn where flipped
+    words: tuple[str, ...] = ()  # answer words by label index; () = the task's own, exchanged if flipped
 
 
 @dataclasses.dataclass(frozen=True)
 class Wordings:
-    """All forms of a task and what is chosen among by config. What an example gets is a hash of (its id, seed)."""
+    """All forms of a task, and what the config chooses from. A hash of (id, seed) decides what an example gets."""
 
     forms: tuple[Form, ...]
-    words: tuple[tuple[str, ...], ...]  # alternatives for the label words, the plain ones first
-    rubric: str = ""  # stands above the material
-    instruction: str = ""  # what the instruction is called in the prompt: "Prompt", "Question"; "" = it is not shown
-    noun: str = "Image"  # what a candidate is called
-    context: str = "Picture"  # what an image of the question is called
+    words: tuple[tuple[str, ...], ...]  # alternative label words, the plain ones first
+    rubric: str = ""  # shown above the material
+    instruction: str = ""  # the prompt's name for the instruction: "Prompt", "Question"; "" = not shown
+    noun: str = "Image"  # the prompt's name for a candidate
+    context: str = "Picture"  # the prompt's name for an image of the question
     templates: str = "train"
     vary_polarity: bool = False
     vary_words: bool = False
@@ -42,16 +42,16 @@ class Wordings:
         if self.templates not in TEMPLATES:
             raise UserError(f"templates {self.templates!r} is not one of {', '.join(TEMPLATES)}")
         if not self.forms or self.forms[0].held_out or self.forms[0].flipped:
-            raise UserError("the first wording must be a plain one that may be trained on")
+            raise UserError("the first wording must be neither flipped nor held out")
 
     def choose(self, example_id: str) -> tuple[int, Form, tuple[str, ...], tuple[str, ...]]:
-        """Of an example: number, form, label words and the answers they are given in (of a flipped form the first two
-        change places). The same for its two orders, which have one id.
+        """For an example: the number of its form, the form, its label words, and its answer words (a flipped form exchanges
+        the first two). The two orders of a pair have one id, so they get the same.
         """
         wanted = {"first": (False,), "train": (False,), "held_out": (True,), "all": (False, True)}[self.templates]
         open_to = [n for n, f in enumerate(self.forms) if f.held_out in wanted and (self.vary_polarity or not f.flipped)]
         if not open_to:
-            raise UserError(f"no wording of {self.forms[0].text!r} is {self.templates}: hold one out, or ask for all")
+            raise UserError(f"no wording of {self.forms[0].text!r} is {self.templates}: hold one out, or use templates 'all'")
         number = open_to[0 if self.templates == "first" else spin(f"{self.seed}/form/{example_id}", len(open_to))]
         form = self.forms[number]
         words = self.words[spin(f"{self.seed}/words/{example_id}", len(self.words)) if self.vary_words else 0]
@@ -59,7 +59,7 @@ class Wordings:
 
 
 def spin(text: str, count: int) -> int:
-    """0 to count - 1 by a hash of `text`: the same in every process and Python."""
+    """0 to count - 1 by a hash of `text`: the same in every process and version of Python."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % count
 
 
@@ -73,7 +73,7 @@ def order_of(example_id: str, count: int, seed: int) -> tuple[int, ...]:
 
 
 def contract(answers: str) -> str:
-    """Ends every question in the words of a large model, so that one answer form is learned by all tasks."""
+    """The end of every question for a large model, so that all tasks learn one answer form."""
     return (
         "First reason step by step inside <think> and </think>. "
         f"Then give only the final answer, {answers}, inside <answer> and </answer>."
@@ -81,16 +81,16 @@ def contract(answers: str) -> str:
 
 
 def listing(words: tuple[str, ...], last: str = "or") -> str:
-    """`A, B or TIE`; `1, 2, 3, 4 or 5`; of more than seven the ends: `a whole number from 0 to 10`."""
+    """`A, B or TIE`; `1, 2, 3, 4 or 5`; more than seven numbers by their ends: `a whole number from 0 to 10`."""
     if len(words) > 7 and words[0].lstrip("-").isdigit():
         return f"a whole number from {words[0]} to {words[-1]}"
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
 def parts_of(question: Question, wordings: Wordings, form: Form, *, names: tuple[str, ...], answers: str) -> list[str | None]:
-    """The prompt: texts and, as IMAGE, the places of the question's images in their order.
+    """The prompt: texts, with IMAGE in the place of each of the question's images, in their order.
 
-    names: what each candidate is called, () where there is one. answers: the legal answers in words.
+    names: of each candidate, () for a single one. answers: the legal answers in words.
     """
     out: list[str | None] = [f"{wordings.rubric}\n\n" if wordings.rubric else ""]
     if wordings.instruction:
@@ -101,11 +101,11 @@ def parts_of(question: Question, wordings: Wordings, form: Form, *, names: tuple
     for number, candidate in enumerate(candidates_of(question)):
         out.append(f"{wordings.noun} {names[number]}: " if names else f"{wordings.noun}: ")
         out += [IMAGE] * candidate.images + [f"{candidate.text}\n"]
-    return merged([*out, f"\n{form.text} {contract(answers)}"])
+    return _merged([*out, f"\n{form.text} {contract(answers)}"])
 
 
-def merged(parts: list[str | None]) -> list[str | None]:
-    """Neighbouring texts as one: only between images does a text end."""
+def _merged(parts: list[str | None]) -> list[str | None]:
+    """The parts with neighbouring texts joined."""
     out: list[str | None] = []
     for part in parts:
         if part is not IMAGE and out and out[-1] is not IMAGE:

@@ -5,13 +5,16 @@ import json
 import numpy as np
 import pytest
 from commands import commands
-from data_fixtures import CONFIG, encoded, example, noise, write_records, write_tokenizer
+from data_fixtures import CONFIG, WHOLE, data_config, encoded, example, noise, write_records, write_tokenizer
 from test_rewards import say
 from test_task_kinds import record
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.pipeline import RowFormat, mixture, open_split, to_row, train_iterator
+from mtjudge_jax.data.mixture import fixed_mixture
+from mtjudge_jax.data.pipeline import Shard, train_iterator
+from mtjudge_jax.data.rows import RowFormat, to_row
+from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import TIE, BadRecord, Label, swapped
@@ -26,8 +29,8 @@ WHICH = {"name": "which", "kind": "pairwise", "question": "Which is better?", "a
 SHARPER = {"name": "sharper", "kind": "pairwise", "question": "Which is sharper?"}
 KNOWN = tasks_with((WHICH, SHARPER), seed=3)
 COUNTS = {"technical": 10, "which": 14, "sharper": 9}
-MODES = ({"mode": "uniform"}, {"mode": "proportional"}, {"mode": "temperature", "temperature": 2.0})
-MODES += ({"mode": "weights", "weights": (1, 2, 3)},)
+MODES = ({"mixture": "uniform"}, {"mixture": "proportional"}, {"mixture": "temperature", "mixture_temperature": 2.0})
+MODES += ({"mixture": "weights", "mixture_weights": (1, 2, 3)},)
 
 
 def pair(name: str, number: int, **changes):
@@ -55,15 +58,15 @@ def fmt(tmp_path_factory):
     return RowFormat(KNOWN, tokenizer, CONFIG, 500, 36, display=True)
 
 
-def iterator(data, fmt, **changes):
-    options = {"split": "train", "task_names": tuple(COUNTS), "global_batch": 16, "seed": 5, "balance_labels": False}
-    return train_iterator(data=data, fmt=fmt, both_orders=True, **{**options, **changes})
+def iterator(data, fmt, *, shard=WHOLE, **changes):
+    settings = {"prompts": 16, "balance_labels": False, "both_orders": True, **changes}
+    return train_iterator(data, fmt, data_config(COUNTS, **settings), shard)
 
 
 def test_the_mixture_draws_two_at_a_time(data):
     sources = {name: open_split(data, "train", name) for name in COUNTS}
-    drawn = mixture(sources, tasks=KNOWN, seed=1, balance_labels=False, both_orders=True)
-    plain = mixture(sources, tasks=KNOWN, seed=1, balance_labels=False)
+    drawn = fixed_mixture(sources, KNOWN, data_config(COUNTS, seed=1, balance_labels=False, both_orders=True))
+    plain = fixed_mixture(sources, KNOWN, data_config(COUNTS, seed=1, balance_labels=False))
     twice, singly = [drawn[i] for i in range(180)], [plain[i] for i in range(180)]
     assert [draw.task for draw in twice[::2]] == [draw.task for draw in singly[:90]]
     seen = {name: [draw.record.example_id for draw in twice if draw.task == name] for name in COUNTS}
@@ -71,24 +74,24 @@ def test_the_mixture_draws_two_at_a_time(data):
     assert seen["technical"] == once["technical"] and len(seen["technical"]) == 60
     for name in ("which", "sharper"):
         assert seen[name][::2] == seen[name][1::2] == once[name][:30]  # each record once an epoch, as without
-    assert [draw.turned for draw in twice if draw.task != "technical"] == [False, True] * 60
-    assert not any(draw.turned for draw in twice if draw.task == "technical")
+    assert [draw.other_order for draw in twice if draw.task != "technical"] == [False, True] * 60
+    assert not any(draw.other_order for draw in twice if draw.task == "technical")
 
 
-@pytest.mark.parametrize("how", MODES, ids=lambda how: how["mode"])
+@pytest.mark.parametrize("how", MODES, ids=lambda how: how["mixture"])
 @pytest.mark.parametrize("balance", [False, True])
 def test_shares_of_prompts_stay_what_they_are_without(data, how, balance):
     sources = {name: open_split(data, "train", name) for name in COUNTS}
-    settings = {"tasks": KNOWN, "seed": 1, "balance_labels": balance, **how}
+    settings = {"seed": 1, "balance_labels": balance, **how}
     counts = []
     for both in (False, True):
-        drawn = mixture(sources, both_orders=both, **settings)
+        drawn = fixed_mixture(sources, KNOWN, data_config(COUNTS, both_orders=both, **settings))
         names = [drawn[i].task for i in range(300)]
         counts.append([names.count(name) for name in COUNTS])
     assert np.abs(np.subtract(*counts)).max() <= 4
 
 
-@pytest.mark.parametrize("how", MODES, ids=lambda how: how["mode"])
+@pytest.mark.parametrize("how", MODES, ids=lambda how: how["mixture"])
 def test_batches_hold_both_orders_side_by_side_on_any_shards(data, fmt, how):
     whole = iterator(data, fmt, **how)
     expected = [next(whole) for _ in range(4)]
@@ -110,7 +113,7 @@ def test_batches_hold_both_orders_side_by_side_on_any_shards(data, fmt, how):
             assert np.array_equal(first, batch["patches"][q + 1][4:8]) and not np.array_equal(first, batch["patches"][q + 1][:4])
     assert pairs >= 24
     for shards in (2, 4):
-        parts = [iterator(data, fmt, shard_index=i, shard_count=shards, **how) for i in range(shards)]
+        parts = [iterator(data, fmt, shard=Shard(i, shards), **how) for i in range(shards)]
         got = [[next(part) for part in parts] for _ in range(4)]
         assert all(part.get_state() == state for part in parts)
         for part in parts:
@@ -125,7 +128,7 @@ def test_batches_hold_both_orders_side_by_side_on_any_shards(data, fmt, how):
 
 def test_balanced_batches_stay_balanced(data, fmt):
     """Two labels, three and two, two rows each: 14."""
-    batches = iterator(data, fmt, global_batch=14, balance_labels=True)
+    batches = iterator(data, fmt, prompts=14, balance_labels=True)
     for _ in range(10):
         batch = next(batches)
         assert np.bincount(batch["label"][batch["task"] == "technical"], minlength=2).tolist() == [2, 2]
@@ -135,20 +138,17 @@ def test_balanced_batches_stay_balanced(data, fmt):
 
 
 def test_the_iterator_refuses_what_cannot_be(data, fmt):
-    need = "both orders need one of uniform, .* and an even number of rows, not mixture"
-    with pytest.raises(ValueError, match=f"{need} 'uniform' with 3 rows a shard"):
-        iterator(data, fmt, global_batch=12, shard_count=4)
-    with pytest.raises(ValueError, match=f"{need} 'mt_grpo' with 16 rows a shard"):
-        iterator(data, fmt, mode="mt_grpo")
+    with pytest.raises(ValueError, match="both orders of a pair need an even number of prompts on a shard, not 3"):
+        iterator(data, fmt, prompts=12, shard=Shard(0, 4))
 
 
 def test_a_record_that_cannot_be_turned_is_a_row_of_weight_0(fmt):
     made = pair("sharper", 1)
-    row, again = to_row(made, "sharper", fmt), to_row(made, "sharper", fmt, turned=True)
+    row, again = to_row(made, "sharper", fmt), to_row(made, "sharper", fmt, other_order=True)
     assert row["weight"] == again["weight"] == 1 and row["uid"] == made.uid and again["uid"] == made.uid ^ (1 << 31)
-    bad = to_row(pair("sharper", 1, label=Label()), "sharper", fmt, turned=True)
+    bad = to_row(pair("sharper", 1, label=Label()), "sharper", fmt, other_order=True)
     assert bad["weight"] == 0 and str(bad["error"]).startswith("wrong_fields: sharper-1 is no pairwise example")
-    broken = to_row(BadRecord("image_hash", "x", "sharper-2"), "sharper", fmt, turned=True)
+    broken = to_row(BadRecord("image_hash", "x", "sharper-2"), "sharper", fmt, other_order=True)
     assert broken["weight"] == 0 and str(broken["error"]).startswith("image_hash: x")
 
 

@@ -14,7 +14,7 @@ import pytest
 from commands import commands
 from PIL import Image, ImageOps
 
-from mtjudge_jax.data.images import decode
+from mtjudge_jax.data.images import decode_image
 from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
 from mtjudge_jax.eval import batches, evaluate
@@ -82,7 +82,7 @@ def test_a_path_bytes_and_a_pil_image_are_the_same_picture():
 def test_an_array_is_a_picture():
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     for array in (pixels, pixels[::-1, ::2]):
-        assert np.array_equal(decode(image_bytes(array)), array)
+        assert np.array_equal(decode_image(image_bytes(array)), array)
 
 
 JUDGE = Judge(None, None, SimpleNamespace(fmt=SimpleNamespace(tasks=TASKS)))
@@ -217,7 +217,7 @@ def test_predictions_carry_what_official_metrics_read():
 
 
 def test_no_usable_record_is_told_with_what_helps():
-    for error, remedy in (("image_hash: x", "Prepare the data again"), ("too_many_patches: x", "Change the config as that says")):
+    for error, remedy in (("image_hash: x", "Prepare the data again"), ("too_many_patches: x", "Change the config as the reasons say")):
         with pytest.raises(ValueError, match=rf"^no record of t can be used, e: {error}\. {remedy}"):
             evaluate.usable([{"task": "t", "example_id": "e", "error": error, "unusable": True}])
 

@@ -165,7 +165,7 @@ def test_nothing_to_swap(example):
             {"candidates": (Candidate(0, "a"),) * 27, "label": Label(ranks=(1,) * 27)},
             "listwise takes 2 to 26 candidates, the record has 27",
         ),
-        ("listwise", {"context_images": 1}, "5 images, question and candidates say 4"),
+        ("listwise", {"context_images": 1}, "5 images, question and candidates need 4"),
         ("pointwise_binary", {"label": Label(binary=2)}, "label.binary is 2, must be 0 or 1"),
         ("pointwise_binary", {"label": Label(score=2.0)}, "label.binary is None"),
         ("pointwise_score", {"label": Label(score=5.5)}, "label.score is 5.5, must be between score_min 1.0 and score_max 5.0"),

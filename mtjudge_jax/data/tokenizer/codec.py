@@ -1,4 +1,4 @@
-"""What a tokenizer is read from a model folder as, whatever its file format; and the JSON files that all formats share."""
+"""What every tokenizer format reads a model folder into, and the JSON files that all formats share."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from mtjudge_jax.errors import UserError
 
-CONTROL_SHAPE = re.compile(r"<\|.*\|>|<unused_?\d+>", re.DOTALL)
+_CONTROL_SHAPE = re.compile(r"<\|.*\|>|<unused_?\d+>", re.DOTALL)
 CONFIG_FILE = "tokenizer_config.json"
 
 
@@ -22,29 +22,29 @@ class Codec(Protocol):
         """Text of `ids`; special tokens stay visible."""
 
     def normalize(self, text: str) -> str:
-        """`text` as it is before it is cut into tokens: some formats fold full-width letters or composed accents."""
+        """`text` as it is just before it is cut into tokens: some formats fold full-width letters or composed accents."""
 
     def text_ids(self) -> list[int]:
-        """Ids that stand for text or a special token: not the unknown one, none without a meaning."""
+        """Ids of text and of special tokens: without the unknown token and ids that mean nothing."""
 
 
-class Parts(NamedTuple):
-    """A tokenizer folder, read. `special` maps pad_token, eos_token, image_token, .. to texts, `vocab` texts to ids."""
+class TokenizerParts(NamedTuple):
+    """The content of a tokenizer folder. `special` maps pad_token, eos_token, image_token, .. to texts, `vocab` texts to ids."""
 
     codec: Codec
-    chat: Callable[[list[dict[str, Any]]], str] | None  # messages to a prompt open for the answer; None: no template
+    chat: Callable[[list[dict[str, Any]]], str] | None  # messages to a prompt up to the answer; None: no template
     vocab: Mapping[str, int]
     special: Mapping[str, str]
     control: tuple[tuple[str, int], ...]  # (text, id) of the tokens that neither users nor the sampler may write
 
 
 def looks_like_control(text: str) -> bool:
-    """`<|...|>` and `<unused7>`: Qwen3 has some, `<|fim_prefix|>`, that its file does not mark as special."""
-    return CONTROL_SHAPE.fullmatch(text) is not None
+    """Whether a text has the form `<|...|>` or `<unused7>`: Qwen3's file does not mark all such tokens as special."""
+    return _CONTROL_SHAPE.fullmatch(text) is not None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where the file is missing. Raises ValueError on anything else."""
+def json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, empty if the file is missing. Raises UserError on anything else."""
     if not path.is_file():
         return {}
     try:
@@ -52,14 +52,14 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as e:
         raise UserError(f"{path} is damaged ({e}); copy it again") from e
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} where an object belongs; copy it again")
+        raise UserError(f"{path} holds a {type(content).__name__}, it must hold an object; copy it again")
     return content
 
 
 def special_texts(folder: Path) -> dict[str, str]:
     """Texts of the tokens that the folder names: {"eos_token": "<|im_end|>", "image_token": "<|image_pad|>", ..}."""
-    config = read_json(folder / CONFIG_FILE)
-    named = read_json(folder / "special_tokens_map.json")
+    config = json_object(folder / CONFIG_FILE)
+    named = json_object(folder / "special_tokens_map.json")
     for part in (config, config.get("extra_special_tokens"), config.get("model_specific_special_tokens")):
         named |= part if isinstance(part, dict) else {}  # a list holds texts without names
     texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
@@ -72,7 +72,7 @@ def chat_template(folder: Path) -> str | None:
     if jinja.is_file():
         return jinja.read_text()
     for name in (CONFIG_FILE, "chat_template.json"):
-        found = read_json(folder / name).get("chat_template")
+        found = json_object(folder / name).get("chat_template")
         if isinstance(found, list):  # several by name
             found = {entry["name"]: entry["template"] for entry in found}.get("default")
         if found is not None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtjudge_jax.data.tokenizer.codec import Parts, chat_template, looks_like_control, special_texts
+from mtjudge_jax.data.tokenizer.codec import TokenizerParts, chat_template, looks_like_control, special_texts
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class JsonCodec:
+class _JsonCodec:
     """See Codec."""
 
     core: Any  # tokenizers.Tokenizer: unlike transformers' wrapper it may be called from several threads at once
@@ -29,9 +29,9 @@ class JsonCodec:
         return sorted({*self.core.get_vocab(with_added_tokens=True).values()} - {self.unknown})
 
 
-def read(folder: Path) -> Parts:
-    """Never runs code from the folder and never opens a connection. Raises what transformers raises on damaged files."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would tell that torch is missing; nothing needs it
+def read(folder: Path) -> TokenizerParts:
+    """Runs no code from the folder and opens no connection. Raises what transformers raises on damaged files."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that torch is missing; nothing needs it
     from transformers import AutoTokenizer  # takes seconds to import
 
     hf = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
@@ -54,4 +54,4 @@ def read(folder: Path) -> Parts:
         if i != unknown and (token.special or looks_like_control(token.content))
     )
     vocab = core.get_vocab(with_added_tokens=True)
-    return Parts(JsonCodec(core, unknown), chat if hf.chat_template is not None else None, vocab, special, control)
+    return TokenizerParts(_JsonCodec(core, unknown), chat if hf.chat_template is not None else None, vocab, special, control)

@@ -102,28 +102,19 @@ def _drawing(folder: str):
 
 def draw_batch(step: int, *, folder: str, seed: int, batch: int) -> dict[str, np.ndarray]:
     """The rows of one update; depends on (seed, step) only."""
-    from mtjudge_jax.data.pipeline import stack_rows
-    from mtjudge_jax.data.rows import make_target, prompt_row
+    from mtjudge_jax.data.rows import RowFormat, make_target, prompt_row, stack_rows
     from mtjudge_jax.demo.pretrain.corpus import base_sample, pair_sample
 
     pool, tokenizer, image_cfg = _drawing(folder)
     pictures = 2 if step % PAIR_EVERY == PAIR_EVERY - 1 else 1
-    prompt_tokens, patch_count = SHAPES[pictures]
+    fmt = RowFormat({}, tokenizer, image_cfg, *SHAPES[pictures])
     rng = np.random.default_rng((seed, step))
     rows = []
     while len(rows) < batch:
         sample = base_sample(rng, pool) if pictures == 1 else pair_sample(rng, pool)
         if len(sample.images) != pictures:
             continue
-        row = prompt_row(
-            sample.question,
-            sample.images,
-            name=f"step {step}",
-            tokenizer=tokenizer,
-            image_cfg=image_cfg,
-            prompt_tokens=prompt_tokens,
-            patch_count=patch_count,
-        )
+        row = prompt_row(sample.question, sample.images, fmt, name=f"step {step}")
         target, mask = make_target(sample.answer, tokenizer, COMPLETION_TOKENS)
         rows.append({**row, "uid": np.uint32(len(rows)), "target": target, "target_mask": mask})
     return stack_rows(rows)
@@ -146,12 +137,13 @@ def train(folder: Path, out: Path) -> None:
     from mtjudge_jax.data.rows import DEVICE_KEYS
     from mtjudge_jax.demo.pretrain.card import write_card
     from mtjudge_jax.demo.pretrain.perception import Perception
-    from mtjudge_jax.models.hf.convert import save_hf
+    from mtjudge_jax.models.hf.save import save_hf
     from mtjudge_jax.models.qwen3_vl import vlm
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.policy.judge_file import JUDGE_FILE
     from mtjudge_jax.policy.programs import place_prompts
-    from mtjudge_jax.policy.update import init_state, make_update, sft_loss
+    from mtjudge_jax.policy.update import init_state, make_update
+    from mtjudge_jax.rl.loss import sft_loss
     from mtjudge_jax.rl.optim import make_optimizer
     from mtjudge_jax.sharding import make_mesh, shard_batch
     from mtjudge_jax.types import SftBatch
@@ -165,7 +157,7 @@ def train(folder: Path, out: Path) -> None:
     perception = Perception(cfg, model_cfg, folder, mesh, SHAPES)
     optimizer = make_optimizer(cfg.optim, cfg.steps)
     state = init_state(vlm.init_params(model_cfg, cfg.seed), optimizer, mesh)
-    update = make_update(state, partial(sft_loss, logp_fn=perception.stages.logp_fn), optimizer, mesh, cfg)
+    update = make_update(state, partial(sft_loss, logp_fn=perception.programs.logp_fn), optimizer, mesh, cfg)
     draw = partial(draw_batch, folder=str(folder), seed=cfg.seed, batch=BATCH.value)
     history, losses, began = [], [], time.perf_counter()
     for step, rows in enumerate(batches(draw, cfg.steps, WORKERS.value), start=1):

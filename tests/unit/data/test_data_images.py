@@ -14,7 +14,15 @@ import pytest
 from data_fixtures import CONFIG, encoded, noise
 from PIL import Image, ImageOps
 
-from mtjudge_jax.data.images import MAX_PIXELS, ImageConfig, decode, load_image_config, patch_coordinates, patchify, smart_resize
+from mtjudge_jax.data.images import (
+    MAX_PIXELS,
+    ImageConfig,
+    decode_image,
+    load_image_config,
+    patch_coordinates,
+    patchify,
+    smart_resize,
+)
 from mtjudge_jax.records import BadRecord
 
 QWEN = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # Qwen3-VL's published configuration
@@ -138,7 +146,7 @@ def test_patches_equal_transformers_over_modes(mode, kind):
         in_mode(mode).save(out, kind, **({} if kind in ("GIF", "BMP") else {"exif": exif}))
         data = out.getvalue()
         assert of_file(data).size == ((50, 70) if orientation > 4 and kind not in ("GIF", "BMP") else (70, 50))
-        assert_same_patches(patchify(decode(data), CONFIG), of_file(data), CONFIG)
+        assert_same_patches(patchify(decode_image(data), CONFIG), of_file(data), CONFIG)
 
 
 def png_chunk(name, body):
@@ -177,7 +185,7 @@ def raw_png(kind, *, depth, channels=1, transparent=None, below=65536):
 )
 def test_patches_equal_transformers_over_depths(mode, png):
     assert of_file(png).mode == mode
-    assert_same_patches(patchify(decode(png), CONFIG), of_file(png), CONFIG)
+    assert_same_patches(patchify(decode_image(png), CONFIG), of_file(png), CONFIG)
 
 
 def test_transparent_palette_is_white():
@@ -185,19 +193,19 @@ def test_transparent_palette_is_white():
     image.putpalette([200, 0, 0, 0, 0, 200])
     out = io.BytesIO()
     image.save(out, "PNG", transparency=0)
-    assert (decode(out.getvalue()) == 255).all()
+    assert (decode_image(out.getvalue()) == 255).all()
 
 
 def test_sixteen_bits_are_taken_only_where_nothing_is_clipped():
     out = io.BytesIO()
     Image.fromarray(np.arange(256, dtype=np.uint16).reshape(16, 16)).save(out, "PNG")
     assert of_file(out.getvalue()).mode == "I;16"
-    assert np.array_equal(decode(out.getvalue())[..., 1], np.arange(256).reshape(16, 16))
+    assert np.array_equal(decode_image(out.getvalue())[..., 1], np.arange(256).reshape(16, 16))
     deep = io.BytesIO()
     Image.fromarray(np.array([[7, 256], [9, 40000]], np.uint16)).save(deep, "PNG")
     assert (np.array(of_file(deep.getvalue()).convert("RGB"))[:, 1] == 255).all()  # what the reference would be shown
     with pytest.raises(BadRecord, match=r"image_mode: mode I;16 holds values from 7 to 40000, .* 8 bits"):
-        decode(deep.getvalue())
+        decode_image(deep.getvalue())
 
 
 @pytest.mark.parametrize("size,resized", [((480, 640), (480, 640)), ((1080, 1920), (1088, 1920)), ((32, 32), (256, 256))])
@@ -239,7 +247,7 @@ def test_exif_rotation(orientation):
     exif, out = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
     Image.fromarray(image).save(out, "PNG", exif=exif)
-    assert np.array_equal(decode(out.getvalue()), turned)
+    assert np.array_equal(decode_image(out.getvalue()), turned)
     assert_same_patches(patchify(turned, CONFIG), of_file(out.getvalue()), CONFIG)
 
 
@@ -247,17 +255,17 @@ def test_gif_is_its_first_frame():
     frames = [Image.fromarray(np.full((8, 8, 3), i * 5, np.uint8)) for i in range(50)]
     out = io.BytesIO()
     frames[3].save(out, "GIF", save_all=True, append_images=frames)
-    assert decode(out.getvalue()).shape == (8, 8, 3)
-    assert (decode(out.getvalue()) == 15).all()
+    assert decode_image(out.getvalue()).shape == (8, 8, 3)
+    assert (decode_image(out.getvalue()) == 15).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP"])
 def test_truncated_images_are_never_half_decoded(kind):
     data = encoded(noise(6, 64, 48), kind)
-    whole, refused = decode(data), 0
+    whole, refused = decode_image(data), 0
     for cut in np.linspace(0, len(data) - 1, 100).astype(int):
         try:
-            image = decode(data[:cut])
+            image = decode_image(data[:cut])
         except BadRecord as e:
             assert e.reason in REASONS
             refused += 1
@@ -274,7 +282,7 @@ def test_damaged_bytes_raise_nothing_else(kind):
         for at in rng.integers(0, len(data), 3):
             damaged[at] ^= 1 << rng.integers(8)
         try:
-            assert decode(bytes(damaged)).shape[-1] == 3
+            assert decode_image(bytes(damaged)).shape[-1] == 3
         except BadRecord as e:
             assert e.reason in REASONS
 
@@ -294,10 +302,10 @@ def gif_header(width, height):
     "data", [png_header(8000, 8000), png_header(12000, 12000), png_header(2**31 - 1, 2**31 - 1), gif_header(65535, 65535)]
 )
 def test_bombs_are_refused_from_the_header(data):
-    decode(encoded(noise(0, 4, 4)))  # loads the openers
+    decode_image(encoded(noise(0, 4, 4)))  # loads the openers
     start = time.perf_counter()
     with pytest.raises(BadRecord, match="image_too_large"):
-        decode(data)
+        decode_image(data)
     assert time.perf_counter() - start < 0.05
     assert len(data) < 20_000 and MAX_PIXELS < 8000 * 8000
 
@@ -305,13 +313,13 @@ def test_bombs_are_refused_from_the_header(data):
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "TGA", "PCX", "EPS", "PDF", "SGI"])
 def test_other_formats_are_refused(kind):
     with pytest.raises(BadRecord, match="image_format"):
-        decode(encoded(noise(8, 32, 32), kind))
+        decode_image(encoded(noise(8, 32, 32), kind))
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%!PS-Adobe-3.0"])
 def test_no_image_is_refused(data):
     with pytest.raises(BadRecord, match="image_format"):
-        decode(data)
+        decode_image(data)
 
 
 def write_config(folder, **changes):

@@ -10,11 +10,13 @@ import msgpack
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from data_fixtures import encoded, example, noise, row_format, write_records
+from data_fixtures import WHOLE, data_config, encoded, example, noise, row_format, write_records
 from places import PACKAGE
 
-from mtjudge_jax.data.pipeline import eval_batches, mixture, to_row, train_iterator
-from mtjudge_jax.data.rows import completion_text
+from mtjudge_jax.config_check import check
+from mtjudge_jax.data.mixture import fixed_mixture
+from mtjudge_jax.data.pipeline import Shard, eval_batches, train_iterator
+from mtjudge_jax.data.rows import completion_text, to_row
 from mtjudge_jax.data.sources import (
     BadRowCounter,
     RecordSource,
@@ -24,6 +26,7 @@ from mtjudge_jax.data.sources import (
     read_manifest,
     read_split,
 )
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import BadRecord, Label, pack, swapped, unpack
 from mtjudge_jax.tasks import TASKS
 
@@ -50,9 +53,8 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-def iterator(data, fmt, **changes):
-    options = {"split": "train", "task_names": NAMES, "global_batch": 12, "seed": 5}
-    return train_iterator(data=data, fmt=fmt, **{**options, **changes})
+def iterator(data, fmt, *, tasks=NAMES, shard=WHOLE, threads=2, **changes):
+    return train_iterator(data, fmt, data_config(tasks, **changes), shard, threads=threads)
 
 
 def sources(data):
@@ -61,7 +63,7 @@ def sources(data):
 
 @pytest.mark.parametrize("batch,each", [(6, 1), (12, 2), (24, 4)])
 def test_every_batch_is_exactly_balanced(data, fmt, batch, each):
-    batches = iterator(data, fmt, global_batch=batch)
+    batches = iterator(data, fmt, prompts=batch)
     for _ in range(20):
         got = next(batches)
         counts = collections.Counter(zip(got["task"].tolist(), got["label"].tolist(), strict=True))
@@ -79,20 +81,21 @@ def test_batch_arrays(data, fmt):
 
 
 def test_each_record_once_an_epoch_and_orders_differ(data):
-    drawn = mixture(sources(data), tasks=TASKS, seed=1, balance_labels=False)
+    def drawn_by(seed):
+        return fixed_mixture(sources(data), TASKS, data_config(NAMES, seed=seed, balance_labels=False))
+
+    drawn, again, other = drawn_by(1), drawn_by(1), drawn_by(2)
     epochs = [[drawn[3 * (20 * e + i) + 1].record.example_id for i in range(20)] for e in range(3)]
     assert all(sorted(epoch) == sorted(f"safety-{i}" for i in range(20)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert {drawn[i].task for i in range(1, 100, 3)} == {"safety"}
-    again = mixture(sources(data), tasks=TASKS, seed=1, balance_labels=False)
-    other = mixture(sources(data), tasks=TASKS, seed=2, balance_labels=False)
     ids = [[ds[i].record.example_id for i in range(60)] for ds in (drawn, again, other)]
     assert ids[0] == ids[1] != ids[2]
 
 
 @pytest.mark.parametrize("balance", [True, False])
 def test_proportional_mixture(data, balance):
-    drawn = mixture(sources(data), tasks=TASKS, seed=1, balance_labels=balance, mode="proportional")
+    drawn = fixed_mixture(sources(data), TASKS, data_config(NAMES, seed=1, balance_labels=balance, mixture="proportional"))
     counts = collections.Counter(drawn[i].task for i in range(920))
     assert all(abs(counts[name] - 10 * COUNTS[name]) <= 2 for name in NAMES)
 
@@ -100,7 +103,7 @@ def test_proportional_mixture(data, balance):
 def test_pools_of_equal_size_are_shuffled_apart(tmp_path):
     folder = write_data(tmp_path, {"technical": 30, "safety": 30})
     both = {name: open_split(folder, "train", name) for name in ("technical", "safety")}
-    drawn = mixture(both, tasks=TASKS, seed=1, balance_labels=False)
+    drawn = fixed_mixture(both, TASKS, data_config(both, seed=1, balance_labels=False))
     pairs = [(drawn[i].record.group_id, drawn[i + 1].record.group_id) for i in range(0, 60, 2)]
     assert sum(a == b for a, b in pairs) < 10
 
@@ -113,7 +116,7 @@ def test_restore_on_other_shard_counts(data, fmt, shards):
         states.append(json.loads(json.dumps(whole.get_state())))
         expected.append(next(whole))
     whole.close()
-    parts = [iterator(data, fmt, shard_index=i, shard_count=shards) for i in range(shards)]
+    parts = [iterator(data, fmt, shard=Shard(i, shards)) for i in range(shards)]
     next(parts[0])  # a reader that is already under way is put back as well
     for part in parts:
         part.set_state(states[9])
@@ -180,8 +183,11 @@ def test_damaged_record_is_counted_and_the_rest_goes_on(tmp_path, fmt):
     ("reasons", "remedy"),
     [
         (["image_hash"], "Prepare the data again or leave these records out"),
-        (["too_many_patches", "prompt_too_long"], "Change the config as that says"),
-        (["target_too_long", "image_hash"], "Change the config as that says; prepare the data again or leave these records out"),
+        (["too_many_patches", "prompt_too_long"], "Change the config as the reasons say"),
+        (
+            ["target_too_long", "image_hash"],
+            "Change the config as the reasons say; prepare the data again or leave these records out",
+        ),
     ],
 )
 def test_what_the_config_mends_is_not_to_be_prepared_again(reasons, remedy):
@@ -259,20 +265,21 @@ def test_fingerprint_follows_the_content(data, tmp_path):
 
 
 def test_clear_errors(data, fmt, tmp_path):
-    with pytest.raises(ValueError, match="global batch 10 must be a positive multiple of the 4"):
-        iterator(data, fmt, global_batch=10, shard_count=4)
-    with pytest.raises(ValueError, match=r"shard_index 4 is outside 0\.\.3"):
-        iterator(data, fmt, shard_index=4, shard_count=4)
-    with pytest.raises(ValueError, match="'even' is not one of uniform, proportional"):
-        iterator(data, fmt, mode="even")
+    with pytest.raises(ValueError, match="shard 0 of 4 for 10 prompts: the shards must divide the global batch"):
+        iterator(data, fmt, prompts=10, shard=Shard(0, 4))
+    with pytest.raises(ValueError, match="shard 4 of 4 for 12 prompts"):
+        iterator(data, fmt, shard=Shard(4, 4))
     with pytest.raises(ValueError, match="no records of train/rationality; it has train/alignment"):
-        iterator(data, fmt, task_names=("rationality",))
-    with pytest.raises(ValueError, match="no task to train on"):
-        iterator(data, fmt, task_names=())
+        iterator(data, fmt, tasks=("rationality",))
+    wrong = [(data_config(NAMES, mixture="even"), "'even': unknown choice 'even'"), (data_config(()), "data.tasks is empty")]
+    for cfg, message in wrong:
+        cfg.model.path = "demo"
+        with pytest.raises(ConfigError, match=message):
+            check(cfg)
     with pytest.raises(ValueError, match=r"manifest\.json missing; prepare the data first"):
         read_manifest(tmp_path)
     with pytest.raises(ValueError, match="missing; prepare the data first"):
-        RecordSource([tmp_path / "none.array_record"])
+        RecordSource(tmp_path / "none.array_record")
 
 
 def test_damaged_files_are_named(tmp_path, fmt):
@@ -285,7 +292,7 @@ def test_damaged_files_are_named(tmp_path, fmt):
     with pytest.raises(ValueError, match="has 19 records, the manifest says 20"):
         open_split(folder, "train", "safety")
     write_records(path, [example(2 * i, "safety") for i in range(20)])
-    with pytest.raises(ValueError, match="safety has no record with label 'yes': set balance_labels=False"):
+    with pytest.raises(ValueError, match=r"safety has no record with label 'yes': set data\.balance_labels=False"):
         iterator(folder, fmt)
     for text in ("{", '{"version": 1}', '{"version": 1, "files": {"train/safety": {}}}', "[]"):
         (folder / "manifest.json").write_text(text)

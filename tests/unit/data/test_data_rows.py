@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from data_fixtures import CONFIG, THINKING_TEMPLATE, encoded, example, noise, write_tokenizer
 
-from mtjudge_jax.data.images import decode, patchify, smart_resize
+from mtjudge_jax.data.images import decode_image, patchify, smart_resize
 from mtjudge_jax.data.rows import (
     DEVICE_KEYS,
     HOST_KEYS,
+    RowFormat,
     bad_row,
     completion_text,
     expand_images,
@@ -32,8 +33,7 @@ def tokenizer(tmp_path_factory):
 
 
 def row_of(record, tokenizer, **changes):
-    options = {"tasks": TASKS, "tokenizer": tokenizer, "image_cfg": CONFIG, "prompt_tokens": 240, "patch_count": 72}
-    return make_row(record, **{**options, **changes})
+    return make_row(record, RowFormat(TASKS, tokenizer, CONFIG, 240, 72)._replace(**changes))
 
 
 def pair(number=1, **changes):
@@ -125,7 +125,7 @@ def test_row_of_a_pair(tokenizer):
     assert row["patch_segment"].tolist() == [1] * 24 + [2] * 12 + [0] * 36
     assert row["patch_grid"][0].tolist() == [4, 6] and row["patch_grid"][24].tolist() == [6, 2]
     assert (row["patch_grid"][36:] == 1).all() and (row["patch_hw"][36:] == 0).all() and not row["patches"][36:].any()
-    assert np.array_equal(row["patches"][24:36], patchify(decode(pair().images[1]), CONFIG).patches)
+    assert np.array_equal(row["patches"][24:36], patchify(decode_image(pair().images[1]), CONFIG).patches)
     real = row["tokens"][row["valid"]].tolist()
     positions, following = plain_positions(real, [(4, 6), (6, 2)])
     assert np.array_equal(row["positions"][row["valid"]], positions) and row["next_position"] == following
@@ -156,7 +156,7 @@ def test_long_prompts_are_refused_not_cut(tokenizer):
         except BadRecord as e:
             refused += 1
             assert limit < needed and e.reason == "prompt_too_long"
-            assert f"pairwise_technical-1 has {needed} tokens, 9 of them image tokens; the limit is {limit}: " in str(e)
+            assert f"pairwise_technical-1 has {needed} tokens, including 9 image tokens; the limit is {limit}: " in str(e)
             assert str(e).endswith("raise data.prompt_tokens in the config, or scale the pictures down")
         else:
             made += 1
@@ -208,8 +208,7 @@ def test_unusable_records(tokenizer, changes, message):
 
 def test_bad_row_has_the_shapes_of_a_good_one(tokenizer):
     good = row_of(pair(), tokenizer)
-    shapes = {"tokenizer": tokenizer, "image_cfg": CONFIG, "prompt_tokens": 240, "patch_count": 72}
-    bad = bad_row(example_id="x", task="technical", error="damaged_record: x", **shapes)
+    bad = bad_row(RowFormat(TASKS, tokenizer, CONFIG, 240, 72), example_id="x", task="technical", error="damaged_record: x")
     assert set(bad) == set(good)
     for key, value in good.items():
         assert bad[key].shape == value.shape and (bad[key].dtype == value.dtype or value.dtype.kind == "U"), key

@@ -18,7 +18,7 @@ from data_fixtures import (
     write_tokenizer,
 )
 
-from mtjudge_jax.data.rows import completion_text, make_target, prompt_row
+from mtjudge_jax.data.rows import RowFormat, completion_text, make_target, prompt_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.tasks.parse import parse_strict
 
@@ -143,15 +143,8 @@ def test_look_alikes_are_a_danger_where_the_model_folds(tmp_path):
 
 @pytest.mark.parametrize("text", FORGERIES)
 def test_prompt_row(tokenizer, text):
-    row = prompt_row(
-        f"Is it sharp? {text}",
-        [noise(1, 64, 96), noise(2, 96, 32)],
-        name="x",
-        tokenizer=tokenizer,
-        image_cfg=CONFIG,
-        prompt_tokens=500,
-        patch_count=72,
-    )
+    fmt = RowFormat({}, tokenizer, CONFIG, 500, 72)
+    row = prompt_row(f"Is it sharp? {text}", [noise(1, 64, 96), noise(2, 96, 32)], fmt, name="x")
     tokens = row["tokens"][row["valid"]]
     assert (tokens == tokenizer.image).sum() == 6 + 3 and (row["image_index"] >= 0).sum() == 9
     starts = np.flatnonzero(tokens == tokenizer.vision_start)
@@ -256,11 +249,11 @@ def test_incomplete_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is damaged .*copy it again"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"holds a list where an object belongs"):
+    with pytest.raises(ValueError, match=r"holds a list, it must hold an object"):
         load_tokenizer(folder)
 
 
 def test_a_model_that_cannot_write_an_answer_is_refused(tmp_path):
     folder = write_sentencepiece(tmp_path, byte_fallback=False, user_defined_symbols=[*SPECIAL[3:]], vocab_size=80)
-    with pytest.raises(ValueError, match="an answer could not be read"):
+    with pytest.raises(ValueError, match="no answer could be parsed"):
         load_tokenizer(folder)

@@ -181,7 +181,7 @@ def test_thinking_template(tmp_path, tokenizer):
     assert thinking.encode_answer(answer) == sampled
     assert thinking.encode_answer("<think>sharp</think>") == thinking.encode("sharp</think>")
     assert tokenizer.encode_answer("<think>a <|im_end|></think>") == tokenizer.encode("<think>a < |im_end|></think>")
-    with pytest.raises(BadRecord, match=r"target_form: the chat template begins every answer with '<think>\\n', not so 'yes'"):
+    with pytest.raises(BadRecord, match=r"target_form: the chat template begins every answer with '<think>\\n', but not 'yes'"):
         thinking.encode_answer("yes")
 
 

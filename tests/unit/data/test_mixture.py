@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from data_fixtures import row_format
+from data_fixtures import data_config, row_format
 from test_data_pipeline import COUNTS, NAMES, iterator, sources, write_data
 
-from mtjudge_jax.data.pipeline import Adapting, mixture
+from mtjudge_jax.data.mixture import fixed_mixture
+from mtjudge_jax.data.pipeline import Shard
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.tasks import TASKS
 
@@ -71,19 +72,17 @@ def test_oversampling_and_allocation():
 @pytest.mark.parametrize(
     "how,shares",
     [
-        ({"mode": "temperature", "temperature": 2.0}, np.sqrt([31, 20, 41])),
-        ({"mode": "temperature", "temperature": 1.0}, [31, 20, 41]),
-        ({"mode": "weights", "weights": (3, 1, 0.5)}, [3, 1, 0.5]),
+        ({"mixture": "temperature", "mixture_temperature": 2.0}, np.sqrt([31, 20, 41])),
+        ({"mixture": "temperature", "mixture_temperature": 1.0}, [31, 20, 41]),
+        ({"mixture": "weights", "mixture_weights": (3, 1, 0.5)}, [3, 1, 0.5]),
     ],
 )
 def test_shares_of_the_fixed_mixtures(data, how, shares, balance):
-    drawn = mixture(sources(data), tasks=TASKS, seed=1, balance_labels=balance, **how)
+    drawn = fixed_mixture(sources(data), TASKS, data_config(NAMES, seed=1, balance_labels=balance, **how))
     counts = collections.Counter(drawn[i].task for i in range(900))
     assert list(sources(data)) == list(NAMES) == list(COUNTS)
     for name, share in zip(NAMES, np.array(shares) / np.sum(shares), strict=True):
         assert abs(counts[name] - 900 * share) <= 3
-    with pytest.raises(ValueError, match="2 mixture weights for 3 tasks: give one each"):
-        mixture(sources(data), tasks=TASKS, seed=1, mode="weights", weights=(1, 2))
 
 
 def told(step: int) -> dict:
@@ -93,7 +92,8 @@ def told(step: int) -> dict:
 
 
 def adaptive(data, fmt, **changes):
-    return iterator(data, fmt, **{"mode": "mt_grpo", "adapting": Adapting(lam=1.0, beta=2.0), **changes})
+    settings = {"mixture": "mt_grpo", "mt_grpo_lambda": 1.0, "mt_grpo_beta": 2.0}
+    return iterator(data, fmt, **{**settings, **changes})
 
 
 @pytest.mark.parametrize("mode", ["objective", "reward"])
@@ -107,7 +107,7 @@ def test_the_adaptive_mixture_is_the_same_on_any_shards_and_after_a_restore(data
         whole.learn(told(step), gains)
     end = whole.get_state()
     whole.close()
-    parts = [adaptive(data, fmt, shard_index=i, shard_count=shards, threads=i % 3) for i in range(shards)]
+    parts = [adaptive(data, fmt, shard=Shard(i, shards), threads=i % 3) for i in range(shards)]
     next(parts[0])  # one that is under way is put back as well
     for part in parts:
         part.set_state(json.loads(states[4]))  # names sorted, as a checkpoint writes it
@@ -148,7 +148,7 @@ def test_the_adaptive_mixture_turns_to_the_worst_task_and_draws_labels_in_turn(d
 
 
 def test_one_step_of_the_adaptive_mixture_by_hand(data, fmt):
-    batches = adaptive(data, fmt, adapting=Adapting(lam=1.0, beta=3.0, rho_decay=0.5))
+    batches = adaptive(data, fmt, mt_grpo_beta=3.0, mt_grpo_rho_decay=0.5)
     next(batches)
     measured = {name: {"reward": r, "zero_variance": v} for name, r, v in zip(NAMES, (0.0, 0.3, 0.6), (1, 0.5, 0), strict=True)}
     batches.learn(measured, dict.fromkeys(NAMES, 0.0))
@@ -181,7 +181,7 @@ def test_no_batch_before_the_last_was_learned_from(data, fmt):
 
 def test_over_sampling_keeps_the_ratio_of_prompts_with_a_gradient(data, fmt):
     """Even weights (beta so small) and three prompts of four of technical without a gradient: it comes four times as often."""
-    batches = adaptive(data, fmt, global_batch=60, adapting=Adapting(beta=1e-9, rho_decay=0.0))
+    batches = adaptive(data, fmt, prompts=60, mt_grpo_lambda=0.6, mt_grpo_beta=1e-9, mt_grpo_rho_decay=0.0)
     measured = {name: {"reward": 0.5, "zero_variance": 0.75 if name == "technical" else 0.0} for name in NAMES}
     counts = collections.Counter()
     for step in range(21):

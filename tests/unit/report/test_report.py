@@ -306,7 +306,7 @@ def test_unfinished_run_says_what_is_missing(tmp_path):
     page = Page(write_report(folder).read_text(encoding="utf-8"))
     assert "the trained model has not been evaluated yet (12 steps done)" in re.sub(r"\s+", " ", page.text)
     assert "metrics.jsonl: 1 of 20 lines could not be read" in page.text
-    assert "test/safety.array_record is not in the data folder" in page.text
+    assert "test/safety.array_record missing; prepare the data first" in page.text
     with pytest.raises(FileNotFoundError, match="give the --workdir"):
         write_report(tmp_path / "nowhere")
 

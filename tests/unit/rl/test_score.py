@@ -5,7 +5,8 @@ import pytest
 
 from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.reward import reward
+from mtjudge_jax.tasks.parse import parse_strict
+from mtjudge_jax.tasks.reward import check_alpha, reward_of
 
 YES, NO = "<think>looks sharp</think><answer>yes</answer>", "<think>looks blurry</think><answer>no</answer>"
 TEXTS = [[YES, NO, "yes"], [NO, NO, YES + YES]]
@@ -57,18 +58,15 @@ def test_bad_arguments_are_named(change, message):
 
 
 def test_reward_formula():
-    task = TASKS["technical"]
+    good, bad = (parse_strict(text, TASKS["technical"].labels) for text in (NO, "no"))
     for alpha, right, wrong in ((0.0, 1.0, 0.0), (0.1, 1.0, 0.1), (0.25, 1.0, 0.25), (1.0, 1.0, 1.0)):
-        assert reward(NO, task=task, label_index=0, truncated=False, alpha=alpha) == pytest.approx((right, 1.0, 1.0))
-        assert reward(NO, task=task, label_index=1, truncated=False, alpha=alpha) == pytest.approx((wrong, 0.0, 1.0))
-        assert reward(NO, task=task, label_index=0, truncated=True, alpha=alpha) == (0.0, 0.0, 0.0)
-        assert reward("no", task=task, label_index=0, truncated=False, alpha=alpha) == (0.0, 0.0, 0.0)
+        assert reward_of(good, label_index=0, truncated=False, alpha=alpha) == pytest.approx((right, 1.0, 1.0))
+        assert reward_of(good, label_index=1, truncated=False, alpha=alpha) == pytest.approx((wrong, 0.0, 1.0))
+        assert reward_of(good, label_index=0, truncated=True, alpha=alpha) == (0.0, 0.0, 0.0)
+        assert reward_of(bad, label_index=0, truncated=False, alpha=alpha) == (0.0, 0.0, 0.0)
 
 
 def test_reward_refuses_bad_arguments():
     for alpha in (-0.1, 1.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"alpha is .*, must be between 0"):
-            reward(NO, task=TASKS["safety"], label_index=0, truncated=False, alpha=alpha)
-    for index in (-1, 2):
-        with pytest.raises(ValueError, match=f"label index {index} of task 'safety', must be 0 to 1"):
-            reward(NO, task=TASKS["safety"], label_index=index, truncated=False, alpha=0.1)
+            check_alpha(alpha)

@@ -21,7 +21,7 @@ from mtjudge_jax.rl.score import score
 from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.tasks import TASKS, task_of
 from mtjudge_jax.tasks.truth import truth_of, write_truth
-from mtjudge_jax.train.workdir import templates
+from mtjudge_jax.train.workdir import wording_hashes
 
 BLUR = {
     "name": "blur",
@@ -77,9 +77,9 @@ def test_an_entry_through_json_is_the_same():
     cfg = config(*OWN, tasks=("blur", "stars", "better"))
     again = from_dict(json.loads(json.dumps(to_dict(cfg))))
     check(again)
-    assert templates(again) == templates(cfg) and len(set(templates(cfg).values())) == 3
+    assert wording_hashes(again) == wording_hashes(cfg) and len(set(wording_hashes(cfg).values())) == 3
     other = config({**BLUR, "question": "Is it sharp?"})
-    assert templates(other)["blur"] != templates(cfg)["blur"]
+    assert wording_hashes(other)["blur"] != wording_hashes(cfg)["blur"]
 
 
 def test_judge_json_tells_the_tasks(tmp_path):
@@ -91,7 +91,7 @@ def test_judge_json_tells_the_tasks(tmp_path):
 
 
 def test_a_task_has_the_kind_of_the_rows_it_is_of():
-    """`kind` may be written as in the rows of DATASETS.md."""
+    """`kind` may be written as in the rows of docs/data.md."""
     for short, kind in (("binary", "pointwise_binary"), ("graded", "pointwise_score"), ("pairwise", "pairwise")):
         tasks = get_tasks(config({"name": "blur", "kind": short, "question": "Is it blurred?"}))
         assert tasks["blur"].kind == kind
@@ -109,12 +109,12 @@ def test_rewards_of_an_own_task():
 
 def test_the_improvement_of_an_own_task_in_mt_grpo():
     """Its sums and weights are put together by the run's own tasks: blur (3 + 1) / (4 + 4), safety 2 / 4."""
-    from mtjudge_jax.train.grpo import by_task
+    from mtjudge_jax.train.mixture_feedback import gains_by_task
 
     mesh, known = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1]), get_tasks(config(BLUR, tasks=("blur", "safety")))
-    run = SimpleNamespace(model=SimpleNamespace(stages=SimpleNamespace(mesh=mesh), fmt=SimpleNamespace(tasks=known)))
+    run = SimpleNamespace(model=SimpleNamespace(programs=SimpleNamespace(mesh=mesh), fmt=SimpleNamespace(tasks=known)))
     gains = jnp.array([3.0, 2.0, 1.0]), jnp.array([4.0, 4.0, 4.0])
-    assert by_task(run, {"task": np.array(["blur", "safety", "blur"])}, gains) == {"blur": 0.5, "safety": 0.5}
+    assert gains_by_task(run, {"task": np.array(["blur", "safety", "blur"])}, gains) == {"blur": 0.5, "safety": 0.5}
 
 
 def test_predictions_tell_their_own_task():
@@ -130,7 +130,7 @@ def test_predictions_tell_their_own_task():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"name": "technical"}, "'technical' is the name of another task: take a new one"),
+        ({"name": "technical"}, "'technical' is the name of another task: choose a new one"),
         ({"name": "my task"}, "must be letters, digits and _"),
         ({"kind": "binry"}, "kind 'binry' is not one of pointwise_binary, pointwise_score, pairwise, listwise, binary, graded"),
         ({"question": " "}, "its question is empty"),
@@ -154,7 +154,7 @@ def test_a_bad_entry_is_one_line(change, says):
 
 def test_what_is_no_entry_and_what_is_missing():
     for raw, says in (
-        ("blur", "'blur' is a str, an entry is a dict"),
+        ("blur", "'blur' is a str, it must be a dict"),
         ({"name": "blur", "kind": "pairwise"}, "'blur' has no question"),
     ):
         with pytest.raises(ConfigError, match=says):

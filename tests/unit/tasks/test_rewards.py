@@ -80,10 +80,10 @@ def test_weights_of_a_config():
     assert weights_of((), ("m:f",), 0.25) == {"m:f": 1.0, "accuracy": 0.75, "format": 0.25}
     assert weights_of(("accuracy=1", "m:f=-2"), ("m:f",), 0.25) == {"m:f": -2.0, "accuracy": 1.0}
     for text, says in (
-        ("acuracy=1", "names no part: known are accuracy, format, graded, ties, ranking, consistency, overlong"),
+        ("acuracy=1", "names an unknown part: known are accuracy, format, graded, ties, ranking, consistency, overlong"),
         ("accuracy=x", "must be name=number"),
         ("accuracy=nan", "must be a finite number"),
-        ("accuracy", "names no part"),
+        ("accuracy", "names an unknown part"),
     ):
         with pytest.raises(ValueError, match=says):
             weights_of((text,), (), 0.1)
@@ -181,7 +181,7 @@ def test_a_reward_that_is_not_finite_is_told_by_the_guard():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"weights": ("acuracy=1",)}, "names no part"),
+        ({"weights": ("acuracy=1",)}, "names an unknown part"),
         ({"weights": (3,)}, "hold str, not 3"),
         ({"weights": ("overlong=1",)}, "reward.overlong_buffer is 0"),
         ({"overlong_buffer": 4000}, "more than rollout.completion_tokens = 2048"),

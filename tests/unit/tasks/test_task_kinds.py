@@ -11,9 +11,8 @@ import pytest
 from data_fixtures import CONFIG, encoded, noise, write_tokenizer
 from test_tasks import NO_LOOK_ALIKES, YES_LOOK_ALIKES, hostile_texts
 
-from mtjudge_jax.data.images import decode, patchify
-from mtjudge_jax.data.pipeline import RowFormat, to_row
-from mtjudge_jax.data.rows import DEVICE_KEYS
+from mtjudge_jax.data.images import decode_image, patchify
+from mtjudge_jax.data.rows import DEVICE_KEYS, RowFormat, to_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.policy.model import true_target
 from mtjudge_jax.records import TIE, Candidate, JudgeExample, Label, candidates_of, check_example, reordered, swapped
@@ -221,8 +220,8 @@ def test_questions_that_do_not_fit():
         ({"images": PICTURES[:2]}, "agin_nat", "takes at most 1 image"),
         ({"context_images": 1}, "mj_safety", "judges 2 candidates, the question has 1"),
         ({"score_max": 10.0}, "mllm_score", "has the grades 1 to 5, the question \\(1.0, 10.0\\)"),
-        ({"allow_tie": True}, "mj_safety", "knows no tie"),
-        ({"candidates": (Candidate(1), Candidate(0, "a"))}, "mj_safety", "has 2 image.s., its context and candidates say 1"),
+        ({"allow_tie": True}, "mj_safety", "has no tie"),
+        ({"candidates": (Candidate(1), Candidate(0, "a"))}, "mj_safety", "has 2 image.s., its context and candidates need 1"),
     ):
         with pytest.raises(ValueError, match=says):
             ask(name, **changes)
@@ -369,7 +368,7 @@ def test_row_of_an_interleaved_question(tokenizer):
     assert shown["label"] == order.index(1)
     for place, index in enumerate(order):
         kept = shown["patches"][shown["patch_segment"] == place + 2]
-        assert np.array_equal(kept, patchify(decode(PICTURES[1 + index]), CONFIG).patches)
+        assert np.array_equal(kept, patchify(decode_image(PICTURES[1 + index]), CONFIG).patches)
     bad = to_row(dataclasses.replace(record("mllm_batch"), label=Label(ranks=(1, 2))), "mllm_batch", fmt(tokenizer, display=True))
     assert bad["weight"] == 0 and bad["truth"] == ""
     assert bad["error"].startswith("wrong_fields: mllm_batch/0: label.ranks is (1, 2)")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mtjudge_jax.records import Label, Question
 from mtjudge_jax.tasks import CONTRACT, DEMO, TASKS, Task, get_task
 from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, parse_lenient, parse_strict
-from mtjudge_jax.tasks.reward import reward
+from mtjudge_jax.tasks.reward import reward_of
 
 NO_YES = ("no", "yes")
 THINK, THINK_END, ANSWER, ANSWER_END = TAGS
@@ -172,10 +172,9 @@ def test_no_mutation_of_a_good_output_earns_anything():
     broken = mutations()
     assert len(broken) >= 200
     for text in broken:
-        for label_index in (0, 1):
-            earned = reward(text, task=TASKS["technical"], label_index=label_index, truncated=False, alpha=0.5)
-            assert earned == (0.0, 0.0, 0.0), text
         parsed = parse_strict(text, NO_YES)
+        for label_index in (0, 1):
+            assert reward_of(parsed, label_index=label_index, truncated=False, alpha=0.5) == (0.0, 0.0, 0.0), text
         assert parsed.verdict is None and parsed.error != "" and parsed.reasoning == ""
 
 
