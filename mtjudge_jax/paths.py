@@ -1,15 +1,16 @@
-"""Folders and files by name, on a disk or in a bucket: `gs://bucket/run` is taken wherever `runs/mine` is.
+"""Folders and files by name, on a disk or in a bucket: `gs://bucket/run` may be given wherever `runs/mine` may.
 
-A disk has `pathlib.Path`, a bucket `etils.epath.Path`, which has the same methods over gcsfs. What differs is in the functions
-here. A bucket has no folders (a name that begins with `run/` makes one), no appending and no renaming: an object appears whole
-or not at all, is replaced at once, and a listing sees it at once. So a folder there is complete when its last file is, and who
-replaces a folder removes that file first. gcsfs comes with `pip install 'mtjudge_jax[gcs]'`.
+A path on a disk is a `pathlib.Path`, a path in a bucket is an `etils.epath.Path`, which has the same methods over gcsfs. The
+functions here cover the differences. A bucket has no folders (a name that begins with `run/` makes one), no appending and no
+renaming. An object appears whole or not at all, is replaced in one step, and is in the next listing. So a folder in a bucket
+is complete when its last file is there, and code that replaces a folder removes that file first.
+
+Copying, removing and listing are not etils's own: it would send a copy within a bucket through this machine and ask for the
+size of every file by a request. gcsfs comes with `pip install 'mtjudge_jax[gcs]'`.
 """
 
 import contextlib
-import fcntl
 import functools
-import hashlib
 import importlib.util
 import os
 import re
@@ -28,32 +29,31 @@ from etils import epath
 from mtjudge_jax.errors import UserError
 
 AnyPath = Path | epath.Path
-SCHEME = "gs://"
+_SCHEME = "gs://"
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
-ANSWER_SECONDS = 20  # for a bucket to answer the first time
-READ_BYTES = 4 << 20  # that one request for a range asks for; several run at a time
-BLOCK_BYTES = 1 << 20
-CACHE_BYTES = 100 << 30
-os.environ.setdefault("EPATH_USE_TF", "false")  # else a TensorFlow that happens to be there would read and write
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks another service about every bucket
+_ANSWER_SECONDS = 20  # for the first answer of a bucket
+_READ_BYTES = 4 << 20  # of one request for a range; several run at a time
+_BLOCK_BYTES = 1 << 20
+os.environ.setdefault("EPATH_USE_TF", "false")  # otherwise an installed TensorFlow would read and write
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks another service about every bucket
 
 
 def as_path(text: str | os.PathLike) -> AnyPath:
-    """Raises ValueError, one line, for an address of another kind and for a bucket that cannot be used."""
+    """The path that a user gave. Raises UserError for an address of another kind and for a bucket that cannot be used."""
     name = os.fspath(text)
-    if name.startswith(SCHEME):
-        bucket = name.removeprefix(SCHEME).split("/")[0]
+    if name.startswith(_SCHEME):
+        bucket = name.removeprefix(_SCHEME).split("/")[0]
         if not bucket:
-            raise UserError(f"{name}: names no bucket: write {SCHEME}bucket/folder")
+            raise UserError(f"{name}: names no bucket: write {_SCHEME}bucket/folder")
         reach(bucket)
         return epath.Path(name.rstrip("/"))
     if ADDRESS.match(name):
-        raise UserError(f"{name}: neither a folder of this machine nor {SCHEME}bucket/folder: give one of the two")
+        raise UserError(f"{name}: neither a folder on this machine nor {_SCHEME}bucket/folder: give one of the two")
     return Path(name)
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    return os.fspath(path).startswith(SCHEME)
+    return os.fspath(path).startswith(_SCHEME)
 
 
 def absolute(path: AnyPath) -> AnyPath:
@@ -61,35 +61,35 @@ def absolute(path: AnyPath) -> AnyPath:
 
 
 def address(path: AnyPath) -> str:
-    """To click on or to copy."""
+    """The path as a link for the terminal."""
     return os.fspath(path) if in_bucket(path) else path.resolve().as_uri()
 
 
 @functools.cache
 def bucket_files() -> Any:
-    """gcsfs, without a memory of listings: other processes and libraries write into the same bucket."""
+    """gcsfs without its cache of listings, because other processes and libraries write into the same bucket."""
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{SCHEME} paths need gcsfs, which is not installed: pip install 'mtjudge_jax[gcs]'")
+        raise UserError(f"{_SCHEME} paths need gcsfs, which is not installed: pip install 'mtjudge_jax[gcs]'")
     import fsspec.config
 
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    return fsspec.filesystem("gcs", finalize_on_close=True)  # with these arguments it is the one that epath uses
+    return fsspec.filesystem("gcs", finalize_on_close=True)  # these arguments give the instance that epath uses
 
 
 @functools.cache
 def reach(bucket: str) -> None:
-    """Asks a bucket for one name. Raises ValueError saying what is wrong: its name, credentials, rights, the network."""
+    """Asks a bucket for one name. Raises UserError for a wrong name, credentials, permissions or network."""
     files = bucket_files()
     import fsspec.asyn
 
     try:
-        fsspec.asyn.sync(files.loop, files._call, "GET", "b/{}/o", bucket, json_out=True, maxResults=1, timeout=ANSWER_SECONDS)
+        fsspec.asyn.sync(files.loop, files._call, "GET", "b/{}/o", bucket, json_out=True, maxResults=1, timeout=_ANSWER_SECONDS)
     except Exception as error:
-        raise UserError(f"{SCHEME}{bucket}: {explain(error)}") from error
+        raise UserError(f"{_SCHEME}{bucket}: {explain(error)}") from error
 
 
 def explain(error: Exception) -> str:
-    """What an error of gcsfs, TensorStore or the operating system means for the user, one line."""
+    """One line for the user: what an error of gcsfs, TensorStore or the operating system means."""
     text = " ".join(str(error).split())[:300]
     for pattern, meaning in (
         (r"bucket does not exist|^b/[^/]+/o$", "there is no such bucket: check the name"),
@@ -106,8 +106,8 @@ def explain(error: Exception) -> str:
 
 @contextlib.contextmanager
 def clean_failure() -> Iterator[None]:
-    """Around what sends to a bucket. The frames of a failed sending hold views of gcsfs's buffer: Python 3.12 crashes when it
-    finds both among its garbage, so the frames are emptied at once.
+    """A context for sending to a bucket. The frames of a failed upload hold views of gcsfs's buffer, and Python 3.12 crashes
+    when it collects both as garbage. So the frames are cleared at once.
     """
     try:
         yield
@@ -124,11 +124,11 @@ def size_of(path: AnyPath) -> int:
 
 
 def read_ranges(path: AnyPath, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Bytes from start to stop of one file; of a bucket by several requests at a time."""
+    """The bytes from start to stop, for each range of one file. A bucket gets several requests at a time."""
     if not in_bucket(path):
         with path.open("rb") as file:
             return [os.pread(file.fileno(), stop - start, start) for start, stop in ranges]
-    cuts = [[(at, min(at + READ_BYTES, stop)) for at in range(start, stop, READ_BYTES)] for start, stop in ranges]
+    cuts = [[(at, min(at + _READ_BYTES, stop)) for at in range(start, stop, _READ_BYTES)] for start, stop in ranges]
     flat = [cut for part in cuts for cut in part]
     starts, stops = zip(*flat, strict=True) if flat else ((), ())
     got = iter(bucket_files().cat_ranges([os.fspath(path)] * len(flat), list(starts), list(stops), on_error="raise"))
@@ -136,14 +136,14 @@ def read_ranges(path: AnyPath, ranges: Sequence[tuple[int, int]]) -> list[bytes]
 
 
 def write_whole(path: AnyPath, data: bytes) -> None:
-    """The file is the old one or the new one, never half: on a disk written beside and renamed, an object always is so."""
+    """Writes a file so that it is always the old one or the new one. On a disk it is written beside and renamed."""
     if in_bucket(path):
         try:
             with clean_failure():
                 path.write_bytes(data)
         except OSError:
             raise
-        except Exception as error:  # some of gcsfs's are of a kind of their own
+        except Exception as error:  # some errors of gcsfs are not OSErrors
             raise OSError(explain(error)) from error
         return
     beside = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -158,18 +158,17 @@ def write_whole(path: AnyPath, data: bytes) -> None:
 
 
 def remove_tree(path: AnyPath) -> None:
-    """A folder with all that is in it, as far as that can be removed; no error where there is none."""
+    """Removes a folder and everything in it. A missing folder is no error, nor, on a disk, a file that cannot be removed."""
     if in_bucket(path):
-        with contextlib.suppress(FileNotFoundError):
-            bucket_files().rm(os.fspath(path), recursive=True)
+        path.rmtree(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def files_below(folder: AnyPath) -> dict[str, int]:
-    """Size of every file by its name from the folder on, sorted. A file that goes while they are listed is left out."""
+    """{name relative to the folder: size} of every file below it, sorted. A file that disappears meanwhile is left out."""
     if in_bucket(folder):
-        start = os.fspath(folder).removeprefix(SCHEME) + "/"
+        start = os.fspath(folder).removeprefix(_SCHEME) + "/"
         found = bucket_files().find(os.fspath(folder), detail=True)
         return {name.removeprefix(start): entry["size"] for name, entry in sorted(found.items()) if not name.endswith("/")}
     found = {}
@@ -182,13 +181,13 @@ def files_below(folder: AnyPath) -> dict[str, int]:
 
 
 def checksums(folder: AnyPath, names: Sequence[str]) -> dict[str, str]:
-    """Size and CRC of files by name, "1024:9ab0cdef"; "" where a file is missing or cannot be read.
+    """{name: size and CRC, "1024:9ab0cdef"}, with "" for a file that is missing or cannot be read.
 
-    On a disk every byte is read. A bucket keeps the CRC-32C of each object, made as it was written and checked whenever it is
-    sent: asking for that reads nothing.
+    On a disk every byte is read. A bucket computes the CRC-32C of each object when it is written and checks it whenever it is
+    sent, so asking for it reads nothing.
     """
     if in_bucket(folder):
-        start = os.fspath(folder).removeprefix(SCHEME) + "/"
+        start = os.fspath(folder).removeprefix(_SCHEME) + "/"
         found = bucket_files().find(os.fspath(folder), detail=True) if names else {}
         kept = {name.removeprefix(start): entry for name, entry in found.items()}
         return {name: f"{kept[name]['size']}:{kept[name]['crc32c']}" if name in kept else "" for name in names}
@@ -200,7 +199,7 @@ def _crc(path: Path) -> str:
     size = crc = 0
     try:
         with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
+            while block := file.read(_BLOCK_BYTES):
                 size, crc = size + len(block), zlib.crc32(block, crc)
     except OSError:
         return ""
@@ -208,17 +207,17 @@ def _crc(path: Path) -> str:
 
 
 def copy_file(source: AnyPath, target: AnyPath) -> None:
-    """Within a bucket by the bucket itself; to and from one in blocks."""
+    """Copies a file. A copy within a bucket is made by the bucket itself, any other one is sent in blocks."""
     if in_bucket(source) and in_bucket(target):
         bucket_files().cp_file(os.fspath(source), os.fspath(target))
         return
     with clean_failure(), source.open("rb") as file, target.open("wb") as copy:
-        shutil.copyfileobj(file, copy, BLOCK_BYTES)
+        shutil.copyfileobj(file, copy, _BLOCK_BYTES)
 
 
 @contextlib.contextmanager
 def nearby(folder: AnyPath, endings: tuple[str, ...]) -> Iterator[Path]:
-    """The folder itself on a disk; of a bucket a copy of its files with these endings, removed afterwards."""
+    """A context: the folder itself on a disk; for a bucket, a temporary copy of its files with these endings."""
     if not in_bucket(folder):
         yield folder
         return
@@ -227,64 +226,3 @@ def nearby(folder: AnyPath, endings: tuple[str, ...]) -> Iterator[Path]:
             if path.name.endswith(endings) and path.is_file():
                 copy_file(path, Path(made) / path.name)
         yield Path(made)
-
-
-def cache_folder() -> Path:
-    """Where copies of files of buckets are kept on this machine."""
-    given = os.environ.get("MTJUDGE_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mtjudge_jax"
-
-
-def local_copy(path: AnyPath, sha256: str, *, most_bytes: int = CACHE_BYTES) -> Path:
-    """The file itself on a disk; of a bucket a copy that is named by its sha256, made once a machine and checked.
-
-    Copies not used for longest are removed when they are more than `most_bytes` together. Raises ValueError where the bytes
-    are not those of `sha256`.
-    """
-    if not in_bucket(path):
-        return path
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise UserError(f"{path}: the manifest says {sha256!r} where its sha256 belongs: prepare the data again")
-    folder = cache_folder()
-    copy = folder / f"{sha256}{path.suffix}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / f"{sha256}.lock"):
-        if copy.is_file() and copy.stat().st_size == size_of(path):
-            os.utime(copy)
-            return copy
-        need = size_of(path)
-        _make_room(folder, need, most_bytes)
-        part = Path(tempfile.mkstemp(dir=folder, prefix=f"{sha256}.part-")[1])
-        try:
-            copy_file(path, part)
-            found = _sha256(part)
-            if found != sha256:
-                raise UserError(f"{path}: its sha256 is {found}, the manifest says {sha256}: prepare the data again")
-            part.replace(copy)
-        finally:
-            part.unlink(missing_ok=True)
-    print(f"copied {path} to {copy} ({need:,} bytes), where every run on this machine reads it", flush=True)
-    return copy
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Other processes of this machine wait here."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _make_room(folder: Path, need: int, most_bytes: int) -> None:
-    copies = sorted((p for p in folder.iterdir() if p.suffix not in (".lock", "")), key=lambda p: p.stat().st_mtime)
-    total = need + sum(p.stat().st_size for p in copies)
-    for old in copies:
-        if total <= most_bytes:
-            return
-        total -= old.stat().st_size
-        old.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

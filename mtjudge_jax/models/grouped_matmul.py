@@ -1,8 +1,10 @@
-"""Rows in groups, each group times a matrix of its own: the product behind dropless experts.
+"""The product behind dropless experts: rows in groups, each group times its own matrix.
 
-Three implementations of one function. On a TPU, `jax.lax.ragged_dot` is a kernel forwards and for the gradient of the rows,
-but XLA (libtpu 0.0.42) computes the gradient of the matrices as E masked dense products, 128 times the work at E = 128: that
-one has a kernel of its own here.
+There are three implementations. On a TPU, `jax.lax.ragged_dot` is a kernel for the product and for the gradient of the rows.
+XLA (libtpu 0.0.42) computes the gradient of the matrices as E masked dense products, which is 128 times the work at E = 128,
+so that one has a kernel here. `jax.experimental.pallas.ops.tpu.megablox.gmm.tgmm` computes the same and was not usable: it raises
+where the number of rows is not a multiple of its row tile, and its output does not declare over which mesh axes it varies
+(`vma`), so it fails inside `jax.shard_map` with `check_vma`.
 """
 
 import functools
@@ -19,8 +21,9 @@ from mtjudge_jax.types import Array
 
 Impl = Literal["dense", "ragged", "tokamax"]
 IMPLS = ("dense", "ragged", "tokamax")
-# Of the TPU kernel in bfloat16, and half as many columns in float32: its blocks stay below 16 MiB of fast memory. A row tile
-# at the border of two groups is worked on twice, so tiles must be small beside a group: 1400 rows with 22,528 tokens of 30B-A3B.
+# Tiles of the TPU kernel in bfloat16; in float32 half as many columns, so that its blocks stay below 16 MiB of fast memory. A
+# row tile at the border of two groups is visited twice, so tiles must be small compared with a group (1400 rows for 22,528
+# tokens of 30B-A3B).
 ROW_TILE, COLUMN_TILE = 256, 1024
 # The three products: [T, D] in groups times [E, D, F]; [T, F] in groups times the same, transposed; and, for the gradient of
 # the matrices, [T, D] times [T, F] summed over the rows of each group.
@@ -30,21 +33,21 @@ GRADIENT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragge
 
 
 def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: Impl, tail: bool = True) -> Array:
-    """lhs [T, D] in E groups of rows, one behind the other, times rhs [E, D, F] -> [T, F] in lhs's dtype.
+    """lhs [T, D] in E consecutive groups of rows, times rhs [E, D, F] -> [T, F] in lhs's dtype.
 
-    group_sizes int32 [E], of sum at most T; the rows behind the last group, the tail, give zero, and so do their gradients.
-    `tail=False` says that there is none, and saves the passes that clear it. Groups of 3, 0 and 2 rows:
+    group_sizes int32 [E] with a sum of at most T. The rows after the last group, the tail, give zero, and so do their gradients;
+    `tail=False` declares that there is no tail and saves the passes that clear it. Groups of 3, 0 and 2 rows:
     out[:3] = lhs[:3] @ rhs[0], out[3:5] = lhs[3:5] @ rhs[2]. Inside `jax.shard_map` all three must vary over the same axes.
     """
     if impl == "dense":
         return _dense(lhs, rhs, group_sizes)
     if impl in IMPLS:
         return _by_kernels(lhs, rhs, group_sizes, impl, tail)
-    raise ValueError(f"experts = {impl!r} is no way to multiply groups; choose one of {', '.join(IMPLS)}")
+    raise ValueError(f"unknown experts = {impl!r}: choose one of {', '.join(IMPLS)}")
 
 
 def _dense(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
-    """The reference: every group's matrix on every row, all but its own rows masked."""
+    """The reference: multiplies every row by the matrix of every group, and masks all but the group's own rows."""
     end = jnp.cumsum(group_sizes)
     row = jnp.arange(lhs.shape[0])[:, None]
 
@@ -75,16 +78,16 @@ _by_kernels.defvjp(_by_kernels_forward, _by_kernels_backward)
 
 
 def _clear_tail(x: Array, group_sizes: Array, tail: bool) -> Array:
-    """x [T, D] with zeros behind the last group, where a kernel may leave anything at all."""
+    """x [T, D] with zeros after the last group, where a kernel may leave anything."""
     return jnp.where((jnp.arange(x.shape[0]) < group_sizes.sum())[:, None], x, 0) if tail else x
 
 
 def _product(impl: Impl) -> Callable:
-    """(lhs, rhs, group_sizes, which of the three products) -> what `jax.lax.ragged_dot_general` gives, in lhs's dtype."""
+    """A function (lhs, rhs, group_sizes, one of the three products) -> as `jax.lax.ragged_dot_general`, in lhs's dtype."""
     if impl == "ragged":
         return _ragged_dot
     tokamax = import_tokamax("experts = 'tokamax'", "ragged or dense")
-    # Kernels by name: left to itself it would fall back to masked dense products without a word.
+    # Kernels by name: by default tokamax silently falls back to masked dense products.
     kernels = {"gpu": ("mosaic", "triton"), "tpu": "mosaic"}.get(jax.default_backend(), "xla")
     return lambda lhs, *args: tokamax.ragged_dot_general(lhs, *args, preferred_element_type=lhs.dtype, implementation=kernels)
 
@@ -99,11 +102,9 @@ def _ragged_dot(lhs: Array, rhs: Array, group_sizes: Array, dimensions: jax.lax.
 def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, interpret: bool = False) -> Array:
     """lhs [T, D], out_bar [T, F] -> [E, D, F] in lhs's dtype: lhs^T out_bar over the rows of each group, zero for an empty one.
 
-    A Pallas kernel that does the work of each row once.
-
-    The innermost axis of its grid visits (group, row tile) pairs, groups in order: a tile that two groups share is visited by
-    both, an empty group once, to write its zeros. Visits behind the last one repeat it and do nothing. Row tiles of 4, groups
-    of 3, 0 and 2 rows:
+    A Pallas kernel that does the work of each row once. The innermost axis of its grid visits (group, row tile) pairs, groups in
+    order. A tile that two groups share is visited for both; an empty group is visited once, to write its zeros. Visits after the
+    last pair repeat it and do nothing. With row tiles of 4 and groups of 3, 0 and 2 rows:
 
         visit       0  1  2  3  4
         group       0  1  2  2  2
@@ -120,7 +121,7 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
     visit = jnp.minimum(jnp.arange(visits), visits_end[-1] - 1)
     group = jnp.searchsorted(visits_end, visit, side="right", method="compare_all").astype(jnp.int32)
     row_tile = start[group] // tile + visit - (visits_end - tiles)[group]
-    row_tile = jnp.minimum(row_tile, pl.cdiv(rows, tile) - 1)  # an empty group behind the last row
+    row_tile = jnp.minimum(row_tile, pl.cdiv(rows, tile) - 1)  # for an empty group after the last row
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=5,
         grid=(pl.cdiv(d, tile_d), pl.cdiv(f, tile_f), visits),
@@ -132,7 +133,7 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
         scratch_shapes=[pltpu.VMEM((tile_d, tile_f), jnp.float32)],
     )
     plain = functools.partial(jax.lax.ragged_dot_general, ragged_dot_dimension_numbers=GRADIENT)
-    shape = jax.eval_shape(plain, lhs, out_bar, group_sizes)  # it knows the mesh axes that the result varies over
+    shape = jax.eval_shape(plain, lhs, out_bar, group_sizes)  # with the mesh axes over which the result varies
     return pl.pallas_call(
         functools.partial(_matrix_gradient_kernel, tile=tile),
         out_shape=shape,
@@ -148,7 +149,7 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
 
 
 def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, out, total, *, tile: int):
-    """One visit: total [D', F'] float32 gathers a group's rows, and is written when the next group comes."""
+    """One visit: total [D', F'] float32 sums over a group's rows, and is written when the next group begins."""
     v, last = pl.program_id(2), pl.num_programs(2) - 1
     mine = group[v]
 
@@ -160,7 +161,7 @@ def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, o
     def _():
         row = row_tile[v] * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
         inside = (row >= start[mine]) & (row < end[mine])
-        # Both sides are masked: what stands in the other rows may be infinite.
+        # Both sides are masked, because the other rows may be infinite.
         a = jnp.where(inside, lhs[...].astype(jnp.float32), 0).astype(lhs.dtype)
         b = jnp.where(inside, out_bar[...].astype(jnp.float32), 0).astype(out_bar.dtype)
         total[...] += jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
@@ -171,6 +172,6 @@ def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, o
 
 
 def _column_tile(size: int, dtype: jnp.dtype) -> int:
-    """The largest multiple of 128 up to COLUMN_TILE that divides `size`; all of a size that has none."""
+    """The largest multiple of 128 up to COLUMN_TILE that divides `size`; `size` itself where there is none."""
     most = COLUMN_TILE if dtype.itemsize <= 2 else COLUMN_TILE // 2
     return next((tile for tile in range(most, 0, -128) if size % tile == 0), size)

@@ -1,16 +1,18 @@
 """The folder that `mtjudge prepare` writes: whether it is there already, where it grows, how it appears."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from mtjudge_jax.data.bucket_cache import cache_folder
 from mtjudge_jax.data.sources import read_manifest
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.paths import AnyPath, cache_folder, copy_file, files_below, in_bucket, size_of
+from mtjudge_jax.paths import AnyPath, copy_file, files_below, in_bucket, size_of
 
 
 def listing(source: AnyPath) -> str:
@@ -48,11 +50,11 @@ def work_folder(out: AnyPath) -> Iterator[Path]:
     """Where `out` grows; one command at a time may use it. It stays where something was checked and the command failed."""
     work = work_path(out)
     work.mkdir(parents=True, exist_ok=True)
-    with (work / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as e:
-            raise UserError(f"{out} is being written by another `mtjudge prepare`: wait for it or stop it") from e
+    try:
+        lock = FileLock(work / "lock").acquire(timeout=0)
+    except Timeout as e:
+        raise UserError(f"{out} is being written by another `mtjudge prepare`: wait for it or stop it") from e
+    with lock:
         try:
             yield work
             shutil.rmtree(work, ignore_errors=True)

@@ -15,10 +15,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from parity import HERE, TOLERANCE, compiled_logits, difference, golden_model, golden_rows, write_moe
 from safetensors.numpy import load_file, save_file
 
+from mtjudge_jax.config import Config, LoraConfig
+from mtjudge_jax.config_check import check
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.hf.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, load_peft, merge_lora, read_peft_config, save_peft
 from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.text import lora_shapes
+from mtjudge_jax.policy.model import open_model, read_weights
 from mtjudge_jax.types import Params
 
 EVERY = ("q", "k", "v", "o", "gate", "up", "down")
@@ -229,6 +233,62 @@ def test_damaged_and_missing_files_are_named(tmp_path):
         (folder / ADAPTER_CONFIG).write_text(text)
         with pytest.raises(ValueError, match=said):
             load_peft(folder, cfg)
+
+
+# a run that starts from an adapter
+
+
+def run_with_adapters(**lora) -> Config:
+    cfg = Config(lora=LoraConfig(**lora))
+    cfg.model.path, cfg.data.tasks = "demo", ("technical",)
+    return cfg
+
+
+def test_a_run_starts_from_the_exported_adapter(tmp_path):
+    """Bit for bit, where fresh adapters would be: on the mesh, in model.param_dtype; the base is unchanged."""
+    cfg = run_with_adapters(rank=2, alpha=3.0, targets=("q", "o", "down"))
+    model = open_model(cfg)
+    fresh = read_weights(model, cfg)
+    flat, rng = flatten_dict(fresh.trained, sep="/"), np.random.default_rng(1)
+    trained = unflatten_dict({name: jnp.asarray(rng.normal(size=x.shape), x.dtype) for name, x in flat.items()}, sep="/")
+    save_peft(trained, tmp_path / "adapter", model.cfg, base_model="somebody/base", dtype=jnp.float32)
+    cfg.lora.path = str(tmp_path / "adapter")
+    check(cfg)
+    start = read_weights(model, cfg)
+    got, want = flatten_dict(start.trained, sep="/"), flatten_dict(trained, sep="/")
+    assert got.keys() == want.keys() == flat.keys()
+    assert all(np.array_equal(got[name], want[name]) for name in want)
+    assert all((got[name].sharding, got[name].dtype) == (x.sharding, x.dtype) for name, x in flat.items())
+    assert jax.tree.all(jax.tree.map(np.array_equal, start.frozen, fresh.frozen))
+    cfg.model.param_dtype = "bfloat16"
+    rounded = flatten_dict(read_weights(model, cfg).trained, sep="/")
+    assert all(np.array_equal(rounded[name], want[name].astype(jnp.bfloat16)) for name in want)
+
+
+@pytest.mark.parametrize(
+    ("other", "has"),
+    [
+        ({"rank": 4}, "rank 4, alpha 3, targets q, v"),
+        ({"alpha": 2.5}, "rank 2, alpha 2.5, targets q, v"),
+        ({"targets": ("q",)}, "rank 2, alpha 3, targets q"),
+    ],
+)
+def test_a_run_refuses_an_adapter_of_another_shape(tmp_path, other, has):
+    mine = {"rank": 2, "alpha": 3.0, "targets": ("q", "v")}
+    cfg = run_with_adapters(**mine | other)
+    model = open_model(cfg)
+    save_peft(read_weights(model, cfg).trained, tmp_path / "adapter", model.cfg, base_model="b", dtype=jnp.float32)
+    cfg = run_with_adapters(**mine, path=str(tmp_path / "adapter"))
+    with pytest.raises(UserError) as caught:
+        read_weights(open_model(cfg), cfg)
+    rank, alpha, targets = has.removeprefix("rank ").replace(" alpha ", "").replace(" targets ", "").split(",", 2)
+    assert str(caught.value) == (
+        f"{tmp_path / 'adapter'}: the adapter has {has}; the config has rank 2, alpha 3, targets q, v: "
+        f"set lora.rank={rank}, lora.alpha={alpha} and lora.targets={targets.replace(' ', '')}"
+    )
+    cfg.lora.path = str(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"nothing/adapter_config\.json: not found; give a folder"):
+        read_weights(open_model(cfg), cfg)
 
 
 # against PEFT

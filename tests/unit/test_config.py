@@ -48,6 +48,7 @@ BAD = [
     ("lora.rank", -1, "at least 0"),
     ("lora.alpha", 0.0, "above 0"),
     ("lora.targets", ("q_proj",), "known are q, k|did you mean"),
+    ("lora.path", "adapter", "lora.rank = 0: set lora.rank, lora.alpha and lora.targets to the adapter's"),
     ("data.tasks", (), "technical"),
     ("data.tasks", ("tecnical",), "'technical'"),
     ("data.tasks", ("technical", "beauty"), "safety"),

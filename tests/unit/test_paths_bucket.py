@@ -15,14 +15,17 @@ import pytest
 import test_prepare
 from bucket import Bucket
 from commands import commands
+from flax.traverse_util import flatten_dict
 
 from mtjudge_jax import checkpoint as ck
 from mtjudge_jax import paths
 from mtjudge_jax.config import CheckpointConfig
+from mtjudge_jax.data import bucket_cache
 from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.models.hf import folder, place, shards
-from mtjudge_jax.models.hf.convert import flatten, load_params, save_hf
+from mtjudge_jax.models.hf.load import load_params
+from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.policy.model import DEMO_BASE
 from mtjudge_jax.prepare.prepare import prepare
@@ -60,7 +63,7 @@ def test_an_address_that_cannot_be_used_is_one_line(bucket, monkeypatch):
     assert said["gs://other/run"] == "gs://other: there is no such bucket: check the name"
     assert said["gs://"] == "gs://: names no bucket: write gs://bucket/folder"
     for name in ("s3://bucket/run", "gs:/bucket/run", "file:///tmp/x"):
-        assert said[name] == f"{name}: neither a folder of this machine nor gs://bucket/folder: give one of the two"
+        assert said[name] == f"{name}: neither a folder on this machine nor gs://bucket/folder: give one of the two"
     bucket.deny = {"read"}
     with pytest.raises(ValueError, match=r"^gs://bucket: no permission \(Forbidden: .*read access.*\): give"):
         paths.as_path("gs://bucket/run")
@@ -182,7 +185,7 @@ def test_a_bucket_that_is_full_or_closed_costs_the_save_and_not_the_run(bucket):
     bucket.room = sum(len(stored.data) for stored in bucket.objects.values()) + 4000
     ck.save(opened, 2, state=state_of(2), data_state={}, meta={})
     (said,) = ck.wait(opened)
-    assert "the checkpoint of step 2 was not written" in said and "quota" in said and "kept and good: step 1" in said
+    assert "the checkpoint of step 2 was not written" in said and "quota" in said and "good checkpoints kept: step 1" in said
     bucket.room, bucket.deny = 1 << 40, {"write"}
     (said,) = ck.save(opened, 3, state=state_of(3), data_state={}, meta={}) or ck.wait(opened)
     assert "step 3 was not written" in said and "does not have" in said and "(this was number 2)" in said
@@ -232,7 +235,7 @@ def test_weights_are_read_from_a_bucket_by_parts_and_checked_first(bucket):
     assert cfg == load_config(DEMO_BASE)
     bucket.read = 0
     read = {"dtype": "float32", "sharding_of": lambda path, shape: None}
-    here, there = (flatten(load_params(where, cfg, **read)) for where in (DEMO_BASE, "gs://bucket/model"))
+    here, there = (flatten_dict(load_params(where, cfg, **read), sep="/") for where in (DEMO_BASE, "gs://bucket/model"))
     assert here.keys() == there.keys() and all(np.array_equal(here[name], there[name]) for name in here)
     size = (DEMO_BASE / "model.safetensors").stat().st_size
     assert 0 <= bucket.read - size < 100, "each byte once, and the beginning of the file again"
@@ -342,13 +345,13 @@ def test_copies_of_a_bucket_are_bounded(bucket, tmp_path):
         data = random.Random(number).randbytes(1000)
         made[number] = hashlib.sha256(data).hexdigest()
         bucket.put(f"x/{number}.bin", data)
-        copy = paths.local_copy(paths.as_path(f"gs://bucket/x/{number}.bin"), made[number], most_bytes=2500)
+        copy = bucket_cache.local_copy(paths.as_path(f"gs://bucket/x/{number}.bin"), made[number], max_bytes=2500)
         os.utime(copy, (number, number))
     kept = {p.stem for p in (tmp_path / "cache").iterdir() if p.suffix == ".bin"}
     assert kept == {made[2], made[3]}
-    assert paths.local_copy(tmp_path / "own", "") == tmp_path / "own"
-    with pytest.raises(ValueError, match=r"3.bin: the manifest says '../../x' where its sha256 belongs"):
-        paths.local_copy(paths.as_path("gs://bucket/x/3.bin"), "../../x")
+    assert bucket_cache.local_copy(tmp_path / "own", "") == tmp_path / "own"
+    with pytest.raises(ValueError, match=r"3.bin: the manifest has '../../x' in place of a sha256"):
+        bucket_cache.local_copy(paths.as_path("gs://bucket/x/3.bin"), "../../x")
 
 
 def test_a_source_is_prepared_into_a_bucket(bucket, tmp_path, capsys):

@@ -1,6 +1,14 @@
-"""Attention behind one function for each layout of tokens; `backend.attention` names who computes it, never what.
+"""Attention: one function for each layout of tokens, whichever backend computes it. All backends give the same numbers.
 
-A token sees the tokens of its segment, and where it is causal not the later ones. With segments 0 0 1 1 1 (left padding 0):
+    xla      any device; keeps the whole score matrix. The executable reference of the other three.
+    chunked  any device; never keeps the score matrix. For long sequences where no kernel runs: on CPUs, on a GPU without
+             tokamax, and on a TPU with more tokens than splash can count.
+    splash   a TPU; JAX's kernel, which skips the blocks that a mask leaves empty.
+    tokamax  a GPU; flash kernels. They give no log-sum-exp with a gradient, so tokamax cannot compute the two halves of a
+             grouped stream (see `_two_halves`) and copies the prompt's keys for every completion.
+
+A token sees the tokens of its own segment; in a causal layout it does not see later ones. With segments 0 0 1 1 1 (left
+padding 0):
 
     prompt, causal           two images, both ways       grouped: prompt 3 (one padding), group 2, completions of 2
         0 0 1 1 1                1 1 2 2 0                   - p p | a a | b b
@@ -12,14 +20,13 @@ A token sees the tokens of its segment, and where it is causal not the later one
                                                            b . x x | . . | x .
                                                            b . x x | . . | x x
 
-Padding looks at padding only, so no query is without a key; its output is finite and never read.
+Padding sees only padding, so every query has a key. The output of padding is finite and is never read.
 """
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.attention import chunked, reference
 from mtjudge_jax.models.attention.reference import attend_decode
 from mtjudge_jax.models.backend import Backend
@@ -27,13 +34,13 @@ from mtjudge_jax.types import Array
 
 __all__ = ["attend", "attend_decode", "attend_grouped"]
 
-HALVES = {"xla": reference.attend_half, "chunked": chunked.attend_half}
+_HALVES = {"xla": reference.attend_half, "chunked": chunked.attend_blocks}
 
 
 def attend(q: Array, k: Array, v: Array, *, segments: Array, causal: bool, scale: float, backend: Backend) -> Array:
     """Self-attention within segments. q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T]. Returns [Q, T, N, H]."""
-    if backend.attention in HALVES:
-        half = HALVES[backend.attention]
+    if backend.attention in _HALVES:
+        half = _HALVES[backend.attention]
         return half(q, k, v, (segments, segments), causal=causal, scale=scale)[0]
     layout = ("causal",) if causal else ("full",)
     return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
@@ -44,24 +51,21 @@ def attend_grouped(
 ) -> Array:
     """The stream of training, S = prompt + group * c: `[prompt | completion 1 | .. | completion G]`.
 
-    q [Q, S, N, H]; k, v [Q, S, K, H]; valid bool [Q, prompt], True on real prompt tokens. The prompt is causal, a completion
-    sees the valid prompt and its own past. Returns [Q, S, N, H].
+    q [Q, S, N, H]; k, v [Q, S, K, H]; valid bool [Q, prompt], True on real prompt tokens. The prompt is causal; a
+    completion sees the valid prompt and its own past. Returns [Q, S, N, H].
     """
     own = q.shape[1] - prompt
     if own <= 0 or own % group:
-        raise UserError(
-            f"a stream of {q.shape[1]} tokens is no prompt of {prompt} and {group} completions of one length: "
-            f"its length must be {prompt} + a multiple of {group}"
-        )
-    if backend.attention in HALVES:
-        return _two_halves(HALVES[backend.attention], q, k, v, group=group, valid=valid, scale=scale)
+        raise ValueError(f"a stream of {q.shape[1]} tokens, which must be {prompt} + a multiple of {group} (equal completions)")
+    if backend.attention in _HALVES:
+        return _two_halves(_HALVES[backend.attention], q, k, v, group=group, valid=valid, scale=scale)
     segments = jnp.pad(valid.astype(jnp.int32), ((0, 0), (0, own)), constant_values=1)
     layout = ("grouped", prompt, own // group)
     return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
 
 
 def _two_halves(half: Callable, q: Array, k: Array, v: Array, *, group: int, valid: Array, scale: float) -> Array:
-    """The grouped stream without an array of the size of G prompts: the queries of a group lie end to end over the one prompt."""
+    """The grouped stream without G copies of the prompt: all queries of a group, end to end, attend to the one prompt."""
     rows, _, n, h = q.shape
     p = valid.shape[1]
     segment = valid.astype(jnp.int32)
@@ -75,12 +79,12 @@ def _two_halves(half: Callable, q: Array, k: Array, v: Array, *, group: int, val
 
 
 def _kernel(name: str) -> Callable:
-    """The function of a kernel, imported where it is asked for: its libraries are of one kind of device."""
+    """The function of a kernel. It is imported only here, because its library works on one kind of device."""
     match name:
         case "splash":
             from mtjudge_jax.models.attention import splash as module
         case "tokamax":
             from mtjudge_jax.models.attention import tokamax as module
         case _:
-            raise UserError(f"unknown attention {name!r}: known are {', '.join(HALVES)}, splash, tokamax")
+            raise ValueError(f"unknown attention {name!r}: known are {', '.join(_HALVES)}, splash, tokamax")
     return module.attend

@@ -1,8 +1,11 @@
-"""Attention over blocks of queries and keys: no array of the size of the scores exists, forward or backward.
+"""Attention over blocks of queries and keys: no array as large as the scores exists, forward or backward.
 
-The online softmax of FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2) in plain JAX, for any device. What the backward
-pass needs beside its inputs is the output and the log-sum-exp; it makes the scores again, a block at a time. Above the
-diagonal of a causal half nothing is computed.
+This is the online softmax of FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2) in plain JAX, for any device. It exists
+because no kernel covers every case: splash runs only on TPUs and counts at most 65,536 tokens, tokamax is an optional package
+for GPUs and gives no log-sum-exp with a gradient, and `reference` needs memory for all scores.
+
+Beside its inputs the backward pass needs the output and the log-sum-exp. It computes the scores again, a block at a time.
+Blocks above the diagonal of a causal half are not computed.
 """
 
 import functools
@@ -14,11 +17,11 @@ import jax.numpy as jnp
 from mtjudge_jax.models.attention.reference import MASKED, Segments
 from mtjudge_jax.types import Array
 
-BLOCK = 512  # tokens at most; blocks of one sequence are of one length, so a sequence of 513 makes two of 257
+BLOCK = 512  # tokens at most; the blocks of a sequence have one length, so 513 tokens make two blocks of 257
 
 
-def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, causal: bool, scale: float) -> tuple[Array, Array]:
-    """The same as `halves.attend_half`, in memory that grows with T + S instead of T * S."""
+def attend_blocks(q: Array, k: Array, v: Array, segments: Segments | None, *, causal: bool, scale: float) -> tuple[Array, Array]:
+    """The same as `reference.attend_half`, in memory that grows with T + S instead of T * S."""
     *lead, t, n, h = q.shape
     s, heads = k.shape[-3:-1]
     rows = math.prod(lead)
@@ -38,7 +41,7 @@ def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, caus
 
 
 def _blocks(x: Array, *, fill: int = 0) -> Array:
-    """[B, T, ..] -> [B, T / b, b, ..], filled up behind."""
+    """[B, T, ..] -> [B, T / b, b, ..], padded at the end."""
     rows, t, *rest = x.shape
     count = -(-t // BLOCK)
     size = -(-t // count)
@@ -72,7 +75,7 @@ def _flash(q, k, v, seen_q, seen_k, causal, scale):
 
 
 def _scores(q: Array, k: Array, seen_q: Array, seen_k: Array, *, at: tuple[Array, Array] | None, scale: float):
-    """Scores float32 [B, K, N/K, t, s] of one block, and its mask [B, 1, 1, t, s]; `at`: which block it is, of a causal half."""
+    """Scores float32 [B, K, N/K, t, s] of one block, and its mask [B, 1, 1, t, s]. at: the block's indices in a causal half."""
     scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32) * scale
     mask = seen_q[:, :, None] == seen_k[:, None, :]
     if at is not None:

@@ -1,6 +1,6 @@
-"""Attention in halves: each half gives its output and log-sum-exp, and halves over different keys are merged exactly.
+"""Attention in halves: each half gives its output and its log-sum-exp, and halves over different keys are merged exactly.
 
-This is the executable reference, for any mask; each kernel beside it stands behind the same functions and the same tests.
+This is the executable reference, for any mask. Each other backend has the same functions and passes the same tests.
 """
 
 import jax
@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from mtjudge_jax.types import Array
 
 Segments = tuple[Array, Array]
-MASKED = -1e30  # finite: a query with no key at all gets a uniform average instead of NaN, and is never read
+MASKED = -1e30  # finite: a query without any key gets a uniform average instead of NaN, and is never read
 
 
 def attend_heads(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
-    """Grouped-query attention over one set of keys, each operand in the order in which its product is a plain matrix product.
+    """Grouped-query attention over one set of keys. The axes of each operand are ordered so that its product is a plain matrix
+    product.
 
     q [..., K, N/K, T, H], query heads by the key head they share; k [..., K, H, S]; v [..., K, S, H]; mask bool,
     broadcastable to [..., K, N/K, T, S], True where a query may look. Returns the output [..., K, N/K, T, H] in q's dtype and
@@ -29,7 +30,7 @@ def attend_heads(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> 
 
 
 def attend_masked(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
-    """The same in the order of the tokens: q [..., T, N, H]; k, v [..., S, K, H]; mask broadcastable to [..., T, S].
+    """The same with the axes as tokens have them: q [..., T, N, H]; k, v [..., S, K, H]; mask broadcastable to [..., T, S].
 
     Returns the output [..., T, N, H] and the log-sum-exp, float32 [..., T, N].
     """
@@ -40,10 +41,10 @@ def attend_masked(q: Array, k: Array, v: Array, mask: Array, *, scale: float) ->
 
 
 def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, causal: bool, scale: float) -> tuple[Array, Array]:
-    """The half that all backends made of halves share: `attend_masked`, its mask from segments and order.
+    """One half: `attend_masked` with the mask made of segments and order.
 
-    segments: int32 [..., T] of the queries and [..., S] of the keys, which see each other where they are equal; None: all do.
-    causal: no query sees a key of a larger index.
+    segments: int32 [..., T] of the queries and [..., S] of the keys; a query sees the keys of an equal segment. None: it sees
+    all keys. causal: no query sees a key with a larger index.
     """
     mask = jnp.ones((q.shape[-3], k.shape[-3]), bool)
     mask = jnp.tril(mask) if causal else mask
@@ -52,7 +53,7 @@ def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, caus
 
 
 def merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Array:
-    """Output over the union of two disjoint sets of keys, from the outputs [..., H] and log-sum-exps [...] over each."""
+    """The output over the union of two disjoint sets of keys, from the output [..., H] and log-sum-exp [...] over each."""
     share = jax.nn.sigmoid(lse_a - lse_b)[..., None].astype(a.dtype)
     return a * share + b * (1 - share)
 
@@ -67,11 +68,11 @@ def attend_decode(
     masks: tuple[Array, Array],
     scale: float,
 ) -> Array:
-    """One new token a completion, q [Q, G, N, H], sees its prompt, its past and itself, k, v [Q, G, K, H].
+    """Attention of one new token per completion, q [Q, G, N, H], to its prompt, its past and itself, k, v [Q, G, K, H].
 
-    The past is read where it lies and the new token joins it later, so that no step copies the cache: past is keys
-    [Q, G, K, H, C] and values [Q, G, K, C, H], prompt is keys [Q, K, H, P] and values [Q, K, P, H]; masks are bool [C],
-    True before the new token, and bool [Q, P], True on real prompt tokens.
+    past: keys [Q, G, K, H, C] and values [Q, G, K, C, H]. They do not hold the new token yet, so that no step copies the cache.
+    prompt: keys [Q, K, H, P] and values [Q, K, P, H]. masks: bool [C], True before the new token, and bool [Q, P], True on
+    real prompt tokens.
     """
     rows, group, n, h = q.shape
     q = q.reshape(rows, group, k.shape[2], -1, h)

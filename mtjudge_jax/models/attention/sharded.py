@@ -1,4 +1,4 @@
-"""A kernel is one device's business: this lays a call of one over the mesh."""
+"""Calls a kernel, which knows a single device, on every device of a mesh."""
 
 import math
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from mtjudge_jax.types import Array
 def call_sharded(kernel: Callable, q: Array, k: Array, v: Array, segments: Array, mesh: Mesh | None) -> Array:
     """`kernel(q, k, v, segments)` on each device's rows and heads: q [Q, T, N, H]; k, v [Q, T, K, H]; segments [Q, T'].
 
-    Rows lie over data, fsdp and expert together, heads over tensor. Where tensor does not divide the key heads, each is repeated
-    as often as needed; a device then holds the copies that its query heads read.
+    Rows are sharded over data, fsdp and expert together, heads over tensor. Where tensor does not divide the key heads, each is
+    repeated as often as needed; a device then holds the copies that its query heads read.
     """
     if mesh is None:
         return kernel(q, k, v, segments)
@@ -35,11 +35,11 @@ def call_sharded(kernel: Callable, q: Array, k: Array, v: Array, segments: Array
     if k.shape[2] % heads:
         k, v = (jnp.repeat(x, heads // math.gcd(heads, k.shape[2]), axis=2) for x in (k, v))
     split = P(BATCH_AXES, None, "tensor", None)
-    # Kernels know nothing of which mesh axes a value varies over, hence check_vma.
+    # check_vma: kernels do not declare over which mesh axes a value varies.
     call = jax.shard_map(kernel, mesh=mesh, in_specs=(split, split, split, P(BATCH_AXES, None)), out_specs=split, check_vma=False)
     return call(q, k, v, segments)
 
 
 def platform_of(mesh: Mesh | None) -> str:
-    """cpu, gpu or tpu: of the mesh's devices, which need not be here when a program is compiled ahead of time."""
+    """cpu, gpu or tpu. The devices of the mesh decide: in ahead-of-time compilation they are not those of this machine."""
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform

@@ -1,8 +1,8 @@
-"""Attention on a TPU by JAX's splash kernel: blocks that a static mask leaves empty are never visited, forward or backward.
+"""Attention on a TPU by JAX's splash kernel, which skips the blocks that a static mask leaves empty, forward and backward.
 
-Source of the kernel: jax.experimental.pallas.ops.tpu.splash_attention. It takes a static mask, computed inside it from the
-indices, together with segments that only the data know: here the layout is the mask, padding and images are the segments.
-Off a TPU the kernel is interpreted, slowly, for tests.
+Source of the kernel: jax.experimental.pallas.ops.tpu.splash_attention. It combines a static mask, computed in the kernel from
+the indices, with segments that come with the data. Here the layout is the mask; padding and images are the segments. Off a
+TPU the kernel is interpreted, slowly, for tests.
 """
 
 import functools
@@ -19,18 +19,18 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
 from mtjudge_jax.types import Array
 
-LANES = 128  # of a TPU's vector unit: blocks and heads are filled up to a multiple of it
+_LANES = 128  # of a TPU's vector unit: blocks and heads are padded to a multiple of it
 BLOCKS = (512, 384, 256, 128)
-LOW_BITS = 16  # of a query's index; its completion's start is packed above them
-LONGEST = 2**LOW_BITS
+_LOW_BITS = 16  # for a query's index; the start of its completion is packed above them
+LONGEST = 2**_LOW_BITS  # tokens
 
 
 class GroupedMask(masks._ComputableMask):
-    """The grouped stream: the prompt is causal, a completion sees the prompt and its own past.
+    """The grouped stream: the prompt is causal; a completion sees the prompt and its own past.
 
-    The kernel hands each query's number to `mask_function` with each key's index. That number holds two here: the query's own
-    index and where its completion starts, so that no division is needed for every score. Queries filled up behind make further
-    completions, so that no row is empty.
+    The kernel calls `mask_function` with a number for each query and the index of each key. Here a query's number packs its own
+    index and the start of its completion, so that no score costs a division. The padding at the end counts as further
+    completions, so that no row of the mask is empty.
     """
 
     def __init__(self, length: int, prompt: int, completion: int):
@@ -38,7 +38,7 @@ class GroupedMask(masks._ComputableMask):
         super().__init__((length, length), functools.partial(_grouped, prompt=prompt))
         index = np.arange(length)
         start = np.where(index < prompt, 0, prompt + (index - prompt) // completion * completion)
-        self.q_sequence = ((start << LOW_BITS) + index).astype(np.uint32).view(np.int32)
+        self.q_sequence = ((start << _LOW_BITS) + index).astype(np.uint32).view(np.int32)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, GroupedMask) and self.layout == other.layout
@@ -48,15 +48,15 @@ class GroupedMask(masks._ComputableMask):
 
 
 def _grouped(query, key, *, prompt: int):
-    """query: packed index and start; key: index. True where the one may see the other."""
+    """query: packed index and start; key: index. True where the query sees the key."""
     low = LONGEST - 1
-    index, start = query & low, (query >> LOW_BITS) & low
+    index, start = query & low, (query >> _LOW_BITS) & low
     return (key <= index) & ((key < prompt) | (key >= start))
 
 
 @functools.cache
 def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Callable:
-    """The kernel of `heads` query heads, over tokens of a multiple of their block.
+    """The kernel for `heads` query heads; `length` is a multiple of the block.
 
     layout: ("full",), ("causal",) or ("grouped", prompt, completion).
     """
@@ -80,11 +80,11 @@ def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Call
         kernel = kernels.make_splash_mha(
             masks.MultiHeadMask([mask] * heads), block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
         )
-    return jax.tree.map(np.asarray, kernel)  # kept from one trace to the next, so nothing of a trace or a device may stay in it
+    return jax.tree.map(np.asarray, kernel)  # the cache outlives a trace, so no array of one may stay in it
 
 
 def block_size(length: int) -> int:
-    """The longest block that fills up by at most an eighth; the shortest where none does."""
+    """The longest block whose padding is at most an eighth of the length; the shortest where none is."""
     return next((block for block in BLOCKS if -length % block <= length // 8), BLOCKS[-1])
 
 
@@ -92,17 +92,17 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
     """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding. Returns [Q, T, N, H]."""
     length, size = q.shape[1], q.shape[-1]
     if length > LONGEST:
-        raise UserError(f"{length} tokens a row are more than the {LONGEST} that splash can count: set attention to chunked")
+        raise UserError(f"{length} tokens a row exceed the {LONGEST} that splash can count: set model.attention to chunked")
     interpret = platform_of(mesh) != "tpu"
 
     def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
         behind = -length % block_size(length)
         kernel = make_kernel(layout, length + behind, q.shape[2], interpret)
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel does not scale
-        fill = ((0, 0), (0, behind), (0, 0), (0, -size % LANES))
+        fill = ((0, 0), (0, behind), (0, 0), (0, -size % _LANES))
         q, k, v = (jnp.pad(x, fill).swapaxes(1, 2) for x in (q, k, v))
         segments = jnp.pad(segments, fill[:2])
-        with jax.named_scope("attend_" + "_".join(map(str, layout))):  # by this name `mtjudge plan` knows what the kernel does
+        with jax.named_scope("attend_" + "_".join(map(str, layout))):  # `mtjudge plan` recognises the kernel by this name
             out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segments, segments))
         return out.swapaxes(1, 2)[:, :length, :, :size]
 

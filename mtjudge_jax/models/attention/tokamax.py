@@ -1,10 +1,10 @@
-"""Attention on an NVIDIA GPU by tokamax, an optional extra: flash kernels in Mosaic (Hopper and later) or Triton.
+"""Attention on an NVIDIA GPU by the optional package tokamax: flash kernels in Mosaic (Hopper and later) or Triton.
 
-Through the one public function, `tokamax.dot_product_attention`; on a CPU its own reference, for tests. It has no segments, so
-who sees whom goes in as booleans, a byte for each query and key that all heads share: 16 MiB a row of 4096 patches. Ranges of
-keys would be free, but only its internals take them, and those change from one version to the next. It gives no log-sum-exp
-that could be differentiated either, so a completion's keys are laid out as prompt and own: G copies of the prompt's keys and
-values, made for the call and gone after it.
+Only its public function `tokamax.dot_product_attention` is called; on a CPU it runs tokamax's own reference, for tests. It has
+no segments, so the mask is passed as booleans that all heads share: one byte for each query and key, 16 MiB for a row of 4096
+patches. Ranges of keys would cost nothing, but only tokamax's internals accept them, and those change between versions. It
+gives no log-sum-exp with a gradient. So the keys of a completion are the prompt's and its own, end to end: each call makes G
+copies of the prompt's keys and values, and frees them afterwards.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
 from mtjudge_jax.models.backend import import_tokamax
 from mtjudge_jax.types import Array
 
-KERNELS = ("mosaic", "triton")  # the first that can; never the reference, which would make the whole score matrix
+_KERNELS = ("mosaic", "triton")  # the first that works; never the reference, which makes the whole score matrix
 
 
 def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None) -> Array:
     """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding; layout as in `splash`. Returns [Q, T, N, H]."""
     product = import_tokamax("attention = 'tokamax'", "chunked").dot_product_attention
-    implementation = KERNELS if platform_of(mesh) == "gpu" else "xla"
+    implementation = _KERNELS if platform_of(mesh) == "gpu" else "xla"
 
     def call(q: Array, k: Array, v: Array, mask: Array, *, is_causal: bool) -> Array:
         return product(q, k, v, mask=mask, is_causal=is_causal, scale=scale, implementation=implementation)
@@ -39,7 +39,7 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
 
 
 def _grouped(call: Callable, q: Array, k: Array, v: Array, segments: Array, completion: int) -> Array:
-    """`[prompt | completion 1 | ..]`; segments int32 [Q, P] of the prompt, 1 where it is real."""
+    """`[prompt | completion 1 | ..]`; segments int32 [Q, P] of the prompt, 1 on real tokens."""
     (rows, p), shape = segments.shape, q.shape
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
     out = call(q[:, :p], k[:, :p], v[:, :p], mask, is_causal=True)

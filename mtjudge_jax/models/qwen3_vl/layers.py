@@ -1,4 +1,4 @@
-"""Pieces that the vision tower and the text decoder share."""
+"""Functions that the vision tower and the text decoder share."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ def layer_norm(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """In float32, cast back before the weight is applied, as Qwen3 does."""
+    """Computed in float32 and cast back before the weight is applied, as in Qwen3."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
     return y.astype(x.dtype) * weight
@@ -44,9 +44,9 @@ def rotate(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def scan_layers(stack: nnx.Module, carry, body: Callable, *, remat: Remat, xs=None):
-    """Runs `body(layer, carry, x) -> (carry, y)` over the layers of a module whose weights lead with the layer axis.
+    """Runs `body(layer, carry, x) -> (carry, y)` over the layers of a module whose weights have the layers on the first axis.
 
-    One traced body for all layers: 48 of them compile as fast as one.
+    The body is traced once, so 48 layers compile as fast as one.
     """
     graph, weights = nnx.split(stack)
 

@@ -1,8 +1,8 @@
-"""The mixture of experts of a decoder layer: a router that chooses k of E mlps a token, and those mlps, dropless.
+"""The mixture of experts of a decoder layer: a router chooses k of E mlps for each token, and no choice is dropped.
 
-Source of the order of operations: transformers `models/qwen3_vl_moe/modeling_qwen3_vl_moe.py` (5.23), but the router's
-logits are float32 here, so that rollout and training choose alike. Axes: T tokens, D model, E experts, F width of an
-expert, k choices a token; R = T k rows, one a choice.
+Source of the order of operations: transformers `models/qwen3_vl_moe/modeling_qwen3_vl_moe.py` (5.23). Only the router's
+logits differ: they are float32 here, so that rollout and training choose the same experts. Axes: T tokens, D model, E
+experts, F width of an expert, k choices per token, R = T k rows, one per choice.
 """
 
 import functools
@@ -21,51 +21,53 @@ from mtjudge_jax.models.qwen3_vl.config import MoeConfig
 from mtjudge_jax.sharding import BATCH_AXES, param_spec
 from mtjudge_jax.types import Array
 
-CHUNK_ROWS = 4096  # experts held apart: their rows are worked off in chunks of at least so many
-CHUNKS_A_SHARE = 4  # and of this part of the rows that a device would have if all experts were chosen alike
+# Where experts are sharded, a device computes its rows in chunks of at least CHUNK_ROWS, and of at least 1 / _CHUNKS_PER_SHARE
+# of the rows that it would have if all experts were chosen equally often.
+CHUNK_ROWS = 4096
+_CHUNKS_PER_SHARE = 4
 
 
 class RouterStats(NamedTuple):
-    """What the router of a layer did with the real tokens of the whole batch; no gradient flows through it."""
+    """Statistics of a layer's router over the real tokens of the whole batch. No gradient flows through them."""
 
-    load: Array  # float32 [E], share of all choices, sums to 1
+    load: Array  # float32 [E], the share of all choices; sums to 1
     entropy: Array  # float32 [], mean entropy of the softmax over all experts, in nats
 
 
 class Weights(NamedTuple):
-    """Of one layer; inside `jax.shard_map` this device's part of them. Also holds their partition specs."""
+    """The weights of one layer; inside `jax.shard_map`, this device's part of them. Also used for their partition specs."""
 
     router_de: Array
     gate_up_ed2f: Array
     down_efd: Array
 
 
-class Split(NamedTuple):
-    """Which mesh axes hold what apart inside `jax.shard_map`; nothing on one device."""
+class _ShardAxes(NamedTuple):
+    """The mesh axes over which each array axis is sharded inside `jax.shard_map`; none on one device."""
 
-    rows: tuple[str, ...] = ()  # the tokens
+    rows: tuple[str, ...] = ()  # T
     fsdp: tuple[str | None, str | None] = (None, None)  # D of gate_up and of down
     expert: str | None = None  # E
     tensor: str | None = None  # F
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """All that the products vary over."""
+        """All mesh axes over which the products vary."""
         return self.rows + ((self.tensor,) if self.tensor else ())
 
 
 def expert_mlp(
     x: Array, real: Array, *, router_de: Array, gate_up_ed2f: Array, down_efd: Array, moe: MoeConfig, backend: Backend
 ) -> tuple[Array, RouterStats]:
-    """x [Q, .., D] -> (y like x, statistics over the tokens where real, bool [Q, ..]); all tokens are computed.
+    """x [Q, .., D] -> (y like x, statistics over the tokens where `real`, bool [Q, ..]). All tokens are computed.
 
-    On a mesh, Q is sharded as every batch is. Devices along `expert` exchange tokens: each sees those of all, works on the
-    choices that are its own experts', and the sums go back. Raises ValueError when the mesh does not divide Q.
+    On a mesh, Q is sharded as every batch is. Devices along `expert` exchange tokens: each device gets the tokens of all,
+    computes the choices of its own experts, and sends the sums back. Raises UserError when the mesh does not divide Q.
     """
     weights = Weights(router_de, gate_up_ed2f, down_efd)
     layer = functools.partial(_layer, k=moe.experts_per_token, impl=backend.experts)
     if backend.mesh is None or backend.mesh.size == 1:
-        return layer(x, real, weights, split=Split())
+        return layer(x, real, weights, split=_ShardAxes())
     shards = math.prod(backend.mesh.shape[axis] for axis in BATCH_AXES)
     if x.shape[0] % shards:
         raise UserError(
@@ -79,14 +81,14 @@ def expert_mlp(
         mesh=backend.mesh,
         in_specs=(rows, rows, specs),
         out_specs=(rows, RouterStats(P(), P())),
-        check_vma=backend.experts != "tokamax",  # its kernels do not say what they vary over
+        check_vma=backend.experts != "tokamax",  # its kernels do not declare over which axes they vary
     )(x, real, weights)
 
 
 def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
-    """The parameter table's specs of one layer's weights, the layer axis gone.
+    """The specs of one layer's weights, taken from the table of parameters, without the layer axis.
 
-    What does not divide is whole, and an axis of one device is not named: no collective is written for it.
+    An axis that does not divide is whole. A mesh axis of one device is not named, so that it causes no collective.
     """
 
     def one(path: str, weight: Array) -> P:
@@ -97,13 +99,13 @@ def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
     return Weights(*map(one, paths, weights))
 
 
-def _split(specs: Weights) -> Split:
+def _split(specs: Weights) -> _ShardAxes:
     expert, gate_up_d, _, tensor = specs.gate_up_ed2f
-    return Split(BATCH_AXES, (gate_up_d, specs.down_efd[2]), expert, tensor)
+    return _ShardAxes(BATCH_AXES, (gate_up_d, specs.down_efd[2]), expert, tensor)
 
 
-def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split: Split) -> tuple[Array, RouterStats]:
-    """`expert_mlp` on one device, or on one device's part of it."""
+def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split: _ShardAxes) -> tuple[Array, RouterStats]:
+    """`expert_mlp` on one device, or one device's part of it."""
     tokens = x.reshape(-1, x.shape[-1])
     choice, weight, probability = route(tokens, weights.router_de, k=k)
     stats = _stats(choice, probability, real.reshape(-1), split.rows)
@@ -130,7 +132,7 @@ def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split:
     return y.reshape(x.shape), stats
 
 
-def _gather_weights(weights: Weights, split: Split) -> tuple[Array, Array]:
+def _gather_weights(weights: Weights, split: _ShardAxes) -> tuple[Array, Array]:
     """gate_up [E', D, 2 F'] and down [E', F', D] of this device's experts and columns, whole over D."""
     gate_up, down = weights.gate_up_ed2f, weights.down_efd
     gate_up = gate_up.reshape(*gate_up.shape[:2], -1)
@@ -146,19 +148,19 @@ def _gather_weights(weights: Weights, split: Split) -> tuple[Array, Array]:
 def route(x: Array, router_de: Array, *, k: int) -> tuple[Array, Array, Array]:
     """x [T, D] -> (choice int32 [T, k], weight float32 [T, k] that sums to 1, probability float32 [T, E]), all in float32.
 
-    Softmax over all experts first, then the k largest, then renormalised. (Softmax over the logits of the k largest alone
-    is the same number: the common denominator cancels.)
+    Softmax over all experts, then the k largest, then renormalised. (A softmax over the k largest logits alone gives the
+    same numbers: the common denominator cancels.)
     """
     logits = jnp.einsum("td,de->te", x.astype(jnp.float32), router_de.astype(jnp.float32), precision="highest")
     probability = jax.nn.softmax(logits)
     choice = jax.lax.top_k(jax.lax.stop_gradient(probability), k)[1]
-    # Picked by comparison: the backward pass is a sum then, where that of `top_k` scatters one number at a time.
+    # Selected by comparison: its backward pass is a sum, where that of `top_k` scatters one number at a time.
     weight = jnp.where(_is_expert(choice, logits.shape[-1]), probability[:, None], 0).sum(-1)
     return choice, weight / weight.sum(-1, keepdims=True), probability
 
 
 def _is_expert(choice: Array, experts: int) -> Array:
-    """int32 [...] -> bool [..., E]; a choice outside 0..E-1 is none of them."""
+    """int32 [...] -> bool [..., E]; a choice outside 0..E-1 gives all False."""
     return choice[..., None] == jnp.arange(experts)
 
 
@@ -173,7 +175,7 @@ def _stats(choice: Array, probability: Array, real: Array, axes: tuple[str, ...]
 
 
 def all_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array) -> Array:
-    """Every expert on every token, weighed by zero where it was not chosen: two plain products, [T, E, 2 F] in between."""
+    """Every expert on every token, with weight zero where it was not chosen: two plain products, [T, E, 2 F] in between."""
     experts = down_efd.shape[0]
     share = (_is_expert(choice, experts) * weight[..., None]).sum(1)
     h = _swiglu(jnp.einsum("td,edf->tef", x, gate_up_edf), share)
@@ -181,7 +183,7 @@ def all_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down
 
 
 def _swiglu(gate_up: Array, weight: Array) -> Array:
-    """gate_up [..., 2 F] = [gate | up], weight [...] -> [..., F]. Weighed before the product with `down`, which is narrower."""
+    """gate_up [..., 2 F] = [gate | up], weight [...] -> [..., F]. Weighted here, where the array is narrowest."""
     gate, up = jnp.split(gate_up, 2, -1)
     return jax.nn.silu(gate) * up * weight[..., None].astype(up.dtype)
 
@@ -193,12 +195,13 @@ def _mlp(rows: Array, weight: Array, group_sizes: Array, gate_up_edf: Array, dow
 
 
 def sorted_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array, *, impl: str) -> Array:
-    """Each row once: the tokens sorted by expert, multiplied in groups, and sorted back. All experts are here.
+    """Computes each row once: sorts the tokens by expert, multiplies them in groups and sorts them back. All experts are on
+    this device.
 
-    Forwards and backwards, rows move by gathers alone. Three tokens with choices (2, 0), (0, 1), (2, 1):
+    Rows move by gathers alone, forward and backward. Three tokens with choices (2, 0), (0, 1), (2, 1):
 
         row of (token, choice)   0  1  2  3  4  5      expert  2  0  0  1  2  1
-        order                    1  2  3  5  0  4      the rows of expert 0, 1, 2
+        order                    1  2  3  5  0  4      the rows of experts 0, 1, 2
         place                    4  0  1  2  5  3      where each row went
     """
     sizes = _is_expert(choice, down_efd.shape[0]).sum((0, 1), dtype=jnp.int32)
@@ -211,18 +214,18 @@ def sorted_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, d
 def _sort(choice: Array, experts: int) -> tuple[Array, Array]:
     """choice int32 [T, k] in 0..experts-1 -> (order [R], place [T, k]); rows of an expert stay in the order of the tokens.
 
-    Expert and row are packed into one number: sorting pairs stably takes three times the work and the compile time.
+    Expert and row are packed into one number, because sorting pairs stably takes three times as long to run and to compile.
     """
     rows = choice.size
     if experts * rows >= 2**31:
-        raise UserError(f"{rows} choices among {experts} experts on a device: fewer rows, there can be 2^31 / {experts} choices")
+        raise UserError(f"{rows} choices among {experts} experts on a device exceed 2^31 / {experts}: use fewer rows")
     order = jax.lax.sort(choice.reshape(-1) * rows + jnp.arange(rows), is_stable=False) % rows
     return order, jnp.argsort(order, stable=False).reshape(choice.shape)
 
 
 @jax.custom_vjp
 def _spread(x: Array, order: Array, place: Array) -> Array:
-    """x [T, D] -> each token where its choices went, [R, D]. Its transpose is `_collect`, and the other way round."""
+    """x [T, D] -> each token in the rows of its choices, [R, D]. `_spread` and `_collect` are each other's transpose."""
     return x[order // place.shape[1]]
 
 
@@ -230,7 +233,7 @@ def _spread(x: Array, order: Array, place: Array) -> Array:
 def _collect(rows: Array, order: Array, place: Array) -> Array:
     """rows [R, D] -> the sum over each token's choices, [T, D], in float32.
 
-    Slab by slab, which XLA fuses for a TPU: by its own estimate 0.9 million cycles where `sum` takes 3.
+    Slab by slab, which XLA fuses for a TPU: it estimates 0.9 million cycles, and 3 million for `sum`.
     """
     slabs = rows[place.T]
     return functools.reduce(jnp.add, [slabs[i].astype(jnp.float32) for i in range(place.shape[1])]).astype(rows.dtype)
@@ -258,16 +261,17 @@ def some_experts(
     share: int,
     axes: tuple[str, ...],
 ) -> Array:
-    """The same where only some experts are here: choices outside 0..E'-1 are other devices'.
+    """The same where this device has only some of the experts: choices outside 0..E'-1 belong to other devices.
 
-    All choices of all tokens may fall on these experts, though about `share` rows will. So the rows are worked off in chunks
-    that take memory one at a time, and chunks behind the last row do nothing: dropless, and paid by the load.
+    All choices of all tokens may be for these experts, though about `share` rows will be. So the rows are computed in chunks,
+    of which only one takes memory at a time. Chunks after the last row do nothing. No choice is dropped, and the time follows
+    the load.
     """
     experts, k = down_efd.shape[0], choice.shape[1]
     mine = (choice >= 0) & (choice < experts)
     sizes = _is_expert(choice, experts).sum((0, 1), dtype=jnp.int32)
     most = x.shape[0] * min(k, experts)
-    chunk = min(most, max(CHUNK_ROWS, -(-share // CHUNKS_A_SHARE)))
+    chunk = min(most, max(CHUNK_ROWS, -(-share // _CHUNKS_PER_SHARE)))
     chunks = -(-most // chunk)
     order, place = _sort(jnp.where(mine, choice, experts), experts + 1)
     weight = _permute(weight, order, place)
@@ -279,10 +283,10 @@ def some_experts(
 def _in_chunks(
     x: Array, weight: Array, gate_up_edf: Array, down_efd: Array, token: Array, sizes: Array, impl: str, axes: tuple[str, ...]
 ) -> Array:
-    """x [T, D]; of each chunk of rows weight and token [chunks, R'] -> [T, D], summed in float32 where the rows came from.
+    """x [T, D]; weight and token [chunks, R'] of each chunk of rows -> [T, D], the rows of each token summed in float32.
 
-    With a backward pass of its own: each chunk adds its share to the gradients in place. Left to itself JAX makes an array of
-    the size of x for every chunk, idle or not, and adds them all up.
+    It has its own backward pass, in which each chunk adds its share to the gradients in place. JAX's would make an array of the
+    size of x for every chunk, idle or not, and add them all up.
     """
 
     def step(y: Array, chunk):
@@ -298,12 +302,12 @@ def _in_chunks(
 
 
 def _zeros_like(x: Array) -> Array:
-    """Float32 zeros to add to. Not a constant: that one XLA keeps beside every layer's, as large as all tokens here."""
+    """Float32 zeros to add to. Not a constant: XLA would keep one for every layer, each as large as all tokens here."""
     return x.astype(jnp.float32) * 0
 
 
 def _inside(token: Array, sizes: Array) -> tuple[Array, Array]:
-    """Rows of each expert in each chunk, [chunks, E'], and whether there are any, [chunks]."""
+    """The number of rows of each expert in each chunk, [chunks, E'], and whether a chunk has any, [chunks]."""
     chunks, size = token.shape
     end = jnp.cumsum(sizes)
     edges = jnp.clip(jnp.stack([end - sizes, end]) - (jnp.arange(chunks) * size)[:, None, None], 0, size)

@@ -1,4 +1,4 @@
-"""The text decoder: Qwen3, dense or mixture of experts, with interleaved M-RoPE, DeepStack and, on request, adapters.
+"""The text decoder: Qwen3, dense or mixture of experts, with interleaved M-RoPE, DeepStack and optional adapters.
 
 Source of constants and order of operations: transformers `models/qwen3_vl/modeling_qwen3_vl.py` (5.23).
 """
@@ -18,22 +18,22 @@ from mtjudge_jax.models.qwen3_vl.layers import declare, rms_norm, rotate, scan_l
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats, expert_mlp
 from mtjudge_jax.types import Array
 
-# (q [.., N, H], k [.., K, H], v [.., K, H], layer state) -> (attention output [.., N, H], what to keep of the layer)
-Attention = Callable
-# Input and output axes of the projections that can have an adapter; its weights are `q_lora_a_ldr` and `q_lora_b_lrnh`.
+# (q [.., N, H], k [.., K, H], v [.., K, H], layer state) -> (attention output [.., N, H], what the layer returns to keep)
+_Attention = Callable
+# Input and output axes of the projections that can have an adapter. Its weights are `q_lora_a_ldr` and `q_lora_b_lrnh`.
 LORA_AXES = {
     "q": ("d", "nh"), "k": ("d", "kh"), "v": ("d", "kh"), "o": ("nh", "d"),
     "gate": ("d", "f"), "up": ("d", "f"), "down": ("f", "d"),
 }  # fmt: skip
 
 
-class Rope(NamedTuple):
+class _Rope(NamedTuple):
     cos: Array  # [..., 1, H]
     sin: Array
 
 
 class DecoderLayer(nnx.Module):
-    """Leading axis l of every weight is the stack of layers, gone inside the scan."""
+    """The first axis l of every weight is the stack of layers; a scan removes it."""
 
     def __init__(self, cfg: TextConfig, lora: AdapterConfig | None, *, rngs: nnx.Rngs):
         l, d, h = cfg.num_layers, cfg.hidden_size, cfg.head_dim
@@ -61,8 +61,8 @@ class DecoderLayer(nnx.Module):
             weight = declare(rngs, shape, fan_in=prod(shape[1:-1])) if "_lora_a_" in name else declare(rngs, shape, 0.0)
             setattr(self, name, weight)
 
-    def __call__(self, x: Array, rope: Rope, attention: Attention, state, *, real: Array, backend: Backend):
-        """x [..., D] -> (x, kept, router statistics). `attention` decides who sees whom; the layer treats all tokens alike.
+    def __call__(self, x: Array, rope: _Rope, attention: _Attention, state, *, real: Array, backend: Backend):
+        """x [..., D] -> (x, kept, router statistics). Only `attention` knows which tokens see which.
 
         real bool [...]: the tokens that count in the statistics, which are None without experts.
         """
@@ -91,7 +91,7 @@ class DecoderLayer(nnx.Module):
         return x + y, kept, stats
 
     def adapt(self, target: str, x: Array, y: Array) -> Array:
-        """y = x W plus the adapter's share, alpha / rank * (x A) B, where `target` has one."""
+        """y = x W plus alpha / rank * (x A) B where `target` has an adapter."""
         if self.lora is None or target not in self.lora.targets:
             return y
         before, after = LORA_AXES[target]
@@ -101,7 +101,7 @@ class DecoderLayer(nnx.Module):
 
 
 def lora_shapes(cfg: TextConfig, lora: AdapterConfig | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the adapters' weights by name, layers first; none without `lora`."""
+    """{name: shape} of the adapters' weights, layers first; empty without `lora`."""
     if lora is None:
         return {}
     size = {"d": cfg.hidden_size, "n": cfg.num_heads, "k": cfg.num_kv_heads, "h": cfg.head_dim, "f": cfg.intermediate_size}
@@ -124,28 +124,28 @@ class TextDecoder(nnx.Module):
         """The output head [V, D]: the embedding itself where the two are tied."""
         return (self.embed_vd if self.cfg.tie_word_embeddings else self.head_vd)[...]
 
-    def rope(self, positions: Array) -> Rope:
-        """positions int32 [..., 3] -> cosine and sine [..., 1, H], computed in float32, in the weights' dtype."""
+    def rope(self, positions: Array) -> _Rope:
+        """positions int32 [..., 3] -> cosine and sine [..., 1, H], computed in float32 and cast to the weights' dtype."""
         cfg = self.cfg
         frequency = cfg.rope_theta ** (-jnp.arange(0, cfg.head_dim, 2, dtype=jnp.float32) / cfg.head_dim)
         angle = positions.astype(jnp.float32)[..., mrope_axes(cfg)] * frequency
         angle = jnp.concatenate([angle, angle], -1)[..., None, :]
         dtype = self.embed_vd.dtype
-        return Rope(jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype))
+        return _Rope(jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype))
 
     def __call__(
         self,
         x: Array,
-        rope: Rope,
-        attention: Attention,
+        rope: _Rope,
+        attention: _Attention,
         *,
         states=None,
         deepstack: Array | None,
         real: Array,
         backend: Backend,
     ) -> tuple[Array, Any, RouterStats | None]:
-        """Runs the layers; x [Q, S, D], real bool [Q, S]. Returns the normed hidden states, and stacked on layers what
-        `attention` kept and the routers' statistics.
+        """Runs the layers on x [Q, S, D] with real bool [Q, S]. Returns the normalised hidden states and, stacked over layers,
+        what `attention` kept and the routers' statistics.
 
         `deepstack` [T, Q, P, D], zero on text, is added to the first P tokens after layers 0..T-1, inside the one scan.
         """
@@ -165,9 +165,9 @@ class TextDecoder(nnx.Module):
 
 
 def mrope_axes(cfg: TextConfig) -> np.ndarray:
-    """Which of the (t, h, w) positions turns each of the H / 2 frequencies.
+    """For each of the H / 2 frequencies, the index of the (t, h, w) position that rotates it.
 
-    Interleaved: t h w t h w .. as long as the sections last, the rest t. Sections (4, 2, 2): t h w t h w t t.
+    Interleaved: t h w t h w .. as long as the sections last, then t. Sections (4, 2, 2) give t h w t h w t t.
     """
     axes = np.zeros(cfg.head_dim // 2, np.int32)
     for axis in (1, 2):

@@ -1,7 +1,7 @@
-"""The vision tower: packed patches of several images a row to image tokens and DeepStack features.
+"""The vision tower: packed patches, of several images per row, to image tokens and DeepStack features.
 
-Source of constants and order of operations: transformers `models/qwen3_vl/modeling_qwen3_vl.py` (5.23), re-derived for
-static shapes: all that depends on an image's grid comes from the host with the patches.
+Source of constants and order of operations: transformers `models/qwen3_vl/modeling_qwen3_vl.py` (5.23), rewritten for
+static shapes: everything that depends on an image's grid comes from the host with the patches.
 """
 
 from typing import NamedTuple
@@ -16,16 +16,16 @@ from mtjudge_jax.models.qwen3_vl.config import VisionConfig
 from mtjudge_jax.models.qwen3_vl.layers import declare, layer_norm, rotate, scan_layers
 from mtjudge_jax.types import Array, PromptBatch
 
-ROPE_THETA = 10_000.0
+_ROPE_THETA = 10_000.0
 
 
-class ImageFeatures(NamedTuple):
+class _ImageFeatures(NamedTuple):
     tokens: Array  # [Q, M / merge^2, D]
-    deepstack: Array  # [T, Q, M / merge^2, D], one a tap
+    deepstack: Array  # [T, Q, M / merge^2, D], one per tap
 
 
 class VisionBlock(nnx.Module):
-    """Pre-LayerNorm block; leading axis l of every weight is the stack of blocks, gone inside a scan."""
+    """A pre-LayerNorm block. The first axis l of every weight is the stack of blocks; a scan removes it."""
 
     def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
         l, c, f = cfg.depth, cfg.hidden_size, cfg.intermediate_size
@@ -59,7 +59,7 @@ class VisionBlock(nnx.Module):
 
 
 class Merger(nnx.Module):
-    """Four neighbouring patches to one image token. The normalisation comes before the four are joined."""
+    """Merges four neighbouring patches into one image token. Each is normalised before the four are joined."""
 
     def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
         m, o = cfg.hidden_size * cfg.spatial_merge_size**2, cfg.out_hidden_size
@@ -78,7 +78,7 @@ class Merger(nnx.Module):
 
 
 class DeepStackMergers(nnx.Module):
-    """One merger a tap, stacked on t; here the four patches are joined first and normalised together."""
+    """One merger per tap, stacked on t. Here the four patches are joined first and then normalised together."""
 
     def __init__(self, cfg: VisionConfig, *, rngs: nnx.Rngs):
         t = len(cfg.deepstack_layers)
@@ -110,7 +110,7 @@ class VisionTower(nnx.Module):
         self.merger = Merger(cfg, rngs=rngs)
         self.deepstack = DeepStackMergers(cfg, rngs=rngs)
 
-    def __call__(self, batch: PromptBatch, *, backend: Backend) -> ImageFeatures:
+    def __call__(self, batch: PromptBatch, *, backend: Backend) -> _ImageFeatures:
         cfg = self.cfg
         x = self.embed_patches(batch.patches) + self.positions(batch.patch_hw, batch.patch_grid)
         cos, sin = rope_2d(batch.patch_hw, cfg.hidden_size // cfg.num_heads)
@@ -121,14 +121,14 @@ class VisionTower(nnx.Module):
         def step(block, carry, index):
             x, taps = carry
             x = block(x, cos, sin, batch.patch_segment, backend)
-            # Every block writes where the next tap belongs, so the tapped one is what stays; behind the last tap nothing does.
+            # Every block writes to the slot of the next tap; the tapped block is the last to do so. The final slot is not used.
             slot = (index > after).sum()
             return (x, jax.lax.dynamic_update_index_in_dim(taps, x, slot, 0)), None
 
-        # One scan with the taps in its carry: less memory and half the compilation of a scan from each tap to the next.
+        # One scan with the taps in its carry takes less memory, and half the compile time, of a scan from each tap to the next.
         start = (x, jnp.zeros((count + 1, *x.shape), x.dtype))
         (x, taps), _ = scan_layers(self.blocks, start, step, remat=backend.remat, xs=jnp.arange(cfg.depth))
-        return ImageFeatures(self.merger(x), self.deepstack(taps[:count]))
+        return _ImageFeatures(self.merger(x), self.deepstack(taps[:count]))
 
     def embed_patches(self, patches: Array) -> Array:
         """uint8 [Q, M, 3 * patch^2] -> [Q, M, c]. A still image fills both frames, so the kernel's frames are summed."""
@@ -153,8 +153,8 @@ class VisionTower(nnx.Module):
 
 
 def rope_2d(patch_hw: Array, head_dim: int) -> tuple[Array, Array]:
-    """Cosine and sine, float32 [Q, M, 1, H]: the first quarter of the angles from the row, the next from the column."""
-    frequency = ROPE_THETA ** (-jnp.arange(0, head_dim // 2, 2, dtype=jnp.float32) / (head_dim // 2))
+    """Cosine and sine, float32 [Q, M, 1, H]. The row gives the first quarter of the angles, the column the next."""
+    frequency = _ROPE_THETA ** (-jnp.arange(0, head_dim // 2, 2, dtype=jnp.float32) / (head_dim // 2))
     angle = (patch_hw[..., None].astype(jnp.float32) * frequency).reshape(*patch_hw.shape[:2], -1)
     angle = jnp.concatenate([angle, angle], -1)[:, :, None, :]
     return jnp.cos(angle), jnp.sin(angle)

@@ -1,7 +1,7 @@
 """The whole model as pure functions of its parameters, in the grouped layout.
 
-What the G answers to one prompt share is computed and stored once. `prefill` and `decode` sample; `completion_hidden` is
-the forward of training. Both run the same layers; they differ only in who attends to whom.
+The prompt that G answers share is computed and stored once. `prefill` and `decode` are for sampling; `completion_hidden` is the
+forward pass of training. Both run the same layers and differ only in which tokens attend to which.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Qwen3VL(nnx.Module):
 
 
 class Cache(NamedTuple):
-    """Keys (after rotation) and values of all layers, each in the order in which decoding multiplies it without a copy."""
+    """Keys (after rotation) and values of all layers, with the axes ordered so that decoding multiplies them without a copy."""
 
     k: Array  # [L, Q, K, H, P] of prompts, [L, Q, G, K, H, C] of completions
     v: Array  # [L, Q, K, P, H] of prompts, [L, Q, G, K, C, H] of completions
@@ -42,7 +42,7 @@ def _abstract(cfg: Qwen3VLConfig) -> tuple[nnx.GraphDef, nnx.State]:
 
 
 def abstract_params(cfg: Qwen3VLConfig) -> Params:
-    """The parameter tree as jax.ShapeDtypeStruct, float32, nothing allocated."""
+    """The parameter tree of `jax.ShapeDtypeStruct` leaves in float32; nothing is allocated."""
     return nnx.to_pure_dict(_abstract(cfg)[1])
 
 
@@ -52,7 +52,7 @@ def init_params(cfg: Qwen3VLConfig, seed: int) -> Params:
 
 
 def init_adapters(cfg: Qwen3VLConfig, seed: int, dtype: str) -> Params:
-    """Fresh adapters of `cfg.lora`: A normal with standard deviation fan_in^-1/2, B zero, so that nothing is changed yet."""
+    """Fresh adapters of `cfg.lora`: A is normal with standard deviation fan_in^-1/2, B is zero, so the model is unchanged."""
     made = {}
     for at, (name, shape) in enumerate(lora_shapes(cfg.text, cfg.lora).items()):
         noise = jax.random.normal(jax.random.fold_in(jax.random.key(seed), at), shape) * prod(shape[1:-1]) ** -0.5
@@ -69,7 +69,7 @@ def bind(params: Params, cfg: Qwen3VLConfig) -> Qwen3VL:
 
 
 def embed_prompt(model: Qwen3VL, batch: PromptBatch, backend: Backend) -> tuple[Array, Array | None]:
-    """Token embeddings with the image tokens put in, [Q, P, D], and the DeepStack features [T, Q, P, D], zero on text."""
+    """Token embeddings with the image tokens inserted, [Q, P, D], and the DeepStack features [T, Q, P, D], zero on text."""
     x = model.text.embed_vd[...][batch.tokens]
     if batch.patches.shape[1] == 0:
         return x, None
@@ -116,7 +116,7 @@ def decode(
     own: Cache,
     backend: Backend = REFERENCE,
 ) -> tuple[Array, Cache]:
-    """One token further. tokens int32 [Q, G] stand at completion index `at`; their group reads one prompt cache.
+    """Decodes one token. tokens int32 [Q, G] are at completion index `at`; a group reads one prompt cache.
 
     Returns hidden states [Q, G, D] and the completions' cache with index `at` filled.
     """
@@ -133,7 +133,7 @@ def decode(
     x, (k, v), _ = model.text(
         x, model.text.rope(positions), attention, states=(prompt, own), deepstack=None, real=real, backend=backend
     )
-    # One write for all layers: the whole cache stays in place in the sampling loop.
+    # One write for all layers, so that the cache stays in place in the sampling loop.
     write = jax.lax.dynamic_update_index_in_dim
     return x, Cache(write(own.k, k, at, 5), write(own.v, v, at, 4))
 
@@ -141,15 +141,15 @@ def decode(
 def completion_hidden(
     params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, tokens: Array, mask: Array, *, backend: Backend = REFERENCE
 ) -> tuple[Array, RouterStats | None]:
-    """Hidden states that predict each completion token, tokens int32 [Q, G, C] -> [Q, G, C, D], and the routers' statistics
-    over the prompts and the tokens where mask, bool [Q, G, C].
+    """The hidden state that predicts each completion token, tokens int32 [Q, G, C] -> [Q, G, C, D], and the routers' statistics
+    over the prompts and the tokens where `mask`, bool [Q, G, C].
 
-    One stream a prompt. With P = 3, G = 2, C = 3, completions (a b c) and (d e f), the stream and its predictions are
+    There is one stream per prompt. With P = 3, G = 2, C = 3, completions (a b c) and (d e f), the stream and its predictions are
 
         tokens     p0 p1 p2 | a  b | d  e          the last token of a completion predicts nothing and is left out
         predicts         a,d| b  c | e  f          the prompt's last hidden state serves every completion
 
-    A completion sees its prompt and its own past; its M-RoPE positions go on from the prompt's end. The backward pass sums
+    A completion sees its prompt and its own past; its M-RoPE positions continue from the prompt's end. The backward pass sums
     over the group where the prompt is read.
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
@@ -174,7 +174,7 @@ def completion_hidden(
 
 
 def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: Backend = REFERENCE) -> Array:
-    """Logits at every prompt token, float32 [Q, P, V]; for tests of parity, not for training."""
+    """Logits at every prompt token, float32 [Q, P, V]; for parity tests, not for training."""
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     x, deepstack = embed_prompt(model, batch, backend)
 
@@ -189,5 +189,5 @@ def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: B
 
 
 def output_head(params: Params, cfg: Qwen3VLConfig) -> Array:
-    """The output head [V, D]."""
+    """The output head [V, D]; the embedding itself where the two are tied."""
     return params["text"]["embed_vd" if cfg.text.tie_word_embeddings else "head_vd"]

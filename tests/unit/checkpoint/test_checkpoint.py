@@ -415,7 +415,7 @@ def test_check_workdir(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(ck.CheckpointError, match="cannot be written to"):
         ck.check_workdir("/proc/nowhere")
-    with pytest.raises(ValueError, match="s3://bucket/run: neither a folder of this machine nor gs://bucket/folder"):
+    with pytest.raises(ValueError, match="s3://bucket/run: neither a folder on this machine nor gs://bucket/folder"):
         ck.check_workdir("s3://bucket/run")
 
 
