@@ -7,7 +7,7 @@
 #
 #   --topology=V6E:8X8   the slice, as in `mtjudge plan`
 #   --zone=              where; its region should be the bucket's
-#   --project=           is refused: the project is that of SkyPilot's own config, see README.md
+#   --project=           is refused: the project is that of SkyPilot's own config, see docs/pods.md
 #   --spot               Spot VMs
 #   --restarts=50        after crashes, on the same slice
 #   --jax=0.10.2         the version of jax

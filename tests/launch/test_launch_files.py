@@ -15,6 +15,7 @@ from launching import LAUNCH, Cloud
 
 TRAIN = ["mtjudge", "train", "--config=configs/mine.py", 'a "b" \\n', "$HOME", "x'y"]
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
+PAGE = LAUNCH.parent / "docs" / "pods.md"
 
 
 def test_shellcheck():
@@ -147,7 +148,7 @@ def test_the_image_gets_files_that_exist_and_are_not_ignored():
 
 def commands_of_the_page() -> list[str]:
     """Command lines of launch/ in the page, continued lines joined."""
-    text = "\n".join(re.findall(r"```bash\n(.*?)```", (LAUNCH / "README.md").read_text(), re.S)).replace("\\\n", " ")
+    text = "\n".join(re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.S)).replace("\\\n", " ")
     return [line for line in text.splitlines() if line.startswith("launch/")]
 
 
@@ -165,6 +166,6 @@ def test_commands_of_the_page_are_understood(line, tmp_path):
 
 
 def test_the_page_names_every_script():
-    page = (LAUNCH / "README.md").read_text()
+    page = PAGE.read_text()
     assert [path.name for path in SCRIPTS if path.name not in page and path.name not in ("common.sh", "tpu.sh", "host.sh")] == []
     assert "Not tried on real hardware" in page
