@@ -214,7 +214,7 @@ def test_a_step_that_stands_still_is_ended_by_the_watch():
     ended = wait_all(run)
     assert 1 in [one.status for one in ended]
     errors = "\n".join(one.err for one in ended)
-    assert f"error: nothing happened for 12 s after: step 3 rollout; stacks are in {workdir / 'hosts'}" in errors
+    assert f"error: no progress for 12 s after: step 3 rollout; the stacks are in {workdir / 'hosts'}" in errors
     stacks = [(workdir / "hosts" / f"{i}.txt").read_text() for i in (0, 1)]
     assert any("most recent call first" in text and "step_fn" in text for text in stacks)
 

@@ -121,8 +121,7 @@ def test_a_run_does_not_go_on_with_other_sources(case, what):
 
 
 def test_a_best_model_that_cannot_be_written_is_said_and_the_run_goes_on():
-    text = "the best model, of step 0, was not written, and is tried again at the next checkpoint: "
-    text += "[Errno 28] No space left on device"
+    text = "could not write the best model (step 0), retrying at the next checkpoint: [Errno 28] No space left on device"
     assert grpo()["warnings"] == [f"warning: {text}"] and grpo()["logged"] == [{"kind": "warning", "step": 0, "text": text}]
     assert grpo()["best"]  # at the next try
 
@@ -133,8 +132,8 @@ def test_a_best_model_that_could_not_be_written_is_written_with_the_next_checkpo
     want = facts["whole"]
     assert want["written"] == [0] and facts["late"]["written"] == ["no", "no", 0]  # at step 0, 1 and 2
     assert want["said"] == [] and facts["late"]["said"] == [
-        "warning: the best model, of step 0, was not written, and is tried again at the next checkpoint: [Errno 28] full"
-    ] * 2 + ["the best model, of step 0, is written now"]
+        "warning: could not write the best model (step 0), retrying at the next checkpoint: [Errno 28] full"
+    ] * 2 + ["the best model (step 0) is written now"]
     assert facts["late"]["files"] == want["files"] and len(want["files"]) > 5
     assert facts["late"]["saved"] == [[1, -1.0, 0], *want["saved"][1:]]
     assert want["saved"][0][1] == want["saved"][1][1] > want["saved"][0][2] == 0
@@ -173,7 +172,8 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
     folder = commands().folder / "adaptive"
     facts = commands().call("regime_drills.adaptive", folder=str(folder), data=str(commands().folder / "data"))
     assert facts["stopped"] == "KeyboardInterrupt: "
-    assert facts["asked"] == facts["asked_late"] == "Preempted: asked to stop: step 2 is saved, the same command continues from it"
+    said = "Preempted: asked to stop: step 2 is saved, the same command continues from it"
+    assert facts["asked"] == facts["asked_late"] == said
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 5
     assert facts["asked_on"] == facts["asked_late_on"] == facts["reward"]
     assert facts["rounds"][2] > 1 and set(facts["rounds"]) <= {1, 2, 3}
@@ -260,7 +260,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_at_its_last_good_state():
 def test_changes_are_allowed_by_name():
     folder = commands().folder / "allowed"
     facts = commands().call("drills.allowed", folder=str(folder), data=str(commands().folder / "data"))
-    said = "ConfigError: {}/run holds a run of another config: {}. Take another --workdir, undo the change, or go on with it by "
+    said = "ConfigError: {}/run holds a run of another config: {}. Choose another --workdir, undo the change, or allow it by "
     said += "{}"
     steps, lr = "steps: 1 -> 2", "optim.lr: 0.001 -> 0.002"
     assert facts["refused"] == said.format(folder, f"{steps}; {lr}", "--allow_change=steps,optim.lr")

@@ -1,52 +1,52 @@
-"""Warnings about a run that goes on, but not well: a task that collapses, a host that the others wait for."""
+"""Warnings about a run that continues, but not well: a task that collapses, a host that the others wait for."""
 
 import collections
 import math
 import statistics
 
-WINDOW = 10  # steps with a task: the first so many are compared with the last
-# By how much less of it a task must have than it began with, and what that means.
+WINDOW = 10  # steps of a task: the mean of its first ones is compared with the mean of its last ones
+# The share of its first mean below which a metric of a task has collapsed, and the advice.
 COLLAPSE = {
-    "entropy": (0.02, "its answers hardly vary any more: raise loss.kl_coef or lower optim.lr"),
-    "format": (0.5, "its answers lose their form: raise reward.alpha or lower optim.lr"),
-    "completion_tokens": (0.25, "its answers shrink: look at them, the reward may pay for answers without reasoning"),
+    "entropy": (0.02, "its answers hardly vary any more; raise loss.kl_coef or lower optim.lr"),
+    "format": (0.5, "its answers lose the required format; raise reward.alpha or lower optim.lr"),
+    "completion_tokens": (0.25, "its answers get short; read some, the reward may favour answers without reasoning"),
 }
 FORMLESS_STEPS = 5
-SLOW = 2.0  # times the median of the hosts
-SLOW_SHARE = 0.1  # of the step, at least
-SLOW_STEPS = 3  # in a row
+_SLOW = 2.0  # times the median of the other hosts
+_SLOW_SHARE = 0.1  # of the whole step, at least
+_SLOW_STEPS = 3  # in a row
 
 
 class Health:
-    """Follows the metrics lines of training steps, those of GRPO."""
+    """Follows the metrics lines of the training steps of GRPO."""
 
     def __init__(self):
         self._first: dict[tuple[str, str], list[float]] = collections.defaultdict(list)
         self._last: dict[tuple[str, str], collections.deque] = collections.defaultdict(lambda: collections.deque(maxlen=WINDOW))
         self._collapsed: set[tuple[str, str]] = set()
-        self._formless: int | None = 0  # steps without a well-formed answer, from the first on; None once there was one
+        self._formless: int | None = 0  # first steps without a well-formed answer; None once there was one
         self._slow: collections.Counter[int] = collections.Counter()
 
     def add(self, line: dict) -> list[str]:
-        """Takes the line of a step; returns what is to be said after it, each thing once until it has passed."""
-        said = self._nothing_paid(line)
+        """Takes the line of a step and returns the warnings after it. A warning is not repeated until its cause has passed."""
+        said = self._formless_answers(line)
         for task, means in line.get("tasks", {}).items():
             for name in COLLAPSE:
                 if means.get(name) is not None and math.isfinite(means[name]):
                     said += self._collapse(task, name, means[name])
         return said + self._slow_hosts(line)
 
-    def _nothing_paid(self, line: dict) -> list[str]:
-        """Once, where no answer of the first steps had the form that the reward asks for: then there is nothing to learn from."""
+    def _formless_answers(self, line: dict) -> list[str]:
+        """Warns once if no answer of the first steps had the format that the reward asks for: nothing can be learned then."""
         if line.get("format") is None or self._formless is None:
             return []
         self._formless = self._formless + 1 if line["format"] == 0 else None
         if self._formless != FORMLESS_STEPS:
             return []
         return [
-            f"warning: no answer in the first {FORMLESS_STEPS} steps has the form <think>reasoning</think><answer>label</answer>"
-            "; none is rewarded, nothing is learned. Their texts are in eval/val_*.predictions.jsonl; start from a model that "
-            "answers so, an instruction-tuned one or one that SFT has taught with reasoning"
+            f"warning: no answer in the first {FORMLESS_STEPS} steps has the format <think>reasoning</think>"
+            "<answer>label</answer>, so none is rewarded and nothing is learned. Read answers in eval/val_*.predictions.jsonl, "
+            "and start from a model that answers in this format: an instruction-tuned one, or one trained by SFT with reasoning"
         ]
 
     def _collapse(self, task: str, name: str, value: float) -> list[str]:
@@ -72,11 +72,11 @@ class Health:
         whole, said = sum(line["seconds"].values()), []
         for host, seconds in enumerate(own):
             others = statistics.median(own[:host] + own[host + 1 :])
-            late = seconds > SLOW * others and seconds - others > SLOW_SHARE * whole
+            late = seconds > _SLOW * others and seconds - others > _SLOW_SHARE * whole
             self._slow[host] = self._slow[host] + 1 if late else 0
-            if self._slow[host] == SLOW_STEPS:
+            if self._slow[host] == _SLOW_STEPS:
                 said.append(
-                    f"warning: host {host} keeps the others waiting: {seconds:.2f} s of its own work (data, rewards) a step, the "
-                    f"median of the others is {others:.2f} s"
+                    f"warning: host {host} keeps the others waiting: {seconds:.2f} s of its own work (data, rewards) per step, "
+                    f"the median of the others is {others:.2f} s"
                 )
         return said

@@ -1,8 +1,8 @@
-"""JSON files that survive a kill: whole files by rename, metrics.jsonl a line at a time.
+"""metrics.jsonl, which survives a kill line by line, and other JSON files, which are written whole.
 
-In a bucket nothing is appended to: there the lines are kept here too, and the object is written again at most every
-REWRITE_SECONDS and whenever `flush_metrics` asks for it, which a run does at every checkpoint. A kill loses lines after the
-last checkpoint, whose steps are done again.
+An object in a bucket cannot be appended to. There the lines are also kept in memory, and the object is written again at most
+every REWRITE_SECONDS and by `flush_metrics`, which a run calls at every checkpoint. A kill loses the lines after the last
+checkpoint, whose steps are repeated anyway.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ REWRITE_SECONDS = 30
 
 @dataclass
 class MetricsFile:
-    """metrics.jsonl of a run, open. The lines of a disk are in its file, those of a bucket's object also in `written`."""
+    """The open metrics.jsonl of a run."""
 
     path: AnyPath
-    written: bytes = b""
+    written: bytes = b""  # the whole object, in a bucket
     waiting: bytes = b""  # lines that are not in the file yet
-    at: float = 0.0  # when it was written last
-    failing: bool = False
+    at: float = 0.0  # the time of the last write
+    failing: bool = False  # whether the last write failed
 
 
 def write_json_atomic(path: str | os.PathLike, obj) -> None:
-    """The file is the old one or the new one, never half. numpy and jax scalars become numbers, NaN and infinity null."""
+    """The file is the old one or the new one, never half of one. numpy and JAX scalars become numbers; NaN and infinity, null."""
     text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(as_path(path), text.encode())
 
@@ -44,14 +44,14 @@ def open_metrics(path: str | os.PathLike) -> MetricsFile:
 
 
 def append_metrics(metrics: MetricsFile, record: dict) -> None:
-    """Adds one line; on a disk it is there before this returns. A full disk costs no line: it is written with a later one."""
+    """Adds one line. On a disk it is in the file before this returns; on a full disk it is kept and written with a later line."""
     metrics.waiting += json.dumps(_plain(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     if not in_bucket(metrics.path) or time.monotonic() - metrics.at > REWRITE_SECONDS:
         flush_metrics(metrics)
 
 
 def flush_metrics(metrics: MetricsFile) -> None:
-    """Writes what is waiting. Where that fails, it is said once and tried again with the next line."""
+    """Writes the waiting lines. A failure is logged once and retried with the next line."""
     if not metrics.waiting:
         return
     metrics.at = time.monotonic()
@@ -59,7 +59,7 @@ def flush_metrics(metrics: MetricsFile) -> None:
         _write_waiting(metrics)
     except Exception as error:
         if not metrics.failing:
-            logging.getLogger(__name__).error("%s: %s: lines are kept and written later", metrics.path, error)
+            logging.getLogger(__name__).error("%s: %s: lines are kept in memory and written later", metrics.path, error)
         metrics.failing = True
         return
     metrics.waiting, metrics.failing = b"", False
@@ -76,12 +76,12 @@ def _write_waiting(metrics: MetricsFile) -> None:
             file.write(metrics.waiting)
     except OSError:
         with contextlib.suppress(OSError):
-            os.truncate(metrics.path, before)  # half a line would spoil the next one
+            os.truncate(metrics.path, before)  # half a line would damage the next one
         raise
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """All lines; a last line that a kill cut short is left out. Raises ValueError naming any other line that is not JSON."""
+    """All lines, without a last line that a kill cut short. Raises UserError naming any other line that is not JSON."""
     path = as_path(path)
     return _parse(path, path.read_bytes()) if path.exists() else []
 
@@ -95,15 +95,15 @@ def _parse(path: AnyPath, text: bytes) -> list[dict]:
                 out.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise UserError(f"{path}:{number}: not a line of JSON: mend or remove the line") from error
+                raise UserError(f"{path}:{number}: not a line of JSON: fix or remove the line") from error
     return out
 
 
 def truncate_metrics(metrics: MetricsFile, step: int, judged: int) -> int:
-    """Before going on from `step`: drops train and eval lines of later steps and a cut last line; how many lines were dropped.
+    """Before a run resumes: drops the train and eval lines that it will write again, and a last line cut short. Returns how many.
 
-    step: the restored one; -1 when nothing was restored, so that the run starts with none. judged: the last step whose
-    validation the checkpoint knows of; a later one's is done again.
+    step: the restored step, or -1 if nothing was restored, which drops all. judged: the last step whose validation is in the
+    checkpoint; later validations are repeated.
     """
     if not metrics.path.exists():
         return 0
@@ -117,7 +117,7 @@ def truncate_metrics(metrics: MetricsFile, step: int, judged: int) -> int:
 
 
 def _plain(x):
-    """What JSON can hold."""
+    """The same value in types that JSON has."""
     if isinstance(x, dict):
         return {str(k): _plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
@@ -130,5 +130,5 @@ def _plain(x):
         return x if math.isfinite(x) else None
     value = np.asarray(x)
     if value.dtype.kind not in "biuf":
-        raise TypeError(f"{type(x).__name__} {x!r} has no place in JSON: convert it to numbers or text")
+        raise TypeError(f"{type(x).__name__} {x!r} has no form in JSON: convert it to numbers or text")
     return _plain(value.tolist())

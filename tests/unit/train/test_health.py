@@ -48,7 +48,7 @@ def test_a_slow_host_is_named_after_three_steps_in_a_row():
     assert said([late, late, fine, late, late]) == []
     got = said([fine, late, late, late, late])
     assert [i for i, _ in got] == [3]
-    assert got[0][1].startswith("warning: host 2 keeps the others waiting: 2.00 s of its own work (data, rewards) a step")
+    assert got[0][1].startswith("warning: host 2 keeps the others waiting: 2.00 s of its own work (data, rewards) per step")
     assert "others is 0.50 s" in got[0][1]
     assert said([line(0.01, 0.01, 0.04)] * 9) == []  # four times as long, but nothing beside the step
     assert said([line(9.0)] * 9) == []
@@ -124,7 +124,7 @@ def test_stacks_and_the_last_sign_of_life_are_on_disk(tmp_path, how, status):
     assert "most recent call first" in stacks and ("stands_still" if how == "stands" else "string_at") in stacks
     assert (tmp_path / "hosts" / "0.before.txt").read_text() == "of the last start"
     if how == "stands":
-        assert f"error: nothing happened for 0 s after: step 1 rollout; stacks are in {path}" in done.stderr
+        assert f"error: no progress for 0 s after: step 1 rollout; the stacks are in {path}" in done.stderr
 
 
 def test_a_watch_that_is_closed_ends_nothing(tmp_path):

@@ -61,7 +61,7 @@ def test_values_become_json(tmp_path):
         path, {"f": np.float32(1.5), "i": np.int64(2), "a": np.arange(3), "nan": float("nan"), "t": (1, None), "p": tmp_path}
     )
     assert json.loads(path.read_text()) == {"f": 1.5, "i": 2, "a": [0, 1, 2], "nan": None, "t": [1, None], "p": str(tmp_path)}
-    with pytest.raises(TypeError, match=r"set .* has no place in JSON"):
+    with pytest.raises(TypeError, match=r"set .* has no form in JSON"):
         write_json_atomic(path, {"s": {1}})
 
 
@@ -108,7 +108,7 @@ def test_a_full_disk_costs_no_line(tmp_path, monkeypatch, caplog):
     for step in (2, 3):
         append_metrics(metrics, {"kind": "train", "step": step})
         assert path.read_bytes() == whole
-    assert caplog.text.count("No space left on device: lines are kept and written later") == 1
+    assert caplog.text.count("No space left on device: lines are kept in memory and written later") == 1
     monkeypatch.undo()
     append_metrics(metrics, {"kind": "train", "step": 4})
     assert steps(path) == [("train", step) for step in (1, 2, 3, 4)] and metrics.waiting == b""
