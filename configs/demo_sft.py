@@ -1,17 +1,27 @@
-"""The demo's reference: SFT on gold reasoning with true verdicts, from the same base, on the same pictures.
+"""The demo's reference: SFT on gold reasoning and true verdicts, from the same base and on the same images as demo.py.
 
     mtjudge train --config=configs/demo_sft.py --config.data.path=runs/data --workdir=runs/demo_sft
 
-At this size it beats RL: it is shown the whole answer where RL sees one bit. What to expect: README.
+At this size it beats RL: it sees the whole answer where RL sees one bit. Expected numbers: docs/results.md.
 """
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.demo.config import get_config as demo
 
 
 def get_config() -> Config:
-    cfg = demo()
-    cfg.stage, cfg.steps = "sft", 160
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 48
+    cfg = Config()
+    cfg.stage, cfg.steps, cfg.sft.target = "sft", 160, "rationale"
+    cfg.model.path = "demo"
+    cfg.data.tasks = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
+    cfg.data.mixture = "uniform"
+    cfg.data.balance_labels = True
+    cfg.data.prompt_tokens, cfg.data.patches = 40, 36
+    cfg.update.prompts = cfg.update.micro_prompts = 48
+    cfg.rollout.prompts, cfg.rollout.completion_tokens = 48, 16  # of evaluations and of the answers that are taught
+    cfg.rollout.group_size, cfg.loss.kl_coef = 8, 0.1  # demo.py's; SFT does not use them
     cfg.optim.name, cfg.optim.lr = "muon", 0.002
+    cfg.optim.warmup_steps, cfg.optim.schedule = 10, "cosine"
+    cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0
+    cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = 40, 48, 8
+    cfg.checkpoint.every_steps = 20
     return cfg

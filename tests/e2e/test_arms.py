@@ -72,12 +72,12 @@ def test_an_arm_is_rehearsed_with_all_but_its_sizes(name):
 
 
 WRONG = [
-    ("sft_unified", "7b", "sft_unified.py:7b: planned are 30b-a3b,v5p:4x4x4 30b-a3b,v5p:2x4x4"),
-    ("sft_unified", "8b,v5p:4x4x4", "planned are"),
+    ("sft_unified", "7b", "sft_unified.py:7b: the layouts are 30b-a3b,v5p:4x4x4 30b-a3b,v5p:2x4x4"),
+    ("sft_unified", "8b,v5p:4x4x4", "the layouts are"),
     ("rl_single", "30b-a3b,v5p:4x4x4", "rl_single.py:30b-a3b,v5p:4x4x4: unknown task 'v5p:4x4x4'"),
     ("rl_single", "30b-a3b,v5p:4x4x4,unsafebnch", "write rl_single.py:SIZE,SLICE,TASK"),
-    ("mt_rl_judge", "30b-a3b,v5p:4x4x4,agin_nat", "planned are"),
-    ("mt_grpo", "rehearsal,v5p:4x4x4", "mt_grpo.py:rehearsal,v5p:4x4x4: planned are 30b-a3b,v5p:4x4x4"),
+    ("mt_rl_judge", "30b-a3b,v5p:4x4x4,agin_nat", "the layouts are"),
+    ("mt_grpo", "rehearsal,v5p:4x4x4", "mt_grpo.py:rehearsal,v5p:4x4x4: the layouts are 30b-a3b,v5p:4x4x4"),
 ]
 
 
