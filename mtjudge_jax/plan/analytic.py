@@ -1,7 +1,7 @@
-"""What a step must compute, from the model's sizes alone, and how much memory and time a mesh would need, roughly.
+"""The operations of a step, from the model's sizes alone, and rough estimates of a mesh's memory and time.
 
-The first is the measure for what a compiled program does. The second chooses which meshes are worth compiling.
-Two operations for each weight that a token meets, and two for each number of a head for each pair of a query and a key.
+`flops` is what the counts of the compiled programs are compared with; `estimate` chooses the meshes that are worth compiling.
+A weight costs two operations per token that uses it. Attention costs two per pair of a query and a key and per number of a head.
 """
 
 from math import prod
@@ -19,8 +19,8 @@ from mtjudge_jax.policy.trainable import is_trained
 from mtjudge_jax.sharding import path_name
 
 
-class Tokens(NamedTuple):
-    """Of one prompt with its answers."""
+class _Tokens(NamedTuple):
+    """Sizes of one prompt with its answers."""
 
     prompt: int
     group: int
@@ -29,17 +29,17 @@ class Tokens(NamedTuple):
 
     @property
     def stream(self) -> int:
-        """Of training: an answer's last token predicts nothing."""
+        """Tokens that training reads: an answer's last token predicts nothing."""
         return self.prompt + self.group * (self.answer - 1)
 
 
-def tokens_of(cfg: Config) -> Tokens:
+def _tokens_of(cfg: Config) -> _Tokens:
     group = 1 if cfg.stage == "sft" else cfg.rollout.group_size
-    return Tokens(cfg.data.prompt_tokens, group, cfg.rollout.completion_tokens, cfg.data.patches)
+    return _Tokens(cfg.data.prompt_tokens, group, cfg.rollout.completion_tokens, cfg.data.patches)
 
 
 def layer_weights(text: TextConfig) -> int:
-    """Weights of all layers' matrices that one token meets."""
+    """Weights that one token uses, in the matrices of all layers."""
     d, h = text.hidden_size, text.head_dim
     attention = 2 * d * h * (text.num_heads + text.num_kv_heads)
     if text.moe is None:
@@ -48,19 +48,19 @@ def layer_weights(text: TextConfig) -> int:
     return text.num_layers * (attention + d * moe.num_experts + 3 * d * moe.experts_per_token * moe.intermediate_size)
 
 
-class Forward(NamedTuple):
-    """Of the forward pass of training over one prompt with its answers, by what the backward pass makes of it."""
+class _Forward(NamedTuple):
+    """Operations of a training forward pass over one prompt with its answers, in the parts that `_update_flops` weighs."""
 
-    patches: float  # embedded
-    blocks: float  # of the tower, with their attention over the whole row of patches, as it is computed
+    patches: float  # patch embedding
+    blocks: float  # of the vision tower; their attention covers the whole row of patches, as the programs compute it
     mergers: float
-    layers: float  # of the text, without attention
-    pairs: float  # of their attention
+    layers: float  # of the decoder, without attention
+    pairs: float  # the decoder's attention
     head: float
 
 
-def vision_flops(vision: VisionConfig, patches: int) -> tuple[float, float, float]:
-    """The first three of Forward, for a row of patches."""
+def _vision_flops(vision: VisionConfig, patches: int) -> tuple[float, float, float]:
+    """The fields `patches`, `blocks` and `mergers` of _Forward, for a row of patches."""
     c, f, m = vision.hidden_size, vision.intermediate_size, vision.merged_size
     blocks = 2 * vision.depth * (4 * c * c + 2 * c * f) * patches + 4 * vision.depth * c * patches**2
     merged = patches // vision.spatial_merge_size**2
@@ -68,16 +68,18 @@ def vision_flops(vision: VisionConfig, patches: int) -> tuple[float, float, floa
     return 2 * vision.patch_dim // vision.temporal_patch_size * c * patches, blocks, mergers
 
 
-def update_flops(forward: Forward, cfg: Config) -> float:
-    """The forward pass, and for each product as much again for the gradient of its input, where something below is trained, and
-    for that of its weights, where they are; attention has two inputs. What adapters themselves compute is left out.
+def _update_flops(forward: _Forward, cfg: Config) -> float:
+    """Operations of a forward and a backward pass over one prompt.
+
+    The backward pass repeats a product once for the gradient of its input, if anything below it is trained, and once for the
+    gradient of its weights, if they are trained. Attention has two inputs. The adapters' own products are not counted.
     """
     tower, mergers, head = (not cfg.lora.rank and part not in cfg.model.freeze for part in ("vision", "mergers", "embeddings"))
     text = not cfg.lora.rank
-    times = Forward(
+    times = _Forward(
         patches=1 + tower,
         blocks=1 + 2 * tower,
-        mergers=1 + (tower or mergers) + mergers,  # below their matrices is their own norm
+        mergers=1 + (tower or mergers) + mergers,  # their own norm is below their matrices
         layers=2 + text,
         pairs=3,
         head=2 + head,
@@ -86,31 +88,31 @@ def update_flops(forward: Forward, cfg: Config) -> float:
 
 
 def flops(model: Qwen3VLConfig, cfg: Config) -> dict[str, float]:
-    """Of one call of each phase on all devices together, without what the backward pass computes again."""
-    t, text = tokens_of(cfg), model.text
+    """Operations of one call of each phase on all devices together, without recomputation in the backward pass."""
+    t, text = _tokens_of(cfg), model.text
     layers, head = 2 * layer_weights(text), 2 * text.hidden_size * text.vocab_size
     pair = 4 * text.num_layers * text.num_heads * text.head_dim
-    eyes = vision_flops(model.vision, t.patches)
+    eyes = _vision_flops(model.vision, t.patches)
     causal = t.prompt**2 / 2
     own = t.answer - 1
     pairs = pair * (causal + t.group * (own * t.prompt + own**2 / 2))
-    forward = Forward(*eyes, layers * t.stream, pairs, head * t.group * t.answer)
-    out = {"update": update_flops(forward, cfg) * cfg.update.prompts}
+    forward = _Forward(*eyes, layers * t.stream, pairs, head * t.group * t.answer)
+    out = {"update": _update_flops(forward, cfg) * cfg.update.prompts}
     if cfg.stage == "sft":
         return out
     prompts = cfg.rollout.prompts
     prefill = sum(eyes) + layers * t.prompt + pair * causal + head * t.group
-    decode = t.group * own * (layers + head + pair * (t.prompt + own))  # the whole cache is read at every step
+    decode = t.group * own * (layers + head + pair * (t.prompt + own))  # every step attends to the whole cache
     return {"prefill": prefill * prompts, "decode": decode * prompts, "logp": sum(forward) * prompts} | out
 
 
 class Estimate(NamedTuple):
-    bytes: float  # at the peak of the update or the rollout
-    seconds: float  # a step
+    bytes: float  # at the peak of the update or of the rollout, whichever is higher
+    seconds: float  # per step
 
 
 def weights(model: Qwen3VLConfig, cfg: Config) -> dict[tuple[bool, bool], int]:
-    """Numbers by (whether they are trained, whether they are an expert's)."""
+    """Counts of parameters by (whether they are trained, whether they belong to an expert)."""
     model = with_adapters(model, cfg)
     out = dict.fromkeys([(a, b) for a in (True, False) for b in (True, False)], 0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(vlm.abstract_params(model)):
@@ -120,7 +122,7 @@ def weights(model: Qwen3VLConfig, cfg: Config) -> dict[tuple[bool, bool], int]:
 
 
 def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int]) -> Estimate:
-    """Within some tens of per cent: good enough to leave out what cannot fit or will be slow."""
+    """An estimate within some tens of per cent: good enough to drop meshes that cannot fit or will be slow."""
     count, itemsize = weights(model, cfg), 2 if cfg.model.param_dtype == "bfloat16" else 4
     mean = 2 if cfg.model.dtype == "bfloat16" else 4
     apart = lambda trained: sum(  # noqa: E731
@@ -132,7 +134,7 @@ def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, in
     reference = 0 if cfg.lora.rank or not cfg.loss.kl_coef or cfg.stage == "sft" else own * mean
     kept = own * 3 * itemsize + other * mean + reference
     shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
-    t, text = tokens_of(cfg), model.text
+    t, text = _tokens_of(cfg), model.text
     rows = cfg.update.micro_prompts / shards
     layer_inputs = text.num_layers * t.stream * text.hidden_size * mean
     layer = sum(count.values()) / text.num_layers / mesh["tensor"] / mesh["expert"] * mean * 2
@@ -163,7 +165,7 @@ def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, in
 def seconds(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int], count: int, cache: float) -> float:
     if place.chip is None:
         return 0.0
-    t, text, chip = tokens_of(cfg), model.text, place.chip
+    t, text, chip = _tokens_of(cfg), model.text, place.chip
     shards = prod(mesh[axis] for axis in ("data", "fsdp", "expert"))
     experts = 3 * text.hidden_size * text.moe.intermediate_size * text.moe.num_experts * text.num_layers if text.moe else 0
     gathered = 2 * (experts / mesh["expert"] + count - experts) / mesh["tensor"] * (1 - 1 / mesh["fsdp"])
@@ -171,7 +173,7 @@ def seconds(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int
     pieces = cfg.update.prompts // cfg.update.micro_prompts
 
     def moved(rows: float) -> float:
-        """Bytes of a forward pass over so many tokens: to the experts and back, and between the parts of a layer."""
+        """Bytes sent by a forward pass over `rows` tokens: to the experts and back, and between the parts of a layer."""
         return (
             text.num_layers * rows * text.hidden_size * 4 * ((mesh["expert"] - 1) * bool(experts) + 2 * (1 - 1 / mesh["tensor"]))
         )

@@ -1,6 +1,6 @@
-"""The programs of a run with everything abstract: no weights, no data, devices that need not be here.
+"""The programs of a run with everything abstract: no weights, no data, and devices that this machine need not have.
 
-They are the very functions that `mtjudge train` jits, lowered with the shapes and shardings that it calls them with.
+They are the same functions that `mtjudge train` jits, lowered with the shapes and shardings of its calls.
 """
 
 from functools import partial
@@ -16,9 +16,10 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy.model import with_adapters
-from mtjudge_jax.policy.programs import Stages, make_stages
+from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import join, split, without_adapters
-from mtjudge_jax.policy.update import abstract_state, grpo_loss, make_update, sft_loss
+from mtjudge_jax.policy.update import abstract_state, make_update
+from mtjudge_jax.rl.loss import grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
 from mtjudge_jax.types import Params, PromptBatch, SftBatch, TrainBatch, TrainState
@@ -27,7 +28,7 @@ SAMPLING, LEARNING = ("rollout", "evaluation"), ("logp", "update")
 
 
 class Ids:
-    """Stands in for a tokenizer: which ids it forbids changes nothing here, that it forbids some does."""
+    """Replaces a tokenizer. Which ids are forbidden does not change the programs; that some are forbidden does."""
 
     pad, eos = 0, 1
 
@@ -41,11 +42,11 @@ class Setup(NamedTuple):
     cfg: Config
     model_cfg: Qwen3VLConfig
     mesh: Mesh
-    stages: Stages
+    programs: Programs
     optimizer: Any
     state: TrainState
     frozen: Params
-    reference: Params | None  # what it holds beside the state and the frozen weights; None where nothing is compared
+    reference: Params | None  # the reference policy's weights; None without a KL term
 
 
 def make_setup(cfg: Config, model_cfg: Qwen3VLConfig, devices: list[jax.Device]) -> Setup:
@@ -61,62 +62,62 @@ def make_setup(cfg: Config, model_cfg: Qwen3VLConfig, devices: list[jax.Device])
     trained, frozen = in_dtype(apart.trained, cfg.model.param_dtype), in_dtype(apart.frozen, cfg.model.dtype)
     if cfg.stage == "sft" or not cfg.loss.kl_coef:
         reference = None
-    else:  # see policy.reference_of: under adapters the frozen base, else a second copy of what is trained
+    else:  # see policy.reference_of: with adapters the frozen base, else a second copy of the trained weights
         reference = without_adapters(join(frozen, in_dtype(apart.trained, cfg.model.dtype)))
-    stages = make_stages(cfg, model_cfg, Ids(), mesh)
-    return Setup(cfg, model_cfg, mesh, stages, optimizer, abstract_state(trained, optimizer, mesh), frozen, reference)
+    programs = make_programs(cfg, model_cfg, Ids(), mesh)
+    return Setup(cfg, model_cfg, mesh, programs, optimizer, abstract_state(trained, optimizer, mesh), frozen, reference)
 
 
 def rounds_of(cfg: Config) -> int:
-    """Rollouts a step, at most."""
+    """The most rollouts per step."""
     return cfg.data.mt_grpo_rounds if cfg.data.mixture == "mt_grpo" else 1
 
 
 def phases_of(cfg: Config) -> dict[str, int]:
-    """How often a step runs each program, at most."""
+    """The most times that a step runs each program."""
     if cfg.stage == "sft":
         return {"update": 1}
     updates = cfg.rollout.prompts // cfg.update.prompts
-    objective = cfg.data.mixture == "mt_grpo" and cfg.data.mt_grpo_improvement == "objective"  # before and after the update
+    objective = cfg.data.mixture == "mt_grpo" and cfg.data.mt_grpo_improvement == "objective"  # a pass before and one after
     logps = (updates > 1 or objective) + bool(cfg.loss.kl_coef) + objective
     return {"rollout": rounds_of(cfg)} | ({"logp": logps} if logps else {}) | {"update": updates}
 
 
 def programs_of(cfg: Config) -> list[str]:
-    """What must fit. SFT samples nothing in its steps, but in its evaluations, beside the optimizer; where rollouts draw as many
-    answers, an evaluation needs no more than they do.
+    """The programs that must fit. An evaluation samples beside the optimizer's state, so it must fit too, unless the rollouts
+    already sample as many answers (SFT has no rollouts).
     """
     sampled = cfg.rollout.group_size if cfg.stage == "grpo" else 0
     return [*phases_of(cfg)] + ["evaluation"] * (cfg.eval.samples > sampled)
 
 
 def lower(setup: Setup, phase: str) -> jax.stages.Lowered:
-    """One of the programs as XLA gets it."""
-    cfg, stages = setup.cfg, setup.stages
+    """One program as XLA receives it."""
+    cfg, programs = setup.cfg, setup.programs
     params = join(setup.frozen, setup.state.params)
     if phase in SAMPLING:
-        prompts = prompt_batch(setup, cfg.rollout.prompts)
+        prompts = _prompt_batch(setup, cfg.rollout.prompts)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
-        temperature = jax.ShapeDtypeStruct((answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
-        return stages.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
+        temperature = jax.ShapeDtypeStruct((sampled_answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
+        return programs.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
-        return stages.logp.lower(params, *rollout_batch(setup, cfg.rollout.prompts)[:2])
+        return programs.logp.lower(params, *rollout_batch(setup, cfg.rollout.prompts)[:2])
     if cfg.stage == "sft":
-        batch, loss = sft_batch(setup), partial(sft_loss, logp_fn=stages.logp_fn)
+        batch, loss = _sft_batch(setup), partial(sft_loss, logp_fn=programs.logp_fn)
     else:
         on_policy = cfg.rollout.prompts == cfg.update.prompts
-        loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=stages.logp_fn, on_policy=on_policy)
+        loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=on_policy)
         batch = rollout_batch(setup, cfg.update.prompts)
     return make_update(setup.state, loss, setup.optimizer, setup.mesh, cfg).lower(setup.state, setup.frozen, batch)
 
 
-def answers(cfg: Config, phase: str) -> int:
-    """Sampled a prompt."""
+def sampled_answers(cfg: Config, phase: str) -> int:
+    """Answers per prompt of a sampling phase."""
     return cfg.eval.samples if phase == "evaluation" else cfg.rollout.group_size
 
 
-def prompt_batch(setup: Setup, rows: int) -> PromptBatch:
+def _prompt_batch(setup: Setup, rows: int) -> PromptBatch:
     array = partial(_array, setup.mesh, rows)
     p, m = setup.cfg.data.prompt_tokens, setup.cfg.data.patches
     vision = setup.model_cfg.vision
@@ -138,14 +139,14 @@ def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
     array, cfg = partial(_array, setup.mesh, rows), setup.cfg.rollout
     sizes = (cfg.group_size, cfg.completion_tokens)
     logp = array(jnp.float32, *sizes)
-    prompts = prompt_batch(setup, rows)
+    prompts = _prompt_batch(setup, rows)
     return TrainBatch(prompts, array(jnp.int32, *sizes), array(jnp.bool_, *sizes), array(jnp.float32, sizes[0]), logp, logp)
 
 
-def sft_batch(setup: Setup) -> SftBatch:
+def _sft_batch(setup: Setup) -> SftBatch:
     rows, length = setup.cfg.update.prompts, setup.cfg.rollout.completion_tokens
     array = partial(_array, setup.mesh, rows)
-    return SftBatch(prompt_batch(setup, rows), array(jnp.int32, 1, length), array(jnp.bool_, 1, length))
+    return SftBatch(_prompt_batch(setup, rows), array(jnp.int32, 1, length), array(jnp.bool_, 1, length))
 
 
 def _array(mesh: Mesh, rows: int, dtype, *sizes: int) -> jax.ShapeDtypeStruct:
@@ -153,18 +154,18 @@ def _array(mesh: Mesh, rows: int, dtype, *sizes: int) -> jax.ShapeDtypeStruct:
 
 
 def device_bytes(tree: Any) -> int:
-    """Of abstract arrays with shardings, on the device that holds most."""
+    """Bytes of abstract arrays with shardings, on one device."""
     leaves = jax.tree.leaves(tree)
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
 
 
 def caches(setup: Setup, phase: str) -> list[jax.ShapeDtypeStruct]:
-    """Keys and values of the prompts and of their answers, of those that are sampled at a time."""
+    """Keys and values of the prompts that are sampled at a time, and of their answers."""
     cfg, text = setup.cfg, setup.model_cfg.text
     rows = cfg.rollout.micro_prompts or cfg.rollout.prompts
     heads, size, layers = text.num_kv_heads, text.head_dim, text.num_layers
     tensor = "tensor" if heads % setup.mesh.shape["tensor"] == 0 else None
     sharding = NamedSharding(setup.mesh, P(BATCH_AXES, None, tensor))
-    tokens = cfg.data.prompt_tokens + answers(cfg, phase) * (cfg.rollout.completion_tokens - 1)
+    tokens = cfg.data.prompt_tokens + sampled_answers(cfg, phase) * (cfg.rollout.completion_tokens - 1)
     shape = (rows, 2 * layers * tokens, heads, size)
     return [jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.model.dtype), sharding=sharding)]

@@ -1,6 +1,6 @@
-"""The shortest time that each phase of a step can take on a chip, by what bounds it.
+"""The shortest time that each phase of a step can take on a chip, and what bounds it.
 
-A roofline: products, memory and links each at the maker's peak, all three at once and without a gap. No run is as fast.
+A roofline: matrix products, memory and links each run at the maker's peak, at the same time and without a gap. No run is as fast.
 """
 
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from mtjudge_jax.plan.xla.compiled import Compiled
 from mtjudge_jax.plan.xla.costs import COLLECTIVES, Costs, scaled
 
 
-class Phase(NamedTuple):
-    """Of a step on one device; seconds are 0 where nothing is known of the chip."""
+class StepPhase(NamedTuple):
+    """A phase of a step on one device. The seconds are 0 if the chip's figures are unknown."""
 
     name: str
     costs: Costs
@@ -30,30 +30,30 @@ class Phase(NamedTuple):
         return max((self.compute, "compute"), (self.memory, "memory"), (self.links, "links"))[1]
 
 
-def step_phases(cfg: Config, compiled: dict[str, Compiled], place: Slice) -> list[Phase]:
-    """In the order of a step: prefill, decode, logp, update; those that compiled."""
+def step_phases(cfg: Config, compiled: dict[str, Compiled], place: Slice) -> list[StepPhase]:
+    """The phases that compiled, in the order of a step: prefill, decode, logp, update."""
     out = []
     for name, calls in phases_of(cfg).items():
         counted = compiled[name].counted
         if counted is None:
             continue
         if name == "rollout":
-            out.append(phase("prefill", scaled(counted.fixed, calls), place))
-            out.append(phase("decode", scaled(counted.loop, calls * (cfg.rollout.completion_tokens - 1)), place))
+            out.append(_timed("prefill", scaled(counted.fixed, calls), place))
+            out.append(_timed("decode", scaled(counted.loop, calls * (cfg.rollout.completion_tokens - 1)), place))
         else:
-            out.append(phase(name, scaled(counted.fixed, calls), place))
+            out.append(_timed(name, scaled(counted.fixed, calls), place))
     return out
 
 
-def phase(name: str, costs: Costs, place: Slice) -> Phase:
+def _timed(name: str, costs: Costs, place: Slice) -> StepPhase:
     if place.chip is None:
-        return Phase(name, costs, 0.0, 0.0, 0.0)
+        return StepPhase(name, costs, 0.0, 0.0, 0.0)
     sent = sum(costs[kind] for kind in COLLECTIVES)
-    return Phase(name, costs, costs["flops"] / place.chip.flops, costs["hbm"] / place.chip.hbm, sent / place.links)
+    return StepPhase(name, costs, costs["flops"] / place.chip.flops, costs["hbm"] / place.chip.hbm, sent / place.links)
 
 
 def tokens_a_step(cfg: Config) -> int:
-    """Of prompts and answers at their longest."""
+    """Tokens per step, with every prompt and every answer at full length."""
     if cfg.stage == "sft":
         return cfg.update.prompts * (cfg.data.prompt_tokens + cfg.rollout.completion_tokens)
     prompts, answers = rounds_of(cfg) * cfg.rollout.prompts, cfg.rollout.group_size * cfg.rollout.completion_tokens

@@ -1,4 +1,4 @@
-"""What `mtjudge plan` does once the environment is set: finds the model and the devices, compiles, prints."""
+"""`mtjudge plan` after the environment is set: finds the model and the devices, compiles the programs and prints the plan."""
 
 import importlib.metadata
 import importlib.util
@@ -22,11 +22,11 @@ from mtjudge_jax.plan.xla.compiled import memory_rows
 from mtjudge_jax.plan.xla.costs import COLLECTIVES
 from mtjudge_jax.policy.model import DEMO_BASE
 
-LEVEL = "O1"  # of XLA: a quarter of the time to compile, and the same memory within 1 % (30B-A3B on v5p:4x4x4)
+_LEVEL = "O1"  # XLA's optimization level: compiles in a quarter of the time, with the same memory within 1 % (30B-A3B, v5p:4x4x4)
 
 
 def model_of(cfg: Config, name: str) -> tuple[Qwen3VLConfig, str]:
-    """The model's sizes and how to call it: --model, else the folder of model.path, else the published size in its name."""
+    """The model's sizes and its name: from --model, else from the folder model.path, else from the size in that path's name."""
     if name:
         return preset(name), name
     folder = DEMO_BASE if cfg.model.path == "demo" else Path(cfg.model.path)
@@ -36,14 +36,14 @@ def model_of(cfg: Config, name: str) -> tuple[Qwen3VLConfig, str]:
     sizes = [size for size in sorted(PRESETS, key=len, reverse=True) if words == size or words.startswith(f"{size}-")]
     if not sizes:
         raise ConfigError(
-            f"model.path = {cfg.model.path!r} is no folder with a config.json here, and its name is no published size: "
-            f"give --model={'|'.join(PRESETS)}"
+            f"model.path = {cfg.model.path!r} is not a folder with a config.json on this machine, and its name contains no "
+            f"published size: give --model={'|'.join(PRESETS)}"
         )
-    return preset(sizes[0]), f"{sizes[0]} ({cfg.model.path} is not here, the size is taken from its name)"
+    return preset(sizes[0]), f"{sizes[0]} (the size in the name of {cfg.model.path}, which is not on this machine)"
 
 
 def place_of(topology: str) -> tuple[Slice, list[jax.Device]]:
-    """A slice that need not exist, or with "" the devices of this machine."""
+    """The named slice, which need not exist, or the devices of this machine for ""."""
     if topology:
         place = tpu_slice(topology)
         cores = {"chip_config_name": place.chip.config} if place.chip.config else {}
@@ -58,57 +58,58 @@ def place_of(topology: str) -> tuple[Slice, list[jax.Device]]:
 
 
 def run(cfg: Config, *, model_name: str, names: list[str], sweep: bool, tries: int, as_json: bool) -> None:
-    """Raises ConfigError for what cannot be planned."""
+    """Prints the plan of each slice in `names`. Raises ConfigError if the config cannot be planned."""
     if model_name and not cfg.model.path:
         cfg.model.path = model_name
     check(cfg)
     model, name = model_of(cfg, model_name)
     began = time.perf_counter()
     if names:
-        jax.config.update("jax_platforms", "cpu")  # where the config file has imported jax before the environment was set
-        jax.config.update("jax_optimization_level", LEVEL)
+        jax.config.update("jax_platforms", "cpu")  # a config file may have imported jax before the environment was set
+        jax.config.update("jax_optimization_level", _LEVEL)
     places = [place_of(topology) for topology in names or [""]]
     say = lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)  # noqa: E731
     if sweep:
-        return print_sweep(search.sweep(cfg, model, places, tries, say), as_json)
+        return _print_sweep(search.sweep(cfg, model, places, tries, say), as_json)
     for place, devices in places:
         plan = search.compile_plan(cfg, model, place, devices)
         if as_json:
-            print(json.dumps(as_dict(plan)))
+            print(json.dumps(_as_dict(plan)))
             continue
-        print_plan(plan, name)
+        _print_plan(plan, name)
         if plan.failing:
-            print_repair(plan, model, tries)
-        print(f"(compiled in {time.perf_counter() - began:.0f} s by {versions()}, {time.strftime('%Y-%m-%d')})\n")
+            _print_repair(plan, model, tries)
+        print(f"(compiled in {time.perf_counter() - began:.0f} s by {_versions()}, {time.strftime('%Y-%m-%d')})\n")
 
 
-def print_repair(plan: search.Plan, model: Qwen3VLConfig, tries: int) -> None:
-    print(f"Does not fit: {', '.join(plan.failing)}." + (" Tried, each compiled:" if tries else " --tries=6 looks on."))
+def _print_repair(plan: search.Plan, model: Qwen3VLConfig, tries: int) -> None:
+    search_hint = "Compiling variants:" if tries else "Use --tries=6 to search for settings that fit."
+    print(f"Does not fit: {', '.join(plan.failing)}. {search_hint}")
     changes = search.repair(plan, model, tries, print) if tries else None
     if changes:
-        print(f"It fits with {search.flags(changes)}")
+        print(f"The run fits with {search.flags(changes)}")
     elif tries:
-        print("Nothing that was tried fits: take a larger slice, shorter prompts or answers, or more tries.")
+        print("No variant fits: take a larger slice, shorter prompts or answers, or a larger --tries.")
 
 
-def print_plan(plan: search.Plan, name: str) -> None:
+def _print_plan(plan: search.Plan, name: str) -> None:
     setup, place = plan.setup, plan.place
     phases = step_phases(setup.cfg, plan.compiled, place)
-    print(table.heading(setup, place, name), end="\n\n")
+    print(table.plan_heading(setup, place, name), end="\n\n")
     print(table.memory_table(setup, plan.compiled, place), end="\n\n")
     if phases:
         print(table.costs_table(setup, phases, place), end="\n\n")
     for one in plan.compiled.values():
         if one.counted and one.counted.unknown:
-            print(f"not counted in {one.phase}: the products of {', '.join(one.counted.unknown)}")
+            print(f"The counts of {one.phase} lack the matrix products of these kernels: {', '.join(one.counted.unknown)}")
     if not plan.failing:
         print(("Fits. " if place.chip else "") + table.summary(setup.cfg, phases, place))
 
 
-def print_sweep(plans: list[search.Plan], as_json: bool) -> None:
+def _print_sweep(plans: list[search.Plan], as_json: bool) -> None:
     if as_json:
-        return print(json.dumps([as_dict(plan) for plan in plans]))
-    print(table.row("slice, mesh (by roofline seconds)", ["fits", "peak GB", "of", "step s", "tokens/s"]))
+        return print(json.dumps([_as_dict(plan) for plan in plans]))
+    print(table.row("slice and mesh, fastest first", ["fits", "peak GB", "of GB", "step s", "tokens/s"]))
     for plan in plans:
         title = f"{plan.place.name} {table.short(dict(plan.setup.mesh.shape))}"
         seconds, limit = plan.seconds, plan.place.chip.memory if plan.place.chip else 0
@@ -117,12 +118,12 @@ def print_sweep(plans: list[search.Plan], as_json: bool) -> None:
         values = ["no" if plan.failing else "yes", f"{peaks:.1f}", f"{limit / 1e9:.1f}", f"{seconds:.1f}", rate]
         print(table.row(title, values))
     if plans and not plans[0].failing:
-        print(f"the first by flags: {search.mesh_flags(plans[0])}")
-    print(f"({versions()}, {time.strftime('%Y-%m-%d')}; rooflines, no measurements)")
+        print(f"The flags of the first row: {search.mesh_flags(plans[0])}")
+    print(f"({_versions()}, {time.strftime('%Y-%m-%d')}; the seconds are rooflines, not measurements)")
 
 
-def as_dict(plan: search.Plan) -> dict:
-    """All of the tables, in bytes, operations and seconds."""
+def _as_dict(plan: search.Plan) -> dict:
+    """Every figure of the tables, in bytes, operations and seconds."""
     phases = step_phases(plan.setup.cfg, plan.compiled, plan.place)
     return {
         "topology": plan.place.name,
@@ -140,11 +141,11 @@ def as_dict(plan: search.Plan) -> dict:
         "tokens": tokens_a_step(plan.setup.cfg),
         "compile_seconds": {phase: one.seconds for phase, one in plan.compiled.items()},
         "config": to_dict(plan.setup.cfg),
-        "versions": versions(),
+        "versions": _versions(),
     }
 
 
-def versions() -> str:
+def _versions() -> str:
     out = [f"jax {jax.__version__}"]
     if importlib.util.find_spec("libtpu"):
         out.append(f"libtpu {importlib.metadata.version('libtpu')}")

@@ -1,4 +1,4 @@
-"""What to turn when a run does not fit, and which mesh and slice it runs fastest on: tried by compiling."""
+"""Compiles variants of a config: to find settings that fit a slice, and the fastest meshes and slices."""
 
 import copy
 import dataclasses
@@ -18,11 +18,11 @@ from mtjudge_jax.plan.programs import LEARNING, SAMPLING, Setup, make_setup, pro
 from mtjudge_jax.plan.roofline import step_phases
 from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak
 
-Changes = dict[str, object]  # by dotted field
+Changes = dict[str, object]  # values by dotted field name
 
 
 class Plan(NamedTuple):
-    """A config compiled for a place."""
+    """A config compiled for a slice."""
 
     setup: Setup
     place: Slice
@@ -34,14 +34,14 @@ class Plan(NamedTuple):
 
     @property
     def failing(self) -> list[str]:
-        """Programs that do not fit, the worst first."""
+        """The programs that do not fit, the largest first."""
         limit, peaks = self.place.chip.memory if self.place.chip else float("inf"), self.peaks
         over = [phase for phase, one in self.compiled.items() if one.memory is None or peaks[phase] > limit]
         return sorted(over, key=lambda phase: -peaks[phase])
 
     @property
     def excess(self) -> int:
-        """Bytes by which the programs that do not fit go beyond the device, all together."""
+        """Bytes beyond the device's memory, summed over the programs that do not fit."""
         return sum(max(0, self.peaks[phase] - self.place.chip.memory) for phase in self.failing) if self.place.chip else 0
 
     @property
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 def compile_plan(
     cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], phases: list[str] | None = None
 ) -> Plan:
-    """Raises ConfigError for a config that cannot be on so many devices."""
+    """Raises ConfigError if the config does not suit the number of devices."""
     check(cfg, len(devices), len({device.process_index for device in devices}))
     setup = make_setup(cfg, model, devices)
     return Plan(setup, place, compile_all(setup, programs_of(cfg) if phases is None else phases))
@@ -68,18 +68,20 @@ def changed(cfg: Config, changes: Changes) -> Config:
 
 
 def flags(changes: Changes) -> str:
-    """As they are written on a command line."""
+    """The changes as command line flags."""
     return " ".join(f"--config.{name}={value}" for name, value in changes.items())
 
 
-class Remedy(NamedTuple):
+class _Remedy(NamedTuple):
     changes: Changes
-    phases: tuple[str, ...]  # those that it can help; with none left of them that fails, it is no use
+    phases: tuple[str, ...]  # the phases whose memory it can reduce
 
 
-def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]) -> Iterator[Remedy]:
-    """Changes that take less memory: one of each phase in `failing` in turn, so that a few tries reach them all, in the order
-    given, the worst first; then what helps all of them, and last what changes what is learned.
+def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]) -> Iterator[_Remedy]:
+    """Changes that reduce memory.
+
+    First one change for each phase in turn, in the order of `failing`, so that a few tries reach every phase. Then changes that
+    help every phase, and last those that change what is learned.
     """
     shape = mesh_shape(cfg.mesh, place.devices)
     shards = shape["data"] * shape["fsdp"] * shape["expert"]
@@ -90,30 +92,30 @@ def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]
         + [{"model.remat": "full"}] * (cfg.model.remat != "full")
         + [{"model.head_chunk": 512 * shards}] * (cfg.model.head_chunk > 512 * shards),
     }
-    worst_first = sorted((group for group in own if set(group) & set(failing)), key=lambda group: first_of(failing, group))
+    rank = {group: min(failing.index(phase) for phase in group if phase in failing) for group in own if set(group) & set(failing)}
+    worst_first = sorted(rank, key=rank.get)
     for turn in itertools.zip_longest(*(own[group] for group in worst_first)):
-        yield from (Remedy(changes, group) for changes, group in zip(turn, worst_first, strict=True) if changes)
-    mesh = leanest_mesh(cfg, model, place)
+        yield from (_Remedy(changes, group) for changes, group in zip(turn, worst_first, strict=True) if changes)
+    mesh = _leanest_mesh(cfg, model, place)
     if mesh != shape:
-        yield Remedy({f"mesh.{axis}": size for axis, size in mesh.items()}, SAMPLING + LEARNING)
+        yield _Remedy({f"mesh.{axis}": size for axis, size in mesh.items()}, SAMPLING + LEARNING)
     if cfg.model.param_dtype != "bfloat16" and not cfg.lora.rank:
-        yield Remedy({"model.param_dtype": "bfloat16"}, SAMPLING + LEARNING)
+        yield _Remedy({"model.param_dtype": "bfloat16"}, SAMPLING + LEARNING)
     if not cfg.lora.rank and not cfg.model.freeze:
-        yield Remedy({"lora.rank": 16}, SAMPLING + LEARNING)
-
-
-def first_of(failing: list[str], group: tuple[str, ...]) -> int:
-    return min(failing.index(phase) for phase in group if phase in failing)
+        yield _Remedy({"lora.rank": 16}, SAMPLING + LEARNING)
 
 
 def halves(size: int, shards: int) -> list[int]:
-    """At most two smaller numbers of prompts that the shards divide: half, and the least."""
+    """At most two smaller numbers of prompts that the shards divide: half of `size`, and the smallest one."""
     smaller = [n for n in (size // 2, shards) if n < size and size % n == 0 and n % shards == 0]
     return list(dict.fromkeys(smaller))
 
 
 def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
-    """Turns one knob after the other, and if none alone suffices, keeps what helped; every line compiled. What fits, or None."""
+    """Tries one remedy after another, keeps those that help, and prints a line for each variant that it compiles.
+
+    Returns the changes with which every program fits, or None.
+    """
     cfg, place, devices = plan.setup.cfg, plan.place, list(plan.setup.mesh.devices.flat)
     kept: Changes = {}
     failing = left = plan.failing
@@ -122,7 +124,7 @@ def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
         if not set(phases) & set(left):
             continue
         if tries == 0:
-            say("  no more tries, --tries=.. allows more")
+            say("  stopped: no tries left, give a larger --tries")
             return None
         both = kept | changes
         try:
@@ -131,33 +133,33 @@ def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
             say(f"  {flags(both)}: {error}")
             continue
         tries -= 1
-        learns = " (this changes what is learned)" if {"model.param_dtype", "lora.rank"} & both.keys() else ""
-        say(f"  {flags(both)}: {fit_text(tried)}{learns}")
+        learns = " (changes what is learned)" if {"model.param_dtype", "lora.rank"} & both.keys() else ""
+        say(f"  {flags(both)}: {_fit_text(tried)}{learns}")
         if not tried.failing:
-            if fits_elsewhere(changed(cfg, both), model, place, devices, failing, say):
+            if _fits_elsewhere(changed(cfg, both), model, place, devices, failing, say):
                 return both
         elif tried.excess < best or len(tried.failing) < len(left):
             best, kept, left = tried.excess, both, tried.failing
     return None
 
 
-def fits_elsewhere(cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], done: list[str], say) -> bool:
+def _fits_elsewhere(cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], done: list[str], say) -> bool:
     rest = [phase for phase in programs_of(cfg) if phase not in done]
     if not rest:
         return True
     plan = compile_plan(cfg, model, place, devices, rest)
-    say(f"    and with it {fit_text(plan)}")
+    say(f"    the other programs then need {_fit_text(plan)}")
     return not plan.failing
 
 
-def fit_text(plan: Plan) -> str:
+def _fit_text(plan: Plan) -> str:
     limit = plan.place.chip.memory / 1e9
     sizes = ", ".join(f"{phase} {size / 1e9:.1f} GB" for phase, size in plan.peaks.items())
-    return f"{sizes} of {limit:.1f}, " + ("does not fit" if plan.failing else "fits")
+    return f"{sizes} of {limit:.1f} GB: " + ("does not fit" if plan.failing else "fits")
 
 
 def meshes(cfg: Config, model: Qwen3VLConfig, devices: int, host: int) -> Iterator[dict[str, int]]:
-    """All shapes of powers of two that the model's sizes, the batches and the devices of a host allow."""
+    """All mesh shapes in powers of two that the model's sizes, the batches and the devices of a host allow."""
     powers = [2**n for n in range(devices.bit_length())]
     for data in powers:
         for expert in powers if model.text.moe else [1]:
@@ -172,16 +174,16 @@ def meshes(cfg: Config, model: Qwen3VLConfig, devices: int, host: int) -> Iterat
                     yield shape
 
 
-def estimates(cfg: Config, model: Qwen3VLConfig, place: Slice) -> list[tuple[dict[str, int], analytic.Estimate]]:
-    """Fastest first, what clearly cannot fit last."""
+def _estimates(cfg: Config, model: Qwen3VLConfig, place: Slice) -> list[tuple[dict[str, int], analytic.Estimate]]:
+    """All meshes with their estimates, the fastest first; those that clearly cannot fit are last."""
     found = [(mesh, analytic.estimate(model, cfg, place, mesh)) for mesh in meshes(cfg, model, place.devices, place.host_devices)]
     room = 1.3 * place.chip.memory if place.chip else float("inf")
     return sorted(found, key=lambda x: (x[1].bytes > room, x[1].seconds))
 
 
-def leanest_mesh(cfg: Config, model: Qwen3VLConfig, place: Slice) -> dict[str, int]:
-    """The fastest mesh of those that need about the least memory."""
-    found = estimates(cfg, model, place)
+def _leanest_mesh(cfg: Config, model: Qwen3VLConfig, place: Slice) -> dict[str, int]:
+    """The fastest of the meshes that need at most 10 % more memory than the smallest."""
+    found = _estimates(cfg, model, place)
     if not found:
         return mesh_shape(cfg.mesh, place.devices)
     least = min(estimate.bytes for _, estimate in found)
@@ -189,17 +191,19 @@ def leanest_mesh(cfg: Config, model: Qwen3VLConfig, place: Slice) -> dict[str, i
 
 
 def sweep(cfg: Config, model: Qwen3VLConfig, places: list[tuple[Slice, list[jax.Device]]], tries: int, say) -> list[Plan]:
-    """Compiles the `tries` most promising meshes over all places; fits first, then fastest first."""
-    found = [(e, mesh, place, devices) for place, devices in places for mesh, e in estimates(cfg, model, place)]
+    """Compiles the `tries` most promising meshes of all slices. The result has those that fit first, then the fastest first."""
+    found = [(e, mesh, place, devices) for place, devices in places for mesh, e in _estimates(cfg, model, place)]
     if not found:
         sizes = ", ".join(str(place.devices) for place, _ in places)
         raise ConfigError(
-            f"update.micro_prompts = {cfg.update.micro_prompts} divides over no mesh of {sizes} devices: take a multiple"
+            f"update.micro_prompts = {cfg.update.micro_prompts} is not divisible by the shards of any mesh of {sizes} devices: "
+            "take a multiple of the number of devices"
         )
     found.sort(key=lambda x: (x[0].bytes > 1.3 * x[2].chip.memory if x[2].chip else 0, x[0].seconds))
     plans = []
     for estimate, mesh, place, devices in found[:tries]:
-        say(f"compiling {place.name}, {mesh}, estimated at {estimate.bytes / 1e9:.0f} GB and {estimate.seconds:.0f} s")
+        axes = ", ".join(f"{axis} {size}" for axis, size in mesh.items())
+        say(f"compiling {place.name}, mesh {axes}, estimated at {estimate.bytes / 1e9:.0f} GB and {estimate.seconds:.0f} s")
         changes = {f"mesh.{axis}": size for axis, size in mesh.items()}
         plans.append(compile_plan(changed(cfg, changes), model, place, devices))
     return sorted(plans, key=lambda plan: (bool(plan.failing), plan.seconds))

@@ -1,54 +1,54 @@
-"""The plan as text."""
+"""The plan as text: its heading, two tables and a summary."""
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.programs import Setup, phases_of, rounds_of
-from mtjudge_jax.plan.roofline import Phase, tokens_a_step
+from mtjudge_jax.plan.roofline import StepPhase, tokens_a_step
 from mtjudge_jax.plan.xla.compiled import Compiled, memory_rows, peak
 from mtjudge_jax.plan.xla.costs import COLLECTIVES
 from mtjudge_jax.train.monitor.messages import step_text
 
-TITLES = {
+_TITLES = {
     "parameters": "parameters",
     "optimizer": "optimizer",
     "reference": "reference policy",
     "batch": "batch",
     "gradients": "gradients",
-    "cast": "weights in the computing dtype",
-    "caches": "caches of prompts and answers",
+    "cast": "weights cast to model.dtype",
+    "caches": "key-value caches",
     "activations": "activations, gathered weights",
     "results": "results",
-    "programs": "programs",
-    "refused": "XLA refuses; it asked for",
+    "programs": "program code",
+    "refused": "refused by XLA, which needed",
 }
-PHASES = {"rollout": "rollout", "logp": "log-prob.", "update": "update", "evaluation": "evaluation"}
-WIDTH = 34
+_PHASES = {"rollout": "rollout", "logp": "log-prob.", "update": "update", "evaluation": "evaluation"}
+_WIDTH = 34
 
 
-def heading(setup: Setup, place: Slice, name: str) -> str:
+def plan_heading(setup: Setup, place: Slice, name: str) -> str:
     count, cfg = analytic.weights(setup.model_cfg, setup.cfg), setup.cfg
     total, trained = sum(count.values()), count[True, True] + count[True, False]
     text = setup.model_cfg.text
     active = analytic.layer_weights(text) + 2 * text.hidden_size * text.vocab_size
     mesh = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     lines = [
-        f"{name}: {number(total)} parameters, {number(active)} of them met by a token, {number(trained)} trained",
+        f"{name}: {_number(total)} parameters, {_number(active)} active per token, {_number(trained)} trained",
         f"{place.name}: {place.devices} devices, mesh {mesh}",
         step_text(cfg),
     ]
     return "\n".join(lines)
 
 
-def number(count: float) -> str:
+def _number(count: float) -> str:
     """31_070_754_032 -> "31.07 billion", 940_000 -> "0.94 million"."""
     return f"{count / 1e9:.2f} billion" if count >= 1e8 else f"{count / 1e6:.2f} million"
 
 
 def memory_table(setup: Setup, compiled: dict[str, Compiled], place: Slice) -> str:
     columns = {phase: memory_rows(setup, compiled, phase) for phase in compiled}
-    lines = [row("GB on a device", [PHASES[phase] for phase in columns])]
-    for name, title in TITLES.items():
+    lines = [row("GB per device", [_PHASES[phase] for phase in columns])]
+    for name, title in _TITLES.items():
         values = [rows.get(name) for rows in columns.values()]
         if any(values):
             lines.append(row(f"  {title}", ["" if value is None else f"{value / 1e9:.2f}" for value in values]))
@@ -59,28 +59,28 @@ def memory_table(setup: Setup, compiled: dict[str, Compiled], place: Slice) -> s
     return "\n".join(lines)
 
 
-def costs_table(setup: Setup, phases: list[Phase], place: Slice) -> str:
+def costs_table(setup: Setup, phases: list[StepPhase], place: Slice) -> str:
     cfg, calls = setup.cfg, phases_of(setup.cfg)
     rounds = rounds_of(cfg)
     own = {name: n / place.devices * calls.get(name, rounds) for name, n in analytic.flops(setup.model_cfg, cfg).items()}
     total = lambda values: [*values, sum(values)]  # noqa: E731
     times = {"prefill": rounds, "decode": rounds * (cfg.rollout.completion_tokens - 1)} | calls
     lines = [
-        row("a step on a device", [*[PHASES.get(p.name, p.name) for p in phases], "sum"]),
-        row("  runs", [f"{times[p.name]:,}" for p in phases]),
-        amounts("  products, {}FLOP", [p.costs["flops"] for p in phases]),
-        row("  of these the model's own", [f"{own[p.name] / p.costs['flops']:.0%}" for p in phases if p.costs["flops"]]),
-        amounts("  memory traffic, {}B", [p.costs["hbm"] for p in phases]),
+        row("per step and device", [*[_PHASES.get(p.name, p.name) for p in phases], "sum"]),
+        row("  calls", [f"{times[p.name]:,}" for p in phases]),
+        _amounts("  matrix products, {}FLOP", [p.costs["flops"] for p in phases]),
+        row("  share that the model requires", [f"{own[p.name] / p.costs['flops']:.0%}" for p in phases if p.costs["flops"]]),
+        _amounts("  memory traffic, {}B", [p.costs["hbm"] for p in phases]),
     ]
     for kind in COLLECTIVES:
         if any(p.costs[kind] for p in phases):
-            lines.append(amounts(f"  {kind}, {{}}B sent", [p.costs[kind] for p in phases]))
+            lines.append(_amounts(f"  {kind}, {{}}B sent", [p.costs[kind] for p in phases]))
     if place.chip is None:
         return "\n".join(lines)
     for title, values in (
-        ("  s for products", [p.compute for p in phases]),
-        ("  s for memory", [p.memory for p in phases]),
-        ("  s for links", [p.links for p in phases]),
+        ("  matrix products, s", [p.compute for p in phases]),
+        ("  memory, s", [p.memory for p in phases]),
+        ("  links, s", [p.links for p in phases]),
         ("  roofline, s", [p.seconds for p in phases]),
     ):
         lines.append(row(title, [f"{value:.2f}" for value in total(values)]))
@@ -88,8 +88,8 @@ def costs_table(setup: Setup, phases: list[Phase], place: Slice) -> str:
     return "\n".join(lines)
 
 
-def amounts(title: str, values: list[float]) -> str:
-    """A row and its sum, in the unit that leaves the sum some digits."""
+def _amounts(title: str, values: list[float]) -> str:
+    """A row of amounts and their sum, in the largest unit in which the sum is at least 10."""
     values = [*values, sum(values)]
     unit, by = next(
         (u, by) for u, by in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1)) if values[-1] >= 10 * by or by == 1
@@ -98,23 +98,23 @@ def amounts(title: str, values: list[float]) -> str:
 
 
 def row(title: str, values: list[str]) -> str:
-    return (f"{title:{WIDTH}s}" + "".join(f"{value:>12s}" for value in values)).rstrip()
+    return (f"{title:{_WIDTH}s}" + "".join(f"{value:>12s}" for value in values)).rstrip()
 
 
-def summary(cfg: Config, phases: list[Phase], place: Slice) -> str:
+def summary(cfg: Config, phases: list[StepPhase], place: Slice) -> str:
     if place.chip is None:
-        return "No figures are published of this device: no times. Of a TPU slice: --topology=v5p:4x4x4"
+        return "No times: this device has no published figures. For a TPU slice use --topology, e.g. --topology=v5p:4x4x4"
     seconds = sum(p.seconds for p in phases)
     rate = tokens_a_step(cfg) / seconds
     rounds = rounds_of(cfg)
-    of = f" of {rounds} rollouts, as many as MT-GRPO may take," if rounds > 1 else ""
+    rollouts = f" with {rounds} rollouts, the most that MT-GRPO may take," if rounds > 1 else ""
     return (
-        f"A step{of} takes at least {seconds:.1f} s, {rate:,.0f} tokens/s; the config's {cfg.steps:,} steps at least "
-        f"{cfg.steps * seconds / 3600:.1f} hours.\nThat is a roofline from the maker's peaks, with answers at their longest and "
-        "without evaluation, data and saving:\nno measurement, and no run is as fast."
+        f"A step{rollouts} takes at least {seconds:.1f} s ({rate:,.0f} tokens/s), and the config's {cfg.steps:,} steps take "
+        f"at least {cfg.steps * seconds / 3600:.1f} hours.\nThis is a roofline from the maker's peak figures, not a measurement: "
+        "no run is this fast.\nIt has every answer at full length and leaves out evaluation, data loading and saving."
     )
 
 
 def short(mesh: dict[str, int]) -> str:
-    """`fsdp 8 expert 8`: axes of one device left out."""
+    """`fsdp 8 expert 8`: the mesh without its axes of one device."""
     return " ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"

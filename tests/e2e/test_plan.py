@@ -19,6 +19,7 @@ from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.plan import search
 from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice, without_a_tpu
+from mtjudge_jax.plan.layouts import LAYOUTS
 from mtjudge_jax.plan.programs import device_bytes, phases_of, programs_of, rollout_batch
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
 from mtjudge_jax.plan.run import model_of
@@ -90,10 +91,11 @@ def test_the_model_is_found_by_its_folder_its_name_or_the_flag():
 
     assert model("demo")[0].text.hidden_size == json.loads((DEMO_BASE / "config.json").read_text())["text_config"]["hidden_size"]
     assert model("/no/Qwen3-VL-30B-A3B-Instruct")[0].text.moe.num_experts == 128
-    assert model("/no/Qwen3-VL-30B-A3B-Instruct")[1].startswith("30b-a3b (/no/Qwen3-VL-30B-A3B-Instruct is not here")
+    name = "30b-a3b (the size in the name of /no/Qwen3-VL-30B-A3B-Instruct, which is not on this machine)"
+    assert model("/no/Qwen3-VL-30B-A3B-Instruct")[1] == name
     assert model("gs://bucket/Qwen3-VL-8B-Thinking")[0].text.hidden_size == 4096
     assert model("demo", "2b")[0].text.num_layers == 28
-    with pytest.raises(ConfigError, match=r"model.path = '/no/other' is no folder with a config.json here.*--model=2b\|4b"):
+    with pytest.raises(ConfigError, match=r"model.path = '/no/other' is not a folder with a config.json .*--model=2b\|4b"):
         model("/no/other")
     with pytest.raises(ConfigError, match="unknown size '31b-a3b', did you mean '30b-a3b'"):
         model("demo", "31b-a3b")
@@ -132,10 +134,10 @@ def test_what_does_not_fit_is_repaired_by_what_is_tried():
         assert plan.failing == ["update"]
         assert search.repair(plan, model, 6, said.append) == {"update.micro_prompts": 16}
         assert said[0].startswith("  --config.update.micro_prompts=16: update ") and said[0].endswith("fits")
-        assert said[1].startswith("    and with it evaluation ") and len(said) == 2
+        assert said[1].startswith("    the other programs then need evaluation ") and len(said) == 2
         said.clear()
         assert search.repair(plan._replace(place=place(1000)), model, 1, said.append) is None
-        assert said[0].endswith("does not fit") and said[1:] == ["  no more tries, --tries=.. allows more"]
+        assert said[0].endswith("does not fit") and said[1:] == ["  stopped: no tries left, give a larger --tries"]
 
 
 def test_sft_has_its_own_phases():
@@ -178,7 +180,7 @@ def test_mt_grpo_is_planned_with_as_many_rollouts_as_it_may_take():
     kept = device_bytes(rollout_batch(three.setup, cfg.rollout.prompts)[:3])  # prompts, tokens and mask, beside the next round's
     batches = [memory_rows(x.setup, x.compiled, "rollout")["batch"] for x in (one, three)]
     assert batches[1] - batches[0] == kept > 0
-    assert "A step of 3 rollouts, as many as MT-GRPO may take, takes at least" in summary(
+    assert "A step with 3 rollouts, the most that MT-GRPO may take, takes at least" in summary(
         cfg, [mock.Mock(seconds=1.0)], mock.Mock(chip=1)
     )
 
@@ -257,7 +259,7 @@ def test_a_sweep_ranks_meshes():
     assert len({tuple(plan.setup.mesh.shape.values()) for plan in plans}) == 2
     assert search.mesh_flags(plans[0]).startswith("--config.mesh.data=")
     cfg.update.micro_prompts, cfg.mesh.fsdp = 3, 1
-    with pytest.raises(ConfigError, match=r"update\.micro_prompts = 3 divides over no mesh of 4 devices"):
+    with pytest.raises(ConfigError, match=r"update\.micro_prompts = 3 is not divisible by the shards of any mesh of 4 devices"):
         search.sweep(cfg, model, [(place(1e12)._replace(shape=(4,)), devices)], 2, print)
 
 
@@ -280,8 +282,8 @@ def test_the_command_on_this_machine():
     share = plan["phases"]["update"]["flops"] / plan["phases"]["logp"]["flops"]
     assert 1.4 < share < 2.8, "three to five forward passes over all prompts against two"
     assert plan["tokens"] == 24 * (48 + 2 * 16)
-    told = commands().run("plan", f"--config={commands().config}").out
-    assert "log-prob." in told and "No figures are published of this device" in told
+    printed = commands().run("plan", f"--config={commands().config}").out
+    assert "log-prob." in printed and "No times: this device has no published figures." in printed
 
 
 def demo_shapes() -> list[tuple[int, ...]]:
@@ -294,7 +296,7 @@ def demo_shapes() -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("flags,text", [
     (["--topology=v5p:4x4x5"], "unknown topology 'v5p:4x4x5', did you mean"),
     (["--model=7b"], "unknown size '7b'"),
-    (["--config.model.path=/no/where"], "is no folder with a config.json here"),
+    (["--config.model.path=/no/where"], "is not a folder with a config.json on this machine"),
     (["--config.mesh.fsdp=3", "--config.mesh.data=1"], "mesh.fsdp = 3"),
     (["--config.update.micro_prompts=5"], "update.micro_prompts"),
     (["--tries=-1"], "tries"),
@@ -345,8 +347,8 @@ def test_chips_are_as_the_compiler_has_them():
     done = subprocess.run([sys.executable, "-c", ASK, *names], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     places = [tpu_slice(name) for name in names]
-    told = [f"{p.name},{p.devices},{p.chip.kind},{p.chip.memory / GIB:.2f}" for p in places]
-    assert done.stdout.splitlines() == told
+    expected = [f"{p.name},{p.devices},{p.chip.kind},{p.chip.memory / GIB:.2f}" for p in places]
+    assert done.stdout.splitlines() == expected
 
 
 @NO_LIBTPU
@@ -367,7 +369,7 @@ def test_the_papers_configs_can_be_trained_where_they_are_planned():
     """A process a host of four chips: what `mtjudge train` checks there."""
     scope = {}
     exec((CONFIGS / "mt_rl_judge.py").read_text(), scope)
-    planned = [pair for pair in scope["LAYOUTS"] if pair != ("rehearsal", "laptop")]
+    planned = [pair for pair in LAYOUTS if pair != ("rehearsal", "laptop")]
     assert len(planned) == 4
     for size, name in planned:
         place, cfg = tpu_slice(name), scope["get_config"](f"{size},{name}")

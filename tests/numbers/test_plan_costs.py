@@ -30,7 +30,7 @@ TPU_TEXT = (GOLDENS / "tpu_program.txt").read_text()
 
 
 def test_a_program_of_a_tpu():
-    counted = costs.count(parse.parse(TPU_TEXT), kernel_work=lambda kernel: None, taken=1.0)
+    counted = costs.count(parse.parse_program(TPU_TEXT), kernel_work=lambda kernel: None, taken=1.0)
     assert counted.loop == {} and counted.unknown == {"strange": 1}
     # Four products of [16, 32] and [32, 8]: of the 16 pairs of positions along the dilated axis, 4 meet an element.
     assert counted.fixed["flops"] == 2 * 4 * 16 * 32 * 8 + 1000
@@ -63,7 +63,9 @@ def test_loops_and_collectives_of_a_real_program():
     call = jax.shard_map(on_device, mesh=mesh, in_specs=(P("b"), P(None, "b")), out_specs=P("b"), check_vma=False)
     x = jax.ShapeDtypeStruct((4 * rows, width), jnp.float32, sharding=NamedSharding(mesh, P("b")))
     w = jax.ShapeDtypeStruct((turns, width, width), jnp.float32, sharding=NamedSharding(mesh, P(None, "b")))
-    counted = costs.count(parse.parse(jax.jit(call).lower(x, w).compile().as_text()), kernel_work=lambda kernel: None, taken=1.0)
+    counted = costs.count(
+        parse.parse_program(jax.jit(call).lower(x, w).compile().as_text()), kernel_work=lambda kernel: None, taken=1.0
+    )
     size = 4 * rows * width
     assert counted.fixed["flops"] == turns * 2 * rows * width * width
     assert counted.fixed["all-gather"] == turns * 3 * (4 * width * width / 4 + size / 4)
@@ -83,7 +85,7 @@ def test_a_loop_that_the_data_end_is_kept_apart_and_a_condition_is_weighed():
         return jax.lax.while_loop(lambda s: (s[1].sum() < 100) & (s[0] < 9), turn, (0, x @ w))[1]
 
     x, w = jax.ShapeDtypeStruct((8, 16), jnp.float32), jax.ShapeDtypeStruct((16, 16), jnp.float32)
-    program = parse.parse(jax.jit(f).lower(x, w).compile().as_text())
+    program = parse.parse_program(jax.jit(f).lower(x, w).compile().as_text())
     for taken in (1.0, 0.25):
         counted = costs.count(program, kernel_work=lambda kernel: None, taken=taken)
         assert counted.fixed["flops"] == 2 * 8 * 16 * 16
@@ -97,7 +99,9 @@ def test_memory_traffic_counts_the_slices_of_a_stack():
         return jax.lax.scan(lambda x, w: ((y := jnp.tanh(x * w)), y), x, w)
 
     x, w = jax.ShapeDtypeStruct((1024, 128), jnp.float32), jax.ShapeDtypeStruct((50, 1024, 128), jnp.float32)
-    counted = costs.count(parse.parse(jax.jit(f).lower(x, w).compile().as_text()), kernel_work=lambda kernel: None, taken=1.0)
+    counted = costs.count(
+        parse.parse_program(jax.jit(f).lower(x, w).compile().as_text()), kernel_work=lambda kernel: None, taken=1.0
+    )
     layer = 4 * 1024 * 128
     assert 50 * 3 * layer <= counted.fixed["hbm"] <= 50 * 6 * layer + 50 * layer, (
         "the whole stack each turn would be 50 times that"
@@ -127,7 +131,7 @@ def test_blocks_that_splash_visits(layout, length):
     for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
         listed = info.block_mask  # None: all of them
         assert count == ((length // block) ** 2 if listed is None else np.count_nonzero(listed))
-    queries = parse.Shape("bf16", (4, length, 128), True)
+    queries = parse.HloShape("bf16", (4, length, 128), True)
     call = kernels.Kernel("x", f"jit(f)/attend_{name}/vmap(splash)/splash_mha_dkv_no_residuals/pallas_call", [queries])
     flops, moved = kernels.splash_work(call)
     assert flops == 4 * count * block * block * 128 * 2 * 4

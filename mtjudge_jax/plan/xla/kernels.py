@@ -1,4 +1,4 @@
-"""The work of kernels that tell XLA nothing of it: splash attention."""
+"""The work of splash attention's kernels, which report no estimate to XLA."""
 
 import re
 from math import prod
@@ -6,45 +6,42 @@ from math import prod
 import numpy as np
 
 from mtjudge_jax.plan.xla.costs import Kernel
-from mtjudge_jax.plan.xla.parse import Shape
 
-# Products of one query with one key, each two operations a number of the head: scores and output; in the backward pass of
-# the queries scores, their gradient and that of the queries; in that of keys and values two gradients beside these two.
-PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
-NAME = re.compile(r"splash_mha_(fwd|dq|dkv)")
-SCOPE = re.compile(r"attend_(full|causal|grouped_\d+_\d+)\b")
+# Products per pair of a query and a key, each of two operations per number of the head. fwd: scores, output. dq: scores, their
+# gradient, the queries' gradient. dkv: scores, their gradient, the gradients of keys and of values.
+_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+_NAME = re.compile(r"splash_mha_(fwd|dq|dkv)")
+_SCOPE = re.compile(r"attend_(full|causal|grouped_\d+_\d+)\b")
 
 
 def splash_work(kernel: Kernel) -> tuple[float, float] | None:
-    """(flops, bytes) of a call: of each block of the mask that is not empty, as the kernel computes it whole.
+    """(flops, bytes) of a call, None for another kernel.
 
-    Keys and values are read again for every block of queries, and the other way round in the gradient of keys and values.
+    The kernel computes every non-empty block of the mask as a whole. It reads keys and values again for every block of queries;
+    for the gradient of keys and values it reads queries again for every block of keys.
     """
-    name, layout = NAME.search(kernel.op_name), SCOPE.search(kernel.op_name)
+    name, layout = _NAME.search(kernel.op_name), _SCOPE.search(kernel.op_name)
     if kernel.name.startswith("ragged-dot-metadata"):
-        return 0.0, 0.0  # it sorts tiles
+        return 0.0, 0.0  # sorts tiles, multiplies nothing
     if not name or not layout:
         return None
     query = next(shape for shape in kernel.operands if shape.dtype in ("bf16", "f32") and len(shape.dims) >= 3)
     *heads, length, size = query.dims
     block = block_of(length)
     visits = prod(heads) * visited_blocks(layout.group(1), length, block)
-    return 2.0 * PRODUCTS[name.group(1)] * visits * block**2 * size, visits * block * size * 2.0 * item_bytes(query)
-
-
-def item_bytes(shape: Shape) -> int:
-    return shape.bytes // prod(shape.dims)
+    item_bytes = query.bytes // prod(query.dims)
+    return 2.0 * _PRODUCTS[name.group(1)] * visits * block**2 * size, visits * block * size * 2.0 * item_bytes
 
 
 def block_of(length: int) -> int:
-    """Of a length that splash has already filled up to a multiple of it."""
+    """The block size of a length that splash has already padded to a multiple of it."""
     from mtjudge_jax.models.attention.splash import BLOCKS
 
     return next(block for block in BLOCKS if length % block == 0)
 
 
 def visited_blocks(layout: str, length: int, block: int) -> int:
-    """Blocks of queries and keys in which some query sees some key; `full`, `causal`, or `grouped_2048_1023`, as in splash."""
+    """Blocks in which some query sees some key. `layout` is `full`, `causal` or `grouped_2048_1023`, as in splash."""
     count = -(-length // block)
     if layout == "full":
         return count**2

@@ -1,36 +1,36 @@
-"""Reads the text of a compiled XLA program: its computations, their instructions, shapes and loops.
+"""Parses the text of a compiled XLA program into computations, instructions, shapes and loops.
 
-The syntax is XLA's own (https://openxla.org/xla/operation_semantics, hlo_parser.cc); only what costs are counted from is read.
+The syntax is XLA's (https://openxla.org/xla/operation_semantics, hlo_parser.cc). Only the parts that the costs need are parsed.
 """
 
 import re
 from math import prod
 from typing import NamedTuple
 
-ITEM_BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}  # others end in their bits: bf16, s32, f8e4m3fn
-HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\) -> .* \{$")
-START = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = ")
-SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
-LIMIT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_ITEM_BYTES = {"pred": 1, "token": 0, "opaque": 0, "c64": 8, "c128": 16}  # other names hold their bits: bf16, s32, f8e4m3fn
+_HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\) -> .* \{$")
+_START = re.compile(r"^\s+(ROOT )?%?([^\s=]+) = ")
+_SHAPE = re.compile(r"([a-z][a-z0-9]*)\[([\d,<=]*)\](\{[^}]*\})?")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
-class Shape(NamedTuple):
+class HloShape(NamedTuple):
     dtype: str
     dims: tuple[int, ...]
-    hbm: bool  # False: in a TPU's fast memory, S(1), or another small one
+    hbm: bool  # False: in a TPU's fast memory, S(1), or another small memory
 
     @property
     def bytes(self) -> int:
         bits = re.match(r"[a-z]+(\d+)", self.dtype)
-        one = ITEM_BYTES.get(self.dtype) if self.dtype in ITEM_BYTES else int(bits.group(1)) / 8
+        one = _ITEM_BYTES.get(self.dtype) if self.dtype in _ITEM_BYTES else int(bits.group(1)) / 8
         return int(prod(self.dims) * one)
 
 
 class Instruction(NamedTuple):
     name: str
-    shapes: tuple[Shape, ...]  # the leaves of its result
+    shapes: tuple[HloShape, ...]  # the leaves of its result
     op: str
-    operands: tuple[str, ...]  # names; of a parameter its number, of a constant its value
+    operands: tuple[str, ...]  # names; for a parameter its number, for a constant its value
     rest: str  # attributes, as text
     root: bool
 
@@ -39,12 +39,12 @@ class Instruction(NamedTuple):
         return sum(shape.bytes for shape in self.shapes)
 
     def attribute(self, name: str) -> str:
-        """The value of `name=..`, up to the comma or brace that ends it; "" without it."""
+        """The value of `name=..`, or "" if the attribute is missing."""
         found = re.search(rf"\b{name}=(\{{[^}}]*\}}|[^\s,]+)", self.rest)
         return found.group(1) if found else ""
 
     def called(self, name: str) -> list[str]:
-        """Computations of an attribute: one name, or a list of them in braces."""
+        """The computations that an attribute names: one name, or a list in braces."""
         return re.findall(r"[^\s%{},]+", self.attribute(name))
 
 
@@ -56,38 +56,38 @@ class Module(NamedTuple):
     entry: str
 
 
-def parse(text: str) -> Module:
-    """Of `compiled.as_text()`. Raises ValueError where that has no entry computation."""
+def parse_program(text: str) -> Module:
+    """Parses `compiled.as_text()`. Raises ValueError if the text has no entry computation."""
     computations, entry, current, line = {}, "", None, ""
     for raw in text.splitlines():
-        if current is not None and (raw == "}" or START.match(raw)):
+        if current is not None and (raw == "}" or _START.match(raw)):
             if line:
-                add(current, line)
+                _add(current, line)
             line, current = (raw, current) if raw != "}" else ("", None)
         elif current is not None:
-            line += raw  # a string with line breaks in it
-        elif header := HEADER.match(raw):
+            line += raw  # the instruction has a string with line breaks
+        elif header := _HEADER.match(raw):
             current = computations[header.group(2)] = {}
             entry = header.group(2) if header.group(1) else entry
     if not entry:
-        raise ValueError("the text of the compiled program has no ENTRY: this version of XLA writes it in another form")
+        raise ValueError("the text of the compiled program has no ENTRY: this version of XLA writes another format")
     return Module(computations, entry)
 
 
-def add(computation: Computation, line: str) -> None:
-    start = START.match(line)
-    at = closing(line, start.end()) if line[start.end()] == "(" else line.index(" ", start.end())
+def _add(computation: Computation, line: str) -> None:
+    start = _START.match(line)
+    at = _closing(line, start.end()) if line[start.end()] == "(" else line.index(" ", start.end())
     shapes = line[start.end() : at]
     opening = line.index("(", at)
-    end = closing(line, opening)
+    end = _closing(line, opening)
     op, name = line[at:opening].strip(), start.group(2)
     inside = re.sub(r"/\*.*?\*/", "", line[opening + 1 : end - 1])
     operands = (inside,) if op in ("parameter", "constant") else tuple(re.findall(r"%([^\s,()]+)", inside))
-    computation[name] = Instruction(name, read_shapes(shapes), op, operands, line[end:], bool(start.group(1)))
+    computation[name] = Instruction(name, _read_shapes(shapes), op, operands, line[end:], bool(start.group(1)))
 
 
-def closing(line: str, opening: int) -> int:
-    """Behind the parenthesis that closes the one at `opening`."""
+def _closing(line: str, opening: int) -> int:
+    """The position after the parenthesis that closes the one at `opening`."""
     depth = 0
     for at in range(opening, len(line)):
         depth += (line[at] == "(") - (line[at] == ")")
@@ -96,12 +96,12 @@ def closing(line: str, opening: int) -> int:
     raise ValueError(f"unbalanced parentheses in the compiled program: {line[:80]}")
 
 
-def read_shapes(text: str) -> tuple[Shape, ...]:
+def _read_shapes(text: str) -> tuple[HloShape, ...]:
     """`(bf16[2,3]{1,0:T(8,128)S(1)}, s32[])` as two shapes."""
     out = []
-    for dtype, dims, layout in SHAPE.findall(text):
+    for dtype, dims, layout in _SHAPE.findall(text):
         sizes = tuple(int(size.lstrip("<=")) for size in dims.split(",") if size)
-        out.append(Shape(dtype, sizes, "S(" not in layout))
+        out.append(HloShape(dtype, sizes, "S(" not in layout))
     return tuple(out)
 
 
@@ -110,11 +110,11 @@ def root_of(computation: Computation) -> Instruction:
 
 
 def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
-    """How often a `while` runs: as XLA says, or by its condition `counter < bound`; None where the data decide."""
-    if known := LIMIT.search(loop.rest):
+    """Turns of a `while`, from XLA's note or from its condition `counter < bound`; None if they depend on the data."""
+    if known := _TRIPS.search(loop.rest):
         return int(known.group(1))
     condition = module.computations[loop.called("condition")[0]]
-    sides = compared(module, condition)
+    sides = _compared(module, condition)
     if sides is None:
         return None
     counter, bound = (_in_loop(computation, condition, loop, name) for name in sides)
@@ -123,12 +123,12 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     return max(0, bound - (counter or 0))
 
 
-def compared(module: Module, condition: Computation) -> tuple[str, str] | None:
-    """(counter, bound), as names in the condition, of `counter < bound`; through a fusion of the comparison alone."""
+def _compared(module: Module, condition: Computation) -> tuple[str, str] | None:
+    """(counter, bound) of the condition `counter < bound`, as names in the condition. The comparison may be inside a fusion."""
     root = root_of(condition)
     if root.op == "fusion":
         inner = module.computations[root.called("calls")[0]]
-        sides = compared(module, inner)
+        sides = _compared(module, inner)
         if sides is None:
             return None
         outer = [root.operands[int(inner[s].operands[0])] if inner[s].op == "parameter" else None for s in sides]
@@ -141,15 +141,15 @@ def compared(module: Module, condition: Computation) -> tuple[str, str] | None:
 
 
 def _in_loop(computation: Computation, condition: Computation, loop: Instruction, name: str) -> int | None:
-    """The whole number that a name in the condition has when the loop starts."""
+    """The integer value of a name in the condition when the loop starts, or None if it is not a constant."""
     found = condition[name]
     if found.op != "get-tuple-element":
-        return constant(condition, name)
+        return _constant(condition, name)
     start = computation[loop.operands[0]]
-    return constant(computation, start.operands[int(found.attribute("index"))]) if start.op == "tuple" else None
+    return _constant(computation, start.operands[int(found.attribute("index"))]) if start.op == "tuple" else None
 
 
-def constant(computation: Computation, name: str) -> int | None:
+def _constant(computation: Computation, name: str) -> int | None:
     found = computation[name]
     while found.op in ("copy", "bitcast", "convert"):
         found = computation[found.operands[0]]
