@@ -9,7 +9,7 @@ from unittest import mock
 import commands
 import numpy as np
 
-from mtjudge_jax import checkpoint
+from mtjudge_jax.checkpoint.record import read_record
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import BadRowCounter
 
@@ -32,7 +32,7 @@ def ending(workdir: str | Path) -> dict:
     """What a run ended with: the record of its last checkpoint with a digest a leaf, and its metrics without times."""
     folder = Path(workdir) / "checkpoints"
     step = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    record = checkpoint.read_record(folder / str(step), step)
+    record = read_record(folder / str(step), step)
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         for timing in ("seconds", "tokens_per_s", "hosts"):
@@ -250,7 +250,8 @@ def non_finite(*, folder: str, data: str) -> dict:
 
 def allowed(*, folder: str, data: str) -> dict:
     """A run that goes on with another learning rate, and another of float32 weights that goes on in bfloat16."""
-    from mtjudge_jax.models.hf.convert import flatten
+    import jax
+
     from mtjudge_jax.train.fit import fit
 
     folder, facts = Path(folder), {}
@@ -264,7 +265,7 @@ def allowed(*, folder: str, data: str) -> dict:
     facts["on"] = ending(folder / "run")
     half = config(steps=3, optim__lr=2e-3, **(changes | {"model__param_dtype": "bfloat16"}))
     _, progress = fit(half, folder / "run", allowed=("steps", "model.param_dtype"))
-    facts["dtypes"] = sorted({str(leaf.dtype) for leaf in flatten(progress.state.params).values()})
+    facts["dtypes"] = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(progress.state.params)})
     facts["half"] = ending(folder / "run")
     return facts
 
@@ -281,9 +282,9 @@ def asked_in_validation(*, folder: str, data: str) -> dict:
     def stop_in(points: int):
         left = iter(range(points))
 
-        def asked(what):
+        def asked():
             if next(left, None) is None:
-                raise hosts.Preempted(what)
+                raise hosts.Preempted("asked to stop")
 
         return mock.patch.object(hosts, "stop_if_asked", asked)
 

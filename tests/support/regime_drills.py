@@ -71,9 +71,9 @@ def adaptive(*, folder: str, data: str) -> dict:
     for name, more in (("asked", 0), ("asked_late", rounds[2] - 1)):
         left = iter(range(points + more))
 
-        def asked(what, left=left):
+        def asked(left=left):
             if next(left, None) is None:
-                raise hosts.Preempted(what)
+                raise hosts.Preempted("asked to stop")
 
         with mock.patch.object(hosts, "stop_if_asked", asked):
             facts[name] = message(fit, cfg, folder / name, model)
@@ -101,7 +101,10 @@ def experts_folder(folder: Path) -> Path:
 
 def adapters(*, folder: str, data: str) -> dict:
     """Adapters on a mixture of experts, computed in bfloat16: whole, and stopped by Ctrl-C in its third step and gone on."""
-    from mtjudge_jax.models.hf.convert import flatten, load_params, save_hf
+    from flax.traverse_util import flatten_dict
+
+    from mtjudge_jax.models.hf.load import load_params
+    from mtjudge_jax.models.hf.save import save_hf
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.train.fit import fit
 
@@ -112,7 +115,7 @@ def adapters(*, folder: str, data: str) -> dict:
     cfg = config(steps=4, eval__every_steps=4, **half, **small)
     run, progress = fit(cfg, folder / "whole")
     facts = {"whole": ending(folder / "whole"), "traces": dict(run.model.programs.traces)}
-    facts["bytes"] = sum(x.nbytes for x in flatten(progress.frozen).values())
+    facts["bytes"] = sum(x.nbytes for x in flatten_dict(progress.frozen, sep="/").values())
     with interrupt_in_third_step():
         facts["stopped"] = message(fit, cfg, folder / "again")
     fit(cfg, folder / "again")
@@ -120,7 +123,7 @@ def adapters(*, folder: str, data: str) -> dict:
 
     def weights(path: Path) -> dict:
         read = load_params(path, load_config(path), dtype="float32", sharding_of=lambda path, shape: None)
-        return {name: np.asarray(leaf) for name, leaf in flatten(read).items()}
+        return {name: np.asarray(leaf) for name, leaf in flatten_dict(read, sep="/").items()}
 
     save_hf(train_params(run, progress), folder / "last", source_folder=base, dtype="float32")
     before, after = weights(base), weights(folder / "last")
