@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from mtjudge_jax.models.backend import import_tokamax
 from mtjudge_jax.types import Array
 
-Impl = Literal["dense", "ragged", "tokamax"]
+_Impl = Literal["dense", "ragged", "tokamax"]
 IMPLS = ("dense", "ragged", "tokamax")
 # Tiles of the TPU kernel in bfloat16; in float32 half as many columns, so that its blocks stay below 16 MiB of fast memory. A
 # row tile at the border of two groups is visited twice, so tiles must be small compared with a group (1400 rows for 22,528
@@ -27,12 +27,12 @@ IMPLS = ("dense", "ragged", "tokamax")
 ROW_TILE, COLUMN_TILE = 256, 1024
 # The three products: [T, D] in groups times [E, D, F]; [T, F] in groups times the same, transposed; and, for the gradient of
 # the matrices, [T, D] times [T, F] summed over the rows of each group.
-PLAIN = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
-TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
+_PLAIN = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
+_TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
 GRADIENT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
 
 
-def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: Impl, tail: bool = True) -> Array:
+def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: _Impl, tail: bool = True) -> Array:
     """lhs [T, D] in E consecutive groups of rows, times rhs [E, D, F] -> [T, F] in lhs's dtype.
 
     group_sizes int32 [E] with a sum of at most T. The rows after the last group, the tail, give zero, and so do their gradients;
@@ -60,17 +60,17 @@ def _dense(lhs: Array, rhs: Array, group_sizes: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _by_kernels(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl, tail: bool) -> Array:
-    return _clear_tail(_product(impl)(lhs, rhs, group_sizes, PLAIN), group_sizes, tail)
+def _by_kernels(lhs: Array, rhs: Array, group_sizes: Array, impl: _Impl, tail: bool) -> Array:
+    return _clear_tail(_product(impl)(lhs, rhs, group_sizes, _PLAIN), group_sizes, tail)
 
 
-def _by_kernels_forward(lhs: Array, rhs: Array, group_sizes: Array, impl: Impl, tail: bool):
+def _by_kernels_forward(lhs: Array, rhs: Array, group_sizes: Array, impl: _Impl, tail: bool):
     return _by_kernels(lhs, rhs, group_sizes, impl, tail), (lhs, rhs, group_sizes)
 
 
-def _by_kernels_backward(impl: Impl, tail: bool, saved, out_bar: Array):
+def _by_kernels_backward(impl: _Impl, tail: bool, saved, out_bar: Array):
     lhs, rhs, group_sizes = saved
-    lhs_bar = _clear_tail(_product(impl)(out_bar, rhs, group_sizes, TRANSPOSED), group_sizes, tail)
+    lhs_bar = _clear_tail(_product(impl)(out_bar, rhs, group_sizes, _TRANSPOSED), group_sizes, tail)
     return lhs_bar, _product(impl)(lhs, out_bar, group_sizes, GRADIENT), None
 
 
@@ -82,7 +82,7 @@ def _clear_tail(x: Array, group_sizes: Array, tail: bool) -> Array:
     return jnp.where((jnp.arange(x.shape[0]) < group_sizes.sum())[:, None], x, 0) if tail else x
 
 
-def _product(impl: Impl) -> Callable:
+def _product(impl: _Impl) -> Callable:
     """A function (lhs, rhs, group_sizes, one of the three products) -> as `jax.lax.ragged_dot_general`, in lhs's dtype."""
     if impl == "ragged":
         return _ragged_dot

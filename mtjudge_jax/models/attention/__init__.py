@@ -1,4 +1,4 @@
-"""Attention: one function for each layout of tokens, whichever backend computes it. All backends give the same numbers.
+"""Attention: one function for each layout of tokens, whichever backend computes it. Backends differ only by rounding.
 
     xla      any device; keeps the whole score matrix. The executable reference of the other three.
     chunked  any device; never keeps the score matrix. For long sequences where no kernel runs: on CPUs, on a GPU without

@@ -12,7 +12,7 @@ Segments = tuple[Array, Array]
 MASKED = -1e30  # finite: a query without any key gets a uniform average instead of NaN, and is never read
 
 
-def attend_heads(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
+def _attend_heads(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
     """Grouped-query attention over one set of keys. The axes of each operand are ordered so that its product is a plain matrix
     product.
 
@@ -29,19 +29,19 @@ def attend_heads(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> 
     return out, (top + jnp.log(total))[..., 0]
 
 
-def attend_masked(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
+def _attend_masked(q: Array, k: Array, v: Array, mask: Array, *, scale: float) -> tuple[Array, Array]:
     """The same with the axes as tokens have them: q [..., T, N, H]; k, v [..., S, K, H]; mask broadcastable to [..., T, S].
 
     Returns the output [..., T, N, H] and the log-sum-exp, float32 [..., T, N].
     """
     *lead, t, n, h = q.shape
     q = jnp.moveaxis(q.reshape(*lead, t, k.shape[-2], -1, h), -4, -2)
-    out, lse = attend_heads(q, jnp.moveaxis(k, -3, -1), jnp.moveaxis(v, -3, -2), mask[..., None, None, :, :], scale=scale)
+    out, lse = _attend_heads(q, jnp.moveaxis(k, -3, -1), jnp.moveaxis(v, -3, -2), mask[..., None, None, :, :], scale=scale)
     return jnp.moveaxis(out, -2, -4).reshape(*lead, t, n, h), jnp.moveaxis(lse, -1, -3).reshape(*lead, t, n)
 
 
 def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, causal: bool, scale: float) -> tuple[Array, Array]:
-    """One half: `attend_masked` with the mask made of segments and order.
+    """One half: `_attend_masked` with the mask made of segments and order.
 
     segments: int32 [..., T] of the queries and [..., S] of the keys; a query sees the keys of an equal segment. None: it sees
     all keys. causal: no query sees a key with a larger index.
@@ -49,7 +49,7 @@ def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, caus
     mask = jnp.ones((q.shape[-3], k.shape[-3]), bool)
     mask = jnp.tril(mask) if causal else mask
     mask = mask if segments is None else mask & (segments[0][..., :, None] == segments[1][..., None, :])
-    return attend_masked(q, k, v, mask, scale=scale)
+    return _attend_masked(q, k, v, mask, scale=scale)
 
 
 def merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Array:
@@ -77,9 +77,9 @@ def attend_decode(
     rows, group, n, h = q.shape
     q = q.reshape(rows, group, k.shape[2], -1, h)
     past_mask, prompt_mask = masks
-    out_p, lse_p = attend_heads(jnp.moveaxis(q, 1, 3), *prompt, prompt_mask[:, None, None, None], scale=scale)
+    out_p, lse_p = _attend_heads(jnp.moveaxis(q, 1, 3), *prompt, prompt_mask[:, None, None, None], scale=scale)
     out_p, lse_p = jnp.moveaxis(out_p, 3, 1), jnp.moveaxis(lse_p, 3, 1)
-    out_c, lse_c = attend_heads(q[..., None, :], *past, past_mask, scale=scale)
+    out_c, lse_c = _attend_heads(q[..., None, :], *past, past_mask, scale=scale)
     itself = jnp.einsum("qgkxh,qgkh->qgkx", q, k, preferred_element_type=jnp.float32) * scale
     out = merge(out_c[..., 0, :], lse_c[..., 0], v[..., None, :], itself)
     return merge(out_p, lse_p, out, jnp.logaddexp(lse_c[..., 0], itself)).reshape(rows, group, n, h)

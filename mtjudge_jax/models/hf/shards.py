@@ -24,8 +24,8 @@ import numpy as np
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, in_bucket, read_ranges, size_of
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
 FLOATS = {"F32": np.dtype("<f4"), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -66,7 +66,7 @@ def open_checkpoint(folder: str | Path, wanted: _Wanted) -> dict[str, Stored]:
     """
     folder = as_path(folder)
     file_of, total, problems = _open_index(folder)
-    place = dict.fromkeys(wanted, SINGLE) if file_of is None else file_of
+    place = dict.fromkeys(wanted, _SINGLE) if file_of is None else file_of
     stored: dict[str, Stored] = {}
     unread = set()
     for file in sorted(set(place.values())):
@@ -87,7 +87,7 @@ def open_checkpoint(folder: str | Path, wanted: _Wanted) -> dict[str, Stored]:
         raise UserError(_message(folder, problems, stored, wanted))
     found = sum(tensor.stop - tensor.start for tensor in stored.values())
     if total is not None and total != found:
-        what = f"{folder / INDEX}: total_size is {total}, the tensors have {found} bytes; they are used all the same"
+        what = f"{folder / _INDEX}: total_size is {total}, the tensors have {found} bytes; they are used all the same"
         warnings.warn(what, stacklevel=2)
     return {name: stored[name] for name in wanted}
 
@@ -146,11 +146,11 @@ def _against_index(file_of: dict[str, str], stored: dict[str, Stored], wanted: _
 
 def _open_index(folder: AnyPath) -> _Index:
     """Raises FileNotFoundError without a checkpoint, UserError for pickles alone and for a file that is not an index."""
-    path, single = folder / INDEX, (folder / SINGLE).is_file()
+    path, single = folder / _INDEX, (folder / _SINGLE).is_file()
     if path.is_file():
         index = _read_index(path)
-        if single and SINGLE not in index.file_of.values():
-            beside = f"{SINGLE} is beside an index that does not name it: remove the one that does not belong"
+        if single and _SINGLE not in index.file_of.values():
+            beside = f"{_SINGLE} is beside an index that does not name it: remove the one that does not belong"
             index.problems.append(("file", beside))
         return index
     if single:
@@ -159,9 +159,9 @@ def _open_index(folder: AnyPath) -> _Index:
     if pickles:
         raise UserError(
             f"{folder}: only pickled weights ({', '.join(pickles[:3])}); they can run code and are refused; "
-            f"save them as {SINGLE} with transformers"
+            f"save them as {_SINGLE} with transformers"
         )
-    raise FileNotFoundError(f"{folder}: neither {SINGLE} nor {INDEX}; give the folder of a Hugging Face model")
+    raise FileNotFoundError(f"{folder}: neither {_SINGLE} nor {_INDEX}; give the folder of a Hugging Face model")
 
 
 def _read_index(path: AnyPath) -> _Index:
@@ -188,7 +188,7 @@ def _refuse_other_kinds(path: AnyPath) -> None:
     if start == _LFS_START:
         raise UserError("is a Git LFS pointer, not the file: run `git lfs pull` in the model's folder")
     if start.startswith(_PICKLE_STARTS) and start[8:9] != b"{":  # the length of a header can look like the start of a pickle
-        raise UserError(f"is a pickle, which can run code and is refused: save it as {SINGLE} with transformers")
+        raise UserError(f"is a pickle, which can run code and is refused: save it as {_SINGLE} with transformers")
 
 
 def _read_header(path: AnyPath) -> tuple[list[Stored], list[_Problem]]:

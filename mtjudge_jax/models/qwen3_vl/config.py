@@ -1,8 +1,8 @@
 """The shape of a Qwen3-VL model, read from the `config.json` of a Hugging Face folder.
 
-Two spellings exist of the same file. The hub's writes `rope_theta` and `rope_scaling`; transformers 5 rewrites both
-into `rope_parameters` when it saves, and `num_experts` into `num_local_experts`. Both are read. Nothing has a default: a
-lost `rope_theta` would silently become another number and every rotary angle would be wrong.
+The file has two spellings, and both are read. The hub's has `rope_theta` and `rope_scaling`; transformers 5 saves both as
+`rope_parameters`, and `num_experts` as `num_local_experts`. No value has a default: a missing `rope_theta` would silently
+become another number, and every rotary angle would be wrong.
 """
 
 import json
@@ -20,9 +20,9 @@ DENSE_TYPE, MOE_TYPE = "qwen3_vl", "qwen3_vl_moe"
 
 @dataclass(frozen=True)
 class MoeConfig:
-    """Every decoder layer holds `num_experts` mlps of width `intermediate_size`; a token goes through `experts_per_token`.
+    """Every decoder layer has `num_experts` mlps of width `intermediate_size`; a token goes through `experts_per_token`.
 
-    The weights of the chosen experts are renormalised to sum to one, as in every published model.
+    The router's weights of the chosen experts are renormalised to sum to one, as in every published model.
     """
 
     num_experts: int
@@ -61,12 +61,12 @@ class TextConfig:
     rope_theta: float
     mrope_section: tuple[int, int, int]
     tie_word_embeddings: bool
-    moe: MoeConfig | None = None  # None: one mlp of `intermediate_size` a layer
+    moe: MoeConfig | None = None  # None: one mlp of `intermediate_size` per layer
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower: `depth` blocks of width `hidden_size`, tapped after the blocks `deepstack_layers` (from 0)."""
+    """The vision tower: `depth` blocks of width `hidden_size`, tapped after the blocks `deepstack_layers` (counted from 0)."""
 
     depth: int
     hidden_size: int
@@ -91,16 +91,13 @@ class VisionConfig:
 
     @property
     def merged_size(self) -> int:
-        """Width of the patches that become one image token, side by side."""
+        """Width of the patches, side by side, that become one image token."""
         return self.hidden_size * self.spatial_merge_size**2
 
 
 @dataclass(frozen=True)
 class Qwen3VLConfig:
-    """A whole model; hashable, so it can be a static argument of `jax.jit`.
-
-    `raw` is the file as read and takes no part in equality.
-    """
+    """A whole model. Hashable, so it can be a static argument of `jax.jit`; `raw`, the file as read, is not compared."""
 
     text: TextConfig
     vision: VisionConfig
@@ -114,24 +111,23 @@ class Qwen3VLConfig:
 
 
 def load_config(folder: str | os.PathLike) -> Qwen3VLConfig:
-    """Reads `folder/config.json`. Raises FileNotFoundError without it, ValueError when it cannot be used."""
+    """Reads `folder/config.json`. Raises FileNotFoundError where it is missing, UserError where it cannot be used."""
     path = as_path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; a model folder needs the config.json of its source")
+        raise FileNotFoundError(f"{path}: not found; give the folder of a Hugging Face model")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); copy it again from the model's source") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds a {type(raw).__name__}, not an object; copy it again from the model's source")
+        raise UserError(f"{path}: holds a {type(raw).__name__} instead of an object; copy it again from the model's source")
     return from_hf(raw)
 
 
 def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
     """Builds the config from the contents of a `config.json`.
 
-    Raises ValueError when the file is of another model family, lacks a value, or asks for something this code does not
-    compute.
+    Raises UserError for another model family, a missing value, or an option that is not implemented.
     """
     _check_model_type(raw)
     if raw.get("quantization_config"):
@@ -154,24 +150,24 @@ def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
 
 
 def _check_model_type(raw: Mapping[str, Any]) -> None:
-    """Other families must not load with plausible shapes."""
+    """Other families could load with plausible shapes and wrong numbers."""
     model_type = raw.get("model_type")
     if model_type not in (DENSE_TYPE, MOE_TYPE):
         raise UserError(f"model_type {model_type!r} is not supported; supported: {DENSE_TYPE}, {MOE_TYPE}")
 
 
 def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
-    """The value of a key without which no model can be built."""
+    """The value of a required key."""
     if raw.get(key) is None:
         raise UserError(f"{where}: {key} is missing and has no safe default; take the model's own config.json")
     return raw[key]
 
 
 def _only(raw: Mapping[str, Any], key: str, allowed: object, where: str) -> None:
-    """Raises when an optional key holds something other than the one behaviour implemented here; null counts as absent."""
+    """Raises UserError when an optional key has another value than the only one implemented; null counts as absent."""
     value = raw.get(key)
     if value is not None and value != allowed:
-        raise UserError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint that has it")
+        raise UserError(f"{where}: {key} is {value!r}, only {allowed!r} is supported; use a checkpoint with that value")
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
@@ -181,7 +177,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
     theta = rope.get("rope_theta", raw.get("rope_theta"))
     if theta is None:
         raise UserError(
-            f"{where}: rope_theta is missing, also from rope_parameters; no safe default, published models use 5e6"
+            f"{where}: rope_theta is missing, also from rope_parameters, and has no safe default; published models use 5e6"
         )
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type != "default":
@@ -198,7 +194,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, tuple[int, int, int]]:
 
 
 def _text(raw: Mapping[str, Any], *, tied: bool, moe: bool) -> TextConfig:
-    """The language model; `tied` comes from the top level, the nested value is a class default in some files."""
+    """The language model. `tied` is the value of the top level; the nested one is a class default in some files."""
     where = "text_config"
     _only(raw, "hidden_act", "silu", where)
     _only(raw, "attention_bias", False, where)
@@ -221,7 +217,7 @@ def _text(raw: Mapping[str, Any], *, tied: bool, moe: bool) -> TextConfig:
         raise UserError(
             f"{where}: mrope_section {section} sums to {sum(section)}, it must be head_dim / 2 = {cfg.head_dim / 2:g}"
         )
-    # Heights take the frequencies 1, 4, 7, .. and widths 2, 5, 8, ..: the last of each must exist.
+    # Heights have the frequencies 1, 4, 7, .. and widths 2, 5, 8, ..; the last of each must exist.
     if 3 * section[1] > cfg.head_dim // 2 + 1 or 3 * section[2] > cfg.head_dim // 2:
         raise UserError(f"{where}: mrope_section {section} cannot be interleaved over {cfg.head_dim // 2} frequencies")
     if cfg.num_heads % cfg.num_kv_heads:
@@ -230,7 +226,7 @@ def _text(raw: Mapping[str, Any], *, tied: bool, moe: bool) -> TextConfig:
 
 
 def _moe(raw: Mapping[str, Any]) -> MoeConfig:
-    """The experts; every layer has them in the published models, and nothing else is computed here."""
+    """The experts. Only models with experts in every layer are supported; all published ones are."""
     where = "text_config"
     _only(raw, "decoder_sparse_step", 1, where)
     _only(raw, "mlp_only_layers", [], where)
@@ -242,7 +238,7 @@ def _moe(raw: Mapping[str, Any]) -> MoeConfig:
         intermediate_size=int(_need(raw, "moe_intermediate_size", where)),
     )
     if not 1 <= moe.experts_per_token <= moe.num_experts:
-        raise UserError(f"{where}: num_experts_per_tok {moe.experts_per_token} must lie in 1..{moe.num_experts} (num_experts)")
+        raise UserError(f"{where}: num_experts_per_tok {moe.experts_per_token} must be within 1..{moe.num_experts} (num_experts)")
     return moe
 
 
@@ -274,19 +270,19 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
         )
     taps = cfg.deepstack_layers
     if list(taps) != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < cfg.depth):
-        raise UserError(f"{where}: deepstack_visual_indexes {taps} must rise and lie in 0..{cfg.depth - 1}")
+        raise UserError(f"{where}: deepstack_visual_indexes {taps} must increase and be within 0..{cfg.depth - 1}")
     return cfg
 
 
 def _eos(value: object) -> int | None:
-    """The token that ends an answer; a list names it first."""
+    """The token that ends an answer; the first one of a list."""
     if isinstance(value, list):
         value = value[0] if value else None
     return None if value is None else int(value)
 
 
 def _check_together(cfg: Qwen3VLConfig) -> None:
-    """What only both halves can tell."""
+    """Checks that need both the language model and the vision tower."""
     if cfg.vision.out_hidden_size != cfg.text.hidden_size:
         raise UserError(
             f"vision_config.out_hidden_size {cfg.vision.out_hidden_size} differs from text_config.hidden_size "
@@ -300,4 +296,4 @@ def _check_together(cfg: Qwen3VLConfig) -> None:
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         token = cfg.raw[name]
         if not 0 <= token < cfg.text.vocab_size:
-            raise UserError(f"{name} {token} lies outside the vocabulary of {cfg.text.vocab_size} ids")
+            raise UserError(f"{name} {token} is outside the vocabulary of {cfg.text.vocab_size} ids")

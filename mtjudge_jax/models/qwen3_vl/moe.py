@@ -119,12 +119,12 @@ def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split:
         first = jax.lax.axis_index(split.expert) * down.shape[0]
     choice = choice - first
     if impl == "dense":
-        y = all_experts(tokens, choice, weight, gate_up, down)
+        y = _all_experts(tokens, choice, weight, gate_up, down)
     elif not split.expert:
-        y = sorted_experts(tokens, choice, weight, gate_up, down, impl=impl)
+        y = _sorted_experts(tokens, choice, weight, gate_up, down, impl=impl)
     else:
         share = choice.size // jax.lax.axis_size(split.expert)
-        y = some_experts(tokens, choice, weight, gate_up, down, impl=impl, share=share, axes=split.axes)
+        y = _some_experts(tokens, choice, weight, gate_up, down, impl=impl, share=share, axes=split.axes)
     if split.expert:
         y = jax.lax.psum_scatter(y, split.expert, tiled=True)
     if split.tensor:
@@ -174,7 +174,7 @@ def _stats(choice: Array, probability: Array, real: Array, axes: tuple[str, ...]
     return RouterStats(count / (total * choice.shape[-1]), entropy / total)
 
 
-def all_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array) -> Array:
+def _all_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array) -> Array:
     """Every expert on every token, with weight zero where it was not chosen: two plain products, [T, E, 2 F] in between."""
     experts = down_efd.shape[0]
     share = (_is_expert(choice, experts) * weight[..., None]).sum(1)
@@ -194,7 +194,7 @@ def _mlp(rows: Array, weight: Array, group_sizes: Array, gate_up_edf: Array, dow
     return grouped_matmul(h, down_efd, group_sizes, impl=impl, tail=tail)
 
 
-def sorted_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array, *, impl: str) -> Array:
+def _sorted_experts(x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array, *, impl: str) -> Array:
     """Computes each row once: sorts the tokens by expert, multiplies them in groups and sorts them back. All experts are on
     this device.
 
@@ -250,7 +250,7 @@ _collect.defvjp(lambda x, *index: (_collect(x, *index), index), lambda index, ba
 _permute.defvjp(lambda x, *index: (_permute(x, *index), index), lambda index, bar: (bar[index[1]], None, None))
 
 
-def some_experts(
+def _some_experts(
     x: Array,
     choice: Array,
     weight: Array,

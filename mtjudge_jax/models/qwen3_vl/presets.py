@@ -1,4 +1,4 @@
-"""The published sizes of Qwen3-VL, as the `config.json` of each says it on the hub; for shapes without a download.
+"""The published sizes of Qwen3-VL, from the `config.json` of each on the hub: shapes without a download.
 
 Instruct and Thinking share one architecture. Source: Qwen/Qwen3-VL-*-Instruct on the hub; 235B: pytorch/torchtitan.
 """
@@ -8,49 +8,49 @@ from typing import Any
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.models.qwen3_vl.config import DENSE_TYPE, MOE_TYPE, Qwen3VLConfig, from_hf
 
-TOKENS = {
+_TOKENS = {
     "image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652, "vision_end_token_id": 151653,
 }  # fmt: skip
-TEXT = {
+_TEXT = {
     "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128,
     "hidden_act": "silu", "initializer_range": 0.02, "max_position_embeddings": 262144, "num_key_value_heads": 8,
     "rms_norm_eps": 1e-6, "rope_theta": 5_000_000, "use_cache": True, "vocab_size": 151936,
     "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
 }  # fmt: skip
-EXPERTS = {
+_EXPERTS = {
     "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True, "num_experts": 128,
     "num_experts_per_tok": 8, "num_key_value_heads": 4,
 }  # fmt: skip
-VISION = {
+_VISION = {
     "hidden_act": "gelu_pytorch_tanh", "in_channels": 3, "initializer_range": 0.02, "num_heads": 16,
     "num_position_embeddings": 2304, "patch_size": 16, "spatial_merge_size": 2, "temporal_patch_size": 2,
 }  # fmt: skip
-SMALL_TOWER = VISION | {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
-LARGE_TOWER = VISION | {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
+_SMALL_TOWER = _VISION | {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": [5, 11, 17]}
+_LARGE_TOWER = _VISION | {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
 
 
 def _dense(width: int, mlp: int, *, layers: int, heads: int, tied: bool) -> dict[str, Any]:
-    """One mlp a layer; the two sizes whose embedding is also the head have the small vision tower."""
+    """A model with one mlp per layer. The two sizes whose embedding is also the head have the small vision tower."""
     text = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": heads}
-    return _whole(DENSE_TYPE, TEXT | text, SMALL_TOWER if tied else LARGE_TOWER, tied=tied)
+    return _whole(DENSE_TYPE, _TEXT | text, _SMALL_TOWER if tied else _LARGE_TOWER, tied=tied)
 
 
 def _mixture(width: int, expert: int, *, layers: int, heads: int) -> dict[str, Any]:
-    """128 experts a layer, 8 a token. `intermediate_size` is in the files and used by no layer."""
+    """A model with 128 experts per layer, 8 per token. `intermediate_size` is in the files, and no layer uses it."""
     text = {"hidden_size": width, "moe_intermediate_size": expert, "num_hidden_layers": layers, "num_attention_heads": heads}
     text |= {"intermediate_size": 3 * width}
-    return _whole(MOE_TYPE, TEXT | EXPERTS | text, LARGE_TOWER, tied=False)
+    return _whole(MOE_TYPE, _TEXT | _EXPERTS | text, _LARGE_TOWER, tied=False)
 
 
 def _whole(model_type: str, text: dict[str, Any], vision: dict[str, Any], *, tied: bool) -> dict[str, Any]:
-    """The hub's vision_config repeats the model's type."""
+    """A whole config.json. As on the hub, vision_config repeats the model's type."""
     return {
         "architectures": ["Qwen3VLMoeForConditionalGeneration" if model_type == MOE_TYPE else "Qwen3VLForConditionalGeneration"],
         "model_type": model_type,
         "tie_word_embeddings": tied,
         "text_config": text | {"model_type": f"{model_type}_text", "dtype": "bfloat16", "tie_word_embeddings": tied},
         "vision_config": vision | {"model_type": model_type, "out_hidden_size": text["hidden_size"]},
-        **TOKENS,
+        **_TOKENS,
     }
 
 

@@ -113,7 +113,7 @@ class VisionTower(nnx.Module):
     def __call__(self, batch: PromptBatch, *, backend: Backend) -> _ImageFeatures:
         cfg = self.cfg
         x = self.embed_patches(batch.patches) + self.positions(batch.patch_hw, batch.patch_grid)
-        cos, sin = rope_2d(batch.patch_hw, cfg.hidden_size // cfg.num_heads)
+        cos, sin = _rope_2d(batch.patch_hw, cfg.hidden_size // cfg.num_heads)
 
         after = jnp.array(cfg.deepstack_layers)
         count = len(cfg.deepstack_layers)
@@ -152,7 +152,7 @@ class VisionTower(nnx.Module):
         return out.astype(table.dtype)
 
 
-def rope_2d(patch_hw: Array, head_dim: int) -> tuple[Array, Array]:
+def _rope_2d(patch_hw: Array, head_dim: int) -> tuple[Array, Array]:
     """Cosine and sine, float32 [Q, M, 1, H]. The row gives the first quarter of the angles, the column the next."""
     frequency = _ROPE_THETA ** (-jnp.arange(0, head_dim // 2, 2, dtype=jnp.float32) / (head_dim // 2))
     angle = (patch_hw[..., None].astype(jnp.float32) * frequency).reshape(*patch_hw.shape[:2], -1)
