@@ -197,7 +197,7 @@ def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("user")
     shutil.copytree(CONFIGS, place / "configs", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(CONFIGS / "mt_rl_judge.py", place / "configs" / "mine.py")
-    (place / "README.md.py").write_text(next(text for text in blocks(README, "python") if "get_config" in text))
+    (place / "readme_config.py").write_text(next(text for text in blocks(README, "python") if "get_config" in text))
     (place / "mine.py").write_text(next(text for text in blocks(DOCS / "tasks_and_rewards.md", "python") if "get_config" in text))
     return place
 
@@ -218,7 +218,7 @@ def test_commands_parse(command, folder):
     known = [line for line in of_mtjudge() if line.words[1] == command]
     assert known, f"no page shows mtjudge {command}"
     argvs = [list(line.words[2:]) for line in known]
-    argvs += [[w.replace("mine.py", "README.md.py") for w in argv] for argv in argvs if "--config=mine.py" in argv]
+    argvs += [[w.replace("mine.py", "readme_config.py") for w in argv] for argv in argvs if "--config=mine.py" in argv]
     bad = {" ".join(argv): why for argv, why in zip(argvs, run(command, argvs, folder), strict=True) if why}
     assert bad == {}
 
