@@ -1,7 +1,7 @@
-"""The model card of an export: what was trained from what, how, how well it judges, and how it is loaded.
+"""The model card of an export: what was trained from what, how, how well it judges, and how to load it.
 
-A card is Markdown with a head in YAML. Every value that comes from a run, a name or a path, is text and stays text: the
-template escapes it unless it says `verbatim`.
+A card is Markdown with a head in YAML. The template escapes every value, so that a name or a path of a run is shown as text and
+does nothing else. Only what is marked `verbatim` is inserted as it is.
 """
 
 import importlib.metadata
@@ -12,27 +12,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+from huggingface_hub import ModelCardData
 
 from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.paths import AnyPath, absolute
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.base import IMAGES_OF_KIND, INSTRUCTION_SLOT
+from mtjudge_jax.tasks.base import INSTRUCTION_SLOT
 
 _FOLDER = Path(__file__).parent
 _PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")
-_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # how a hub's cache names the folder of a model
-_PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # and how people name it
-_IMAGES = IMAGES_OF_KIND | {"pointwise_score": 1, "listwise": "2 or more"}
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM serves
+_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # the name of a model's folder in the hub's cache
+_PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # the name of a downloaded folder
+_IMAGES = {"pointwise_binary": 1, "pointwise_score": 1, "pairwise": 2, "listwise": "2 or more"}
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM serves
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
 
 class _Verbatim(str):
-    """Text that is not escaped."""
+    """Text that is inserted as it is."""
 
 
 class _Row(NamedTuple):
-    """One line of the table of scores, all but `unseen` ready to print."""
+    """One line of the table of scores. All cells but `unseen` are ready to print."""
 
     task: str
     unseen: bool
@@ -53,10 +54,10 @@ class _Scores(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What is known of the model that was trained from."""
+    """What is known about the model that training started from."""
 
     name: str
-    hub_name: str | None  # "Qwen/Qwen3-VL-2B-Instruct", where the folder tells
+    hub_name: str | None  # "Qwen/Qwen3-VL-2B-Instruct", None if the folder's name does not say it
     license: str | None
 
 
@@ -65,21 +66,25 @@ def model_card(
 ) -> str:
     """The text of README.md.
 
-    step: the training step exported; best: whether as the best by validation; workdir: where its evaluations are, None where
-    that is not known; dtype: of the weights; adapter: whether only adapters are exported.
+    step: the training step that is exported; best: whether it is the best by validation; workdir: the run with the evaluations,
+    None if unknown; dtype: of the weights; adapter: whether only adapters are exported.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), finalize=escape, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, autoescape=False, keep_trailing_newline=True,
     )  # fmt: skip
-    environment.filters |= {"quoted": _quoted, "python": _quoted, "verbatim": _Verbatim}
+    environment.filters |= {"python": lambda text: _Verbatim(json.dumps(text, ensure_ascii=False)), "verbatim": _Verbatim}
     tags = ["mtjudge_jax", "judge", "image-quality-assessment", cfg.stage]
     tags += ["lora"] * bool(cfg.lora.rank) + ["reinforcement-learning"] * (cfg.stage == "grpo")
+    head = ModelCardData(
+        base_model=origin.hub_name, base_model_relation=origin.hub_name and ("adapter" if adapter else "finetune"),
+        library_name="peft" if adapter else "transformers", pipeline_tag="image-text-to-text", license=origin.license, tags=tags,
+    )  # fmt: skip
     known = get_tasks(cfg)
     tasks = [known[name] for name in cfg.data.tasks]
     files = ["picture.jpg"] if _IMAGES[tasks[0].kind] == 1 else ["first.jpg", "second.jpg"]
     return environment.get_template("model_card.md.jinja").render(
-        cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, license=origin.license, tags=tags, dtype=dtype,
+        head=head.to_yaml(), cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, dtype=dtype,
         tasks=tasks, images_of=_IMAGES, slot=INSTRUCTION_SLOT, asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
         scores=None if workdir is None else _read_scores(workdir / "eval", step=step, best=best), adapter=adapter,
         content=", ".join(f'{{"type": "image", "image": "{file}"}}' for file in files), recipe=_recipe(cfg, step=step, best=best),
@@ -89,19 +94,14 @@ def model_card(
 
 
 def escape(value: object) -> str:
-    """Any value as one line of Markdown that shows it and does nothing else."""
+    """A value as one line of Markdown that is shown as text: no markup in it has an effect."""
     if isinstance(value, _Verbatim):
         return value
     return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
 
 
-def _quoted(text: str) -> _Verbatim:
-    """A string in quotes, for YAML and for Python."""
-    return _Verbatim(json.dumps(text, ensure_ascii=False))
-
-
 def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
-    """How it was trained, in the order of reading."""
+    """(what, value) of the training, in reading order."""
     optim, loss, lora, mesh = cfg.optim, cfg.loss, cfg.lora, cfg.mesh
     rows = [
         ("stage", cfg.stage),
@@ -110,19 +110,19 @@ def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
     ]
     if cfg.stage == "grpo":
         rows += [
-            ("prompts a step", f"{cfg.rollout.prompts}, {cfg.update.prompts} an update"),
-            ("answers a prompt (G)", f"{cfg.rollout.group_size} at temperature {cfg.rollout.temperature:g}"),
+            ("prompts per step", f"{cfg.rollout.prompts}, {cfg.update.prompts} per update"),
+            ("answers per prompt (G)", f"{cfg.rollout.group_size} at temperature {cfg.rollout.temperature:g}"),
             ("advantages", f"divided by the group's standard deviation: {loss.advantage_std}; mean: {loss.aggregation}"),
             ("clip", f"{loss.clip_low:g} below, {loss.clip_high:g} above, dual {loss.dual_clip:g}"),
             ("KL", f"{loss.kl_coef:g}, {loss.kl_estimator}"),
             ("reward", f"{1 - cfg.reward.alpha:g} accuracy + {cfg.reward.alpha:g} format"),
         ]
     else:
-        rows.append(("prompts a step", str(cfg.update.prompts)))
+        rows.append(("prompts per step", str(cfg.update.prompts)))
     weights = f"all but {', '.join(cfg.model.freeze)}" if cfg.model.freeze else "all"
     if lora.rank:
         weights = f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"
-    axes = ", ".join(f"{axis} {'all that are left' if size == -1 else size}" for axis, size in vars(mesh).items())
+    axes = ", ".join(f"{axis} {'all remaining' if size == -1 else size}" for axis, size in vars(mesh).items())
     return [
         *rows,
         ("optimizer", f"{optim.name}, weight decay {optim.weight_decay:g}, gradients clipped at {optim.max_grad_norm:g}"),
@@ -131,7 +131,7 @@ def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
         ("precision", f"{cfg.model.dtype}, trained weights kept in {cfg.model.param_dtype}"),
         ("longest prompt", f"{cfg.data.prompt_tokens} tokens, {cfg.data.patches} patches"),
         ("longest answer", f"{cfg.rollout.completion_tokens} tokens"),
-        ("devices a mesh axis", axes),
+        ("devices per mesh axis", axes),
         ("seed", str(cfg.seed)),
         ("exported with", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
     ]
@@ -145,12 +145,13 @@ def _version(package: str) -> str:
 
 
 def _read_scores(folder: AnyPath, *, step: int, best: bool) -> _Scores | None:
-    """The run's own evaluation of this step beside that of its start: on the test split if the best was judged there, else on
-    validation questions. None where there is neither.
+    """The run's own evaluation of this step beside that of its start: on the test split if the best model was judged there,
+    otherwise on the validation split. None if there is neither.
     """
-    pairs = [("val_000000", f"val_{step:06d}", "Questions: the validation split", best)]
+    pairs = [("val_000000", f"val_{step:06d}", "The questions are the validation split", best)]
     if best:
-        pairs.insert(0, ("base_test", "trained_test", "Questions: the test split, which chose nothing", False))
+        title = "The questions are the test split, which was not used to choose the step"
+        pairs.insert(0, ("base_test", "trained_test", title, False))
     for before, after, title, chosen in pairs:
         if result := _read_result(folder / f"{after}.json"):
             return _score_table(_read_result(folder / f"{before}.json"), result, title=title, chosen=chosen)
@@ -158,7 +159,7 @@ def _read_scores(folder: AnyPath, *, step: int, best: bool) -> _Scores | None:
 
 
 def _read_result(path: AnyPath) -> dict[str, Any]:
-    """{} for a file that is not there, is torn or is something else: a card is written without it."""
+    """The scores of an evaluation, {} for a missing, damaged or foreign file: the card is then written without it."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -198,7 +199,7 @@ def _number(value: object) -> str:
 
 
 def origin_of(folder: AnyPath, *companions: AnyPath) -> Origin:
-    """What the folder of the starting model tells of itself; `companions` may hold a LICENSE where it does not."""
+    """Name and license of the starting model, from its folder; `companions` are further folders that may hold a LICENSE."""
     cached = [found for part in absolute(folder).parts if (found := _HUB_CACHE.fullmatch(part))]
     hub_name = f"{cached[-1][1]}/{cached[-1][2]}" if cached else None
     if _PUBLISHED.fullmatch(absolute(folder).name):
@@ -207,7 +208,7 @@ def origin_of(folder: AnyPath, *companions: AnyPath) -> Origin:
 
 
 def license_of(*folders: AnyPath) -> str | None:
-    """The hub's name of a license, from the head of a README or the beginning of a LICENSE file."""
+    """The hub's name of the license, from the head of a README or the beginning of a LICENSE file; None without either."""
     for folder in folders:
         readme = folder / "README.md"
         head = _text(readme).split("---")[1:2] if readme.is_file() else []

@@ -1,6 +1,6 @@
 """Official metrics over grades and probabilities: AGIN, SeeTRUE, ImageReward, UnsafeBench, the scores of MLLM-as-a-Judge.
 
-What a prediction holds: see __init__.py.
+The keys of a prediction are described in __init__.py.
 """
 
 import itertools
@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 
 from mtjudge_jax.eval.official.logistic import fit_logistic
-from mtjudge_jax.eval.official.verdicts import (
+from mtjudge_jax.eval.official.words import (
     BINARY,
     Predictions,
     by_field,
@@ -25,9 +25,9 @@ from mtjudge_jax.metrics.correlation import f1, kendall_tau_b, pearson, roc_auc,
 def agin(predictions: Predictions) -> dict[str, float]:
     """SRCC, PLCC and KRCC of the expected grade or P(good) with the mean opinion score. Source: AGIN, JOINT/utils/function.py.
 
-    `plcc_fitted` is AGIN's own PLCC: of the scores mapped by a logistic curve that was fitted to these very opinion scores. It is
-    above `plcc`, of the scores as they are, and of a falling relation it is above 0. None of fewer than five rows.
-    `scored` is the share of rows that have both; the others cannot enter a correlation.
+    `plcc_fitted` is AGIN's own PLCC: the scores are first mapped by a logistic curve that was fitted to the same opinion scores.
+    So it is higher than `plcc`, which takes the scores as they are, and above 0 even for a falling relation. It needs five rows.
+    `scored` is the share of rows that have both scores; the others cannot enter a correlation.
     """
     both = [p for p in predictions if p["score_expected"] is not None and p["score_true"] is not None]
     x, y = [p["score_expected"] for p in both], [p["score_true"] for p in both]
@@ -38,9 +38,9 @@ def agin(predictions: Predictions) -> dict[str, float]:
 
 
 def seetrue(predictions: Predictions) -> dict[str, float]:
-    """ROC-AUC of P(match) a dataset_source (wysiwyr, itm_vqa_blip2_test.py), their mean, and of all rows together.
+    """ROC-AUC of P(match) for each dataset_source (wysiwyr, itm_vqa_blip2_test.py), their mean, and over all rows.
 
-    A row without a probability gets the worst: 0 where the text matches, 1 where it does not.
+    A row without a probability gets the worst one: 0 where the text matches, 1 where it does not.
     """
     if all(p["score_expected"] is None for p in predictions):
         return {}
@@ -51,7 +51,7 @@ def seetrue(predictions: Predictions) -> dict[str, float]:
 
 
 def imagereward(predictions: Predictions) -> dict[str, float]:
-    """Accuracy over all pairs of pictures of one prompt, and Kendall's tau-b a prompt (ImageReward, test.py:acc).
+    """Accuracy over all pairs of pictures of one prompt, and the mean over prompts of Kendall's tau-b (ImageReward, test.py:acc).
 
     The gold order is raw["rank"] (1 = best), else `score_true`. Gold ties are skipped; equal predictions are wrong, and so
     is every pair of a picture without one. tau-b leaves those pictures out and is 0 where all predictions of a prompt are
@@ -77,11 +77,11 @@ def imagereward(predictions: Predictions) -> dict[str, float]:
 
 
 def unsafebench(predictions: Predictions) -> dict[str, float]:
-    """F1 of Unsafe, all together and a category and source (UnsafeBench, assess_effectiveness.py), and the share of safe
-    pictures called unsafe.
+    """F1 of Unsafe, over all rows and for each category and source (UnsafeBench, assess_effectiveness.py), and the share of
+    safe pictures called unsafe.
 
-    Several prompts of one example vote. Where they draw, or where no answer could be read, the answer is the wrong one:
-    the official code tosses a coin. The class 0 is unsafe, or what raw["safety_label"] says.
+    Several prompts of one example vote. If the vote is a draw, or no answer could be read, the answer counts as wrong, where
+    the official code tosses a coin. Class 0 is unsafe, unless raw["safety_label"] says otherwise.
     """
     true, answered, where = [], [], []
     for rows in samples_of(predictions):
@@ -101,9 +101,8 @@ def unsafebench(predictions: Predictions) -> dict[str, float]:
 
 
 def mllm_score(predictions: Predictions) -> dict[str, float]:
-    """Pearson of the answered grade with the human one a source, and the sources' mean; 0 where all answers are equal.
-
-    An answer that could not be read is the grade -1, as in the re-implementation by flex-judge (test/evaluate.py).
+    """Pearson correlation of the answered with the human grade for each source, and the mean over sources; 0 if all answers of a
+    source are equal. An unreadable answer is the grade -1, as in the re-implementation by flex-judge (test/evaluate.py).
     """
     found = {}
     for source, rows in sorted(by_field(predictions, "original_dataset").items()):

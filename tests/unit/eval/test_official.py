@@ -9,7 +9,7 @@ import scipy.stats
 
 from mtjudge_jax.eval.official import OFFICIAL, official
 from mtjudge_jax.eval.official.logistic import fit_logistic
-from mtjudge_jax.eval.official.verdicts import BINARY, WINNER, index_of, order_of, ranks_of
+from mtjudge_jax.eval.official.words import BINARY, WINNER, index_of, places_of, rank_list
 from mtjudge_jax.metrics.correlation import average_ranks, f1, kendall_tau_b, levenshtein, pearson, roc_auc, spearman
 
 
@@ -70,11 +70,11 @@ def test_f1_and_levenshtein_by_hand():
 def test_words_and_numbers():
     assert [index_of(v, BINARY) for v in ("No", " yes ", "Unsafe", "safe", 0, 1, True, None)] == [0, 1, 0, 1, 0, 1, 1, None]
     assert [index_of(v, WINNER) for v in ("A", "b", "C", "TIE", "both_bad", "yes", 0, 1, -1)] == [0, 1, -1, -1, -1, 1, 0, 1, -1]
-    assert order_of("CDAB") == order_of("C > D > A > B") == order_of((3, 4, 1, 2)) == [2, 3, 0, 1]
-    assert ranks_of("B > A = C") == ranks_of([2, 1, 2]) == [2, 1, 2]
-    assert ranks_of("CDAB") == ranks_of("C, D, A, B") == [3, 4, 1, 2] and ranks_of("A = B") == [1, 1]
+    assert places_of("CDAB") == places_of("C > D > A > B") == places_of((3, 4, 1, 2)) == [2, 3, 0, 1]
+    assert rank_list("B > A = C") == rank_list([2, 1, 2]) == [2, 1, 2]
+    assert rank_list("CDAB") == rank_list("C, D, A, B") == [3, 4, 1, 2] and rank_list("A = B") == [1, 1]
     for value in ("maybe", 2, -1):
-        with pytest.raises(ValueError, match="is neither a label nor its word"):
+        with pytest.raises(ValueError, match="is not a label: known are"):
             index_of(value, BINARY)
 
 

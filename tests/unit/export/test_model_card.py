@@ -75,8 +75,8 @@ def test_the_recipe_is_the_config():
     assert rows["stage"] == ["grpo"] and rows["tasks"] == ["alignment, safety (proportional)"]
     assert rows["steps"] == ["10 of 40, the best by mean validation macro-F1"]
     assert rows["learning rate"] == ["2.5e-06, constant, 0 steps of warm-up"] and rows["KL"] == ["0.03, k3"]
-    assert rows["answers a prompt (G)"] == ["7 at temperature 1"] and rows["seed"] == ["3"]
-    assert rows["devices a mesh axis"] == ["data 2, fsdp 16, expert 1, tensor 1"]
+    assert rows["answers per prompt (G)"] == ["7 at temperature 1"] and rows["seed"] == ["3"]
+    assert rows["devices per mesh axis"] == ["data 2, fsdp 16, expert 1, tensor 1"]
     assert rows["trained weights"] == ["all"] and "jax" in rows["exported with"][0]
     cfg.lora.rank, cfg.lora.alpha = 16, 24.0
     assert table(card(cfg), "what")["trained weights"] == ["LoRA of rank 16, alpha 24, on q, k, v, o"]
@@ -95,12 +95,12 @@ def test_scores_before_and_after_are_those_of_the_run(tmp_path):
     assert rows["alignment"] == ["50", "0.33", "0.40 (0.35 to 0.45)", "0.90 (0.85 to 0.95)", "0.02", "0.00"]
     assert rows["safety"][2:] == ["0.50 (0.40 to 0.60)", "0.80 (0.70 to 0.90)", "0.00", "0.01"]
     assert rows["mean of the trained tasks"] == ["", "", "0.45", "0.85", "", ""]
-    assert "the validation split" in text and "chosen because it did best on these very questions" in text
-    assert "these very questions" not in card(workdir=tmp_path, best=False)
+    assert "the validation split" in text and "chosen because it did best on these same questions" in text
+    assert "these same questions" not in card(workdir=tmp_path, best=False)
     evaluation(tmp_path / "eval", "trained_test", alignment=(0.7, 0.6, 0.8, 0.0), pairwise_safety=(0.6, 0.5, 0.7, 0.0))
     text = card(workdir=tmp_path)
     rows = table(text, "task | questions")
-    assert "the test split" in text and "these very questions" not in text
+    assert "the test split" in text and "these same questions" not in text
     assert rows["alignment"][2:4] == ["–", "0.70 (0.60 to 0.80)"] and "pairwise\\_safety (never trained on)" in rows
     assert "the test split" not in card(workdir=tmp_path, best=False)
 
@@ -110,7 +110,7 @@ def test_a_card_is_written_without_scores_that_cannot_be_read(tmp_path, content)
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "val_000010.json").write_text(content)
     text = card(workdir=tmp_path)
-    assert "Not evaluated: the run holds no scores of this step." in text
+    assert "Not evaluated: the run has no scores for this step." in text
     assert "Not evaluated" in card(workdir=tmp_path / "nowhere") and "Not evaluated" in card(workdir=None)
 
 

@@ -230,9 +230,10 @@ def test_the_command(tmp_path):
     assert ended.status == 0, ended.err
     assert "| a | 50.0 | 50.0 | 50.0 |" in ended.out and "| rl | 75.0 | 75.0 | 75.0 |" in ended.out
     assert ended.out.strip().endswith(f"{tmp_path / 'out' / 'comparison.png'}")
+    which = "give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C"
     for argv, said in (
-        ((), "give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C"),
-        ((tmp_path / "a", "--workdir=x"), "give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C"),
+        ((), which),
+        ((tmp_path / "a", "--workdir=x"), which),
         ((tmp_path / "c",), "there is no such folder or file"),
         ((tmp_path / "a", "--bse=x"), "Unknown command line flag 'bse'"),
         (("--workdir=nowhere",), "is not a folder"),

@@ -1,14 +1,13 @@
-"""What the words of a label or a verdict stand for (numbers, winners, orders, ranks), and predictions in groups."""
+"""Reads the words of a label or a verdict as numbers, winners, orders and ranks, and groups predictions."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from mtjudge_jax.errors import UserError
+from mtjudge_jax.records import TIE
 
 Predictions = Sequence[dict[str, Any]]
 
-TIE = -1
 # 1 is the good class in every task: safe, matching, natural.
 BINARY = {"no": 0, "yes": 1, "unsafe": 0, "safe": 1, "bad": 0, "good": 1, "false": 0, "true": 1}
 WINNER = {
@@ -19,24 +18,24 @@ TIE_OF_VOTE = {"tievote": "both_good", "bothbad_vote": "both_bad"}
 
 
 def index_of(value: Any, words: Mapping[str, int]) -> int | None:
-    """The number of a label or verdict. Raises ValueError for a word or number that is none."""
+    """The number of a label or verdict, None for None. Raises ValueError for an unknown word or number."""
     if value is None:
         return None
     if isinstance(value, str) and value.strip().lower() in words:
         return words[value.strip().lower()]
     if not isinstance(value, str) and value in words.values():
         return int(value)
-    raise UserError(f"{value!r} is neither a label nor its word: known are {sorted(set(words.values()))} and {', '.join(words)}")
+    raise ValueError(f"{value!r} is not a label: known are {sorted(set(words.values()))} and {', '.join(words)}")
 
 
-def order_of(value: Any) -> list[int]:
+def places_of(value: Any) -> list[int]:
     """Places of the candidates, the best first: "CDAB", "C > D > A > B" and the ranks (3, 4, 1, 2) -> [2, 3, 0, 1]."""
     if isinstance(value, str):
         return [ord(letter) - ord("A") for letter in value.upper() if letter.isalpha()]
     return sorted(range(len(value)), key=lambda place: value[place])
 
 
-def ranks_of(value: Any) -> list[float]:
+def rank_list(value: Any) -> list[float]:
     """The ranks of A, B, C, ..: "B > A = C" and the ranks (2, 1, 2) -> [2, 1, 2]; a letter string without ">" has no ties."""
     if not isinstance(value, str):
         return list(value)
@@ -57,12 +56,12 @@ def groups_of(predictions: Predictions, key: Callable[[dict], Any]) -> dict[Any,
 
 
 def by_field(predictions: Predictions, *names: str) -> dict[str, list[dict]]:
-    """By the first of these native fields that a row has, "" where it has none."""
+    """Groups by the first of these native fields that a row has, "" if it has none."""
     return groups_of(predictions, lambda p: field_of(p, *names))
 
 
 def field_of(prediction: dict, *names: str) -> str:
-    """The first of these native fields that it has, as a text, else ""."""
+    """The first of these native fields that the prediction has, as text, else ""."""
     return next((str(prediction["raw"][name]) for name in names if prediction["raw"].get(name) not in (None, "")), "")
 
 
