@@ -2,7 +2,7 @@
 
 mtjudge demo --workdir=runs/demo
 
-Stopped at any moment, the same command continues.
+After a stop at any moment, the same command continues.
 """
 
 from absl import flags
@@ -10,7 +10,7 @@ from absl import flags
 from mtjudge_jax.cli import run_command
 from mtjudge_jax.flags import define_list, need
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing, resumed if present.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling and of the order of examples.")
 ARMS = define_list("arms", [], "Instead of the demo: train and compare these arms, or all. A wrong name lists the arms.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per arm.", lower_bound=1)

@@ -1,8 +1,8 @@
 """`mtjudge demo --arms=all`: the paper's five arms and MT-GRPO on the demo's data, from one base, at equal numbers of prompts.
 
-Every arm sees PROMPTS questions a task: a single model in 27 steps of 24, a unified one in 162 of the same size, so that all
-share their compiled programs. What is compared is the model after its last step, in the tables of `mtjudge report A B ..`. Each
-run ends in a file below `eval`, and a second start of the command does the missing ones.
+Every arm sees 648 questions per task: a single model in 27 steps of 24, a unified one in 162 steps of the same size, so that
+all share their compiled programs. The tables of `mtjudge report A B ..` compare the models after their last step. Each run ends
+in a file below `eval`, and a second start of the command does the missing runs.
 """
 
 import json
@@ -14,7 +14,8 @@ import numpy as np
 
 from mtjudge_jax.config import Config, differences, to_dict
 from mtjudge_jax.data.sources import read_split
-from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
+from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
+from mtjudge_jax.demo.config import get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.eval.batches import Judging
@@ -28,15 +29,15 @@ from mtjudge_jax.report.compare.read import join_tasks, read_result
 from mtjudge_jax.tasks import get_task
 from mtjudge_jax.train.fit import fit
 
-STEPS = 27  # of 24 prompts, a task
-EVAL_BATCH = 40  # prompts; divides the 200 questions of a task
+_STEPS = 27  # of 24 prompts, per task
+_EVAL_BATCH = 40  # prompts; divides the 200 questions of a task
 
 
 class Arm(NamedTuple):
     title: str
     stage: str = ""  # grpo | sft; "" trains nothing
-    single: bool = False  # a model a task
-    target: str = "rationale"  # of sft
+    single: bool = False  # one model per task
+    target: str = "rationale"  # sft.target
     mixture: str = "uniform"
 
 
@@ -57,7 +58,7 @@ class Job(NamedTuple):
 
     arm: str
     seed: int
-    task: str = ""  # of a single arm
+    task: str = ""  # if the arm is single
 
     @property
     def name(self) -> str:
@@ -65,16 +66,16 @@ class Job(NamedTuple):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return (self.task,) if self.task else TASKS
+        return (self.task,) if self.task else POINTWISE
 
     @property
     def judged(self) -> tuple[str, ...]:
         """Its own tasks, and the pairs of the same criteria."""
-        return (*self.tasks, *(pair for pair in UNSEEN if get_task(pair).single in self.tasks))
+        return (*self.tasks, *(pair for pair in PAIRWISE if get_task(pair).single in self.tasks))
 
 
 def chosen(names: list[str]) -> list[str]:
-    """The arms that --arms names, in the order of ARMS. Raises ConfigError for one that there is not."""
+    """The arms that --arms names, in the order of ARMS. Raises ConfigError for an unknown one."""
     if names == ["all"]:
         return list(ARMS)
     for name in names:
@@ -84,23 +85,23 @@ def chosen(names: list[str]) -> list[str]:
 
 
 def jobs_of(names: list[str], seeds: int) -> list[Job]:
-    """Seed by seed, so that one seed is whole before the next begins. What trains nothing has one."""
+    """The jobs seed by seed, so that one seed is complete before the next begins. An arm without training has one seed."""
     jobs = []
     for seed in range(seeds):
         for name in names:
             if ARMS[name].stage or seed == 0:
-                jobs += [Job(name, seed, task) for task in (TASKS if ARMS[name].single else ("",))]
+                jobs += [Job(name, seed, task) for task in (POINTWISE if ARMS[name].single else ("",))]
     return jobs
 
 
-def job_config(job: Job, workdir: AnyPath) -> Config:
-    """The demo's config (SFT: that of configs/demo_sft.py) at the arm's number of prompts."""
+def _job_config(job: Job, workdir: AnyPath) -> Config:
+    """The demo's config (for SFT that of configs/demo_sft.py) with the arm's number of prompts."""
     arm, cfg = ARMS[job.arm], get_config()
     cfg.seed, cfg.data.path, cfg.data.tasks = job.seed, str(workdir / "data"), job.tasks
-    cfg.steps = STEPS * len(job.tasks)
+    cfg.steps = _STEPS * len(job.tasks)
     cfg.optim.warmup_steps = max(2, cfg.steps // 16)  # 10 of the demo's 160
     cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = cfg.steps, 24, 1
-    cfg.checkpoint.every_steps, cfg.checkpoint.keep = STEPS, 1
+    cfg.checkpoint.every_steps, cfg.checkpoint.keep = _STEPS, 1
     if arm.stage:
         cfg.stage, cfg.sft.target, cfg.data.mixture = arm.stage, arm.target, arm.mixture
     if arm.stage == "sft":
@@ -109,31 +110,31 @@ def job_config(job: Job, workdir: AnyPath) -> Config:
 
 
 def run_arms(workdir: AnyPath, arms: list[str], seeds: int) -> None:
-    """Trains and judges what is not yet done, and writes the tables anew after each."""
+    """Trains and judges the missing jobs, and rewrites the tables after each."""
     began = time.perf_counter()
     if not jax.config.jax_compilation_cache_dir:  # runs of the same sizes are the same programs
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     write_demo_data(workdir / "data", seed=0)
-    examples = {task: read_split(workdir / "data", "test", task) for task in (*TASKS, *UNSEEN)}
+    examples = {task: read_split(workdir / "data", "test", task) for task in (*POINTWISE, *PAIRWISE)}
     jobs = jobs_of(arms, seeds)
-    model = open_model(job_config(jobs[0], workdir))
+    model = open_model(_job_config(jobs[0], workdir))
     for number, job in enumerate(jobs, 1):
-        cfg = job_config(job, workdir)
+        cfg = _job_config(job, workdir)
         print(f"{number}/{len(jobs)} {job.name}", flush=True)
-        if is_done(workdir / "eval" / f"{job.name}.json", cfg):
-            print("    done before", flush=True)
+        if _is_done(workdir / "eval" / f"{job.name}.json", cfg):
+            print("    already done", flush=True)
             continue
-        run_job(job, cfg, model, {name: examples[name] for name in job.judged}, workdir)
+        _run_job(job, cfg, model, {name: examples[name] for name in job.judged}, workdir)
         write_tables(workdir, jobs)
     path = write_tables(workdir, jobs)
-    print(f"done, this start took {(time.perf_counter() - began) / 60:.1f} minutes\ntables: {address(path)}", flush=True)
+    print(f"done: this start took {(time.perf_counter() - began) / 60:.1f} minutes\ntables: {address(path)}", flush=True)
 
 
 def write_tables(workdir: AnyPath, jobs: list[Job]) -> AnyPath:
-    """The comparison of the jobs that are done, one at least, in the workdir; the path of its page.
+    """Writes the comparison of the finished jobs, at least one, to the workdir and returns the path of its page.
 
-    Macro-F1 also of pairs, which says that a constant answer is none.
+    Pairs are compared by macro-F1 too, which exposes constant answers.
     """
     done = [(job, path) for job in jobs if (path := workdir / "eval" / f"{job.name}.json").exists()]
     seeds: dict[str, dict[int, dict]] = {}
@@ -141,25 +142,25 @@ def write_tables(workdir: AnyPath, jobs: list[Job]) -> AnyPath:
         seed = seeds.setdefault(ARMS[job.arm].title, {}).setdefault(job.seed, {"tasks": {}, "predictions": []})
         join_tasks(seed, read_result(path))
     runs = {title: [by_seed[seed] for seed in sorted(by_seed)] for title, by_seed in seeds.items()}
-    note = f"The demo's arms, {len(done)} of {len(jobs)} models judged. Macro-F1, test split, greedy answers; one that cannot be "
-    note += "read is wrong, a constant answer has 33.3."
-    write_comparison(compare(runs, tasks=(*TASKS, *UNSEEN), metric="macro_f1"), workdir, note=note)
+    note = f"The demo's arms, {len(done)} of {len(jobs)} models judged. Macro-F1, test split, greedy answers; an invalid one counts "
+    note += "as wrong, and a constant answer has 33.3."
+    write_comparison(compare(runs, tasks=(*POINTWISE, *PAIRWISE), metric="macro_f1"), workdir, note=note)
     return workdir / "comparison.html"
 
 
-def is_done(path: AnyPath, cfg: Config) -> bool:
-    """Whether an earlier start judged this job. Raises ConfigError where that was of another config."""
+def _is_done(path: AnyPath, cfg: Config) -> bool:
+    """Whether an earlier start judged this job. Raises ConfigError if it used another config."""
     if not path.exists():
         return False
     stored = json.loads(path.read_text())["config"]
     changed = [line for line in differences(stored, to_dict(cfg)) if not line.startswith("data.path:")]  # a folder may move
     if changed:
-        raise ConfigError(f"{path} is of another config: {'; '.join(changed)}. Take another --workdir, or remove the file")
+        raise ConfigError(f"{path} has another config: {'; '.join(changed)}. Use another --workdir, or remove the file")
     return True
 
 
-def run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPath) -> None:
-    """Trains one model, judges it and writes what came out."""
+def _run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPath) -> None:
+    """Trains one model, judges it and writes the result."""
     began, cpu, folder = time.perf_counter(), time.process_time(), workdir / "runs" / job.name
     model = model._replace(fmt=model.fmt._replace(target=target_of(cfg, model.fmt.tasks)))
     if ARMS[job.arm].stage:
@@ -168,13 +169,13 @@ def run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPat
     else:
         params = read_params(model, cfg)
     trained = time.perf_counter()
-    how = Judging(model.stages, eval_format(model, cfg), EVAL_BATCH, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
+    how = Judging(model.programs, eval_format(model, cfg), _EVAL_BATCH, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
     with progress_bar(examples) as progress:
         predictions, result = evaluate(params, examples, how, step=0, probabilities=True, progress=progress)
     now = time.perf_counter()
     seconds = {"train": trained - began, "judge": now - trained, "cpu": time.process_time() - cpu}
     result |= {"arm": job.arm, "seed": job.seed, "task": job.task, "split": "test", "seconds": seconds, "config": to_dict(cfg)}
     write_evaluation(workdir / "eval", job.name, predictions, result)
-    remove_tree(folder / "checkpoints")  # what it is compared by is written
+    remove_tree(folder / "checkpoints")  # the result is written, so they are no longer needed
     scores = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
     print(f"{job.name}: {seconds['train']:.0f} s + {seconds['judge']:.0f} s | {scores}", flush=True)

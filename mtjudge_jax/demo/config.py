@@ -1,23 +1,21 @@
 """The demo's config, an ordinary one: `configs/demo.py` gives it to `mtjudge train`."""
 
 from mtjudge_jax.config import Config
-
-TASKS = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
-UNSEEN = ("pairwise_technical", "pairwise_alignment", "pairwise_safety")
+from mtjudge_jax.demo.cases import POINTWISE
 
 
 def get_config() -> Config:
     """Six pointwise tasks, balanced, 24 prompts of 8 answers a step; minutes on a CPU with two cores."""
     cfg = Config(steps=160)
     cfg.model.path = "demo"
-    cfg.data.tasks = TASKS
+    cfg.data.tasks = POINTWISE
     cfg.data.mixture = "uniform"
-    cfg.data.balance_labels = True  # without it a tiny policy falls into a constant answer and stays there
+    cfg.data.balance_labels = True  # without it a tiny policy collapses to a constant answer
     cfg.data.prompt_tokens, cfg.data.patches = 40, 36
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 24
     cfg.rollout.group_size = cfg.eval.samples = 8
     cfg.rollout.completion_tokens = 16
-    # Muon: AdamW moves every weight of so small a model at its full rate, and what the base sees is lost before it judges.
+    # Muon: AdamW moves every weight of so small a model at its full rate, and the model forgets how to see before it judges.
     cfg.optim.name, cfg.optim.lr = "muon", 4e-3
     cfg.optim.warmup_steps, cfg.optim.schedule = 10, "cosine"
     cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0

@@ -1,6 +1,6 @@
 """The demo data set: judging questions about drawn scenes, in the record format of every other data set.
 
-An example is a pure function of (seed, split, task, index): any part can be made alone, in any order.
+An example is a pure function of (seed, split, task, index), so any part can be made alone, in any order.
 """
 
 import hashlib
@@ -18,6 +18,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tqdm import tqdm
 
+from mtjudge_jax.data.sources import MANIFEST_VERSION
+from mtjudge_jax.data.tf_example import FEATURE, tf_example
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
 from mtjudge_jax.errors import UserError
@@ -25,33 +27,29 @@ from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucke
 from mtjudge_jax.records import JudgeExample, Label, pack
 
 DEMO_TASKS = (*POINTWISE, *PAIRWISE)
-# Changes whenever the same arguments would give other pictures, words or records, so old data are not taken for new.
-RECIPE = 2
+_load_pool = lru_cache(maxsize=len(SPLITS))(load_pool)
+# Changes whenever the same arguments would give other pictures, words or records, so that old data are not reused.
+_RECIPE = 2
 LICENSE = "derived from CC0, public-domain, CC BY and CC BY-SA pictures; see demo/assets/ATTRIBUTION.md"
-
-
-@lru_cache(maxsize=len(SPLITS))
-def pool_of(split: str) -> Pool:
-    return load_pool(split)
 
 
 def make_examples(*, split: str, task: str, count: int, seed: int) -> Iterator[JudgeExample]:
     """`count` examples of a task, from the photographs of `split` alone, exactly half of them with label 1.
 
-    Both labels come in every two neighbours. Raises ValueError for an odd or negative count, an unknown split or task.
+    Each pair of neighbours has both labels. Raises ValueError for an odd or negative count, an unknown split or task.
     """
     if count < 0 or count % 2:
-        raise UserError(f"count {count} must be even and not negative, so that both labels have equal shares")
+        raise ValueError(f"count {count} must be even and not negative, so that both labels have equal shares")
     if task not in DEMO_TASKS:
-        raise UserError(f"task {task!r} is not a demo task: known are {', '.join(DEMO_TASKS)}")
-    pool = pool_of(split)
-    return (make_example(pool, split=split, task=task, index=index, seed=seed) for index in range(count))
+        raise ValueError(f"task {task!r} is not a demo task: known are {', '.join(DEMO_TASKS)}")
+    pool = _load_pool(split)
+    return (_make_example(pool, split=split, task=task, index=index, seed=seed) for index in range(count))
 
 
-def make_example(pool: Pool, *, split: str, task: str, index: int, seed: int) -> JudgeExample:
+def _make_example(pool: Pool, *, split: str, task: str, index: int, seed: int) -> JudgeExample:
     """Example number `index` of a task. `pool` must be the one of `split`."""
     stream = (seed, SPLITS.index(split), zlib.crc32(task.encode()))
-    # One coin a pair of neighbours decides which of the two is the positive one: balanced, but not alternating.
+    # One coin per pair of neighbours decides which one is positive: balanced, but not alternating.
     flip = int(np.random.default_rng((*stream, 0, index // 2)).integers(2))
     label = (index + flip) % 2
     rng = np.random.default_rng((*stream, 1, index))
@@ -66,15 +64,15 @@ def make_example(pool: Pool, *, split: str, task: str, index: int, seed: int) ->
         criterion=task.removeprefix("pairwise_"),
         kind="pairwise" if pairwise else "pointwise_binary",
         instruction=case.instruction,
-        images=tuple(encode(scene.image) for scene in case.scenes),
+        images=tuple(_encode(scene.image) for scene in case.scenes),
         label=Label(winner=label) if pairwise else Label(binary=label),
         rationale=case.rationale,
         license=LICENSE,
     )
 
 
-def encode(image: np.ndarray) -> bytes:
-    """Lossless WebP: a third smaller than PNG at the same speed, and no new artefacts as JPEG would add."""
+def _encode(image: np.ndarray) -> bytes:
+    """Lossless WebP: a third smaller than PNG at the same speed, and without the artefacts of JPEG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "WEBP", lossless=True, quality=0, method=0)
     return file.getvalue()
@@ -91,13 +89,13 @@ def write_demo_data(
 ) -> None:
     """Writes `<split>/<task>.array_record` and `manifest.json` under `folder`.
 
-    `train`, `val` and `test` are examples a pointwise task, `pairwise` test examples a pairwise task, all even. The folder
-    appears only when it is complete; in a bucket, where its files appear one by one, `manifest.json` is the last. If it
-    already holds data of the same arguments nothing is done; raises ValueError if it holds anything else.
+    `train`, `val` and `test` count examples per pointwise task, `pairwise` counts test examples per pairwise task; all are
+    even. The folder appears only when it is complete; in a bucket, where its files appear one by one, `manifest.json` is the
+    last. Does nothing if the folder holds data of the same arguments; raises UserError if it holds anything else.
     """
     folder = as_path(folder)
-    arguments = {"seed": seed, "train": train, "val": val, "test": test, "pairwise": pairwise, "recipe": RECIPE}
-    if folder.exists() and any(folder.iterdir()) and check_same(folder, arguments):
+    arguments = {"seed": seed, "train": train, "val": val, "test": test, "pairwise": pairwise, "recipe": _RECIPE}
+    if folder.exists() and any(folder.iterdir()) and _check_same(folder, arguments):
         return
     jobs = [(split, task, count) for split, count in zip(SPLITS, (train, val, test), strict=True) for task in POINTWISE]
     jobs += [("test", task, pairwise) for task in PAIRWISE]
@@ -112,38 +110,40 @@ def write_demo_data(
             for split, task, count in jobs:
                 examples = make_examples(split=split, task=task, count=count, seed=seed)
                 path = partial / split / f"{task}.array_record"
-                files[f"{split}/{task}"] = write_records(path, examples, bar)
-        manifest = {"version": 1, "dataset": "demo", "arguments": arguments, "files": files}
+                files[f"{split}/{task}"] = _write_records(path, examples, bar)
+        manifest = {"version": MANIFEST_VERSION, "dataset": "demo", "arguments": arguments, "files": files}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         if in_bucket(folder):
             for name in (*(f"{name}.array_record" for name in files), "manifest.json"):
                 copy_file(partial / name, folder / name)
         else:
-            partial.chmod(0o755)  # mkdtemp makes it private
+            partial.chmod(0o755)  # mkdtemp creates a private folder
             partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_records(path: Path, examples: Iterator[JudgeExample], bar: tqdm) -> dict[str, int | str]:
-    """Writes one ArrayRecord file; returns its row of the manifest."""
+def _write_records(path: Path, examples: Iterator[JudgeExample], bar: tqdm) -> dict[str, int | str]:
+    """Writes one ArrayRecord file; returns its entry in the manifest."""
     path.parent.mkdir(exist_ok=True)
     writer = ArrayRecordWriter(str(path), "group_size:1")
     count = 0
     for example in examples:
-        writer.write(pack(example))
+        label = f"winner {example.label.winner}" if example.kind == "pairwise" else str(example.label.binary)
+        texts = {"example_id": example.example_id, "task": example.task, "label": label}  # as prepare/write.py has them
+        writer.write(tf_example({name: text.encode() for name, text in texts.items()} | {FEATURE: pack(example)}))
         count += 1
         bar.update()
     writer.close()
     return {"count": count, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def check_same(folder: AnyPath, arguments: dict[str, int]) -> bool:
-    """Whether `folder` holds all demo data made with these arguments. Raises ValueError where it holds anything else."""
+def _check_same(folder: AnyPath, arguments: dict[str, int]) -> bool:
+    """Whether `folder` holds complete demo data made with these arguments. Raises UserError if it holds anything else."""
     remedy = "choose another folder or remove this one"
     path = folder / "manifest.json"
     if in_bucket(folder) and not path.exists() and all(name.endswith(".array_record") for name in files_below(folder)):
-        return False  # stopped before it was complete: the files are written again
+        return False  # stopped before it was complete: write the files again
     if not path.exists():
         raise UserError(f"{folder} is not empty and has no manifest.json: {remedy}")
     found = json.loads(path.read_text()).get("arguments")

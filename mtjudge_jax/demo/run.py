@@ -10,30 +10,31 @@ from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.arms import chosen, run_arms
-from mtjudge_jax.demo.config import TASKS, UNSEEN, get_config
+from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
+from mtjudge_jax.demo.config import get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.eval.console import progress_bar, table
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
-from mtjudge_jax.models.hf.convert import load_params
+from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.paths import AnyPath, address, as_path, copy_file
 from mtjudge_jax.policy.model import DEMO_BASE, Model, open_model
 from mtjudge_jax.report.write import write_report
 from mtjudge_jax.sharding import param_sharding
 from mtjudge_jax.train.fit import fit
-from mtjudge_jax.train.loop import judging
+from mtjudge_jax.train.validation import judging
 
-# SFT on the true verdicts, by configs/demo_sft.py on the same data: measured once and shipped, the demo does not run it.
-REFERENCE = Path(__file__).parent / "reference_sft_test.json"
+# The result of SFT on the true verdicts (configs/demo_sft.py, same data): measured once and shipped, not run by the demo.
+_REFERENCE = Path(__file__).parent / "reference_sft_test.json"
 
 
-def test_once(folder: AnyPath, name: str, model: Model, cfg, workdir: AnyPath) -> None:
-    """Judges the test split with the weights of a folder, unless an earlier start of this command did."""
+def _test_once(folder: AnyPath, name: str, model: Model, cfg, workdir: AnyPath) -> None:
+    """Judges the test split with the weights of a folder, unless an earlier start of this command has done so."""
     if (workdir / "eval" / f"{name}.json").exists():
-        print("    done before", flush=True)
+        print("    already done", flush=True)
         return
-    examples = {task: read_split(workdir / "data", "test", task) for task in (*TASKS, *UNSEEN)}
+    examples = {task: read_split(workdir / "data", "test", task) for task in (*POINTWISE, *PAIRWISE)}
     params = load_params(
-        folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, model.stages.mesh)
+        folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, model.programs.mesh)
     )
     began = time.perf_counter()
     with progress_bar(examples) as progress:
@@ -43,8 +44,8 @@ def test_once(folder: AnyPath, name: str, model: Model, cfg, workdir: AnyPath) -
     print(f"{name}: {len(predictions)} answers in {result['seconds']:.0f} s\n{table(result)}\n", flush=True)
 
 
-def count_compilation() -> list[float]:
-    """Seconds of each compilation from here on, appended as they happen."""
+def _count_compilation() -> list[float]:
+    """A list that receives the seconds of each compilation from now on."""
     seconds: list[float] = []
 
     def listen(event: str, duration: float, **_) -> None:
@@ -55,8 +56,8 @@ def count_compilation() -> list[float]:
     return seconds
 
 
-def run(workdir: str, *, seed: int, arms: str, seeds: int) -> None:
-    """The command. arms: names to train and compare instead of the one demo, [] for the demo."""
+def run(workdir: str, *, seed: int, arms: list[str], seeds: int) -> None:
+    """Runs the demo, or trains and compares the named arms."""
     cfg = get_config()
     cfg.seed = seed
     names = chosen(arms) if arms else []
@@ -66,25 +67,25 @@ def run(workdir: str, *, seed: int, arms: str, seeds: int) -> None:
         if names:
             run_arms(folder, names, seeds)
         else:
-            demonstrate(cfg, folder)
+            _demonstrate(cfg, folder)
 
 
-def demonstrate(cfg: Config, workdir: AnyPath) -> None:
-    began, compilation = time.perf_counter(), count_compilation()
+def _demonstrate(cfg: Config, workdir: AnyPath) -> None:
+    began, compilation = time.perf_counter(), _count_compilation()
     print("1/5 drawing the demonstration pictures", flush=True)
     write_demo_data(workdir / "data", seed=0)
     model = open_model(cfg)
-    print("2/5 the base on the test split (it can see, but its verdicts were learned from coin flips)", flush=True)
-    test_once(DEMO_BASE, "base_test", model, cfg, workdir)
+    print("2/5 the base on the test split (it can see, but learned its verdicts from coin flips)", flush=True)
+    _test_once(DEMO_BASE, "base_test", model, cfg, workdir)
     print(f"3/5 training: {cfg.steps} steps of multi-task GRPO", flush=True)
     fit(cfg, str(workdir), model=model)
     print("4/5 the trained judge on the test split", flush=True)
-    test_once(workdir / "best", "trained_test", model, cfg, workdir)
+    _test_once(workdir / "best", "trained_test", model, cfg, workdir)
     print("5/5 the report", flush=True)
-    if not (workdir / "eval" / REFERENCE.name).exists():
-        copy_file(REFERENCE, workdir / "eval" / REFERENCE.name)
+    if not (workdir / "eval" / _REFERENCE.name).exists():
+        copy_file(_REFERENCE, workdir / "eval" / _REFERENCE.name)
     path = write_report(workdir)
     minutes = (time.perf_counter() - began) / 60
-    print(f"done, this start took {minutes:.1f} minutes, {sum(compilation):.0f} s of them compilation")
+    print(f"done: this start took {minutes:.1f} minutes, {sum(compilation):.0f} s of it for compilation")
     print(f"report: {address(path)}\nmodel:  {workdir / 'best'}")
     print(f"try it: mtjudge judge --model={workdir / 'best'} --task=technical --image=PICTURE")

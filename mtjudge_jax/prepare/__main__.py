@@ -21,17 +21,17 @@ from mtjudge_jax.prepare.splits import MODES, NOT_FOR_TRAINING
 DATASET = flags.DEFINE_string("dataset", "demo", f"One of {', '.join(('demo', *READERS))}.")
 SOURCE = flags.DEFINE_string("source", "", "Folder (or file) of the data set as its makers publish it.")
 OUT = flags.DEFINE_string("out", "", "Folder to write.")
-OPTION = flags.DEFINE_multi_string("option", [], "name=value for the reader; without --source its options are listed.")
+OPTION = flags.DEFINE_multi_string("option", [], "name=value for the reader; without --source the command lists its options.")
 SPLIT = flags.DEFINE_enum("split", "native", MODES, "native: the source's own splits, by group where it has none.")
-VAL = flags.DEFINE_float("val", 0.1, "Share of validation, where the source has none.")
-TEST = flags.DEFINE_float("test", 0.1, "Share of test, where the source has none.")
+VAL = flags.DEFINE_float("val", 0.1, "Share of validation, if the source has none.")
+TEST = flags.DEFINE_float("test", 0.1, "Share of test, if the source has none.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.")
 ALLOW_TERMS = define_list("allow_terms", [], f"Licence terms that you accept for training: {', '.join(NOT_FOR_TRAINING)}.")
 LIMIT = flags.DEFINE_integer("limit", 0, "Records to read; 0 = all.", lower_bound=0)
 MAX_BAD_SHARE = flags.DEFINE_float("max_bad", MAX_BAD, "Share of records that may be unusable.", lower_bound=0, upper_bound=1)
 
 
-def parse_options(given: Sequence[str]) -> dict[str, str]:
+def _parse_options(given: Sequence[str]) -> dict[str, str]:
     options = {}
     for text in given:
         name, equals, value = text.partition("=")
@@ -46,38 +46,38 @@ def main() -> None:
     if DATASET.value not in names:
         raise ConfigError(unknown("data set", DATASET.value, names))
     if DATASET.value == "demo":
-        prepare_demo()
+        _prepare_demo()
     else:
-        prepare_source()
+        _prepare_source()
     files = read_manifest(OUT.value)["files"]
     for name, entry in files.items():
         print(f"{name:32s} {entry['count']:6d} records")
     print(f"{sum(entry['count'] for entry in files.values())} records in {OUT.value}")
 
 
-def need_out() -> None:
+def _need_out() -> None:
     if not OUT.value:
-        raise ConfigError("--out=FOLDER is missing: where the prepared records are to be written")
+        raise ConfigError("--out=FOLDER is missing: name the folder for the prepared records")
 
 
-def prepare_demo() -> None:
-    need_out()
+def _prepare_demo() -> None:
+    _need_out()
     for flag in (SOURCE, OPTION, ALLOW_TERMS, LIMIT):
         if flag.present:
             raise ConfigError(f"--{flag.name}: the demo's data are drawn, not read: leave it out, or name another --dataset")
     write_demo_data(OUT.value, seed=SEED.value)
 
 
-def prepare_source() -> None:
+def _prepare_source() -> None:
     reader = READERS[DATASET.value]
     if not SOURCE.value:
         options = "; ".join(f"--option={name}=.. {meaning}" for name, meaning in reader.OPTIONS.items())
         raise ConfigError(f"--dataset={DATASET.value} needs --source=FOLDER. {reader.HOW} Options: {options or 'none'}")
-    need_out()
+    _need_out()
     arguments = Arguments(
         dataset=DATASET.value,
         source=str(absolute(as_path(SOURCE.value))),
-        options=parse_options(OPTION.value),
+        options=_parse_options(OPTION.value),
         limit=LIMIT.value,
         split=SPLIT.value,
         val=VAL.value,
@@ -87,10 +87,10 @@ def prepare_source() -> None:
     )
     out = absolute(as_path(OUT.value))
     if not prepare(reader, arguments, out, max_bad=MAX_BAD_SHARE.value):
-        print(f"{out} holds these data already: nothing to do")
+        print(f"{out} already holds these data: nothing to do")
         return
     print((out / "report.md").read_text())
-    print(f"The same is in {out}, in report.md and report.json; contact_sheet.png shows some of it\n")
+    print(f"{out} has this report as report.md and report.json, and pictures of some records in contact_sheet.png\n")
 
 
 if __name__ == "__main__":

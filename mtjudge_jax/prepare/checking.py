@@ -1,7 +1,7 @@
-"""Reads a source once: each record checked, its images decoded, what is good kept in a spool. Stopped, it goes on where it was.
+"""Reads a source once: checks each record, decodes its images, and keeps good records in a spool. It resumes after a stop.
 
-A folder holds `spool.bin` (packed records one after the other) and `journal.jsonl` (a line a record read: its Row, or why it
-is bad). Lines whose record's bytes did not reach the disk are read anew.
+A folder holds `spool.bin` (packed records one after the other) and `journal.jsonl` (one line per record read: its
+CheckedRecord, or why it is bad). A record whose bytes did not reach the disk is read again.
 """
 
 import collections
@@ -26,26 +26,26 @@ from tqdm import tqdm
 
 from mtjudge_jax.data.images import MAX_ASPECT, decode_image
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.prepare.splits import STRICTEST, Drop, Row
+from mtjudge_jax.prepare.splits import STRICTEST, CheckedRecord, Drop
 from mtjudge_jax.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack, reordered
 
 Item = JudgeExample | BadRecord
-MEDIAN_RULE = "train_median"
-THREADS, AHEAD = 16, 8  # at most; records being checked, a thread
-FLUSH_EVERY = 64
-HEX = 32
-TASK_NAME = re.compile(r"[A-Za-z0-9_]+")
+TRAIN_MEDIAN = "train_median"  # the label rule of a record whose binary label waits for the median score of train
+_THREADS, _AHEAD = 16, 8  # threads at most; records ahead per thread
+_FLUSH_EVERY = 64
+_HEX = 32
+_TASK_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 class Look(NamedTuple):
-    """What decoding an image tells."""
+    """What decoding an image yields: a hash of its pixels, and its width and height."""
 
     pixels: str
     size: tuple[int, int]
 
 
 class Checked(NamedTuple):
-    rows: list[Row]
+    rows: list[CheckedRecord]
     bad: list[Drop]
 
     @property
@@ -53,8 +53,8 @@ class Checked(NamedTuple):
         return len(self.rows) + len(self.bad)
 
 
-def look(image: bytes) -> Look | BadRecord:
-    """Decodes all of an image, because a cut one has a good header. Runs in threads: Pillow and hashlib leave them alone."""
+def _look(image: bytes) -> Look | BadRecord:
+    """Decodes the whole image, because a truncated one has a good header. Threads help: Pillow and hashlib release the GIL."""
     try:
         pixels = decode_image(image)
     except BadRecord as e:
@@ -64,25 +64,25 @@ def look(image: bytes) -> Look | BadRecord:
         return BadRecord("image_aspect", f"{width}x{height} is over {MAX_ASPECT} to 1; crop or pad it first")
     digest = hashlib.sha256(b"%d %d " % (width, height))
     digest.update(pixels)
-    return Look(digest.hexdigest()[:HEX], (width, height))
+    return Look(digest.hexdigest()[:_HEX], (width, height))
 
 
-def needs_median(example: JudgeExample) -> bool:
-    return example.kind == "pointwise_binary" and example.label.binary is None and example.label_rule == MEDIAN_RULE
+def _needs_median(example: JudgeExample) -> bool:
+    return example.kind == "pointwise_binary" and example.label.binary is None and example.label_rule == TRAIN_MEDIAN
 
 
 def check_fields(example: JudgeExample) -> None:
-    """check_example, of a record whose split or binary label may still be open."""
-    waits = needs_median(example) and example.label.score is not None and math.isfinite(example.label.score)
+    """Raises BadRecord like check_example, for a record whose split or binary label may still be open."""
+    waits = _needs_median(example) and example.label.score is not None and math.isfinite(example.label.score)
     label = example.label._replace(binary=0) if waits else example.label
     check_example(replace(example, split=example.split or "train", label=label))
-    if not TASK_NAME.fullmatch(example.task):
+    if not _TASK_NAME.fullmatch(example.task):
         raise BadRecord("wrong_fields", f"task {example.task!r} must be letters, digits and _", example.example_id)
     if example.split and example.split not in STRICTEST:
         raise BadRecord("wrong_fields", f"split {example.split!r} is not one of {', '.join(STRICTEST)}", example.example_id)
 
 
-def answer_of(label: Label) -> str:
+def _answer_of(label: Label) -> str:
     if label.binary is not None:
         return str(label.binary)
     if label.winner is not None:
@@ -92,9 +92,11 @@ def answer_of(label: Label) -> str:
     return f"score {label.score:g}"
 
 
-def asked_and_told(example: JudgeExample, pixels: Sequence[str]) -> tuple[str, str]:
-    """Hash of all that is asked and shown, and the label as text, both with the candidates in an order that is theirs: a pair and
-    the same pair turned have both in common where their labels agree. pixels: hash of each image."""
+def _question_and_answer(example: JudgeExample, pixels: Sequence[str]) -> tuple[str, str]:
+    """Hash of all that is asked and shown, and the label as text, both with the candidates in a canonical order.
+
+    So a pair and the same pair exchanged have equal hashes, and equal labels if they agree. pixels: hash of each image.
+    """
     context, at = example.context_images, example.context_images
     shown = []
     for candidate in candidates_of(example):
@@ -102,24 +104,24 @@ def asked_and_told(example: JudgeExample, pixels: Sequence[str]) -> tuple[str, s
         at += candidate.images
     order = sorted(range(len(shown)), key=shown.__getitem__)
     about = (example.task, example.kind, example.criterion, example.instruction, pixels[:context], [shown[i] for i in order])
-    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:HEX], answer_of(reordered(example, order).label)
+    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:_HEX], _answer_of(reordered(example, order).label)
 
 
 class _Spool:
-    """The two files, open for going on. Kept open for the length of one check, closed by `close`."""
+    """The two files, opened to append. They stay open for one check; `close` closes them."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self.rows: list[Row] = []
+        self.rows: list[CheckedRecord] = []
         self.bad: list[Drop] = []
         self.ids: list[str] = []  # of every record read, in order
         self.seen: set[str] = set()
         self.looks: dict[str, Look | BadRecord] = {}
         self._bytes, self._lines = (folder / "spool.bin").open("ab"), (folder / "journal.jsonl").open("ab")
-        self._go_on(folder / "journal.jsonl", (folder / "spool.bin").stat().st_size)
+        self._resume(folder / "journal.jsonl", (folder / "spool.bin").stat().st_size)
 
-    def _go_on(self, journal: Path, spooled_bytes: int) -> None:
-        """Takes over what a stopped check has written; a half-written end is cut off."""
+    def _resume(self, journal: Path, spooled_bytes: int) -> None:
+        """Loads what a stopped check wrote; cuts off a half-written end."""
         whole = 0
         with journal.open("rb") as file:
             for line in file:
@@ -127,10 +129,10 @@ class _Spool:
                     break
                 try:
                     entry = json.loads(line)
-                except ValueError:  # a machine that lost power left zeros
+                except ValueError:  # a machine that lost power leaves zeros
                     break
-                if "row" in entry and (set(entry["row"]) != set(Row._fields) or entry["row"]["stop"] > spooled_bytes):
-                    break  # written by other code, or its record is not there
+                if "row" in entry and (set(entry["row"]) != set(CheckedRecord._fields) or entry["row"]["stop"] > spooled_bytes):
+                    break  # written by another version, or its record is missing
                 self._take(entry)
                 whole += len(line)
         self._lines.truncate(whole)
@@ -138,7 +140,7 @@ class _Spool:
 
     def _take(self, entry: dict) -> None:
         if "row" in entry:
-            row = Row(**entry["row"])
+            row = CheckedRecord(**entry["row"])
             sizes = tuple((width, height) for width, height in row.sizes)
             row = row._replace(files=tuple(row.files), pixels=tuple(row.pixels), sizes=sizes)
             self._known(row)
@@ -146,7 +148,7 @@ class _Spool:
             self.bad.append(Drop(*entry["bad"]))
         self.ids.append(entry["id"])
 
-    def _known(self, row: Row) -> None:
+    def _known(self, row: CheckedRecord) -> None:
         self.rows.append(row)
         self.seen.add(row.example_id)
         self.looks |= {f: Look(p, size) for f, p, size in zip(row.files, row.pixels, row.sizes, strict=True)}
@@ -161,8 +163,8 @@ class _Spool:
         start = self.rows[-1].stop if self.rows else 0
         self._bytes.write(packed)
         pixels = tuple(seen.pixels for seen in looks)
-        asked, told = asked_and_told(example, pixels)
-        row = Row(
+        question, canonical_answer = _question_and_answer(example, pixels)
+        row = CheckedRecord(
             place=len(self.ids),
             example_id=example.example_id,
             task=example.task,
@@ -170,11 +172,11 @@ class _Spool:
             group=example.group_id,
             terms=example.terms,
             license=example.license,
-            answer=answer_of(example.label),
+            answer=_answer_of(example.label),
             score=example.label.score,
-            median=needs_median(example),
-            asked=asked,
-            told=told,
+            median=_needs_median(example),
+            question=question,
+            canonical_answer=canonical_answer,
             files=files,
             pixels=pixels,
             sizes=tuple(seen.size for seen in looks),
@@ -187,7 +189,7 @@ class _Spool:
     def _line(self, entry: dict) -> None:
         self.ids.append(entry["id"])
         self._lines.write(json.dumps(entry).encode() + b"\n")
-        if len(self.ids) % FLUSH_EVERY == 0:
+        if len(self.ids) % _FLUSH_EVERY == 0:
             self.flush()
 
     def flush(self) -> None:
@@ -201,29 +203,29 @@ class _Spool:
 
 
 def check_source(examples: Iterator[Item], folder: Path, *, limit: int = 0) -> Checked:
-    """Checks what the reader yields, the first `limit` of it where that is not 0. Memory grows by the rows, not by the images.
+    """Checks what the reader yields, or only the first `limit` records. Memory grows with the records, not with the images.
 
-    Raises ValueError where the source is not the one whose check was stopped, or cannot be read on.
+    Raises UserError if the source differs from the one of the stopped check, or cannot be read any further.
     """
     spool = _Spool(folder)
-    done, threads = len(spool.ids), min(os.cpu_count() or 1, THREADS)
+    done, threads = len(spool.ids), min(os.cpu_count() or 1, _THREADS)
     waiting: collections.deque = collections.deque()
     looking: dict[str, Future] = {}
     try:
         bar = tqdm(desc="check", unit="record", disable=None, smoothing=0)
         with ThreadPoolExecutor(threads) as pool, bar, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such a one is refused, by a lower limit
-            for place, item in enumerate(itertools.islice(readable(examples), limit or None)):
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such an image is refused anyway
+            for place, item in enumerate(itertools.islice(_readable(examples), limit or None)):
                 bar.update()
                 if place < done:
                     if item.example_id != spool.ids[place]:
                         raise UserError(
-                            f"record {place} is {item.example_id!r}, before it was {spool.ids[place]!r}: the source has changed; "
-                            f"remove {folder} to begin again"
+                            f"record {place} is {item.example_id!r}, it was {spool.ids[place]!r}: the source has changed; "
+                            f"remove {folder} to start again"
                         )
                     continue
                 waiting.append((item, _start(item, spool, looking, pool)))
-                if len(waiting) > AHEAD * threads:
+                if len(waiting) > _AHEAD * threads:
                     _finish(*waiting.popleft(), spool, looking)
             while waiting:
                 _finish(*waiting.popleft(), spool, looking)
@@ -232,8 +234,8 @@ def check_source(examples: Iterator[Item], folder: Path, *, limit: int = 0) -> C
     return Checked(spool.rows, spool.bad)
 
 
-def readable(examples: Iterator[Item]) -> Iterator[Item]:
-    """The reader's records; what its libraries raise about a damaged file becomes one line that says how far it came."""
+def _readable(examples: Iterator[Item]) -> Iterator[Item]:
+    """The reader's records. An error of its libraries about a damaged file becomes one line that says how far it read."""
     count = 0
     try:
         for example in examples:
@@ -247,15 +249,15 @@ def _start(item: Item, spool: _Spool, looking: dict[str, Future], pool: ThreadPo
     """Sends the images not seen yet to the threads; returns the hash of each image."""
     if isinstance(item, BadRecord):
         return ()
-    files = tuple(hashlib.sha256(image).hexdigest()[:HEX] for image in item.images)
+    files = tuple(hashlib.sha256(image).hexdigest()[:_HEX] for image in item.images)
     for name, image in zip(files, item.images, strict=True):
         if name not in spool.looks and name not in looking:
-            looking[name] = pool.submit(look, image)
+            looking[name] = pool.submit(_look, image)
     return files
 
 
 def _finish(item: Item, files: tuple[str, ...], spool: _Spool, looking: dict[str, Future]) -> None:
-    """Waits for the images of one record and keeps it, or the reason why not."""
+    """Waits for the images of one record and keeps it, or the reason why it is unusable."""
     for name in files:
         if name in looking:
             spool.looks[name] = looking.pop(name).result()
@@ -265,7 +267,7 @@ def _finish(item: Item, files: tuple[str, ...], spool: _Spool, looking: dict[str
     try:
         check_fields(item)
         if item.example_id in spool.seen:
-            raise BadRecord("duplicate_id", f"{item.example_id} is the id of an earlier record too", item.example_id)
+            raise BadRecord("duplicate_id", f"{item.example_id} is also the id of an earlier record", item.example_id)
         for number, seen in enumerate(looks):
             if isinstance(seen, BadRecord):
                 detail = str(seen).removeprefix(f"{seen.reason}: ")
@@ -279,10 +281,10 @@ def _finish(item: Item, files: tuple[str, ...], spool: _Spool, looking: dict[str
 
 
 def placed(error: BadRecord, example: JudgeExample) -> BadRecord:
-    """The error with the file and row in front, where the reader knows them."""
+    """The error, preceded by the file and row if the reader knows them."""
     detail = str(error).removeprefix(f"{error.reason}: ")
     return BadRecord(error.reason, f"{example.place}: {detail}", error.example_id) if example.place else error
 
 
-def spooled(file: BinaryIO, row: Row) -> bytes:
+def spooled(file: BinaryIO, row: CheckedRecord) -> bytes:
     return os.pread(file.fileno(), row.stop - row.start, row.start)

@@ -1,4 +1,4 @@
-"""The folder that `mtjudge prepare` writes: whether it is there already, where it grows, how it appears."""
+"""The folder that `mtjudge prepare` writes: whether it is complete, where it is built, how it is published."""
 
 import contextlib
 import hashlib
@@ -15,20 +15,20 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, copy_file, files_below, in_bucket, size_of
 
 
-def listing(source: AnyPath) -> str:
-    """A hash of the names and sizes of the source's files, to see that it is the same one."""
+def source_hash(source: AnyPath) -> str:
+    """A hash of the names and sizes of the source's files, to recognise the same source."""
     files = files_below(source) if source.is_dir() else {source.name: size_of(source)}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
 def is_done(out: AnyPath, given: dict) -> bool:
-    """Whether `out` is complete and of these arguments. Raises ValueError where it holds anything else."""
+    """Whether `out` is complete and was made with these arguments. Raises UserError if it holds anything else."""
     remedy = "choose another folder or remove this one"
     if not out.exists() or not any(out.iterdir()):
         return False
     if not (out / "manifest.json").exists():
         if in_bucket(out) and all(name.startswith(("judge_examples/", "report.", "contact_")) for name in files_below(out)):
-            return False  # stopped while it was copied
+            return False  # stopped while being copied
         raise UserError(f"{out} is not empty and has no manifest.json: {remedy}")
     found = read_manifest(out).get("arguments") or {}
     changed = [name for name in given if found.get(name) != given[name]]
@@ -39,7 +39,7 @@ def is_done(out: AnyPath, given: dict) -> bool:
 
 
 def work_path(out: AnyPath) -> Path:
-    """Beside `out`, or in the cache where that is in a bucket."""
+    """Beside `out`, or in the cache if `out` is in a bucket."""
     if in_bucket(out):
         return cache_folder() / f"prepare-{hashlib.sha256(str(out).encode()).hexdigest()[:16]}"
     return out.with_name(f".{out.name}.partial")
@@ -47,7 +47,7 @@ def work_path(out: AnyPath) -> Path:
 
 @contextlib.contextmanager
 def work_folder(out: AnyPath) -> Iterator[Path]:
-    """Where `out` grows; one command at a time may use it. It stays where something was checked and the command failed."""
+    """Where `out` is built, by one command at a time. If the command fails after checking records, the folder stays."""
     work = work_path(out)
     work.mkdir(parents=True, exist_ok=True)
     try:
@@ -64,12 +64,12 @@ def work_folder(out: AnyPath) -> Iterator[Path]:
                 shutil.rmtree(work, ignore_errors=True)
 
 
-def start_or_go_on(work: Path, reading: dict) -> None:
-    """Keeps what an earlier command has checked, if it read the same in the same way."""
+def start_or_resume_check(work: Path, reading: dict) -> None:
+    """Keeps what an earlier command checked, if it read the same source in the same way."""
     path = work / "reading.json"
     text = json.dumps(reading, indent=1)
     if path.exists() and path.read_text() == text:
-        print(f"going on with what is checked already, in {work}")
+        print(f"resuming the check of an earlier command, in {work}")
     else:
         for name in ("spool.bin", "journal.jsonl"):
             (work / name).unlink(missing_ok=True)
@@ -77,7 +77,8 @@ def start_or_go_on(work: Path, reading: dict) -> None:
     shutil.rmtree(work / "files", ignore_errors=True)
 
 
-def hand_over(folder: Path, out: AnyPath) -> None:
+def publish(folder: Path, out: AnyPath) -> None:
+    """Moves the finished folder to `out`; copies it to a bucket, the manifest last."""
     if not in_bucket(out):
         folder.replace(out)
         return

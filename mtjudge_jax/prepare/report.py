@@ -1,4 +1,4 @@
-"""What `mtjudge prepare` has done, for people: report.json, report.md and contact_sheet.png."""
+"""The report of `mtjudge prepare`: report.json, report.md and contact_sheet.png."""
 
 import collections
 import hashlib
@@ -10,17 +10,17 @@ from PIL import Image, ImageDraw
 
 from mtjudge_jax.data.images import decode_image
 from mtjudge_jax.prepare.checking import Checked
-from mtjudge_jax.prepare.splits import Decision, Drop, Row, final_answer
+from mtjudge_jax.prepare.splits import CheckedRecord, Decision, Drop, final_answer
 from mtjudge_jax.records import JudgeExample
 
-SHOWN = 5  # ids a reason
-LOW, HIGH = 0.3, 0.7  # share of positive labels outside which it is said
-ENOUGH = 20  # labels to say it of
-PICTURES, COLUMNS, CELL, CAPTION = 24, 6, 180, 40
-GAP = 16  # pixels between the records of the contact sheet; less than that is between the two pictures of a pair
+_SHOWN = 5  # ids per reason
+_LOW, _HIGH = 0.3, 0.7  # shares of positive labels outside this range are noted
+_ENOUGH = 20  # labels; fewer are not noted
+_PICTURES, _COLUMNS, _CELL, _CAPTION = 24, 6, 180, 40
+_GAP = 16  # pixels between the records of the contact sheet; the two pictures of a pair are closer
 
 
-def write_report(
+def write_data_report(
     folder: Path,
     checked: Checked,
     decision: Decision,
@@ -28,22 +28,25 @@ def write_report(
     *,
     license: str,
     terms: str,
-    example: Callable[[Row, str], JudgeExample],
+    example: Callable[[CheckedRecord, str], JudgeExample],
 ) -> dict:
     """Writes the three files; returns what report.json holds."""
     kept = [(row, split) for row, split in zip(checked.rows, decision.split, strict=True) if split]
-    facts = facts_of(checked, decision, kept, arguments, license=license, terms=terms)
+    facts = _facts_of(checked, decision, kept, arguments, license=license, terms=terms)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "report.md").write_text(markdown(facts), encoding="utf-8", errors="replace")
-    contact_sheet(kept, decision, example, words_of(arguments["options"])).save(folder / "contact_sheet.png")
+    (folder / "report.md").write_text(_markdown(facts), encoding="utf-8", errors="replace")
+    # The first of the user's own words for the labels 1 and 0: {"positive": "pass,ok"} -> {"1": "pass"}.
+    words = {label: arguments["options"].get(name) for label, name in (("1", "positive"), ("0", "negative"))}
+    first_words = {label: text.split(",")[0].strip() for label, text in words.items() if text}
+    _contact_sheet(kept, decision, example, first_words).save(folder / "contact_sheet.png")
     return facts
 
 
-def facts_of(
+def _facts_of(
     checked: Checked,
     decision: Decision,
-    kept: Sequence[tuple[Row, str]],
+    kept: Sequence[tuple[CheckedRecord, str]],
     arguments: dict,
     *,
     license: str,
@@ -65,8 +68,8 @@ def facts_of(
         "terms": terms,
         "terms_of_records": dict(collections.Counter(row.terms for row, _ in kept)),
         "licenses_of_records": dict(collections.Counter(row.license or "none" for row, _ in kept)),
-        "unusable": reasons_of(checked.bad),
-        "left_out": reasons_of(decision.drops),
+        "unusable": _reasons_of(checked.bad),
+        "left_out": _reasons_of(decision.drops),
         "labels": {name: dict(sorted(balance[name].items())) for name in sorted(balance)},
         "groups": {name: len(groups[name]) for name in sorted(groups)},
         "medians": {task: {"value": value, "train_records": count} for task, (value, count) in decision.medians.items()},
@@ -77,37 +80,37 @@ def facts_of(
             "largest_pixels": pixels[-1] if pixels else 0,
             "commonest_sizes": dict(sizes.most_common(5)),
         },
-        "notes": [*partly, *decision.notes, *imbalances(balance)],
+        "notes": [*partly, *decision.notes, *_imbalances(balance)],
     }
 
 
-def reasons_of(drops: Sequence[Drop]) -> dict[str, dict]:
-    """reason -> how many, and of the first what was said."""
+def _reasons_of(drops: Sequence[Drop]) -> dict[str, dict]:
+    """For each reason the number of records, and the text of the first ones."""
     found: dict[str, list[str]] = {}
     for drop in drops:
         text = drop.detail if not drop.example_id or drop.example_id in drop.detail else f"{drop.example_id}: {drop.detail}"
         found.setdefault(drop.reason, []).append(text)
-    return {reason: {"count": len(texts), "first": texts[:SHOWN]} for reason, texts in sorted(found.items())}
+    return {reason: {"count": len(texts), "first": texts[:_SHOWN]} for reason, texts in sorted(found.items())}
 
 
-def imbalances(balance: dict[str, collections.Counter]) -> list[str]:
-    """A line for each binary task and split with enough labels whose positive share is outside 30 to 70 %."""
+def _imbalances(balance: dict[str, collections.Counter]) -> list[str]:
+    """A line for each binary task and split with enough labels and a positive share outside 30 to 70 %."""
     notes = []
     for name, counts in sorted(balance.items()):
-        if not counts.keys() <= {"0", "1"} or counts.total() < ENOUGH:
+        if not counts.keys() <= {"0", "1"} or counts.total() < _ENOUGH:
             continue
         share = counts["1"] / counts.total()
-        if not LOW <= share <= HIGH:
+        if not _LOW <= share <= _HIGH:
             notes.append(
-                f"{name}: {share:.0%} of the labels are positive, outside {LOW:.0%} to {HIGH:.0%}: accuracy says little here, "
-                "macro-F1 more; another threshold, if the reader has one, may fit better."
+                f"{name}: {share:.0%} of the labels are positive, outside {_LOW:.0%} to {_HIGH:.0%}: prefer macro-F1 to "
+                "accuracy here, or choose another threshold if the reader has one."
             )
     return notes
 
 
-def markdown(facts: dict) -> str:
+def _markdown(facts: dict) -> str:
     arguments = facts["arguments"]
-    licenses, terms = ("; ".join(list(facts[f"{name}_of_records"])[:SHOWN]) for name in ("licenses", "terms"))
+    licenses, terms = ("; ".join(list(facts[f"{name}_of_records"])[:_SHOWN]) for name in ("licenses", "terms"))
     lines = [
         f"# {arguments['dataset']}: {facts['records_written']} of {facts['records_read']} records",
         "",
@@ -118,72 +121,62 @@ def markdown(facts: dict) -> str:
         "|---|---|---|---|",
     ]
     for name, counts in facts["labels"].items():
-        lines.append(f"| {name} | {sum(counts.values())} | {facts['groups'][name]} | {labels_text(counts)} |")
+        lines.append(f"| {name} | {sum(counts.values())} | {facts['groups'][name]} | {_labels_text(counts)} |")
     for task, median in facts["medians"].items():
         lines += ["", f"{task}: label 1 is score > {median['value']:.6g}, the median of {median['train_records']} train records."]
-    for title, name in (("Unusable", "unusable"), ("Left out", "left_out")):
+    for title, name in (("Unusable", "unusable"), ("Dropped", "left_out")):
         total = sum(entry["count"] for entry in facts[name].values())
         lines += ["", f"## {title}: {total}", ""] if total else []
         for reason, entry in facts[name].items():
             lines.append(f"- {reason}: {entry['count']}")
-            lines += [f"  - {one_line(text)}" for text in entry["first"]]
+            lines += [f"  - {' '.join(text.split())[:300]}" for text in entry["first"]]
             lines += ["  - .."] if entry["count"] > len(entry["first"]) else []
     images = facts["images"]
     sizes = ", ".join(f"{size} ({count})" for size, count in images["commonest_sizes"].items())
     lines += ["", "## Images", ""]
     lines.append(
         f"{images['different']} different; pixels from {images['smallest_pixels']:,} to {images['largest_pixels']:,}, median "
-        f"{images['median_pixels']:,}; commonest sizes: {sizes or 'none'}. Some are in contact_sheet.png."
+        f"{images['median_pixels']:,}; most common sizes: {sizes or 'none'}. contact_sheet.png shows some of them."
     )
     if facts["notes"]:
-        lines += ["", "## To know", "", *(f"- {note}" for note in facts["notes"])]
+        lines += ["", "## Notes", "", *(f"- {note}" for note in facts["notes"])]
     return "\n".join(lines) + "\n"
 
 
-def labels_text(counts: dict[str, int]) -> str:
+def _labels_text(counts: dict[str, int]) -> str:
     if len(counts) <= 4:
         return ", ".join(f"{name}: {count}" for name, count in counts.items())
     return f"{len(counts)} different"
 
 
-def one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
-
-
-def words_of(options: Mapping[str, str]) -> dict[str, str]:
-    """The first words that the user's own data have for the labels 1 and 0. {"positive": "pass,ok"} -> {"1": "pass"}"""
-    given = {label: options.get(name, "") for label, name in (("1", "positive"), ("0", "negative"))}
-    return {label: words.split(",")[0].strip() for label, words in given.items() if words}
-
-
-def contact_sheet(
-    kept: Sequence[tuple[Row, str]],
+def _contact_sheet(
+    kept: Sequence[tuple[CheckedRecord, str]],
     decision: Decision,
-    example: Callable[[Row, str], JudgeExample],
+    example: Callable[[CheckedRecord, str], JudgeExample],
     words: Mapping[str, str],
 ) -> Image.Image:
-    """Some records with their images, task, split and label; each task and label has its turn, which ones is drawn by id."""
+    """Some records with their images, split, task and label: each task and label in turn, chosen by a hash of the id."""
     pools: dict[tuple[str, str], list] = collections.defaultdict(list)
     for row, split in sorted(kept, key=lambda item: hashlib.sha256(item[0].example_id.encode()).digest()):
         if row.files:
             pools[row.task, final_answer(row, decision)].append((row, split))
     chosen = []
-    while len(chosen) < PICTURES and any(pools.values()):
+    while len(chosen) < _PICTURES and any(pools.values()):
         for name in sorted(pools):
-            if pools[name] and len(chosen) < PICTURES:
+            if pools[name] and len(chosen) < _PICTURES:
                 chosen.append(pools[name].pop(0))
-    rows = max(1, -(-len(chosen) // COLUMNS))
-    wide, high = CELL + GAP, CELL + CAPTION
-    sheet = Image.new("RGB", (COLUMNS * wide, rows * high), "white")
+    rows = max(1, -(-len(chosen) // _COLUMNS))
+    wide, high = _CELL + _GAP, _CELL + _CAPTION
+    sheet = Image.new("RGB", (_COLUMNS * wide, rows * high), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (row, split) in enumerate(chosen):
-        x, y = number % COLUMNS * wide, number // COLUMNS * high
+        x, y = number % _COLUMNS * wide, number // _COLUMNS * high
         images = example(row, split).images[:3]
         for at, image in enumerate(images):
             small = Image.fromarray(decode_image(image))
-            small.thumbnail((CELL // len(images) - 4, CELL - 4))
-            sheet.paste(small, (x + at * (CELL // len(images)) + 2, y + 2))
+            small.thumbnail((_CELL // len(images) - 4, _CELL - 4))
+            sheet.paste(small, (x + at * (_CELL // len(images)) + 2, y + 2))
         label = final_answer(row, decision)
-        draw.text((x + 4, y + CELL), f"{split}/{row.task}"[:28], "black")
-        draw.text((x + 4, y + CELL + 16), f"label {words.get(label, label)}"[:28], "black")
+        draw.text((x + 4, y + _CELL), f"{split}/{row.task}"[:28], "black")
+        draw.text((x + 4, y + _CELL + 16), f"label {words.get(label, label)}"[:28], "black")
     return sheet

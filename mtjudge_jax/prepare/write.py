@@ -1,7 +1,7 @@
-"""Writes checked records as ArrayRecord through tensorflow-datasets. Importing it takes a second: `prepare` does so late.
+"""Writes checked records as ArrayRecord through tensorflow-datasets. Importing this takes a second, so `prepare` does it late.
 
-Every example of the data set `judge_examples` has the features example_id, task, label and `record`, which holds all of it,
-packed as in `data.records`. `tfds.builder_from_directory(folder / "judge_examples" / "1.0.0")` opens it.
+Every example of the data set `judge_examples` has the features example_id, task, label and `record`, the whole record as
+`records.pack` writes it. `tfds.builder_from_directory(folder / "judge_examples" / "1.0.0")` opens it.
 """
 
 import contextlib
@@ -18,16 +18,17 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from mtjudge_jax.data.tf_example import FEATURE, tf_example
 
-Job = Mapping[str, str]  # the small features of one example
+Features = Mapping[str, str]  # the small features of one example
 
 
 class _RecordWriter(tfds.core.writer.ExampleWriter):
-    """Makes the examples as the files are written; of what tensorflow-datasets has made of them it takes the order.
+    """Builds the examples while the files are written; from tensorflow-datasets it takes only their order.
 
-    Its own shuffler would keep the images in memory, and above 1 GB it needs TensorFlow. Its bytes differ from run to run.
+    The shuffler of tensorflow-datasets keeps the images in memory, needs TensorFlow above 1 GB, and its bytes differ from run
+    to run.
     """
 
-    def __init__(self, jobs: Mapping[str, Sequence[Job]], records: Mapping[str, Callable[[int], bytes]]):
+    def __init__(self, jobs: Mapping[str, Sequence[Features]], records: Mapping[str, Callable[[int], bytes]]):
         super().__init__(tfds.core.file_adapters.FileFormat.ARRAY_RECORD)
         self.jobs, self.records = jobs, records
 
@@ -41,16 +42,16 @@ class _RecordWriter(tfds.core.writer.ExampleWriter):
 
 
 class JudgeExamples(tfds.core.GeneratorBasedBuilder):
-    """Judging questions about images. One split a (split, task), e.g. `train_seetrue`."""
+    """Judging questions about images. One split for each (split, task), e.g. `train_seetrue`."""
 
     VERSION = tfds.core.Version("1.0.0")
-    code_path = None  # where to look for checksums of downloads; looking needs a package that may not be there
+    code_path = None  # no checksums of downloads: looking for them needs a package that may be missing
 
     def __init__(
         self,
         *,
         data_dir: Path,
-        jobs: Mapping[str, Sequence[Job]],
+        jobs: Mapping[str, Sequence[Features]],
         records: Mapping[str, Callable[[int], bytes]],
         about: str,
         license: str,
@@ -65,13 +66,13 @@ class JudgeExamples(tfds.core.GeneratorBasedBuilder):
             description=self.about,
             license=self.license,
             features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,  # the mixture shuffles; files in the source's order can be compared
+            disable_shuffling=True,  # the mixture shuffles; files in the source's order are comparable
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         return {name: self._generate_examples(jobs) for name, jobs in self.jobs.items()}
 
-    def _generate_examples(self, jobs: Sequence[Job]) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, jobs: Sequence[Features]) -> Iterator[tuple[int, dict]]:
         for index, job in enumerate(jobs):
             yield index, {**job, FEATURE: b""}
 
@@ -81,23 +82,23 @@ class JudgeExamples(tfds.core.GeneratorBasedBuilder):
 
 def write_splits(
     folder: Path,
-    jobs: Mapping[str, Sequence[Job]],
+    jobs: Mapping[str, Sequence[Features]],
     records: Mapping[str, Callable[[int], bytes]],
     *,
     about: str,
     license: str,
 ) -> dict[str, dict[str, Any]]:
-    """Writes one ArrayRecord file a split; `records[split](i)` gives the packed record of its example i.
+    """Writes one ArrayRecord file for each split; `records[split](i)` returns the packed record of its example i.
 
-    Returns what the manifest says of each: path from the folder on, count, sha256.
+    Returns the manifest's entries: path in the folder, count, sha256.
     """
     tfds.disable_progress_bar()
     logging.getLogger("absl").setLevel(logging.WARNING)
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells of downloads, of which there are none
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints about downloads, but nothing is downloaded
         builder = JudgeExamples(data_dir=folder, jobs=jobs, records=records, about=about, license=license)
         one_file = tfds.download.DownloadConfig(num_shards=1)
         builder.download_and_prepare(file_format="array_record", download_config=one_file)
-    shutil.rmtree(Path(folder) / "downloads", ignore_errors=True)  # it is made, and stays empty
+    shutil.rmtree(Path(folder) / "downloads", ignore_errors=True)  # tensorflow-datasets makes it, and it stays empty
     entries = {}
     for name, split in builder.info.splits.items():
         (path,) = (Path(p) for p in split.filepaths)

@@ -74,9 +74,9 @@ class Task:
     def template_hash(self) -> str:
         """16 hex digits that change with any wording, choice of wordings or answer; saved with the results."""
         if self.wordings is None:
-            return hashed(self.kind, self.template, *self.labels)
+            return _hashed(self.kind, self.template, *self.labels)
         plain = dataclasses.replace(self.wordings, seed=0)
-        return hashed(self.kind, repr(plain), *self.labels)
+        return _hashed(self.kind, repr(plain), *self.labels)
 
     def ask(self, question: Question, example_id: str = "") -> Asked:
         """The prompt of a question. Raises UserError if its kind, candidates, number of images or instruction does not fit."""
@@ -93,7 +93,7 @@ class Task:
             answers = names
         legal = RANKING_FORM.format(names=listing(names, "and")) if self.kind == "listwise" else listing(answers)
         parts = parts_of(question, self.wordings, form, names=names, answers=legal)
-        form_hash = hashed(self.kind, self.wordings.rubric, repr(form), *answers)
+        form_hash = _hashed(self.kind, self.wordings.rubric, repr(form), *answers)
         return Asked(parts, answers, f"{self.name}/{number}@{form_hash}")
 
     def question_text(self, question: Question, example_id: str = "") -> str:
@@ -180,7 +180,7 @@ def check_words(name: str, words: tuple[str, ...]) -> None:
         raise UserError(f"task {name!r}: labels {words} must be two or more different ASCII words")
 
 
-def hashed(*texts: str) -> str:
+def _hashed(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 

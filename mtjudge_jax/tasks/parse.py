@@ -14,7 +14,7 @@ from typing import NamedTuple
 MAX_CHARS = 131_072
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # ASCII only: str.strip() would also take a dozen Unicode spaces and separators for nothing.
-WHITESPACE = " \t\r\n"
+_WHITESPACE = " \t\r\n"
 # Longest slice that the lenient parser compares with the labels (Unicode normalisation is not linear).
 _MAX_LABEL_CHARS = 64
 _MAX_RANKING_CHARS = 256
@@ -44,7 +44,7 @@ def _unreadable(text: str) -> str:
 
 def _label_index(word: str, labels: tuple[str, ...]) -> int | None:
     """Index of the label that equals `word` in ASCII, ignoring case; look-alike letters are not folded."""
-    word = word.strip(WHITESPACE)
+    word = word.strip(_WHITESPACE)
     folded = [label.lower() for label in labels]
     return folded.index(word.lower()) if word.isascii() and word.lower() in folded else None
 
@@ -96,7 +96,7 @@ def parse_strict(text: str, labels: tuple[str, ...], *, ranked: bool = False) ->
         return Parsed(None, "", "tags out of order")
     reasoning = text[think + len("<think>") : think_end]
     outside = text[:think], text[think_end + len("</think>") : answer], text[answer_end + len("</answer>") :]
-    if any(part.strip(WHITESPACE) for part in outside):
+    if any(part.strip(_WHITESPACE) for part in outside):
         return Parsed(None, "", "text outside the tags")
     if not any(map(str.isalnum, reasoning)):
         return Parsed(None, "", "no reasoning")

@@ -40,7 +40,7 @@ def truth_of(task: Task, example: JudgeExample) -> Truth:
     asked, label = task.ask(example.question, example.example_id), task.label_index(example.label)
     if label >= len(asked.words):
         raise UserError(f"task {task.name!r}: label.winner is {TIE}, but the question allows no tie")
-    truth = Truth(task.kind, asked.words, label, asked.template, facts=facts_of(example))
+    truth = Truth(task.kind, asked.words, label, asked.template, facts=_facts_of(example))
     if task.kind == "pointwise_score":
         return truth._replace(score=float(example.label.score), low=float(task.labels[0]), high=float(task.labels[-1]))
     if task.kind == "listwise":
@@ -50,7 +50,7 @@ def truth_of(task: Task, example: JudgeExample) -> Truth:
     return truth
 
 
-def facts_of(example: JudgeExample) -> dict:
+def _facts_of(example: JudgeExample) -> dict:
     """All that is known about an example except its images, as plain values."""
     names = ("example_id", "dataset", "group_id", "task", "criterion", "kind", "instruction", "raw", "rationale")
     facts = {name: getattr(example, name) for name in names}

@@ -52,13 +52,13 @@ class Wordings:
         open_to = [n for n, f in enumerate(self.forms) if f.held_out in wanted and (self.vary_polarity or not f.flipped)]
         if not open_to:
             raise UserError(f"no wording of {self.forms[0].text!r} is {self.templates}: hold one out, or use templates 'all'")
-        number = open_to[0 if self.templates == "first" else spin(f"{self.seed}/form/{example_id}", len(open_to))]
+        number = open_to[0 if self.templates == "first" else _spin(f"{self.seed}/form/{example_id}", len(open_to))]
         form = self.forms[number]
-        words = self.words[spin(f"{self.seed}/words/{example_id}", len(self.words)) if self.vary_words else 0]
+        words = self.words[_spin(f"{self.seed}/words/{example_id}", len(self.words)) if self.vary_words else 0]
         return number, form, words, form.words or ((words[1], words[0], *words[2:]) if form.flipped else words)
 
 
-def spin(text: str, count: int) -> int:
+def _spin(text: str, count: int) -> int:
     """0 to count - 1 by a hash of `text`: the same in every process and version of Python."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % count
 
@@ -67,12 +67,12 @@ def order_of(example_id: str, count: int, seed: int) -> tuple[int, ...]:
     """A permutation of `count` candidates by a hash of (id, seed): the old index of each place shown."""
     places = list(range(count))
     for last in range(count - 1, 0, -1):  # Fisher and Yates
-        other = spin(f"{seed}/order/{last}/{example_id}", last + 1)
+        other = _spin(f"{seed}/order/{last}/{example_id}", last + 1)
         places[last], places[other] = places[other], places[last]
     return tuple(places)
 
 
-def contract(answers: str) -> str:
+def _contract(answers: str) -> str:
     """The end of every question for a large model, so that all tasks learn one answer form."""
     return (
         "First reason step by step inside <think> and </think>. "
@@ -101,7 +101,7 @@ def parts_of(question: Question, wordings: Wordings, form: Form, *, names: tuple
     for number, candidate in enumerate(candidates_of(question)):
         out.append(f"{wordings.noun} {names[number]}: " if names else f"{wordings.noun}: ")
         out += [IMAGE] * candidate.images + [f"{candidate.text}\n"]
-    return _merged([*out, f"\n{form.text} {contract(answers)}"])
+    return _merged([*out, f"\n{form.text} {_contract(answers)}"])
 
 
 def _merged(parts: list[str | None]) -> list[str | None]:

@@ -11,7 +11,7 @@ from places import CONFIGS
 
 from mtjudge_jax.config_check import check
 from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of, write_tables
-from mtjudge_jax.demo.config import TASKS, UNSEEN
+from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
 from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.plan.chips import tpu_slice
@@ -109,7 +109,7 @@ def test_the_arms_and_their_models():
     assert [job.arm for job in jobs] == ["off_the_shelf", *["rl_single"] * 6, "mt_grpo", *["rl_single"] * 6, "mt_grpo"]
     assert jobs[1].name == "rl_single.technical.seed0" and jobs[-1].name == "mt_grpo.seed1"
     assert jobs[1].judged == ("technical", "pairwise_technical") and jobs[2].judged == ("rationality",)
-    assert Job("mt_grpo", 1).judged == (*TASKS, *UNSEEN)
+    assert Job("mt_grpo", 1).judged == (*POINTWISE, *PAIRWISE)
 
 
 def write_result(workdir: Path, job: Job, numbers: dict[str, float]) -> None:
@@ -123,13 +123,13 @@ def test_tables_of_a_workdir(tmp_path):
     """The base; an arm of two seeds, the second of them worse; a single arm of which one model is missing."""
     (tmp_path / "eval").mkdir()
     jobs = jobs_of(["off_the_shelf", "rl_single", "mt_rl_judge", "mt_grpo"], seeds=2)
-    base = dict.fromkeys(TASKS, 0.4) | {UNSEEN[0]: 0.3, UNSEEN[1]: 0.4, UNSEEN[2]: 0.5}
-    first = dict.fromkeys(TASKS, 0.8) | {"safety": 0.5} | {UNSEEN[0]: 0.6, UNSEEN[1]: 0.7, UNSEEN[2]: 0.8}
-    second = dict.fromkeys(TASKS, 0.6) | {"safety": 0.3} | {UNSEEN[0]: 0.4, UNSEEN[1]: 0.5, UNSEEN[2]: 0.6}
+    base = dict.fromkeys(POINTWISE, 0.4) | {PAIRWISE[0]: 0.3, PAIRWISE[1]: 0.4, PAIRWISE[2]: 0.5}
+    first = dict.fromkeys(POINTWISE, 0.8) | {"safety": 0.5} | {PAIRWISE[0]: 0.6, PAIRWISE[1]: 0.7, PAIRWISE[2]: 0.8}
+    second = dict.fromkeys(POINTWISE, 0.6) | {"safety": 0.3} | {PAIRWISE[0]: 0.4, PAIRWISE[1]: 0.5, PAIRWISE[2]: 0.6}
     write_result(tmp_path, Job("off_the_shelf", 0), base)
     for seed, numbers in enumerate((first, second)):
         write_result(tmp_path, Job("mt_rl_judge", seed), numbers)
-        for task in TASKS[1 - seed :]:  # a model that seed 0 lacks is not taken from seed 1
+        for task in POINTWISE[1 - seed :]:  # a model that seed 0 lacks is not taken from seed 1
             write_result(tmp_path, Job("rl_single", seed, task), {task: 0.9 - 0.2 * seed})
     page = write_tables(tmp_path, jobs).read_text()
     text = (tmp_path / "comparison.md").read_text()
@@ -140,7 +140,7 @@ def test_tables_of_a_workdir(tmp_path):
     # (5 * 0.8 + 0.5) / 6 and (5 * 0.6 + 0.3) / 6
     assert f"| MT-RL-Judge | 2 | {' | '.join([several] * 5)} | 40.0 (30.0 to 50.0) | 65.0 (55.0 to 75.0) | 40.0 (30.0" in text
     assert "| RL-Single | 2 | 70.0 | 80.0 (70.0 to 90.0) |" in text and "| 80.0 (70.0 to 90.0) | 70.0 | 70.0 |" in text
-    assert f"| {' | '.join(UNSEEN)} | mean | accuracy | same winner | by probability | each alone | invalid |" in text
+    assert f"| {' | '.join(PAIRWISE)} | mean | accuracy | same winner | by probability | each alone | invalid |" in text
     assert "| 60.0 (50.0 to 70.0) | 60.0 (50.0 to 70.0) | 60.0 (50.0 to 70.0) |" in text  # mean, accuracy, same winner ..
     assert "## Format transfer: pairwise minus off the shelf" in text and "+20.0 (+10.0 to +30.0) |" in text
     data = json.loads((tmp_path / "comparison.json").read_text())
@@ -181,7 +181,7 @@ def test_a_second_start_does_what_is_missing():
     before, scores = other.stat().st_mtime_ns, json.loads(first.read_text())["tasks"]
     first.unlink()
     ended = start(workdir)
-    assert ended.status == 0 and "done before" in ended.out and "step 6/6" in ended.out
+    assert ended.status == 0 and "already done" in ended.out and "step 6/6" in ended.out
     assert other.stat().st_mtime_ns == before and json.loads(first.read_text())["tasks"] == scores
     changed = json.loads(first.read_text())
     changed["config"]["optim"]["lr"] = 5.0

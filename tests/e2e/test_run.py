@@ -15,7 +15,7 @@ import pytest
 from commands import Ended, Started, commands
 
 from mtjudge_jax.checkpoint.folders import UNFINISHED
-from mtjudge_jax.demo.config import TASKS
+from mtjudge_jax.demo.cases import POINTWISE
 
 STEPS = 8
 
@@ -185,17 +185,17 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
         logits = np.zeros(6)
         for step, line in enumerate(lines):
             seen = line["mixture"]
-            improvement = np.array([seen[name]["improvement"] for name in TASKS])
+            improvement = np.array([seen[name]["improvement"] for name in POINTWISE])
             assert (not improvement.any()) == (zeros == 1 and step == 0)  # nothing to compare the first reward with
-            assert all(0 <= seen[name]["no_gradient"] <= 1 for name in TASKS)
+            assert all(0 <= seen[name]["no_gradient"] <= 1 for name in POINTWISE)
             if step == 0:  # the paper's formula, on what the line says
-                reward = np.array([line["tasks"].get(name, {"reward": 0.0})["reward"] for name in TASKS])
+                reward = np.array([line["tasks"].get(name, {"reward": 0.0})["reward"] for name in POINTWISE])
                 s = improvement + 0.6 * reward
                 logits = -20.0 * (s - s.mean()) / 6
                 weights = np.exp(logits) / np.exp(logits).sum()
-                assert np.allclose([seen[name]["weight"] for name in TASKS], weights, atol=1e-6)
-                rates = [line["tasks"].get(name, {"zero_variance": 0.0})["zero_variance"] for name in TASKS]
-                assert np.allclose([seen[name]["no_gradient"] for name in TASKS], 0.1 * np.array(rates), atol=1e-9)
+                assert np.allclose([seen[name]["weight"] for name in POINTWISE], weights, atol=1e-6)
+                rates = [line["tasks"].get(name, {"zero_variance": 0.0})["zero_variance"] for name in POINTWISE]
+                assert np.allclose([seen[name]["no_gradient"] for name in POINTWISE], 0.1 * np.array(rates), atol=1e-9)
         assert run["data"]["step"] == 5
         assert sum(task["position"] for task in run["data"]["tasks"].values()) == sum(line["rounds"] for line in lines) * 12
 
@@ -281,4 +281,4 @@ def test_a_run_stopped_in_its_last_validation_ends_as_if_it_had_not_been():
 
 
 def test_the_tiny_config_is_the_demos_tasks():
-    assert drills.config().data.tasks == TASKS
+    assert drills.config().data.tasks == POINTWISE

@@ -12,23 +12,32 @@ import pyarrow.parquet
 from PIL import Image
 
 from mtjudge_jax.paths import as_path
-from mtjudge_jax.prepare.readers.tables import check_waiting
-from mtjudge_jax.records import BadRecord, pack, unpack
+from mtjudge_jax.prepare.checking import check_fields, placed
+from mtjudge_jax.records import BadRecord, JudgeExample, pack, unpack
 
 CANARY = "CANARY"  # in every native field that a question must not show
 
 
 def read_all(reader, source, **options):
-    """(examples, bad rows); the same in a second reading."""
-    items = list(reader.read(as_path(source), options))
-    again = list(reader.read(as_path(source), options))
+    """(examples, bad rows), as prepare tells them apart; the same in a second reading."""
+    items = [checked(item) for item in reader.read(as_path(source), options)]
+    again = [checked(item) for item in reader.read(as_path(source), options)]
     examples = [item for item in items if not isinstance(item, BadRecord)]
     assert examples == [item for item in again if not isinstance(item, BadRecord)]
     for example in examples:
-        check_waiting(example)
         assert unpack(pack(example)) == example
     assert len({example.example_id for example in examples}) == len(examples)
     return examples, [item for item in items if isinstance(item, BadRecord)]
+
+
+def checked(item: JudgeExample | BadRecord) -> JudgeExample | BadRecord:
+    """The item, or what prepare says is wrong with its fields."""
+    try:
+        if not isinstance(item, BadRecord):
+            check_fields(item)
+    except BadRecord as e:
+        return placed(e, item)
+    return item
 
 
 def reasons(bad):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
+from native import checked
 from PIL import Image
 
 from mtjudge_jax.paths import as_path
-from mtjudge_jax.records import BadRecord, check_example, pack, unpack
+from mtjudge_jax.records import BadRecord, pack, unpack
 
 CANARY = "CANARY"  # in every field that a question must not show
 
@@ -180,10 +181,9 @@ def hpd(tmp_path, rows, *, folder="test", missing=()):
 
 def read_all(reader, source, **options):
     """(examples, [(reason, text)] of bad rows)"""
-    got = list(reader.read(as_path(source), options))
+    got = [checked(item) for item in reader.read(as_path(source), options)]
     examples = [item for item in got if not isinstance(item, BadRecord)]
     for example in examples:
-        check_example(example)
         assert unpack(pack(example)) == example
     assert len({example.example_id for example in examples}) == len(examples)
     return examples, [(item.reason, str(item)) for item in got if isinstance(item, BadRecord)]

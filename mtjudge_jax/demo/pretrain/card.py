@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-HEAD = """\
+_HEAD = """\
 ---
 license: apache-2.0
 library_name: transformers
@@ -28,5 +28,5 @@ def write_card(folder: Path, history: list[dict], *, seed: int, steps: int, batc
     for row in history:
         shares = " | ".join(f"{row['seen'][name]:.2f}" for name in names)
         lines.append(f"| {row['step']} | {row['minutes']:.1f} | {row['loss']:.3f} | {shares} |")
-    head = HEAD.format(seed=seed, steps=steps, batch=batch, lr=lr, minutes=history[-1]["minutes"])
+    head = _HEAD.format(seed=seed, steps=steps, batch=batch, lr=lr, minutes=history[-1]["minutes"])
     (folder / "README.md").write_text(head + "\n".join(lines) + "\n")

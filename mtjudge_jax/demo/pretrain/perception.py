@@ -16,7 +16,7 @@ from mtjudge_jax.policy.programs import make_programs
 from mtjudge_jax.tasks import DEMO
 from mtjudge_jax.types import Params
 
-COUNT, BATCH = 96, 32
+_COUNT, _BATCH = 96, 32
 
 
 class Perception:
@@ -26,13 +26,13 @@ class Perception:
         tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
         self.programs = make_programs(cfg, model_cfg, tokenizer, mesh)
         self.fmt = RowFormat(DEMO, tokenizer, image_cfg, *shapes[1], cfg.rollout.completion_tokens)
-        self.examples = {name: list(make_examples(split="val", task=name, count=COUNT, seed=1)) for name in DEMO}
+        self.examples = {name: list(make_examples(split="val", task=name, count=_COUNT, seed=1)) for name in DEMO}
 
     def measure(self, params: Params) -> dict[str, dict[str, float]]:
         """{"seen": {task: share of exactly right reasonings}, "yes": {task: share of yes}, "valid": ..}."""
         out: dict[str, dict[str, float]] = {"seen": {}, "yes": {}, "valid": {}}
         for name, examples in self.examples.items():
-            how = Judging(self.programs, self.fmt, BATCH, np.zeros(1, np.float32), 0.1, 0)
+            how = Judging(self.programs, self.fmt, _BATCH, np.zeros(1, np.float32), 0.1, 0)
             rows = judge(params, examples, how, step=0, probabilities=False)
             right = [row["reasoning"] == example.rationale for row, example in zip(rows, examples, strict=True)]
             out["seen"][name] = float(np.mean(right))

@@ -11,11 +11,11 @@ from mtjudge_jax.demo.pretrain.corpus import DESCRIBE_ONE, DESCRIBE_TWO, KEYS_CO
 from mtjudge_jax.demo.scenes import LOOKS, ORDERS, SIZE, THINGS
 
 MAX_VOCABULARY = 1024
-PAD, END = "<|endoftext|>", "<|im_end|>"
-SPECIAL = (
-    PAD,
+_PAD, _END = "<|endoftext|>", "<|im_end|>"
+_SPECIAL = (
+    _PAD,
     "<|im_start|>",
-    END,
+    _END,
     "<|vision_start|>",
     "<|vision_end|>",
     "<|vision_pad|>",
@@ -23,9 +23,9 @@ SPECIAL = (
     "<|video_pad|>",
 )
 # Not special: they are part of the answer's text and must survive decoding that skips special tokens.
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # Lays out turns as Qwen3-VL does: nothing is added before the first turn, pictures stand where the message has them.
-CHAT_TEMPLATE = """\
+_CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}{{ "\\n" }}
 {%- if message.content is string -%}
@@ -45,7 +45,7 @@ CHAT_TEMPLATE = """\
 <|im_start|>assistant{{ "\\n" }}
 {%- endif -%}
 """
-PREPROCESSOR = {
+_PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessorFast",
     "patch_size": 16,
     "temporal_patch_size": 2,
@@ -57,7 +57,7 @@ PREPROCESSOR = {
 }
 
 
-def demo_texts() -> list[str]:
+def _demo_texts() -> list[str]:
     """Texts that hold every word of the demo's questions, descriptions and rationales."""
     questions = [TEMPLATES[task].replace("{instruction}", "a dog") for task in (*POINTWISE, *PAIRWISE)]
     facts = [f"looks {look}, parts {order}" for look in LOOKS for order in ORDERS]
@@ -67,9 +67,9 @@ def demo_texts() -> list[str]:
             "system", "no yes"]  # fmt: skip
 
 
-def demo_words() -> list[str]:
+def _demo_words() -> list[str]:
     """Every word, sorted, without punctuation."""
-    clean = (text.translate(str.maketrans("", "", ",.?{}")) for text in demo_texts())
+    clean = (text.translate(str.maketrans("", "", ",.?{}")) for text in _demo_texts())
     return sorted(set(chain.from_iterable(text.split() for text in clean)))
 
 
@@ -82,17 +82,17 @@ def build_tokenizer(folder: str | Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=MAX_VOCABULARY - len(SPECIAL) - len(TAGS),
+        vocab_size=MAX_VOCABULARY - len(_SPECIAL) - len(_TAGS),
         min_frequency=1,
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    words = demo_words()
+    words = _demo_words()
     # Each word inside a text (with its space) and at the start of one. Training goes on until nothing is left to merge.
     tokenizer.train_from_iterator([form for word in words for form in (word, f" {word}")], trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in TAGS])
-    check(tokenizer, words)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in _TAGS])
+    _check(tokenizer, words)
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,16 +101,16 @@ def build_tokenizer(folder: str | Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
-        "eos_token": END,
-        "pad_token": PAD,
+        "eos_token": _END,
+        "pad_token": _PAD,
         "model_max_length": 4096,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
+    (folder / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR, indent=2) + "\n")
 
 
-def check(tokenizer: Tokenizer, words: list[str]) -> None:
+def _check(tokenizer: Tokenizer, words: list[str]) -> None:
     broken = [form for word in words for form in (word, f" {word}") if len(tokenizer.encode(form).ids) != 1]
     if broken:
         raise ValueError(f"{len(broken)} words are more than one token ({broken[:5]}): raise MAX_VOCABULARY")

@@ -1,4 +1,4 @@
-"""Images by their native name, out of a data set's folder or the zips in it. No name leads out of the folder."""
+"""Reads images by their native name from a data set's folder or the zips in it. No name leads out of the folder."""
 
 import contextlib
 import struct
@@ -10,21 +10,22 @@ from typing import Any
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
-from mtjudge_jax.prepare.readers.files import AGAIN, shown
+from mtjudge_jax.prepare.readers.fields import quoted
+from mtjudge_jax.prepare.readers.files import AGAIN
 from mtjudge_jax.records import BadRecord
 
-MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; more is no photograph
+_MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; no photograph is larger
 IMAGE_FOLDERS = ("", "image", "images")
 ReadImage = Callable[[str], bytes]
 
 
 @contextlib.contextmanager
 def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS, remedy: str = AGAIN) -> Iterator[ReadImage]:
-    """A function from an image's native name to its bytes, out of the source folder or the zips that lie in it.
+    """A function from an image's native name to its bytes, from the source folder or the zips in it.
 
-    A name is looked for below each of `folders`, and with or without one of them in front: "7.jpg", "image/7.jpg".
-    The function raises BadRecord: `image_path` for a name that leads out of the folder or is an address,
-    `missing_image`, `unreadable_image`, `image_bytes` for more than MAX_IMAGE_BYTES, `broken_zip`.
+    It looks for a name below each of `folders`, with and without one of them in front: "7.jpg", "image/7.jpg". It raises
+    BadRecord: `image_path` for a name that leads out of the folder or is an address, `missing_image`, `unreadable_image`,
+    `image_bytes` for more than _MAX_IMAGE_BYTES, `broken_zip`.
     """
     folder = source.parent if source.is_file() else source
     with contextlib.ExitStack() as stack:
@@ -40,7 +41,7 @@ def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS, rem
                 try:
                     if (folder / place).is_file():
                         return _file(folder, place)
-                except OSError as e:  # not to be read by this user, or a broken disk
+                except OSError as e:  # no permission, or a broken disk
                     raise BadRecord("unreadable_image", f"{place}: {e.strerror or e}") from e
             raise BadRecord("missing_image", f"{name} is not in {folder}")
 
@@ -60,22 +61,22 @@ def image_of(value: Any, read: ReadImage, name: str) -> bytes:
 
 @contextlib.contextmanager
 def opened_zip(path: AnyPath, *, remedy: str = AGAIN) -> Iterator[zipfile.ZipFile]:
-    """Raises ValueError where the file is no zip."""
+    """Raises UserError if the file is not a zip."""
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
-        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as e:  # by the place of the damage
+        except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as e:
             raise UserError(f"{path}: not readable as zip ({e}); {remedy}") from e
         yield archive
 
 
 def _places(name: str, folders: Sequence[str]) -> list[str]:
-    """Where an image may lie, from the folder on; each place once."""
+    """The paths in the folder where an image may be, each once."""
     path = PurePosixPath(name.replace("\\", "/"))
     if ADDRESS.match(name) or path.is_absolute() or not path.parts or ".." in path.parts or ":" in path.parts[0]:
-        raise BadRecord("image_path", f"{shown(name)} leads out of the data set's folder: names are relative and inside it")
+        raise BadRecord("image_path", f"{quoted(name)} leads out of the data set's folder: names are relative and inside it")
     if max(len(part.encode(errors="replace")) for part in path.parts) > 255 or len(name) > 2000 or "\0" in name:
-        raise BadRecord("image_path", f"{shown(name)} is no name of a file")
+        raise BadRecord("image_path", f"{quoted(name)} is not a file name")
     bare = PurePosixPath(*path.parts[1:]) if path.parts[0] in folders and len(path.parts) > 1 else path
     return list(dict.fromkeys(str(PurePosixPath(folder) / form) for form in (path, bare) for folder in folders))
 
@@ -98,5 +99,5 @@ def zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def _check_size(name: str, size: int) -> None:
-    if size > MAX_IMAGE_BYTES:
-        raise BadRecord("image_bytes", f"{name} has {size:,} bytes, more than {MAX_IMAGE_BYTES:,}: no image is that large")
+    if size > _MAX_IMAGE_BYTES:
+        raise BadRecord("image_bytes", f"{name} has {size:,} bytes, more than {_MAX_IMAGE_BYTES:,}: too large for an image")

@@ -1,6 +1,6 @@
-"""What `mtjudge prepare` has written before, several folders joined into one: a run reads one folder.
+"""Joins several folders that `mtjudge prepare` wrote into one, because a run reads one folder.
 
-Records keep their splits, labels and terms. What is a leak or a double over two sets is found as within one.
+Records keep their splits, labels and terms. Leaks and duplicates between two sets are found like those within one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -8,26 +8,26 @@ from collections.abc import Iterator, Mapping
 from mtjudge_jax.data.sources import open_split, read_manifest
 from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import files
+from mtjudge_jax.prepare.readers import fields
 from mtjudge_jax.records import BadRecord, JudgeExample
 
-TASKS: tuple[str, ...] = ()  # what the folders hold
+TASKS: tuple[str, ...] = ()  # the folders name their tasks
 LICENSE = "of each record"
-TERMS = "open"  # here as a word for none of its own; each record has its terms
-OPTIONS = {"folders": "names of folders in --source, with commas (default: all that are prepared)"}
-HOW = "Give the folder in which the prepared ones are, as for data/agin and data/seetrue --source=data."
+TERMS = "open"  # each record keeps its own terms
+OPTIONS = {"folders": "names of folders in --source, separated by commas (default: all prepared ones)"}
+HOW = "Give the folder that holds the prepared folders: --source=data for data/agin and data/seetrue."
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
-    chosen = [name.strip() for name in files.take_options(options, OPTIONS)["folders"].split(",") if name.strip()]
-    for folder in folders_of(source, chosen):
+    chosen = [name.strip() for name in fields.take_options(options, OPTIONS)["folders"].split(",") if name.strip()]
+    for folder in _folders_of(source, chosen):
         for name in sorted(read_manifest(folder)["files"]):
             records = open_split(folder, *name.split("/"))
             yield from (records[index] for index in range(len(records)))
 
 
-def folders_of(source: AnyPath, chosen: list[str]) -> list[AnyPath]:
-    """Those in `source` that are prepared, or the chosen ones of them. Raises ValueError where there is none of a name."""
+def _folders_of(source: AnyPath, chosen: list[str]) -> list[AnyPath]:
+    """The prepared folders in `source`, or the chosen ones. Raises UserError if one does not exist."""
     if not source.is_dir():
         raise UserError(f"{source}: no such folder. {HOW}")
     if (source / "manifest.json").is_file():

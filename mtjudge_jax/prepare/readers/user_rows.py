@@ -1,4 +1,4 @@
-"""A user's own data: one form of a row, in JSONL beside a folder of images or in parquet with the images' bytes.
+"""The form of a row in a user's own data, the same in JSONL and in parquet.
 
     {"id": "7", "task": "logo", "kind": "binary", "image": "a.png", "instruction": "a red logo", "label": "yes"}
     {"task": "sharpness", "kind": "graded", "image": "a.png", "label": 4, "scale": [1, 5]}
@@ -6,8 +6,9 @@
     {"task": "caption", "kind": "listwise", "context": ["a.png"], "label": "B > A",
      "candidates": [{"text": "a dog"}, {"text": "a cat"}]}
 
-An image is a path from the JSONL file's folder on, or bytes. A candidate is an image, or {"image" or "images", "text", "name"};
-its name (who made it) is never shown. Fields that are the same in all rows may be given as options instead.
+An image is a path that starts at the JSONL file's folder, or bytes. A candidate is an image, or
+{"image" or "images", "text", "name"}; its name (who made it) is never shown. Fields that are equal in all rows may be
+options instead.
 """
 
 import difflib
@@ -18,39 +19,38 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mtjudge_jax.errors import UserError, unknown
-from mtjudge_jax.prepare.readers import files, image_files, tables
+from mtjudge_jax.prepare.readers import fields, files, image_files
 from mtjudge_jax.prepare.readers.paper import agin
 from mtjudge_jax.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label, counted
 
 LICENSE = "the user's own"
 TERMS = "open"
 OPTIONS = {
-    "task": "task of rows that name none (default: none)",
-    "kind": "kind of rows that name none: binary, graded, pairwise or listwise (default: none)",
-    "criterion": "criterion of rows that name none (default: the task's name)",
-    "instruction": "instruction of rows that name none (default: empty)",
-    "split": "split of rows that name none: train, val, test or ood (default: split by group)",
-    "scale": "lowest and highest grade of rows that name none, as 1-5 (default: none)",
-    "positive": "words of label 1, with commas between (default: yes,true,1)",
-    "negative": "words of label 0, with commas between (default: no,false,0)",
-    "allow_tie": "yes or no: whether a tie is an answer of pairs that do not say so themselves (default: no)",
-    "license": "license of rows that name none (default: the user's own)",
-    "terms": "terms of rows that name none: open, research, gated or eval_only (default: open)",
-    **files.REVISION,
+    "task": "task of rows without one (default: none)",
+    "kind": "kind of rows without one: binary, graded, pairwise or listwise (default: none)",
+    "criterion": "criterion of rows without one (default: the task's name)",
+    "instruction": "instruction of rows without one (default: empty)",
+    "split": "split of rows without one: train, val, test or ood (default: split by group)",
+    "scale": "lowest and highest grade of rows without a scale, as 1-5 (default: none)",
+    "positive": "words of label 1, separated by commas (default: yes,true,1)",
+    "negative": "words of label 0, separated by commas (default: no,false,0)",
+    "allow_tie": "yes or no: whether pairs without allow_tie may be tied (default: no)",
+    "license": "license of rows without one (default: the user's own)",
+    "terms": "terms of rows without any: open, research, gated or eval_only (default: open)",
+    **fields.REVISION,
 }
 FIELDS = (
     "id", "task", "kind", "criterion", "instruction", "image", "images", "text", "context", "candidates", "label", "scale",
     "allow_tie", "split", "group", "rationale", "raters", "license", "terms", "meta",
 )  # fmt: skip
-SHOWN = ("image", "images", "text", "candidates")  # a row has one of these at least
-AGAIN = "write it again"  # what helps against a damaged file of the user's own
-SPLITS = ("", "train", "val", "test", "ood")
-PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE, "both_bad": TIE}
-MAX_CANDIDATES = 26
+_SHOWN = ("image", "images", "text", "candidates")  # a row has at least one of these
+_SPLITS = ("", "train", "val", "test", "ood")
+_PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE, "both_bad": TIE}
+_MAX_CANDIDATES = 26
 
 
 class Taken(NamedTuple):
-    """The options, and what is made of them once."""
+    """The options, parsed once."""
 
     options: Mapping[str, str]
     binary: Mapping[str, int]  # word -> label
@@ -58,57 +58,57 @@ class Taken(NamedTuple):
 
 
 def take(given: Mapping[str, str], known: Mapping[str, str], dataset: str) -> Taken:
-    """Raises ValueError for an option that is unknown or cannot be."""
-    options = files.take_options(given, known, allow_tie=("no", "yes"), split=SPLITS)
+    """Raises UserError for an unknown or invalid option."""
+    options = fields.take_options(given, known, allow_tie=("no", "yes"), split=_SPLITS)
     agin.scale_of(options["scale"])
-    if options["kind"] and kind_of(options["kind"]) is None:
+    if options["kind"] and _kind_of(options["kind"]) is None:
         raise UserError(f"option kind: {unknown('kind', options['kind'], ('binary', 'graded', 'pairwise', 'listwise'))}")
     words = {}
     for name, default, value in (("positive", "yes,true,1", 1), ("negative", "no,false,0", 0)):
         for word in (options[name] or default).split(","):
             if words.setdefault(word.strip().lower(), value) != value:
-                raise UserError(f"option {name}: {word.strip()!r} is a word of both labels")
+                raise UserError(f"option {name}: {word.strip()!r} stands for both labels: give it to one")
     return Taken(options, words, dataset)
 
 
-def kind_of(name: Any) -> str | None:
+def _kind_of(name: Any) -> str | None:
     kind = SHORT_KINDS.get(name, name) if isinstance(name, str) else None
     return kind if kind in KINDS else None
 
 
-def example_of(row: files.Row, images: image_files.ReadImage, taken: Taken) -> JudgeExample:
-    """Raises BadRecord where the row is not of the form above."""
+def example_of(row: files.NativeRow, images: image_files.ReadImage, taken: Taken) -> JudgeExample:
+    """Raises BadRecord if the row does not have the form above."""
     native = {name: value for name, value in row.fields.items() if value is not None}
     for name in native:
         if name not in FIELDS:
             raise BadRecord("unknown_field", unknown_field("field", name, native))
-    said = {name: native.get(name, taken.options.get(name, "")) for name in FIELDS}
-    task = _text(said, "task", needed=True)
-    kind = kind_of(said["kind"])
+    given = {name: native.get(name, taken.options.get(name, "")) for name in FIELDS}
+    task = _text(given, "task", needed=True)
+    kind = _kind_of(given["kind"])
     if kind is None:
-        raise BadRecord("wrong_field", f"kind is {files.shown(said['kind'])}, must be binary, graded, pairwise or listwise")
+        raise BadRecord("wrong_field", f"kind is {fields.quoted(given['kind'])}, must be binary, graded, pairwise or listwise")
     if "label" not in native:
         raise BadRecord("missing_field", "no label")
     context = tuple(image_files.image_of(image, images, "context") for image in _list(native, "context"))
     candidates, shown = _candidates(native, kind, images)
     low, high = _scale(native.get("scale"), taken) if kind == "pointwise_score" else (None, None)
     allow_tie = kind == "pairwise" and _flag(native.get("allow_tie"), taken.options["allow_tie"] == "yes")
-    name = files.name_of(native.get("id")) or str(row.index)
-    instruction = _text(said, "instruction")
+    name = fields.name_of(native.get("id")) or str(row.index)
+    instruction = _text(given, "instruction")
     return JudgeExample(
         example_id=f"{taken.dataset}/{task}/{name}",
         dataset=taken.dataset,
-        split=_choice(said["split"], "split", SPLITS),
-        group_id=files.name_of(native.get("group")) or f"{taken.dataset}/{files.digest_of(_about(native, context + shown))}",
+        split=_choice(given["split"], "split", _SPLITS),
+        group_id=fields.name_of(native.get("group")) or f"{taken.dataset}/{fields.digest_of(_about(native, context + shown))}",
         task=task,
-        criterion=_text(said, "criterion") or task,
+        criterion=_text(given, "criterion") or task,
         kind=kind,
         instruction=instruction,
         images=context + shown,
-        label=label_of(native["label"], kind, len(candidates), (low, high), allow_tie, taken),
-        rationale=_text(said, "rationale"),
-        license=_text(said, "license") or LICENSE,
-        terms=_text(said, "terms") or TERMS,
+        label=_label_of(native["label"], kind, len(candidates), (low, high), allow_tie, taken),
+        rationale=_text(given, "rationale"),
+        license=_text(given, "license") or LICENSE,
+        terms=_text(given, "terms") or TERMS,
         raw=_meta(native.get("meta")),
         context_images=len(context),
         candidates=candidates,
@@ -116,46 +116,48 @@ def example_of(row: files.Row, images: image_files.ReadImage, taken: Taken) -> J
         score_min=low,
         score_max=high,
         label_rule="label",
-        raters=tuple(tables.finite(vote, "raters") for vote in _list(native, "raters")),
+        raters=tuple(fields.finite_number(vote, "raters") for vote in _list(native, "raters")),
         revision=taken.options["revision"],
     )
 
 
 def unknown_field(what: str, name: str, there: Collection[str]) -> str:
-    """Names the field that was meant where the name is nearly right, else all of them and what is missing for want of it."""
+    """Suggests the nearest field, or else lists all fields and the required ones that are missing."""
     if near := difflib.get_close_matches(name, FIELDS, 1, 0.7):
         return f"unknown {what} {name!r}, did you mean {near[0]!r}?"
-    missing = ["image"] * (not any(field in there for field in SHOWN)) + ["label"] * ("label" not in there)
+    missing = ["image"] * (not any(field in there for field in _SHOWN)) + ["label"] * ("label" not in there)
     lacks = f" and no {' and no '.join(missing)}" if missing else ""
     return f"unknown {what} {name!r}{lacks}: fields are {', '.join(FIELDS)}"
 
 
 def _about(native: Mapping, images: tuple[bytes, ...]) -> str | bytes:
-    """What a row shares with others of its group: its instruction, if it has one of its own, else its first image or text."""
+    """What a row shares with its group: its own instruction if it has one, else its first image or text."""
     return native.get("instruction") or (images[0] if images else native.get("text") or repr(native.get("candidates")))
 
 
-def label_of(value: Any, kind: str, count: int, scale: tuple[float | None, float | None], allow_tie: bool, taken: Taken) -> Label:
-    """Label of what a row says, given as a word or a number. Raises BadRecord `label_outside`."""
+def _label_of(
+    value: Any, kind: str, count: int, scale: tuple[float | None, float | None], allow_tie: bool, taken: Taken
+) -> Label:
+    """The label of a row, given as a word or a number. Raises BadRecord `label_outside`."""
     if kind == "pointwise_binary":
         return Label(binary=_one_of(value, taken.binary, tuple(taken.binary)))
     if kind == "pointwise_score":
-        score = tables.finite(value, "label")
+        score = fields.finite_number(value, "label")
         if not scale[0] <= score <= scale[1]:
             raise BadRecord("label_outside", f"label is {score:g}, the scale is {scale[0]:g} to {scale[1]:g}")
         return Label(score=score)
     if kind == "listwise":
-        return Label(ranks=ranks_of(value, count))
+        return Label(ranks=_ranks_of(value, count))
     ties = ("tie", "both_good", "both_bad") if allow_tie else ()
-    word, winner = _word(value), _one_of(value, PAIR, ("A", "B", "0", "1", *ties))
+    word, winner = _word(value), _one_of(value, _PAIR, ("A", "B", "0", "1", *ties))
     if winner == TIE and not allow_tie:
         raise BadRecord(
-            "label_outside", f"label is {files.shown(value)}, but the row has no allow_tie; give --option=allow_tie=yes"
+            "label_outside", f"label is {fields.quoted(value)}, but the row has no allow_tie; give --option=allow_tie=yes"
         )
     return Label(winner=winner, tie=word if word in ("both_good", "both_bad") else "")
 
 
-def ranks_of(value: Any, count: int) -> tuple[int, ...]:
+def _ranks_of(value: Any, count: int) -> tuple[int, ...]:
     """The rank of each of `count` candidates. "B > A = C" or [2, 1, 2] -> (2, 1, 2). Raises BadRecord `label_outside`."""
     letters = [chr(ord("A") + i) for i in range(count)]
     if isinstance(value, str):
@@ -167,22 +169,22 @@ def ranks_of(value: Any, count: int) -> tuple[int, ...]:
     if whole and min(value) == 1 and max(value) <= count:
         return tuple(value)
     order = " > ".join(letters) if count < 5 else f"{letters[0]} > .. > {letters[-1]}"
-    text = f"label is {files.shown(value)}, must be an order of all candidates as {order}, or their ranks from 1"
+    text = f"label is {fields.quoted(value)}, must be an order of all candidates as {order}, or their ranks from 1"
     raise BadRecord("label_outside", text)
 
 
 def _candidates(native: Mapping, kind: str, images: image_files.ReadImage) -> tuple[tuple[Candidate, ...], tuple[bytes, ...]]:
-    """The candidates and their images. Of pairs and lists without `candidates` each image is one."""
+    """The candidates and their images. In pairs and lists without `candidates`, each image is one."""
     single = kind.startswith("pointwise")
     if single and "candidates" in native:
-        raise BadRecord("wrong_field", f"candidates are of pairwise and listwise rows, this is {kind}: give image and text")
+        raise BadRecord("wrong_field", f"only pairwise and listwise rows have candidates, this is {kind}: give image and text")
     if not single and "candidates" in native and native.keys() & {"image", "images", "text"}:
-        raise BadRecord("wrong_field", "candidates stand beside image, images or text: put these into the candidates")
+        raise BadRecord("wrong_field", "the row has candidates and also image, images or text: put these into the candidates")
     if single:
         given = [{name: native[name] for name in ("image", "images", "text") if name in native}]
     else:
         given = _list(native, "candidates") or _list(native, "images")
-    least, most = (1, 1) if single else (2, 2) if kind == "pairwise" else (2, MAX_CANDIDATES)
+    least, most = (1, 1) if single else (2, 2) if kind == "pairwise" else (2, _MAX_CANDIDATES)
     if not least <= len(given) <= most:
         raise BadRecord("wrong_field", f"{kind} takes {counted(least, most)}, the row has {len(given)}")
     made = [_candidate(value, images) for value in given]
@@ -201,18 +203,18 @@ def _candidate(value: Any, images: image_files.ReadImage) -> tuple[Candidate, tu
     if not held and not text:
         raise BadRecord("missing_image", "a candidate has neither an image nor a text")
     shown = tuple(image_files.image_of(image, images, "image") for image in held)
-    return Candidate(len(shown), text, files.name_of(value.get("name"))), shown
+    return Candidate(len(shown), text, fields.name_of(value.get("name"))), shown
 
 
 def _list(native: Mapping, name: str) -> list:
-    return files.list_of(native[name], name) if name in native else []
+    return fields.list_of(native[name], name) if name in native else []
 
 
 def _text(native: Mapping, name: str, *, needed: bool = False) -> str:
     value = native.get(name, "")
     if needed and value == "":
         raise BadRecord("missing_field", f"no {name}; give it in the row or as --option={name}=..")
-    return files.text_of(value, name, empty=not needed)
+    return fields.text_of(value, name, empty=not needed)
 
 
 def _word(value: Any) -> str:
@@ -225,13 +227,13 @@ def _word(value: Any) -> str:
 def _one_of(value: Any, words: Mapping[str, int], offered: Sequence[str]) -> int:
     word = _word(value)
     if word not in words:
-        raise BadRecord("label_outside", f"label is {files.shown(value)}, must be {' or '.join(offered)}")
+        raise BadRecord("label_outside", f"label is {fields.quoted(value)}, must be {' or '.join(offered)}")
     return words[word]
 
 
 def _choice(value: Any, name: str, choices: Sequence[str]) -> str:
     if value not in choices:
-        raise BadRecord("wrong_field", f"{name} is {files.shown(value)}, must be {', '.join(filter(None, choices))}")
+        raise BadRecord("wrong_field", f"{name} is {fields.quoted(value)}, must be {', '.join(filter(None, choices))}")
     return value
 
 
@@ -240,7 +242,7 @@ def _flag(value: Any, default: bool) -> bool:
         return default
     if isinstance(value, bool):
         return value
-    raise BadRecord("wrong_field", f"allow_tie is {files.shown(value)}, must be true or false")
+    raise BadRecord("wrong_field", f"allow_tie is {fields.quoted(value)}, must be true or false")
 
 
 def _scale(value: Any, taken: Taken) -> tuple[float, float]:
@@ -249,18 +251,18 @@ def _scale(value: Any, taken: Taken) -> tuple[float, float]:
         if scale is None:
             raise BadRecord("missing_field", "no scale; give it in the row as [1, 5] or as --option=scale=1-5")
         return scale
-    low, high = (tables.finite(end, "scale") for end in files.list_of(value, "scale", 2))
+    low, high = (fields.finite_number(end, "scale") for end in fields.list_of(value, "scale", 2))
     if not low < high:
-        raise BadRecord("wrong_field", f"scale is {files.shown(value)}, the first must be below the second")
+        raise BadRecord("wrong_field", f"scale is {fields.quoted(value)}, the first must be below the second")
     return low, high
 
 
 def _meta(value: Any) -> str:
-    """What the user's own metrics may want; kept as it is."""
+    """JSON for the user's own metrics, kept unchanged."""
     if value is None:
         return ""
     if isinstance(value, str):  # parquet has no free-form objects
-        return files.raw_json(meta=value)
+        return fields.raw_json(meta=value)
     if not isinstance(value, dict):
-        raise BadRecord("wrong_field", f"meta is {files.shown(value)}, must be an object")
+        raise BadRecord("wrong_field", f"meta is {fields.quoted(value)}, must be an object")
     return json.dumps(value, sort_keys=True, default=str)

@@ -353,7 +353,7 @@ def test_load_image_config(tmp_path):
         ({"temporal_patch_size": 1}, "temporal_patch_size is 1"),
         ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
         ({"size": {"height": 224, "width": 224}}, "shortest_edge <= longest_edge"),
-        ({"size": {"shortest_edge": 200, "longest_edge": 100}}, "found 200 and 100"),
+        ({"size": {"shortest_edge": 200, "longest_edge": 100}}, "not 200 and 100"),
     ],
 )
 def test_load_image_config_refuses(tmp_path, changes, message):

@@ -202,7 +202,7 @@ def test_openings_of_other_templates(tmp_path):
         ("{{ messages[0].content + 'x' }}", "fails on a question with an image: TypeError"),
         ("{{ messages[0].content[1].text }}", "'What is it\\?', with 0 image tokens"),
         ("<|image_pad|><|image_pad|>What is it?", "with 2 image tokens"),
-        ("<|image_pad|>", "it must hold the question and one image token"),
+        ("<|image_pad|>", "it must write the question and one image token"),
     ],
 )
 def test_templates_that_cannot_carry_a_question(tmp_path, template, message):

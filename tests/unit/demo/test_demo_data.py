@@ -9,6 +9,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
+from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.demo import cases, dataset, scenes
 from mtjudge_jax.demo.pretrain import corpus, tokenizer
 from mtjudge_jax.records import unpack
@@ -153,10 +154,10 @@ def test_written_data_is_complete_repeatable_and_never_overwritten(tmp_path):
     folder = tmp_path / "data"
     dataset.write_demo_data(folder, **SMALL)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["version"] == 1 and manifest["dataset"] == "demo" and len(manifest["files"]) == 3 * 6 + 3
+    assert manifest["version"] == 2 and manifest["dataset"] == "demo" and len(manifest["files"]) == 3 * 6 + 3
     for name, row in manifest["files"].items():
         reader = ArrayRecordReader(str(folder / f"{name}.array_record"))
-        examples = [unpack(record) for record in reader.read_all()]
+        examples = [unpack(record_in(record)) for record in reader.read_all()]
         assert len(examples) == row["count"] and {f"{e.split}/{e.task}" for e in examples} == {name}
     before = (folder / "manifest.json").stat().st_mtime_ns
     dataset.write_demo_data(folder, **SMALL)

@@ -180,7 +180,7 @@ def test_terms_keep_records_out_of_train(tmp_path, source, terms):
     assert {s: len(m) for s, m in by_split(out).items()} == {"ood": 25} and report["left_out"]["terms"]["count"] == 25
     out, report = run(tmp_path, source, native, name="allowed", val=0, test=0, allow_terms=(terms,))
     assert {s: len(m) for s, m in by_split(out).items()} == {"train": 25, "ood": 25}
-    assert report["notes"][0] == f"25 records of terms {terms} are in train or val, because --allow_terms={terms} said so."
+    assert report["notes"][0] == f"25 records of terms {terms} are in train or val, as --allow_terms={terms} allows."
     mixed = [made(i, terms=(terms, "open")[i % 2], split="train") for i in range(100)]
     out, report = run(tmp_path, source, mixed, name="mixed")
     assert report["left_out"]["terms"]["count"] == 50 and report["terms_of_records"] == {"open": 50}
@@ -208,7 +208,7 @@ def test_the_median_is_learned_from_train_alone(tmp_path, source):
     assert report["notes"][0].startswith("test/sharp: 100% of the labels are positive, outside 30% to 70%")
     with pytest.raises(ValueError, match="train has no record of it: give a fixed threshold"):
         run(tmp_path, source, [replace(e, split="test") for e in examples], name="other")
-    with pytest.raises(ValueError, match="--option=margin=-1 must be a number from 0 on"):
+    with pytest.raises(ValueError, match="--option=margin=-1 must be a number, at least 0"):
         run(tmp_path, source, examples, name="other", options={"margin": "-1"})
 
 
@@ -258,7 +258,7 @@ def test_bad_records_are_counted_and_told(tmp_path, source):
     with pytest.raises(TooManyBadRecords, match=said):
         run(tmp_path, source, [*good, *bad], name="strict", max_bad=0.02)
     assert not (tmp_path / "strict").exists()
-    with pytest.raises(TooManyBadRecords, match=r"^none of 2 records can be used\. Reasons: .*\. Mend the source$"):
+    with pytest.raises(TooManyBadRecords, match=r"^none of 2 records can be used\. Reasons: .*\. Fix the source$"):
         run(tmp_path, source, bad[:2], name="none")
 
 
@@ -286,12 +286,12 @@ def test_a_reason_is_told_once_with_its_count(tmp_path, source):
     with pytest.raises(TooManyBadRecords) as told:
         run(tmp_path, source, bad)
     said = "Reasons: unknown_field 10, as rows.jsonl line 1: unknown field 'picture'"
-    assert str(told.value) == f"none of 10 records can be used. {said}. Mend the source"
+    assert str(told.value) == f"none of 10 records can be used. {said}. Fix the source"
     with pytest.raises(TooManyBadRecords) as told:
         run(tmp_path, source, [*(made(i) for i in range(90)), *bad, BadRecord("bad_json", "y" * 999)], name="other")
     assert str(told.value) == (
         f"11 of 101 records cannot be used, the limit is 5.0%. {said}; bad_json 1, as {'y' * 250}... "
-        "Mend the source, or raise --max_bad: what is checked need not be checked again"
+        "Fix the source, or raise --max_bad: what is checked need not be checked again"
     )
 
 
@@ -324,7 +324,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(tmp_path, so
         prepare(reader, arguments(source), other)
     with pytest.raises(ValueError, match="is inside --source"):
         prepare(reader, arguments(source), source / "out")
-    with pytest.raises(ValueError, match=r"there is no such folder or file\. Draw them\."):
+    with pytest.raises(ValueError, match=r"no such folder or file\. Draw them\."):
         prepare(reader, arguments(tmp_path / "nowhere"), tmp_path / "new")
 
 
@@ -359,7 +359,7 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
     assert (tmp_path / "new" / "manifest.json").read_bytes() == (whole / "manifest.json").read_bytes()
     with pytest.raises(KeyError):
         prepare(reader_of([*examples[:150], KeyError("killed")]), arguments(source), tmp_path / "other")
-    with pytest.raises(ValueError, match="record 1 is 'fake/2', before it was 'fake/1': the source has changed"):
+    with pytest.raises(ValueError, match="record 1 is 'fake/2', it was 'fake/1': the source has changed"):
         prepare(reader_of([examples[0], *examples[2:]]), arguments(source), tmp_path / "other")
 
 
@@ -394,7 +394,7 @@ def test_killed_while_it_checks_it_goes_on(tmp_path, source, side):
     child.wait()
     assert journal.read_bytes().count(b"\n") >= 64 and not (tmp_path / "out").exists()
     ended = called(*argv, count=300, side=side)
-    assert ended.returncode == 0 and ended.stdout.startswith("going on with what is checked already, in ")
+    assert ended.returncode == 0 and ended.stdout.startswith("resuming the check of an earlier command, in ")
     called(*argv[:2], f"--out={tmp_path / 'twin'}", count=300, side=side)
     for split in ("train", "val", "test"):
         name = f"judge_examples/1.0.0/judge_examples-{split}_sharp.array_record-00000-of-00001"
@@ -440,7 +440,7 @@ def test_the_report_of_a_run_finds_the_records(tmp_path, source):
 
 FAKE = """
 import runpy, sys, time
-from mtjudge_jax.data.readers import READERS
+from mtjudge_jax.prepare.readers import READERS
 sys.path.insert(0, {tests!r})
 import test_prepare as t
 bad = t.BadRecord("missing_image", "rows.csv line 9: no 9.png", "fake/9")
@@ -451,9 +451,8 @@ if {hang}:
         yield from examples[:150]
         time.sleep(600)
     READERS["fake"].read = read
-del sys.modules["mtjudge_jax.prepare.prepare"]
 sys.argv = ["mtjudge prepare", *sys.argv[1:]]
-runpy.run_module("mtjudge_jax.prepare.prepare", run_name="__main__", alter_sys=True)
+runpy.run_module("mtjudge_jax.prepare", run_name="__main__", alter_sys=True)
 """
 
 
@@ -472,7 +471,7 @@ def test_the_command_tells_what_it_did(tmp_path, source):
     assert ended.stdout.splitlines()[-1] == f"40 records in {tmp_path / 'out'}"
     assert "train/sharp                          32 records" in ended.stdout
     again = called(*argv)
-    assert again.stdout.splitlines()[0] == f"{tmp_path / 'out'} holds these data already: nothing to do"
+    assert again.stdout.splitlines()[0] == f"{tmp_path / 'out'} already holds these data: nothing to do"
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from native import CANARY, read_all, reasons
 
 from mtjudge_jax.paths import as_path
-from mtjudge_jax.prepare.readers import READERS, jsonl
+from mtjudge_jax.prepare.readers import READERS
 from mtjudge_jax.prepare.readers.paper import agin, imagereward, mjbench, seetrue, unsafebench
+from mtjudge_jax.prepare.readers.user_files import JSONL
 from mtjudge_jax.records import TERMS, BadRecord
 
 NAMES = ("agin", "seetrue", "imagereward", "unsafebench", "mjbench", "jsonl", "parquet")
@@ -82,9 +83,10 @@ def test_agin_bad_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"threshold": "high"}, "option threshold: 'high' is no number"), ({"scale": "5-1"}, "option scale: '5-1' must be"),
+    [({"threshold": "high"}, "option threshold: 'high' must be a finite number"),
+     ({"scale": "5-1"}, "option scale: '5-1' must be"),
      ({"threshold": "scale_midpoint"}, "scale_midpoint needs the scale"), ({"tresh": "1"}, "did you mean 'threshold'"),
-     ({"task": "agin_na"}, "did you mean 'agin_nat'"), ({"csv": "../scores.csv"}, "is no file in")],
+     ({"task": "agin_na"}, "did you mean 'agin_nat'"), ({"csv": "../scores.csv"}, "is not a file in")],
 )  # fmt: skip
 def test_agin_refuses_options(tmp_path, options, text):
     native.write_agin(tmp_path, [native.agin_row(0)])
@@ -130,7 +132,7 @@ def test_seetrue_without_its_files(tmp_path):
         read_all(seetrue, tmp_path)
     native.write_bytes(tmp_path / "SeeTRUE.csv", "image,text,label\n0.jpg,caf\xe9,1\n".encode("latin1"))
     native.write_zip(tmp_path / "images.zip", {"0.jpg": native.picture(0)})
-    with pytest.raises(ValueError, match=r"SeeTRUE.csv: no UTF-8 text .*: save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"SeeTRUE.csv: not UTF-8 text .*: save it as UTF-8"):
         read_all(seetrue, tmp_path)
 
 
@@ -202,7 +204,7 @@ def test_imagereward_without_a_zip_or_its_table(tmp_path):
     with pytest.raises(ValueError, match=r"train_5.zip: no such file, 2k needs it. Get THUDM/ImageRewardDB"):
         read_all(imagereward, tmp_path, size="2k")
     native.write_zip(tmp_path / "images" / "train" / "train_1.zip", {"a.webp": b""})
-    with pytest.raises(ValueError, match=r"train_1.zip: holds no train_1.json, it has a.webp"):
+    with pytest.raises(ValueError, match=r"train_1.zip: has no train_1.json, it has a.webp"):
         read_all(imagereward, tmp_path)
     native.write_bytes(tmp_path / "images" / "train" / "train_1.zip", b"half a download")
     with pytest.raises(ValueError, match=r"train_1.zip: not readable as zip .*; download it again"):
@@ -386,7 +388,7 @@ def test_another_label_asks_the_same_question(tmp_path, reader, make, change):
             return read_all(unsafebench, write_unsafebench(folder, [row], [native.unsafebench_row(9)]))[0][:1]
         if reader == "mjbench":
             return read_all(mjbench, native.write_parquet(folder / "safety.parquet", [row]).parent)[0]
-        return read_all(jsonl, native.write_own(folder, [row], images=1))[0]
+        return read_all(JSONL, native.write_own(folder, [row], images=1))[0]
 
     one, other = read(tmp_path / "one", make(0)), read(tmp_path / "other", make(0, **change))
     assert [e.label for e in one] != [e.label for e in other]

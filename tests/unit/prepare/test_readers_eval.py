@@ -249,7 +249,7 @@ def test_mllm_judge_parts(tmp_path):
     write_jsonl(tmp_path / "Benchmark_Lite" / "score_lite.jsonl", [mllm_score_row(3)])
     assert [e.example_id for e in read_all(mllm_judge, tmp_path, edition="lite")[0]] == ["mllm_score/3"]
     write_jsonl(tmp_path / "old" / "score.jsonl", [mllm_score_row(3)])
-    with pytest.raises(ValueError, match=r"score.jsonl is there more than once"):
+    with pytest.raises(ValueError, match=r"score.jsonl exists more than once"):
         list(mllm_judge.read(tmp_path, {}))
 
 

@@ -30,7 +30,7 @@ from native_eval import (
     write_parquet,
 )
 
-from mtjudge_jax.prepare.readers import READERS, files, image_files
+from mtjudge_jax.prepare.readers import READERS, fields, image_files
 from mtjudge_jax.prepare.readers.benchmarks import (
     genai_bench,
     hpdv2,
@@ -247,13 +247,13 @@ def test_a_row_twice_over_files_keeps_both(tmp_path):
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", "1.0"])
 def test_a_number_is_taken_in_each_form(value):
-    assert files.number_of(value, "human", (1, 2)) == 1.0
+    assert fields.number_of(value, "human", (1, 2)) == 1.0
 
 
 @pytest.mark.parametrize("value", [True, None, "", "one", [1], 3, "nan", float("nan"), 10**400, "1e999"])
 def test_what_is_no_allowed_number(value):
     with pytest.raises(BadRecord, match=r"label_outside: human is .*, must be 1 or 2"):
-        files.number_of(value, "human", (1, 2))
+        fields.number_of(value, "human", (1, 2))
 
 
 def test_image_column_forms():

@@ -7,7 +7,8 @@ import native
 import pytest
 from native import CANARY, read_all, reasons
 
-from mtjudge_jax.prepare.readers import READERS, jsonl, parquet, user_rows
+from mtjudge_jax.prepare.readers import READERS, user_rows
+from mtjudge_jax.prepare.readers.user_files import JSONL, PARQUET
 from mtjudge_jax.records import TIE, Candidate, Label
 
 
@@ -63,7 +64,7 @@ GRADES = [
 )  # fmt: skip
 def test_own_labels_as_words_and_numbers(tmp_path, kind, field, cases):
     native.write_own(tmp_path, [native.own_row(0, kind, id=i, **changes) for i, (changes, _) in enumerate(cases)], images=2)
-    examples, bad = read_all(jsonl, tmp_path)
+    examples, bad = read_all(JSONL, tmp_path)
     assert [e.label._asdict()[field] for e in examples] == [value for _, value in cases if value is not None]
     assert reasons(bad) == {"label_outside": sum(value is None for _, value in cases)}
 
@@ -74,7 +75,7 @@ def test_the_rows_in_the_description_are_good(tmp_path):
     native.write_own(tmp_path, [*rows], images=0)
     for i, name in enumerate(("a.png", "b.png")):
         native.write_bytes(tmp_path / name, native.picture(i))
-    examples, bad = read_all(jsonl, tmp_path)
+    examples, bad = read_all(JSONL, tmp_path)
     assert bad == [] and [e.kind for e in examples] == ["pointwise_binary", "pointwise_score", "pairwise", "listwise"]
     assert [e.label for e in examples] == [Label(binary=1), Label(score=4), Label(winner=1), Label(ranks=(2, 1))]
 
@@ -83,28 +84,28 @@ def test_own_options_stand_in_for_fields(tmp_path):
     native.write_own(tmp_path, [{"image": "0.png", "label": "pass"}, {"image": "1.png", "label": "Fail"}], images=2)
     options = {"task": "logo", "kind": "binary", "positive": "pass", "negative": "fail,bad"}
     options |= {"instruction": "a logo", "split": "test"}
-    examples, bad = read_all(jsonl, tmp_path, **options, terms="research", criterion="red")
+    examples, bad = read_all(JSONL, tmp_path, **options, terms="research", criterion="red")
     assert bad == [] and binary(examples) == [1, 0] and {e.instruction for e in examples} == {"a logo"}
     assert [e.example_id for e in examples] == ["jsonl/logo/0", "jsonl/logo/1"] and len({e.group_id for e in examples}) == 2
     assert {(e.split, e.terms, e.criterion) for e in examples} == {("test", "research", "red")}
     native.write_own(tmp_path, [{"images": ["0.png", "1.png"], "label": "tie"}])
-    examples, _ = read_all(jsonl, tmp_path, task="nicer", kind="pairwise", allow_tie="yes")
+    examples, _ = read_all(JSONL, tmp_path, task="nicer", kind="pairwise", allow_tie="yes")
     assert examples[0].label == Label(winner=TIE) and len(examples[0].images) == 2
     native.write_own(tmp_path, [{"image": "0.png", "label": 7}])
-    examples, _ = read_all(jsonl, tmp_path, task="sharp", kind="graded", scale="0-10")
+    examples, _ = read_all(JSONL, tmp_path, task="sharp", kind="graded", scale="0-10")
     assert (examples[0].label.score, examples[0].score_max) == (7, 10)
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [({"kind": "binar"}, "did you mean 'binary'"), ({"allow_tie": "maybe"}, "option allow_tie"), ({"scale": "x"}, "option scale"),
-     ({"positive": "no"}, "'no' is a word of both labels"), ({"split": "dev"}, "option split"),
-     ({"kinds": "binary"}, "mean 'kind'"), ({"file": "../rows.jsonl"}, "is no file in")],
+     ({"positive": "no"}, "'no' stands for both labels"), ({"split": "dev"}, "option split"),
+     ({"kinds": "binary"}, "mean 'kind'"), ({"file": "../rows.jsonl"}, "is not a file in")],
 )  # fmt: skip
 def test_own_refuses_options(tmp_path, options, text):
     native.write_own(tmp_path, [native.own_row(0)], images=1)
     with pytest.raises(ValueError, match=text):
-        read_all(jsonl, tmp_path, **options)
+        read_all(JSONL, tmp_path, **options)
 
 
 def test_own_bad_rows(tmp_path):
@@ -124,7 +125,7 @@ def test_own_bad_rows(tmp_path):
     rows += [{**good, "instruction": 5}, {**good, "instruction": "\ud800"}, {**good, "meta": [1]}, {**good, "raters": ["x"]}]
     lines = [b"{", b"[1]", b'{"image": "\xff"}', b"[" * 100_000]
     native.write_own(tmp_path / "data", [*rows, *lines, native.own_row(1)], images=2)
-    examples, bad = read_all(jsonl, tmp_path / "data")
+    examples, bad = read_all(JSONL, tmp_path / "data")
     assert [e.example_id for e in examples] == ["jsonl/own_binary/r0", "jsonl/own_binary/r1"]
     assert reasons(bad[: len(paths)]) == {"image_path": len(paths)}
     assert reasons(bad) == {
@@ -153,14 +154,14 @@ PAIR_SAID = [
 @pytest.mark.parametrize(("kind", "cases"), [("binary", SAID), ("pairwise", PAIR_SAID)])
 def test_what_is_said_of_a_row(tmp_path, kind, cases):
     native.write_own(tmp_path, [native.own_row(0, kind, **changes) for changes, _ in cases], images=2)
-    _, bad = read_all(jsonl, tmp_path)
+    _, bad = read_all(JSONL, tmp_path)
     for number, (said, (_, text)) in enumerate(zip(bad, cases, strict=True), 1):
         assert str(said) == f"{said.reason}: rows.jsonl line {number}: {text}"
 
 
 def test_a_record_knows_its_file_and_row(tmp_path):
     native.write_own(tmp_path, native.own_rows(1), images=2)
-    examples, _ = read_all(jsonl, tmp_path)
+    examples, _ = read_all(JSONL, tmp_path)
     assert [example.place for example in examples] == [f"rows.jsonl line {number}" for number in (1, 2, 3, 4)]
 
 
@@ -168,33 +169,33 @@ def test_a_damaged_zip_beside_own_rows_is_to_be_written_again(tmp_path):
     native.write_own(tmp_path, [native.own_row(0)])
     native.write_bytes(tmp_path / "images.zip", b"no zip")
     with pytest.raises(ValueError, match=r"images.zip: not readable as zip .*; write it again$"):
-        read_all(jsonl, tmp_path)
+        read_all(JSONL, tmp_path)
 
 
 def test_own_images_in_a_zip_beside_the_rows(tmp_path):
     native.write_own(tmp_path, [native.own_row(0), native.own_row(1)])
     native.write_zip(tmp_path / "images.zip", {"0.png": native.picture(0), "1.png": native.picture(1)})
     native.break_member(tmp_path / "images.zip", native.picture(1))
-    examples, bad = read_all(jsonl, tmp_path)
+    examples, bad = read_all(JSONL, tmp_path)
     assert len(examples) == 1 and reasons(bad) == {"broken_zip": 1}
 
 
 def test_own_parquet_of_wrong_columns(tmp_path):
     native.write_parquet(tmp_path / "a.parquet", [{"image": native.picture(0), "lable": "yes"}])
     with pytest.raises(ValueError, match=r"a.parquet: unknown column 'lable', did you mean 'label'.*; rename it or leave it out"):
-        read_all(parquet, tmp_path)
+        read_all(PARQUET, tmp_path)
     native.write_parquet(tmp_path / "a.parquet", [{"image": native.picture(0)}])
     with pytest.raises(ValueError, match=r"a.parquet: no column label; it has image"):
-        read_all(parquet, tmp_path)
+        read_all(PARQUET, tmp_path)
     native.write_parquet(tmp_path / "a.parquet", [{"picture": native.picture(0), "label": "yes"}])
     with pytest.raises(ValueError, match=r"column 'picture' and no image: fields are id, .*, meta; rename it or leave it out"):
-        read_all(parquet, tmp_path)
+        read_all(PARQUET, tmp_path)
     native.write_bytes(tmp_path / "a.parquet", b"PAR1 no parquet PAR1")
     with pytest.raises(ValueError, match=r"a.parquet: not readable as parquet .*; write it again$"):
-        read_all(parquet, tmp_path)
+        read_all(PARQUET, tmp_path)
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(ValueError, match=r"no file that ends in .parquet, there is nothing. Give a parquet file"):
-        read_all(parquet, tmp_path)
+        read_all(PARQUET, tmp_path)
 
 
 def test_rows_of_one_instruction_or_else_of_one_image_are_a_group(tmp_path):
@@ -205,6 +206,6 @@ def test_rows_of_one_instruction_or_else_of_one_image_are_a_group(tmp_path):
         asked | {"text": "a cow", "context": ["1.png"]}, asked | {"text": "a cow"}, asked | {"image": "0.png", "group": "mine"},
     ]  # fmt: skip
     native.write_own(tmp_path, rows, images=2)
-    examples, bad = read_all(jsonl, tmp_path, instruction="the same for all without one")
+    examples, bad = read_all(JSONL, tmp_path, instruction="the same for all without one")
     groups = [example.group_id for example in examples]
     assert bad == [] and [groups.index(group) for group in groups] == [0, 0, 2, 2, 4, 4, 6, 7] and groups[7] == "mine"

@@ -5,63 +5,63 @@ from collections.abc import Callable, Iterator, Mapping
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import files, image_files
+from mtjudge_jax.prepare.readers import fields, files, image_files
 from mtjudge_jax.records import TIE, BadRecord, Candidate, JudgeExample, Label
 
 TASKS = ("mllm_score", "mllm_pair", "mllm_batch")
 LICENSE = "mit"
 TERMS = "eval_only"
 OPTIONS = {
-    "part": "all, score, pair or batch (default: all that are there)",
+    "part": "all, score, pair or batch (default: all that exist)",
     "edition": "full (score.jsonl) or lite (score_lite.jsonl) (default: full)",
-    **files.REVISION,
+    **fields.REVISION,
 }
 HOW = (
     "Get ONE-Lab/MLLM-as-a-Judge from Hugging Face or clone Dongping-Chen/MLLM-Judge (MIT), and give the folder that holds "
     "score.jsonl, pair.jsonl, batch.jsonl (in any folder below it) and the pictures in image/ or a zip"
 )
 
-COMMON = {"instruction": "instruction", "image": "image_path", "source": "original_dataset?", "id": "id?"}
-FIELDS = {
-    "score": files.fields(**COMMON, answer="answer", human="human human_answer", name="name?", own_id="score_id?"),
-    "pair": files.fields(**COMMON, answer1="answer1", answer2="answer2", human="human_answer human", own_id="pair_id?"),
-    "batch": files.fields(**COMMON, answers="answers", human="human_answer human", own_id="batch_id?"),
+_COMMON = {"instruction": "instruction", "image": "image_path", "source": "original_dataset?", "id": "id?"}
+_FIELDS = {
+    "score": files.columns(**_COMMON, answer="answer", human="human human_answer", name="name?", own_id="score_id?"),
+    "pair": files.columns(**_COMMON, answer1="answer1", answer2="answer2", human="human_answer human", own_id="pair_id?"),
+    "batch": files.columns(**_COMMON, answers="answers", human="human_answer human", own_id="batch_id?"),
 }
-WINNERS = {"A": 0, "B": 1, "C": TIE}
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_WINNERS = {"A": 0, "B": 1, "C": TIE}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     parts = ("score", "pair", "batch")
-    taken = files.take_options(options, OPTIONS, part=("all", *parts), edition=("full", "lite"))
+    taken = fields.take_options(options, OPTIONS, part=("all", *parts), edition=("full", "lite"))
     found = files.find_files(source, ".jsonl", HOW)
     paths = {}
     for part in parts:
         wanted = f"{part}.jsonl" if taken["edition"] == "full" else f"{part}_lite.jsonl"
         named = [path for path in found if path.name.lower() == wanted]
         if len(named) > 1:
-            raise UserError(f"{source}: {wanted} is there more than once ({', '.join(map(str, named))}): give one's folder")
+            raise UserError(f"{source}: {wanted} exists more than once ({', '.join(map(str, named))}): give the folder of one")
         if named and taken["part"] in ("all", part):
             paths[part] = named[0]
     if not paths:
-        what, shown = f"no file of part {taken['part']}, edition {taken['edition']}", ", ".join(path.name for path in found[:5])
-        raise UserError(f"{source}: {what}; there is {shown}. {HOW}")
+        what = f"no file of part {taken['part']}, edition {taken['edition']}"
+        raise UserError(f"{source}: {what}; there is {files.first_names(found)}. {HOW}")
     made: dict[str, Callable[[dict], dict]] = {"score": _score, "pair": _pair, "batch": _batch}
     with image_files.image_reader(source, folders=("", "image", "images", "Dataset/image")) as images:
         for part, path in paths.items():
-            rows = files.json_rows(path, FIELDS[part])
+            rows = files.json_rows(path, _FIELDS[part])
             common = {"task": f"mllm_{part}", "revision": taken["revision"]}
             make = functools.partial(_example, images=images, judged=made[part], common=common)
             yield from files.records(rows, lambda row, make=make: [make(row)])
 
 
 def _example(
-    row: files.Row, *, images: image_files.ReadImage, judged: Callable[[dict], dict], common: dict[str, str]
+    row: files.NativeRow, *, images: image_files.ReadImage, judged: Callable[[dict], dict], common: dict[str, str]
 ) -> JudgeExample:
     native = row.fields
-    # Not `id`, which is a picture's; where there is none of its own (batch) a picture comes once.
-    name = files.name_of(native["own_id"]) or files.name_of(native["id"]) or str(row.index)
-    path = files.text_of(native["image"], "image_path")
+    # `id` names a picture; use it only for rows without an id of their own (batch), where each picture occurs once.
+    name = fields.name_of(native["own_id"]) or fields.name_of(native["id"]) or str(row.index)
+    path = fields.text_of(native["image"], "image_path")
     return JudgeExample(
         example_id=f"{common['task']}/{name}",
         dataset="mllm_judge",
@@ -69,33 +69,33 @@ def _example(
         source_split="test",
         group_id=f"mllm_judge/{path.replace(chr(92), '/').split('/')[-1]}",
         criterion="overall",
-        instruction=files.text_of(native["instruction"], "instruction"),
+        instruction=fields.text_of(native["instruction"], "instruction"),
         images=(images(path),),
         context_images=1,
         license=LICENSE,
         terms=TERMS,
-        raw=files.raw_json(id=name, original_dataset=native["source"]),
+        raw=fields.raw_json(id=name, original_dataset=native["source"]),
         **common,
         **judged(native),
     )
 
 
 def _score(native: dict) -> dict:
-    answer = Candidate(0, files.text_of(native["answer"], "answer", empty=True), files.name_of(native["name"]))
-    grade = files.number_of(native["human"], "human", (1, 2, 3, 4, 5))
+    answer = Candidate(0, fields.text_of(native["answer"], "answer", empty=True), fields.name_of(native["name"]))
+    grade = fields.number_of(native["human"], "human", (1, 2, 3, 4, 5))
     of_kind = {"kind": "pointwise_score", "candidates": (answer,), "label": Label(score=grade)}
     return of_kind | {"score_min": 1.0, "score_max": 5.0, "label_rule": "human"}
 
 
 def _pair(native: dict) -> dict:
     answers = tuple(_answer(native[key], key) for key in ("answer1", "answer2"))
-    winner = files.choice_of(native["human"], "human_answer", WINNERS)
+    winner = fields.choice_of(native["human"], "human_answer", _WINNERS)
     return {"kind": "pairwise", "candidates": answers, "label": Label(winner=winner), "allow_tie": True, "label_rule": "human"}
 
 
 def _batch(native: dict) -> dict:
-    answers = tuple(_answer(value, "answers") for value in files.list_of(native["answers"], "answers"))
-    letters, order = LETTERS[: len(answers)], str(native["human"]).strip().upper()
+    answers = tuple(_answer(value, "answers") for value in fields.list_of(native["answers"], "answers"))
+    letters, order = _LETTERS[: len(answers)], str(native["human"]).strip().upper()
     if not isinstance(native["human"], str) or "".join(sorted(order)) != letters:
         raise BadRecord("label_outside", f"human_answer is {native['human']!r}, must be the letters {letters}, best first")
     ranks = tuple(order.index(letter) + 1 for letter in letters)
@@ -105,5 +105,5 @@ def _batch(native: dict) -> dict:
 def _answer(value: object, name: str) -> Candidate:
     """{"name": "gpt4", "answer": "Three dogs."}"""
     if not isinstance(value, dict):
-        raise BadRecord("wrong_field", f"{name} is no object with name and answer")
-    return Candidate(0, files.text_of(value.get("answer"), f"{name}.answer", empty=True), files.name_of(value.get("name")))
+        raise BadRecord("wrong_field", f"{name} is not an object with name and answer")
+    return Candidate(0, fields.text_of(value.get("answer"), f"{name}.answer", empty=True), fields.name_of(value.get("name")))

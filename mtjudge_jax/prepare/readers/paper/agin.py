@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import files, image_files, tables
+from mtjudge_jax.prepare.checking import TRAIN_MEDIAN
+from mtjudge_jax.prepare.readers import fields, files, image_files
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 
 TASKS = ("agin_nat", "agin_tech", "agin_rat")
-LICENSE = "none stated: not to be passed on"
+LICENSE = "none stated: do not redistribute"
 TERMS = "research"
 OPTIONS = {
     "csv": "name of the CSV in the folder (default: the only one there)",
@@ -19,29 +20,29 @@ OPTIONS = {
     "images": "folder of the images in the source folder (default: itself, image or images)",
     "task": "all, agin_nat, agin_tech or agin_rat (default: all)",
     "threshold": "train_median, scale_midpoint or a number; above it is label 1 (default: train_median)",
-    "scale": "lowest and highest score, as 1-5; scores outside are bad rows (default: none; scale_midpoint needs it)",
-    **tables.MARGIN,
-    **files.REVISION,
+    "scale": "lowest and highest score, as 1-5; scores outside are bad rows (default: none; scale_midpoint needs a scale)",
+    **fields.MARGIN,
+    **fields.REVISION,
 }
-HOW = "Get AGIN's images and scores by the links of its repository zijianchen98/AGIN, and give the folder with both."
-COLUMNS = {"filename": "filename", "nat": "MOS_nat", "tech": "MOS_tech", "rat": "MOS_rat"}
-CRITERIA = {"agin_nat": "naturalness", "agin_tech": "technical", "agin_rat": "rationality"}
+HOW = "Get AGIN's images and scores through the links in its repository zijianchen98/AGIN, and give the folder with both."
+_COLUMNS = {"filename": "filename", "nat": "MOS_nat", "tech": "MOS_tech", "rat": "MOS_rat"}
+_CRITERIA = {"agin_nat": "naturalness", "agin_tech": "technical", "agin_rat": "rationality"}
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
-    """Three records an image, one a criterion. The label is binary or waits for prepare, the score is in label.score and raw."""
-    taken = files.take_options(options, OPTIONS, task=("all", *TASKS))
-    taken |= {name: taken[name] or column for name, column in COLUMNS.items()}
+    """Three records per image, one per criterion. Labels are binary or wait for prepare; label.score and raw hold the score."""
+    taken = fields.take_options(options, OPTIONS, task=("all", *TASKS))
+    taken |= {name: taken[name] or column for name, column in _COLUMNS.items()}
     scale = scale_of(taken["scale"])
-    threshold = threshold_of(taken, scale)
+    threshold = _threshold_of(taken, scale)
     tasks = TASKS if taken["task"] == "all" else (taken["task"],)
-    wanted = {name: files.Field((taken[name],)) for name in ("filename", *(task.removeprefix("agin_") for task in tasks))}
+    wanted = {name: files.Column((taken[name],)) for name in ("filename", *(task.removeprefix("agin_") for task in tasks))}
     table = _table(source, taken["csv"])
     folders = (taken["images"],) if taken["images"] else image_files.IMAGE_FOLDERS
     with image_files.image_reader(table if source.is_file() else source, folders=folders) as images:
-        rows = _a_row_a_task(tables.csv_rows(table, wanted), tasks)
+        rows = _row_per_task(files.csv_rows(table, wanted), tasks)
         yield from files.records(
-            rows, lambda row: [_example(row, images, taken, threshold=threshold, scale=scale)], tables.check_waiting
+            rows, lambda row: [_example(row, images, taken, threshold=threshold, scale=scale)]
         )
 
 
@@ -59,15 +60,15 @@ def scale_of(text: str) -> tuple[float, float] | None:
     return scale
 
 
-def threshold_of(taken: Mapping[str, str], scale: tuple[float, float] | None) -> tables.Threshold:
-    text = taken["threshold"] or tables.MEDIAN
-    if text == tables.MEDIAN:
-        return tables.Threshold(None)
+def _threshold_of(taken: Mapping[str, str], scale: tuple[float, float] | None) -> fields.Threshold:
+    text = taken["threshold"] or TRAIN_MEDIAN
+    if text == TRAIN_MEDIAN:
+        return fields.Threshold(None)
     if text == "scale_midpoint":
         if scale is None:
-            raise UserError("option threshold: scale_midpoint needs the scale, give --option=scale=1-5 or what it is")
-        return tables.Threshold(sum(scale) / 2, how="scale_midpoint")
-    return tables.Threshold(tables.number_option(taken, "threshold"))
+            raise UserError("option threshold: scale_midpoint needs the scale: give it, as --option=scale=1-5")
+        return fields.Threshold(sum(scale) / 2, how="scale_midpoint")
+    return fields.Threshold(fields.number_option(taken, "threshold"))
 
 
 def _table(source: AnyPath, name: str) -> AnyPath:
@@ -75,17 +76,16 @@ def _table(source: AnyPath, name: str) -> AnyPath:
         if source.is_file():
             raise UserError(f"option csv: {source} is a file itself; give the folder or leave the option out")
         if "/" in name or "\\" in name or name == ".." or not (source / name).is_file():
-            raise UserError(f"option csv: {name!r} is no file in {source}")
+            raise UserError(f"option csv: {name!r} is not a file in {source}")
         return source / name
     found = files.find_files(source, ".csv", HOW)
     if len(found) > 1:
-        shown = ", ".join(path.name for path in found[:5])
-        raise UserError(f"{source}: several CSV files ({shown}); name one with --option=csv=NAME")
+        raise UserError(f"{source}: several CSV files ({files.first_names(found)}); name one with --option=csv=NAME")
     return found[0]
 
 
-def _a_row_a_task(rows: Iterator[files.Row | BadRecord], tasks: Sequence[str]) -> Iterator[files.Row | BadRecord]:
-    """A row's one bad score costs that task's record only."""
+def _row_per_task(rows: Iterator[files.NativeRow | BadRecord], tasks: Sequence[str]) -> Iterator[files.NativeRow | BadRecord]:
+    """One row for each task, so that a bad score costs only that task's record."""
     for row in rows:
         if isinstance(row, BadRecord):
             yield row
@@ -94,29 +94,34 @@ def _a_row_a_task(rows: Iterator[files.Row | BadRecord], tasks: Sequence[str]) -
 
 
 def _example(
-    row: files.Row, images: image_files.ReadImage, taken: Mapping[str, str], *, threshold: tables.Threshold, scale: tuple | None
+    row: files.NativeRow,
+    images: image_files.ReadImage,
+    taken: Mapping[str, str],
+    *,
+    threshold: fields.Threshold,
+    scale: tuple | None,
 ) -> JudgeExample:
     native, task = row.fields, row.fields["task"]
-    name, key = files.text_of(native["filename"], "filename"), task.removeprefix("agin_")
-    score = tables.finite(native[key], taken[key])
+    name, key = fields.text_of(native["filename"], "filename"), task.removeprefix("agin_")
+    score = fields.finite_number(native[key], taken[key])
     if scale and not scale[0] <= score <= scale[1]:
         raise BadRecord("label_outside", f"{taken[key]} is {score:g}, outside the scale {scale[0]:g}-{scale[1]:g}")
     return JudgeExample(
-        example_id=f"agin/{name}/{CRITERIA[task]}",
+        example_id=f"agin/{name}/{_CRITERIA[task]}",
         dataset="agin",
         split="",
         group_id=f"agin/{name}",
         task=task,
-        criterion=CRITERIA[task],
+        criterion=_CRITERIA[task],
         kind="pointwise_binary",
         instruction="",
         images=(images(name),),
-        label=Label(binary=tables.binary_of(score, threshold), score=score),
+        label=Label(binary=fields.binary_of(score, threshold), score=score),
         score_min=scale[0] if scale else None,
         score_max=scale[1] if scale else None,
-        label_rule=tables.rule_of(taken[key], threshold),
+        label_rule=fields.label_rule(taken[key], threshold),
         license=LICENSE,
         terms=TERMS,
         revision=taken["revision"],
-        raw=files.raw_json(mos=score, model=name.rpartition("_")[0]),
+        raw=fields.raw_json(mos=score, model=name.rpartition("_")[0]),
     )

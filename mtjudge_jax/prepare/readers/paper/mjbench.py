@@ -1,6 +1,6 @@
-"""MJ-Bench: which of two images is better by alignment, safety, quality or bias; in both schemas it was published in.
+"""MJ-Bench: which of two images is better by alignment, safety, quality or bias, in both published schemas.
 
-Labels are in native order, which is skewed (nearly always the first): prompts must show the pairs in an order of their own.
+Labels follow the native order, which is skewed (nearly always the first is better): prompts must show pairs in another order.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path
-from mtjudge_jax.prepare.readers import files, image_files, tables
+from mtjudge_jax.prepare.readers import fields, files, image_files
 from mtjudge_jax.prepare.readers.paper import imagereward
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 
@@ -19,62 +19,62 @@ LICENSE = "mit"
 TERMS = "gated"
 OPTIONS = {
     "task": "all, mj_alignment, mj_safety, mj_quality or mj_bias (default: all)",
-    "composition": "task of the newer schema's part composition, e.g. mj_alignment (default: none, such rows are bad)",
-    "visualization": "task of the newer schema's part visualization (default: none, such rows are bad)",
+    "composition": "task of the newer schema's part composition, e.g. mj_alignment (default: none, its rows are bad)",
+    "visualization": "task of the newer schema's part visualization (default: none, its rows are bad)",
     "imagereward": "folder of ImageRewardDB, to find its test images also by uuid and bytes (default: by names only)",
-    **files.REVISION,
+    **fields.REVISION,
 }
 HOW = (
     "Accept the terms of MJ-Bench/MJ-Bench on Hugging Face, get the parquet files of a revision that you note with "
     "--option=revision=.., and give the folder."
 )
-PARTS = ("alignment", "safety", "quality", "bias")
-NEWER_PARTS = ("composition", "visualization")  # nobody has said which of the older parts they go on
-WANTED = files.fields(
+_PARTS = ("alignment", "safety", "quality", "bias")
+_NEWER_PARTS = ("composition", "visualization")  # not documented which of the older parts they continue
+_WANTED = files.columns(
     caption="caption", image0="image0", image1="image1", label="label", info="info?", category="category?",
     subcategory="subcategory?", model="model?",
 )  # fmt: skip
-UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
 class KnownImages(NamedTuple):
-    """Of ImageRewardDB's test split, what its images can be known by."""
+    """What identifies the images of ImageRewardDB's test split."""
 
     uuids: frozenset[str]
     digests: frozenset[str]
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
-    """One record a pair. `raw` has the native info or category, and `imagereward_test` where an image is
-    one of ImageRewardDB's test images: such pairs are less out of distribution than the others, report without them too.
+    """One record per pair. `raw` has the native info or category, and `imagereward_test` if an image is also in ImageRewardDB's
+    test split: such pairs are less out of distribution than the others, so report results without them too.
     """
-    taken = files.take_options(options, OPTIONS, task=("all", *TASKS))
-    tasks = {part: f"mj_{part}" for part in PARTS}
-    for part in NEWER_PARTS:
+    taken = fields.take_options(options, OPTIONS, task=("all", *TASKS))
+    tasks = {part: f"mj_{part}" for part in _PARTS}
+    for part in _NEWER_PARTS:
         if taken[part]:
             if taken[part] not in TASKS:
                 raise UserError(f"option {part}: {taken[part]!r} must be one of {', '.join(TASKS)}")
             tasks[part] = taken[part]
-    known = overlap_images(as_path(taken["imagereward"])) if taken["imagereward"] else KnownImages(frozenset(), frozenset())
+    known = _overlap_images(as_path(taken["imagereward"])) if taken["imagereward"] else KnownImages(frozenset(), frozenset())
     shards: dict[str, list[AnyPath]] = {}
     for path in files.find_files(source, ".parquet", HOW):
-        shards.setdefault(part_of(path), []).append(path)
+        shards.setdefault(_part_of(path), []).append(path)
     with image_files.image_reader(source) as images:
         for part, paths in shards.items():
-            if part in PARTS and taken["task"] not in ("all", tasks[part]):
+            if part in _PARTS and taken["task"] not in ("all", tasks[part]):
                 continue
-            rows = _of_task(files.parquet_rows(paths, WANTED), part, tasks, taken["task"])
-            yield from files.records(rows, lambda row: [_example(row, images, known, taken["revision"])], tables.check_waiting)
+            rows = _of_task(files.parquet_rows(paths, _WANTED), part, tasks, taken["task"])
+            yield from files.records(rows, lambda row: [_example(row, images, known, taken["revision"])])
 
 
-def part_of(path: AnyPath) -> str:
-    """safety.parquet, safety-00000-of-00001.parquet, safety/0000.parquet -> safety; "" where neither name says."""
+def _part_of(path: AnyPath) -> str:
+    """safety.parquet, safety-00000-of-00001.parquet, safety/0000.parquet -> safety; "" if neither name tells."""
     names = (path.name.split("-")[0].removesuffix(".parquet"), path.parent.name)
-    return next((name for name in names if name in (*PARTS, *NEWER_PARTS)), "")
+    return next((name for name in names if name in (*_PARTS, *_NEWER_PARTS)), "")
 
 
-def overlap_images(folder: AnyPath) -> KnownImages:
-    """Reads the test zips of ImageRewardDB, image by image. Raises ValueError where they are missing or damaged."""
+def _overlap_images(folder: AnyPath) -> KnownImages:
+    """Reads the test zips of ImageRewardDB, image by image. Raises UserError if they are missing or damaged."""
     folder = folder / "images" if (folder / "images").is_dir() else folder
     uuids, digests = set(), set()
     for path in imagereward.zips(folder, "test", "1k"):
@@ -84,19 +84,19 @@ def overlap_images(folder: AnyPath) -> KnownImages:
             for info in archive.infolist():
                 if not info.filename.endswith((".json", "/")):
                     uuids.add(PurePosixPath(info.filename).stem)
-                    digests.add(files.digest_of(image_files.zip_member(archive, info)))
+                    digests.add(fields.digest_of(image_files.zip_member(archive, info)))
     return KnownImages(frozenset(uuids), frozenset(digests))
 
 
-def _of_task(rows: Iterator, part: str, tasks: Mapping[str, str], task: str) -> Iterator[files.Row | BadRecord]:
-    """Rows with their part and task; where no file name says the part, the category of the row does."""
+def _of_task(rows: Iterator, part: str, tasks: Mapping[str, str], task: str) -> Iterator[files.NativeRow | BadRecord]:
+    """Rows with their part and task. If no file name gives the part, the row's category does."""
     for row in rows:
         if isinstance(row, BadRecord):
             yield row
             continue
-        mine = part or files.name_of(row.fields["category"]).strip().lower()
+        mine = part or fields.name_of(row.fields["category"]).strip().lower()
         if mine not in tasks:
-            remedy = f"give --option={mine}=TASK" if mine in NEWER_PARTS else f"parts are {', '.join((*PARTS, *NEWER_PARTS))}"
+            remedy = f"give --option={mine}=TASK" if mine in _NEWER_PARTS else f"parts are {', '.join((*_PARTS, *_NEWER_PARTS))}"
             yield BadRecord("unknown_part", f"{row.place}: part {mine!r} belongs to no task; {remedy}")
         elif task in ("all", tasks[mine]):
             yield row._replace(fields=row.fields | {"part": mine, "task": tasks[mine]})
@@ -105,14 +105,14 @@ def _of_task(rows: Iterator, part: str, tasks: Mapping[str, str], task: str) -> 
 def _from_imagereward(native: Mapping, images: tuple[bytes, ...], known: KnownImages) -> bool:
     places = [image.get("path") or "" for image in (native["image0"], native["image1"]) if isinstance(image, dict)]
     words = " ".join(str(text).lower() for text in (*places, native["info"], native["subcategory"]) if text)
-    found = set(UUID.findall(words)) & known.uuids
-    return "imagereward" in words or bool(found) or any(files.digest_of(image) in known.digests for image in images)
+    found = set(_UUID.findall(words)) & known.uuids
+    return "imagereward" in words or bool(found) or any(fields.digest_of(image) in known.digests for image in images)
 
 
-def _example(row: files.Row, images: image_files.ReadImage, known: KnownImages, revision: str) -> JudgeExample:
+def _example(row: files.NativeRow, images: image_files.ReadImage, known: KnownImages, revision: str) -> JudgeExample:
     native = row.fields
     part, task = native["part"], native["task"]
-    caption = files.text_of(native["caption"], "caption", empty=task != "mj_alignment")
+    caption = fields.text_of(native["caption"], "caption", empty=task != "mj_alignment")
     pair = tuple(image_files.image_of(native[name], images, name) for name in ("image0", "image1"))
     overlap = True if task == "mj_alignment" and _from_imagereward(native, pair, known) else None
     return JudgeExample(
@@ -120,18 +120,18 @@ def _example(row: files.Row, images: image_files.ReadImage, known: KnownImages, 
         dataset="mjbench",
         split="ood",
         source_split=part,
-        group_id=f"mjbench/{files.digest_of(caption or pair[0])}",
+        group_id=f"mjbench/{fields.digest_of(caption or pair[0])}",
         task=task,
         criterion=task.removeprefix("mj_"),
         kind="pairwise",
         instruction=caption,
         images=pair,
-        label=Label(winner=int(files.number_of(native["label"], "label", (0, 1)))),
+        label=Label(winner=int(fields.number_of(native["label"], "label", (0, 1)))),
         label_rule="label: index of the better image",
         license=LICENSE,
         terms=TERMS,
         revision=revision,
-        raw=files.raw_json(
+        raw=fields.raw_json(
             imagereward_test=overlap, **{name: native[name] for name in ("info", "category", "subcategory", "model")}
         ),
     )

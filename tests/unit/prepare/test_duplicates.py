@@ -37,7 +37,7 @@ def test_doubles_within_a_source_without_splits_are_found_too(tmp_path, source):
     assert report["left_out"]["duplicate"]["count"] == 10 and report["records_written"] == 990
     first = report["left_out"]["duplicate"]["first"]
     assert "fake/901: in val, the same question as fake/twin1 in val, whose label is 0, not 1" in first
-    assert report["notes"] == ["10 of the duplicates left out have another label than the one that stays: the labels disagree."]
+    assert report["notes"] == ["10 of the dropped duplicates have another label than the copy that is kept: the labels disagree."]
 
 
 def pair(number: int, *, first: int, second: int, winner: int, **changes):
@@ -57,7 +57,7 @@ def test_a_pair_that_is_there_in_both_orders_is_found(tmp_path, source):
     assert found["count"] == 6 and report["records_written"] == 300
     text = "fake/0: in train, the same question as fake/300 in test with its candidates in another order"
     assert text in found["first"]
-    assert report["notes"] == ["2 of the duplicates left out have another label than the one that stays: the labels disagree."]
+    assert report["notes"] == ["2 of the dropped duplicates have another label than the copy that is kept: the labels disagree."]
     assert {name: len(rows) for name, rows in by_split(out).items()} == {"train": 294, "test": 6}
 
 
