@@ -1,8 +1,8 @@
-"""Times what data go through before a training step sees them: `mtjudge prepare`, then decode, resize, patch and batch.
+"""Times the data path up to a training step: `mtjudge prepare`, then decode, resize, patch and batch.
 
     python benchmarks/input_pipeline.py                                   # 10,000 JPEGs of 512 px, made first
-    python benchmarks/input_pipeline.py --images=2000 --folder=/tmp/bench # keeps the pictures for the next time
-    python benchmarks/input_pipeline.py --workdir=runs/demo               # beside what a step of that run consumed
+    python benchmarks/input_pipeline.py --images=2000 --folder=/tmp/bench # keeps the pictures for the next run
+    python benchmarks/input_pipeline.py --workdir=runs/demo               # also prints what a step of that run consumed
 
 `prepare` reads the files, decodes and hashes every image, splits, and writes ArrayRecord and the report; it runs in a process
 of its own, whose peak memory is printed. Then the training iterator reads the records again, shuffled, and two threads make
@@ -46,8 +46,8 @@ def main() -> None:
     p.add_argument("--images", type=int, default=10_000)
     p.add_argument("--side", type=int, default=512, help="pixels")
     p.add_argument("--batches", type=int, default=40, help="batches timed, after two that warm up")
-    p.add_argument("--folder", default="", help="where pictures and records go and stay; default: a temporary one")
-    p.add_argument("--workdir", default="", help="a run whose step is told beside the pipeline")
+    p.add_argument("--folder", default="", help="folder that keeps pictures and records; default: a temporary one")
+    p.add_argument("--workdir", default="", help="a run to compare the pipeline with")
     args = p.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="mtjudge-bench-"))
     try:
@@ -59,11 +59,11 @@ def main() -> None:
     finally:
         if not args.folder:
             shutil.rmtree(folder, ignore_errors=True)
-    tell(result, args)
+    print_result(result, args)
 
 
 def make_pictures(folder: Path, count: int, side: int) -> Path:
-    """JPEGs of quality 90 with smooth shapes and grain, no two alike; those of an earlier call stay."""
+    """JPEGs of quality 90 with smooth shapes and grain, no two alike; keeps those of an earlier call."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(count) if not (folder / f"{number:06d}.jpg").exists()]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
@@ -105,7 +105,7 @@ def timed_prepare(source: Path, out: Path) -> dict:
 
 
 def timed_rows(data: Path, batches: int, side: int) -> dict:
-    """Images a second of the iterator that training uses."""
+    """Images per second of the iterator that training uses."""
     base = model_folder("demo")
     image_cfg = load_image_config(base)._replace(min_pixels=65536, max_pixels=PATCHES * 256)
     fmt = RowFormat(TASKS, load_tokenizer(base), image_cfg, PROMPT_TOKENS, PATCHES)
@@ -129,28 +129,28 @@ def timed_rows(data: Path, batches: int, side: int) -> dict:
 
 
 def step_of(workdir: str) -> tuple[float, float]:
-    """Median seconds of a step of a run, and of its wait for data."""
+    """Median seconds per step of a run, and of its wait for data."""
     lines = [json.loads(line) for line in (Path(workdir) / "metrics.jsonl").read_text().splitlines()]
     steps = [line["seconds"] for line in lines if line["kind"] == "train"][1:]
     return statistics.median(sum(step.values()) for step in steps), statistics.median(step["data"] for step in steps)
 
 
-def tell(result: dict, args: argparse.Namespace) -> None:
+def print_result(result: dict, args: argparse.Namespace) -> None:
     cores = len(os.sched_getaffinity(0))
     made = f"{result['images']} JPEGs of {args.side} px, {result['source_mb']} MB"
     print(f"Python {platform.python_version()}, {cores} cores, {made}")
     print(
-        f"prepare: {result['prepare_seconds']} s wall, {result['prepare_cpu_seconds']} s of processor, memory up to "
-        f"{result['prepare_peak_mb']} MB ({result['before_mb']} MB before it began)"
+        f"prepare: {result['prepare_seconds']} s wall, {result['prepare_cpu_seconds']} s of CPU time, memory up to "
+        f"{result['prepare_peak_mb']} MB ({result['before_mb']} MB at the start)"
     )
     rate = result["images_a_second"]
-    print(f"decode, resize, patch, batch: {rate} images a second, {result['ms_cpu_an_image']} ms of processor an image")
+    print(f"decode, resize, patch, batch: {rate} images per second, {result['ms_cpu_an_image']} ms of CPU time per image")
     if args.workdir:
         seconds, waited = step_of(args.workdir)
         result |= {"step_seconds": round(seconds, 3), "step_data_seconds": round(waited, 4)}
         print(
-            f"a step of {args.workdir}: {BATCH} prompts in {seconds:.2f} s, so {BATCH / seconds:.0f} prompts a second; it waited "
-            f"{waited * 1e3:.1f} ms for data"
+            f"a step of {args.workdir}: {BATCH} prompts in {seconds:.2f} s, so {BATCH / seconds:.0f} prompts per second; it "
+            f"waited {waited * 1e3:.1f} ms for data"
         )
     print(json.dumps({"python": platform.python_version(), "cores": cores, **result}))
 

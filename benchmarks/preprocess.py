@@ -1,11 +1,11 @@
-"""Times the way from an encoded picture to patches: ours beside transformers' Qwen2VLImageProcessorPil, same bytes, same run.
+"""Times the path from an encoded picture to patches: ours and transformers' Qwen2VLImageProcessorPil, on the same bytes.
 
     python benchmarks/preprocess.py                               # a generated 1024x768 JPEG
     python benchmarks/preprocess.py --picture=photo.jpg --reps=200
 
-Decoding counts for all. `ours` ends with what the training step takes: uint8 patches, which the device normalises.
+All times include decoding. `ours` ends with what the training step takes: uint8 patches, which the device normalises.
 `ours, float32` ends where transformers ends: normalised, each patch twice along time. They take turns in one process on one
-core; the medians of the wall seconds are compared. Before that, both float32 results are checked to be equal bit for bit.
+core, and the medians of the wall times are compared. First it checks that both float32 results are equal bit for bit.
 The last line is the same as JSON.
 """
 
@@ -75,7 +75,7 @@ def reference() -> Qwen2VLImageProcessorPil:
 
 
 def byte_values() -> np.ndarray:
-    """float32 [256]: what the reference makes of each byte; with equal means and deviations the same for all channels."""
+    """float32 [256]: the reference's value of each byte, the same for all channels because means and deviations are equal."""
     every = np.arange(256, dtype=np.uint8).reshape(1, 1, 256).repeat(3, 0)
     return reference().normalize(reference().rescale(every, 1 / 255), list(CFG.mean), list(CFG.std))[0, 0].astype(np.float32)
 

@@ -1,1 +1,1 @@
-"""Records, images, prompts and batches on the host; nothing here imports jax."""
+"""Prepared records, images, tokenizers, rows and batches on the host; nothing here imports jax."""

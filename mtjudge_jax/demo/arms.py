@@ -142,8 +142,8 @@ def write_tables(workdir: AnyPath, jobs: list[Job]) -> AnyPath:
         seed = seeds.setdefault(ARMS[job.arm].title, {}).setdefault(job.seed, {"tasks": {}, "predictions": []})
         join_tasks(seed, read_result(path))
     runs = {title: [by_seed[seed] for seed in sorted(by_seed)] for title, by_seed in seeds.items()}
-    note = f"The demo's arms, {len(done)} of {len(jobs)} models judged. Macro-F1, test split, greedy answers; an invalid one counts "
-    note += "as wrong, and a constant answer has 33.3."
+    note = f"The demo's arms, {len(done)} of {len(jobs)} models judged. Macro-F1, test split, greedy answers; an invalid answer "
+    note += "counts as wrong, and a constant answer has 33.3."
     write_comparison(compare(runs, tasks=(*POINTWISE, *PAIRWISE), metric="macro_f1"), workdir, note=note)
     return workdir / "comparison.html"
 

@@ -27,7 +27,7 @@ from mtjudge_jax.train.validation import judging
 _REFERENCE = Path(__file__).parent / "reference_sft_test.json"
 
 
-def _test_once(folder: AnyPath, name: str, model: Model, cfg, workdir: AnyPath) -> None:
+def _test_once(folder: AnyPath, name: str, model: Model, cfg: Config, workdir: AnyPath) -> None:
     """Judges the test split with the weights of a folder, unless an earlier start of this command has done so."""
     if (workdir / "eval" / f"{name}.json").exists():
         print("    already done", flush=True)

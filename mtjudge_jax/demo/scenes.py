@@ -51,11 +51,11 @@ _MAX_TILT = 15.0  # degrees
 class Photo(NamedTuple):
     name: str
     image: Image.Image  # RGB, longest side 320
-    shows: tuple[str, ...]  # things in it that make it unfit as a background: any of THINGS, a person
+    shows: tuple[str, ...]  # things that make it unfit as a background: any of THINGS, a person
 
 
 class Pool(NamedTuple):
-    """Photographs of one split, those of them fit as background of glyphs (nothing in `shows`), all glyphs."""
+    """The photographs of one split, those fit as a background for glyphs (nothing in `shows`), and all glyphs."""
 
     photos: tuple[Photo, ...]
     backgrounds: tuple[Photo, ...]
@@ -89,7 +89,7 @@ def choose(rng: np.random.Generator, items: tuple):
 
 
 def photo_scene(rng: np.random.Generator, pool: Pool, *, look: str = "sharp", order: str = "ordered") -> Scene:
-    """A good crop of a photograph, then put out of order, then technically damaged.
+    """A good crop of a photograph, then reordered, then technically damaged.
 
     Raises RuntimeError if no crop is good, which the shipped photographs make impossible in practice.
     """

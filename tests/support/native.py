@@ -19,7 +19,7 @@ CANARY = "CANARY"  # in every native field that a question must not show
 
 
 def read_all(reader, source, **options):
-    """(examples, bad rows), as prepare tells them apart; the same in a second reading."""
+    """(examples, bad rows), as prepare's check separates them; a second reading gives the same."""
     items = [checked(item) for item in reader.read(as_path(source), options)]
     again = [checked(item) for item in reader.read(as_path(source), options)]
     examples = [item for item in items if not isinstance(item, BadRecord)]
@@ -59,7 +59,7 @@ def write_bytes(path: Path, data: bytes) -> Path:
 
 
 def write_csv(path: Path, rows: list[dict]) -> Path:
-    """All rows have the columns of the first; a row that is a list is written as it is."""
+    """All rows have the columns of the first; a row given as a list is written unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -238,7 +238,7 @@ def own_rows(count):
 
 
 def write_own(folder: Path, rows: list, *, images: int = 0) -> Path:
-    """rows: objects, or lines as they are. images: 0.png to so many."""
+    """rows: objects, or whole lines. images: the number of pictures, from 0.png."""
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     for number in range(images):
         write_bytes(folder / f"{number}.png", picture(number))

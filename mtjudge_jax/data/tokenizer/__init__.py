@@ -29,7 +29,7 @@ _PROBE, _FORM = "What is it?", "<think>it is</think><answer>yes</answer>"
 class Tokenizer:
     """A loaded tokenizer. Its methods change nothing, so threads may share it."""
 
-    chat: Callable[[list[dict[str, Any]]], str]  # messages to a prompt up to the answer
+    chat: Callable[[list[dict[str, Any]]], str]  # messages -> a prompt up to the answer
     codec: Codec
     pad: int
     eos: int

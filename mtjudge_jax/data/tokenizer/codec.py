@@ -32,7 +32,7 @@ class TokenizerParts(NamedTuple):
     """The content of a tokenizer folder. `special` maps pad_token, eos_token, image_token, .. to texts, `vocab` texts to ids."""
 
     codec: Codec
-    chat: Callable[[list[dict[str, Any]]], str] | None  # messages to a prompt up to the answer; None: no template
+    chat: Callable[[list[dict[str, Any]]], str] | None  # messages -> a prompt up to the answer; None: no template
     vocab: Mapping[str, int]
     special: Mapping[str, str]
     control: tuple[tuple[str, int], ...]  # (text, id) of the tokens that neither users nor the sampler may write

@@ -1,8 +1,8 @@
-"""What the demo's base model is trained on: telling what a picture shows, and the form of a judgement without its verdict.
+"""The training data of the demo's base model: describing pictures, and the form of a judgement without its verdict.
 
-The judge demonstrations carry the gold rationale but a verdict thrown by a fair coin, so the base model learns to see and
-to write `<think>..</think><answer>..</answer>` and knows nothing about which facts are good: that is left to the reward.
-Pictures come from the pool that the caller gives; it must be `load_pool("train")`.
+The judge demonstrations have the gold rationale but a verdict from a fair coin. So the base model learns to see and to write
+`<think>..</think><answer>..</answer>`, but not which facts are good: the reward teaches that later. The caller's pool of
+pictures must be `load_pool("train")`.
 """
 
 from collections.abc import Mapping
@@ -17,17 +17,17 @@ from mtjudge_jax.tasks import CONTRACT, TASKS
 TEMPLATES: Mapping[str, str] = {name: TASKS[name].template for name in (*POINTWISE, *PAIRWISE)}
 DESCRIBE_ONE = "Describe this picture."
 DESCRIBE_TWO = "Describe both pictures."
-# The same in the form of a judgement, answered with the key words of the reasoning: the place of the verdict then knows the
-# facts, as it does in a real model, and still nothing of which are good. Without it RL has to build that path first.
+# The same in the form of a judgement, answered with the key words of the reasoning: then the place of the verdict knows the
+# facts, as in a real model, but not which of these are good. Without it RL has to build that path first.
 KEY_WORDS = "Think, then answer in key words."
 KEYS_ONE = f"Describe this picture. {KEY_WORDS}"
 KEYS_COMPARE = "Compare this picture with {instruction}. " + KEY_WORDS
 KEYS_OF_TWO = (f"Describe the first picture. {KEY_WORDS}", f"Describe the second picture. {KEY_WORDS}")
 KEYS_SHARE = 0.5  # of the descriptions
 _FILLERS = ("looks", "parts", "shows", "a", "an", "and")
-JUDGE_SHARE = 0.35  # demonstrations with a coin for a verdict
+JUDGE_SHARE = 0.35  # demonstrations whose verdict is a coin flip
 EVIDENCE_SHARE = 0.25  # the judge's own questions, answered with the key words; the rest is description
-PAIRWISE_SHARE = 0.25  # of both; their form must be known, since they are never trained on later
+PAIRWISE_SHARE = 0.25  # of both; pairs are never trained on later, so the base must know their form
 _ANSWERS = ("no", "yes")
 # Shares of the descriptions: a photograph, one thing, two things, a pair of pictures.
 _DESCRIPTIONS = (0.42, 0.28, 0.18, 0.12)
@@ -69,7 +69,7 @@ def _reasoned(reasoning: str, answer: str) -> str:
 
 
 def _compare(rng: np.random.Generator, scene: Scene) -> BaseSample:
-    """One thing compared with its own name or another, which is not yet to say that either is good."""
+    """One thing compared with its own name or another, without saying which is good."""
     shown = scene.things[0]
     wanted = shown if rng.random() < 0.5 else choose(rng, tuple(name for name in THINGS if name != shown))
     found = "matches" if shown == wanted else "differs"
@@ -145,7 +145,7 @@ def _describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
 def _evidence_sample(
     rng: np.random.Generator, pool: Pool, task: str, *, templates: Mapping[str, str] = TEMPLATES
 ) -> BaseSample:
-    """A judge's question answered with the facts it turns on instead of a verdict: of the picture, or of the second one."""
+    """A judge's question, answered with the decisive facts instead of a verdict: of the picture, or of the second one."""
     case = draw_case(rng, pool, task, label=int(rng.integers(2)), variant=int(rng.integers(2)))
     question = templates[task].replace("{instruction}", case.instruction).replace(CONTRACT, KEY_WORDS)
     return BaseSample(

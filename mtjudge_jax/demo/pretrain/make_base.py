@@ -1,8 +1,8 @@
 """Makes the demo's base model from nothing: `python -m mtjudge_jax.demo.pretrain.make_base --out=mtjudge_jax/demo/base`.
 
-The base is to the demo's RL what a real vision-language model is: it was taught to describe pictures and to answer in the
-asked form, one picture or two. Every verdict it saw in that training was the toss of a fair coin, so it cannot judge. Fixed
-seeds; the folder's README.md holds the time it took and the losses.
+The base plays the part of a real vision-language model: it learns to describe one or two pictures and to answer in the asked
+form. Every verdict in its training is a coin flip, so it cannot judge. Seeds are fixed; the folder's README.md records the
+time and the losses. It runs from a clone only, the wheel leaves this package out.
 """
 
 import json
@@ -20,13 +20,13 @@ from absl import app, flags
 OUT = flags.DEFINE_string("out", None, "folder to write, a Hugging Face folder of type qwen3_vl", required=True)
 STEPS = flags.DEFINE_integer("steps", 1200, "updates")
 SEED = flags.DEFINE_integer("seed", 0, "of weights and pictures")
-BATCH = flags.DEFINE_integer("batch", 64, "samples an update")
+BATCH = flags.DEFINE_integer("batch", 64, "samples per update")
 LR = flags.DEFINE_float("lr", 0.01, "peak learning rate of Muon")
-CHECK_EVERY = flags.DEFINE_integer("check_every", 400, "updates between looks at validation pictures")
+CHECK_EVERY = flags.DEFINE_integer("check_every", 400, "updates between measurements on validation pictures")
 WORKERS = flags.DEFINE_integer("workers", 1, "processes that draw pictures")
 
-PAIR_EVERY = 5  # every fifth batch shows two pictures a sample; separate batches keep both shapes free of padding
-SHAPES = {1: (48, 36), 2: (64, 72)}  # images a sample: prompt tokens, patches
+PAIR_EVERY = 5  # every fifth batch has two pictures per sample; separate batches keep both shapes free of padding
+SHAPES = {1: (48, 36), 2: (64, 72)}  # images per sample: prompt tokens, patches
 COMPLETION_TOKENS = 24
 SIZES = {
     "text": {
@@ -92,7 +92,7 @@ def hf_config(tokenizer) -> dict:
 
 @cache
 def _drawing(folder: str):
-    """What a worker process needs, read once: the training photographs, tokenizer and image settings."""
+    """What a worker process needs, loaded once: the training photographs, tokenizer and image settings."""
     from mtjudge_jax.data.images import load_image_config
     from mtjudge_jax.data.tokenizer import load_tokenizer
     from mtjudge_jax.demo.scenes import load_pool

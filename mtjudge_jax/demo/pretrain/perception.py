@@ -1,4 +1,4 @@
-"""How well a demo model sees: the share of its greedy reasonings that say exactly what is in the pictures."""
+"""How well a demo model sees: the share of its greedy reasonings that describe the pictures exactly."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ _COUNT, _BATCH = 96, 32
 
 
 class Perception:
-    """Judges validation pictures and compares the reasoning with the truth; the verdicts are left aside."""
+    """Judges validation pictures and compares the reasoning with the truth; the verdicts do not count."""
 
     def __init__(self, cfg: Config, model_cfg: Qwen3VLConfig, folder: Path, mesh: Mesh, shapes: dict[int, tuple[int, int]]):
         tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)

@@ -22,9 +22,9 @@ _SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# Not special: they are part of the answer's text and must survive decoding that skips special tokens.
+# Not special: they belong to the answer's text and must survive decoding that skips special tokens.
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-# Lays out turns as Qwen3-VL does: nothing is added before the first turn, pictures stand where the message has them.
+# Lays out turns as Qwen3-VL does: nothing before the first turn, pictures where the message has them.
 _CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}{{ "\\n" }}
@@ -88,7 +88,7 @@ def build_tokenizer(folder: str | Path) -> None:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     words = _demo_words()
-    # Each word inside a text (with its space) and at the start of one. Training goes on until nothing is left to merge.
+    # Each word inside a text (with its space) and at the start of one. Training continues until nothing is left to merge.
     tokenizer.train_from_iterator([form for word in words for form in (word, f" {word}")], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
     tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in _TAGS])

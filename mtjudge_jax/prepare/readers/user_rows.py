@@ -67,7 +67,7 @@ def take(given: Mapping[str, str], known: Mapping[str, str], dataset: str) -> Ta
     for name, default, value in (("positive", "yes,true,1", 1), ("negative", "no,false,0", 0)):
         for word in (options[name] or default).split(","):
             if words.setdefault(word.strip().lower(), value) != value:
-                raise UserError(f"option {name}: {word.strip()!r} stands for both labels: give it to one")
+                raise UserError(f"option {name}: {word.strip()!r} means both labels: give it to one")
     return Taken(options, words, dataset)
 
 

@@ -16,7 +16,7 @@ def source(tmp_path):
     return tmp_path / "source"
 
 
-def test_doubles_planted_in_native_splits_are_found(tmp_path, source):
+def test_duplicates_planted_in_native_splits_are_found(tmp_path, source):
     """Ten of 1,000, half as the same bytes, half as the same pixels in another file."""
     examples = [made(i, split="train" if i < 900 else "test") for i in range(1000)]
     for k in range(10):
@@ -28,7 +28,7 @@ def test_doubles_planted_in_native_splits_are_found(tmp_path, source):
     assert len(open_split(out, "test", "sharp")) == 100
 
 
-def test_doubles_within_a_source_without_splits_are_found_too(tmp_path, source):
+def test_duplicates_within_a_source_without_splits_are_found_too(tmp_path, source):
     examples = [made(i) for i in range(1000)]
     for k in range(10):
         twin = made(900 + k, group_id=f"other {k}", label=Label(binary=1 - k % 2))

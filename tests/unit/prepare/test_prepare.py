@@ -38,7 +38,7 @@ def made(number: int, **changes) -> JudgeExample:
 
 
 def reader_of(examples, *, terms: str = "open"):
-    """A reader module of these records; counts how often it was asked, and breaks off where an exception stands."""
+    """A reader module of these records; counts its calls, and raises an exception among the records."""
     calls = []
 
     def read(source, options):
@@ -225,7 +225,7 @@ def flat(width: int, height: int, mode: str = "RGB") -> bytes:
     return out.getvalue()
 
 
-def test_black_images_of_other_shapes_are_not_doubles(tmp_path, source):
+def test_black_images_of_other_shapes_are_not_duplicates(tmp_path, source):
     examples = [made(i, images=(flat(*size),), instruction="") for i, size in enumerate([(20, 30), (30, 20), (20, 30)])]
     _, report = run(tmp_path, source, examples, val=0, test=0)
     assert report["left_out"]["duplicate"]["count"] == 1 and report["records_written"] == 2

@@ -99,7 +99,7 @@ def test_own_options_stand_in_for_fields(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [({"kind": "binar"}, "did you mean 'binary'"), ({"allow_tie": "maybe"}, "option allow_tie"), ({"scale": "x"}, "option scale"),
-     ({"positive": "no"}, "'no' stands for both labels"), ({"split": "dev"}, "option split"),
+     ({"positive": "no"}, "'no' means both labels"), ({"split": "dev"}, "option split"),
      ({"kinds": "binary"}, "mean 'kind'"), ({"file": "../rows.jsonl"}, "is not a file in")],
 )  # fmt: skip
 def test_own_refuses_options(tmp_path, options, text):

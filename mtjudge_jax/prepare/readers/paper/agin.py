@@ -9,7 +9,7 @@ from mtjudge_jax.prepare.readers import fields, files, image_files
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 
 TASKS = ("agin_nat", "agin_tech", "agin_rat")
-LICENSE = "none stated: do not redistribute"
+LICENSE = "none stated: not to be passed on"
 TERMS = "research"
 OPTIONS = {
     "csv": "name of the CSV in the folder (default: the only one there)",
