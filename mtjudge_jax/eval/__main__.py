@@ -2,7 +2,7 @@
 
 mtjudge eval --model=runs/demo --data=runs/demo/data --tasks=technical,safety --out=runs/again
 
-A killed evaluation is continued by the same command, and writes the same bytes.
+The same command continues a killed evaluation, and writes the same bytes.
 """
 
 import sys
@@ -19,15 +19,15 @@ MODEL = flags.DEFINE_string(
 )
 DATA = flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.")
 OUT = flags.DEFINE_string("out", None, "Folder for scores and predictions.")
-NAME = flags.DEFINE_string("name", "", "Name of the files; default: the split.")
+NAME = flags.DEFINE_string("name", "", "Name of the files to write; default: the split.")
 SPLIT = flags.DEFINE_string("split", "test", "Which split to judge.")
-TASKS = define_list("tasks", [], "Tasks to judge; default: all of the split.")
+TASKS = define_list("tasks", [], "Tasks to judge; default: all tasks of the split.")
 LIMIT = flags.DEFINE_integer("limit", 0, "Examples per task; 0 = all.", lower_bound=0)
 BATCH = flags.DEFINE_integer("batch", 24, "Prompts judged at a time; with --config its rollout.prompts.", lower_bound=1)
 SAMPLES = flags.DEFINE_integer("samples", 8, "Answers per prompt: one greedy, the others sampled.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the sampled answers.", lower_bound=0)
-WORDINGS = flags.DEFINE_enum("templates", "train", TEMPLATES, "Which wordings to ask: those of training, the held-out ones, all.")
-MESH = define_list("mesh", [], "Devices along the axes, e.g. fsdp=2,tensor=2; default: all along data.")
+WORDINGS = flags.DEFINE_enum("templates", "train", TEMPLATES, "Which wordings of the questions to use: train, held_out or all.")
+MESH = define_list("mesh", [], "Devices along each mesh axis, e.g. fsdp=2,tensor=2; default: all along data.")
 
 
 def main() -> None:

@@ -25,18 +25,18 @@ from mtjudge_jax.types import Params
 
 
 class Judging(NamedTuple):
-    """How to judge: what stays the same over the batches of an evaluation.
+    """How to judge: what is the same for all batches of an evaluation.
 
-    Sizes are for a question about one image; one about n images gets n times the room.
+    Sizes are for a question about one image; a question about n images gets n times as much.
     """
 
     programs: Programs
     fmt: RowFormat  # prompt_tokens, patch_count, completion_tokens of one image
-    batch: int  # prompts a batch
+    batch: int  # prompts per batch
     temperature: np.ndarray  # float32 [G], 0 first
     alpha: float
     seed: int
-    max_bad_share: float = MAX_BAD_SHARE  # of records that cannot be used; more is an error
+    max_bad_share: float = MAX_BAD_SHARE  # of unusable records; a larger share is an error
 
 
 def _roomy(fmt: RowFormat, images: int) -> RowFormat:
@@ -61,10 +61,11 @@ def judge(
     progress: Callable[[int], None] = lambda rows: None,
     kept: Kept | None = None,
 ) -> list[dict]:
-    """Predictions of the examples, all of one task, one dict each in their order (docs/evaluation.md).
+    """Predictions of the examples of one task, one dict each, in their order. predictions.py makes a prediction.
 
-    Each process judges its rows of every batch; all of them return all predictions. Batches that `kept` has are not judged
-    again, and new ones are kept in it.
+    Each process judges its rows of every batch; every process returns all predictions. Batches that are in `kept` are not judged
+    again, and new ones are added to it. progress: called with the number of prompts of each batch. Raises Preempted, after a
+    batch is kept, if any process was asked to stop.
     """
     how = how._replace(fmt=_roomy(how.fmt, max(1, *(len(e.images) for e in examples))))
     old = [] if kept is None else [row for rows in kept.take(-(-len(examples) // how.batch)) for row in rows]
@@ -102,7 +103,7 @@ def judge_batch(
     order: str,
     probabilities: bool,
 ) -> list[dict]:
-    """Predictions of this process's rows of a batch; `here` are their examples, fewer where the batch was filled up."""
+    """Predictions of this process's rows of a batch; `here` are their examples, fewer if the batch was filled up."""
     programs, length = how.programs, how.fmt.completion_tokens
     prompts = place_prompts(batch, programs.mesh)
     out = programs.sample(params, prompts, key, how.temperature, length)

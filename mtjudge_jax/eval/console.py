@@ -1,4 +1,4 @@
-"""What an evaluation shows in a terminal: how far it is, and its scores."""
+"""What an evaluation shows in a terminal: its progress and its scores."""
 
 import contextlib
 import sys
@@ -11,13 +11,13 @@ from mtjudge_jax.eval.evaluate import count_rows
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import TASKS, Task
 
-# What stands below a task's line, where it has it.
+# Shown below the line of a task, if its score has the key.
 _BESIDE = {
     "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE", "auroc": "AUROC", "spearman": "Spearman",
     "tau_b": "tau-b", "levenshtein": "Levenshtein", "ece": "ECE", "brier": "Brier", "majority_accuracy": "majority",
     "self_agreement": "self-agreement", "flip_rate": "flips", "position_bias": "position bias", "mean_tokens": "tokens",
 }  # fmt: skip
-# And of a pair.
+# The same for a pair, which is judged in both orders.
 _BOTH_ORDERS = {
     "accuracy": "accuracy", "consistency": "same winner", "consistent_accuracy": "both right", "first_share": "first wins",
     "probability_accuracy": "by probability", "single_accuracy": "each picture alone",
@@ -29,12 +29,12 @@ def _number(value: float | None) -> str:
 
 
 def _values(score: Mapping[str, float | None], labels: Mapping[str, str]) -> str:
-    """The values that are there: "kappa 0.400, tokens 7.000"."""
+    """The values that the score has: "kappa 0.400, tokens 7.000"."""
     return ", ".join(f"{label} {score[key]:.3f}" for key, label in labels.items() if score.get(key) is not None)
 
 
 def table(result: dict) -> str:
-    """The scores as text, a task a line."""
+    """The scores as text, one line per task."""
     lines = [f"{'task':20s} count  macro-F1   95 % interval  constant  sampled  invalid"]
     for name, score in result["tasks"].items():
         low, high = score["macro_f1_ci"] or ("", "")
@@ -54,7 +54,8 @@ def table(result: dict) -> str:
         sampled = _number(result["mean"]["sampled_accuracy"])
         lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")
     if result["unusable"]:
-        lines.append(f"left out, they cannot be used: {', '.join(f'{reason} {n}' for reason, n in result['unusable'].items())}")
+        reasons = ", ".join(f"{reason} {count}" for reason, count in result["unusable"].items())
+        lines.append(f"skipped, cannot be used: {reasons}")
     return "\n".join(lines)
 
 

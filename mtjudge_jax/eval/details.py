@@ -1,6 +1,6 @@
-"""What a task's score says beside macro-F1 and accuracy: agreement, ranks, calibration, votes of samples, orders of lists.
+"""Further scores of a task, beside macro-F1 and accuracy: agreement, ranks, calibration, votes of samples, orders of lists.
 
-Numbers that a prediction file cannot give (no probabilities, no samples, one class only) are None.
+A number is None if the predictions do not define it (no probabilities, no samples, one class only).
 """
 
 import numpy as np
@@ -33,8 +33,8 @@ def answer_details(predictions: list[dict], task: Task, label: np.ndarray, verdi
 def list_score(predictions: list[dict]) -> dict:
     """The score of a listwise task: label and verdict are orders, "B > A = C".
 
-    accuracy is the share of orders that are right throughout; tau_b and levenshtein are means over lists, an invalid order
-    having the worst, -1 and 1. There is no macro-F1 of orders: its keys are None.
+    accuracy is the share of completely right orders; tau_b and levenshtein are means over lists, where an invalid order gets the
+    worst value, -1 and 1. Orders have no macro-F1: its keys are None.
     """
     group, ones = group_numbers(predictions), np.ones(len(predictions))
     orders = [(p["label"], p["verdict"]) for p in predictions]
@@ -54,9 +54,9 @@ def list_score(predictions: list[dict]) -> dict:
 
 
 def _score_ranks(predictions: list[dict], group: np.ndarray) -> dict:
-    """Correlations of what was expected from the probabilities with the data's own scores, over the rows that have both.
+    """Correlations of the expected score with the data set's own score, over the rows that have both; {} if none has the latter.
 
-    Empty where no row has a score of the data set. Kendall's tau-b comes without an interval.
+    Kendall's tau-b has no interval.
     """
     if all(p.get("score_true") is None for p in predictions):
         return {}
@@ -77,13 +77,13 @@ def _score_ranks(predictions: list[dict], group: np.ndarray) -> dict:
 
 
 def _mean_tokens(predictions: list[dict]) -> float | None:
-    """Mean length of the greedy answers in tokens, None where lines do not say."""
+    """Mean length of the greedy answers in tokens, None if a prediction lacks it."""
     tokens = [p.get("tokens") for p in predictions]
     return None if None in tokens else float(np.mean(tokens))
 
 
 def _class_auroc(predictions: list[dict], task: Task, label: np.ndarray, group: np.ndarray) -> dict:
-    """AUROC of the second label's probability, of rows whose label is one of the first two."""
+    """AUROC of the second label's probability, over rows whose label is one of the first two."""
     kept = np.array([bool(p["probabilities"]) for p in predictions]) & (label < 2)
     rows = np.flatnonzero(kept)
     if not len(rows):
@@ -94,7 +94,7 @@ def _class_auroc(predictions: list[dict], task: Task, label: np.ndarray, group: 
 
 
 def _calibration(predictions: list[dict], task: Task, label: np.ndarray, verdict: np.ndarray, group: np.ndarray) -> dict:
-    """Of the rows with a verdict and probabilities; calibrated_share says how many these are."""
+    """Calibration over the rows with a verdict and probabilities; calibrated_share is their share."""
     rows = [i for i, p in enumerate(predictions) if p["probabilities"] and verdict[i] >= 0]
     names = ("ece", "ece_ci", "brier", "brier_ci", "confidence_auroc", "confidence_auroc_ci", "risk_coverage")
     found = {"calibrated_share": len(rows) / len(predictions)} | dict.fromkeys(names)
@@ -119,9 +119,9 @@ def _calibration(predictions: list[dict], task: Task, label: np.ndarray, verdict
 
 
 def _votes(predictions: list[dict], task: Task, label: np.ndarray, group: np.ndarray) -> dict:
-    """Majority over the sampled answers (`sampled_verdicts`), None where a line has none.
+    """Majority over the sampled answers (`sampled_verdicts`), None if a prediction has none.
 
-    No self-agreement where a question was answered once, or no answer to any was valid: there is nothing that could agree.
+    self_agreement is None if a question has one sample only, or if no sample at all is valid: nothing can agree.
     """
     names = ("majority_k", "majority_accuracy", "majority_accuracy_ci", "self_agreement", "self_agreement_ci")
     if not all(p.get("sampled_verdicts") for p in predictions):

@@ -1,7 +1,7 @@
-"""Held-out judging: the greedy answer, a few sampled ones, and the probability of each verdict.
+"""Judges held-out examples: a greedy answer, some sampled ones, the probability of each verdict, and the scores.
 
-`evaluate` judges the tasks one after the other; batches.py judges examples, a line of the predictions is made by lines.py and
-probabilities.py, kept.py has what an evaluation that was stopped left, terminal.py shows how far it is and its scores.
+`evaluate` judges one task after the other. batches.py judges the examples of a task, predictions.py and probabilities.py make a
+prediction, scores.py makes the scores, resume.py keeps finished batches, console.py shows progress and scores.
 """
 
 import dataclasses
@@ -21,11 +21,7 @@ from mtjudge_jax.records import JudgeExample, Label, swapped
 from mtjudge_jax.tasks import TASKS, Task
 from mtjudge_jax.types import Params
 
-Official = Callable[[str, list[dict]], Mapping[str, float]]  # a task's predictions -> its data set's own numbers, if any
-
-
-def _no_official(task: str, predictions: list[dict]) -> Mapping[str, float]:
-    return {}
+Official = Callable[[str, list[dict]], Mapping[str, float]]  # task, its predictions -> the data set's own numbers
 
 
 def evaluate(
@@ -37,12 +33,12 @@ def evaluate(
     probabilities: bool = False,
     progress=lambda rows: None,
     kept: Kept | None = None,
-    official: Official = _no_official,
+    official: Official = lambda task, predictions: {},
 ) -> tuple[list[dict], dict]:
-    """Judges every task's examples; returns all predictions and their scores, with the data set's `official` ones beside.
+    """Judges the examples of every task. Returns all predictions, and {"step": .., "tasks": {name: score}, "mean": score or None,
+    "unusable": {reason: count}}; a score has the data set's own numbers under "official".
 
-    Scores: {"step": .., "tasks": {name: score}, "mean": score or None, "unusable": {reason: count}}. Raises TooManyBadRecords
-    where more than max_bad_share of at least 100 records cannot be used.
+    Raises TooManyBadRecords if more than max_bad_share of at least 100 records cannot be used.
     """
     predictions, tasks = [], {}
     for name, group in examples.items():
@@ -70,10 +66,10 @@ def judge_task(
     progress=lambda rows: None,
     kept: Kept | None = None,
 ) -> tuple[list[dict], dict]:
-    """Predictions and score of one task. A pair is judged in both orders, and where a task asks for the same of one picture,
-    each alone. A list is shown in an order by hash.
+    """Predictions and score of one task. A pair is judged in both orders, and if its task has a pointwise twin (`single`), each
+    picture alone too. A list is shown in an order that depends on a hash.
 
-    Records that cannot be used have a prediction that says why and no part in the score.
+    An unusable record gets a prediction that says why, and does not count in the score.
     """
     settings = {"step": step, "progress": progress, "kept": kept}
     task = how.fmt.tasks[examples[0].task]
@@ -95,7 +91,7 @@ def judge_task(
 
 
 def _alone(example: JudgeExample, index: int, task: Task) -> JudgeExample:
-    """One picture of a pair as a question of the pointwise task of the same criterion."""
+    """One picture of a pair as a question of the pointwise task with the same criterion."""
     return dataclasses.replace(
         example,
         example_id=f"{example.example_id}/{index}",
@@ -107,7 +103,7 @@ def _alone(example: JudgeExample, index: int, task: Task) -> JudgeExample:
 
 
 def _in_order(example: JudgeExample, task: Task) -> JudgeExample:
-    """The example in the order shown; as it is where it cannot be ordered, which its row says."""
+    """The example in the order shown; unchanged if it cannot be ordered, which its prediction will say."""
     try:
         return task.displayed(example)
     except ValueError:
@@ -115,7 +111,7 @@ def _in_order(example: JudgeExample, task: Task) -> JudgeExample:
 
 
 def usable(predictions: list[dict]) -> list[dict]:
-    """The predictions that can be scored. Raises ValueError where there is none."""
+    """The predictions that can be scored. Raises UserError if there is none."""
     kept = [p for p in predictions if not p["unusable"]]
     if not kept:
         name, example_id, error = (predictions[0][key] for key in ("task", "example_id", "error"))
@@ -124,13 +120,13 @@ def usable(predictions: list[dict]) -> list[dict]:
 
 
 def count_rows(examples: dict[str, list[JudgeExample]], known: Mapping[str, Task] = TASKS) -> int:
-    """Prompts that `evaluate` will judge: two orders a pair, and where its task asks so two pictures alone."""
+    """The number of prompts that `evaluate` will judge: both orders of a pair, and both pictures alone if the task says so."""
     each = {name: 1 if known[name].kind != "pairwise" else 4 if known[name].single else 2 for name in examples}
     return sum(len(group) * each[name] for name, group in examples.items())
 
 
 def write_evaluation(folder: str | os.PathLike, name: str, predictions: list[dict], result: dict) -> None:
-    """`<name>.json` with the scores and `<name>.predictions.jsonl` with a line a prediction; process 0 writes."""
+    """Writes `<name>.json` with the scores and `<name>.predictions.jsonl` with one prediction per line, on process 0."""
     if jax.process_index() > 0:
         return
     folder = as_path(folder)

@@ -1,35 +1,37 @@
-"""What both orders of a pair show: with and without ties, flips, consistency, the place of the picture chosen."""
+"""What both orders of a pair show: accuracy with and without ties, flips, consistency, position bias."""
 
 import numpy as np
 
 from mtjudge_jax.metrics.bootstrap import ratio_interval
 
-TIED, INVALID = 2, -1
+_TIED, _INVALID = 2, -1
 
 
 def pair_details(winner: np.ndarray, ab: np.ndarray, ba: np.ndarray, group: np.ndarray) -> dict:
-    """Rates over N pairs. All int `[N]`, of the candidates as stored: 0, 1, 2 = tie, -1 = invalid; ba is already turned back.
+    """Rates over N pairs, each with its interval, None if nothing can be counted. winner, ab and ba are int `[N]`: the better
+    candidate as stored, 0 or 1, 2 = tie, -1 = invalid; the verdicts of ba are already turned back.
 
-    flip_rate: another choice when the two are exchanged, among the pairs answered in both orders. accuracy_with_ties: of the
-    answers about decided pairs, those that are right, a tie being wrong; accuracy_without_ties: the same without the answers
-    that say tie (MJ-Bench's two). tie_rate: answers that say tie. position_bias: share of the answers with a choice that
-    choose what was shown first, minus the share of those questions where that is the better one. both_orders_accuracy: one
-    decision a pair, what both orders agree on, or a tie where they do not. None where nothing can be counted.
+    flip_rate: share of the pairs answered in both orders whose choice changes with the order.
+    accuracy_with_ties: share of right answers about decided pairs, a tie being wrong (MJ-Bench).
+    accuracy_without_ties: the same without the answers that say tie (MJ-Bench).
+    tie_rate: share of answers that say tie.
+    position_bias: share of choices for the candidate shown first, minus the share of those questions where it is the better one.
+    both_orders_accuracy: one decision per pair, the one that both orders agree on, otherwise a tie.
     """
     twice = np.concatenate([group, group])
     said, true = np.concatenate([ab, ba]), np.concatenate([winner, winner])
-    place = np.concatenate([ab, 1 - ba])  # of the chosen candidate where shown: 0 first
+    place = np.concatenate([ab, 1 - ba])  # of the chosen candidate: 0 shown first
     first_true = np.concatenate([winner == 0, winner == 1])
-    chosen, decided = (said == 0) | (said == 1), true != TIED
-    answered, same = (ab != INVALID) & (ba != INVALID), ab == ba
-    both = np.where(answered & same, ab, np.where(answered, TIED, INVALID))
+    chosen, decided = (said == 0) | (said == 1), true != _TIED
+    answered, same = (ab != _INVALID) & (ba != _INVALID), ab == ba
+    both = np.where(answered & same, ab, np.where(answered, _TIED, _INVALID))
     bias = (place == 0).astype(float) - np.where(decided, first_true, 0.5)
     ones = np.ones(len(winner))
     rates = {
         "flip_rate": (answered & ~same, answered, group),
         "accuracy_with_ties": (decided & (said == true), decided, twice),
-        "accuracy_without_ties": (decided & (said == true), decided & (said != TIED), twice),
-        "tie_rate": (said == TIED, np.ones(len(said)), twice),
+        "accuracy_without_ties": (decided & (said == true), decided & (said != _TIED), twice),
+        "tie_rate": (said == _TIED, np.ones(len(said)), twice),
         "position_bias": (np.where(chosen, bias, 0.0), chosen, twice),
         "both_orders_accuracy": (both == winner, ones, group),
         "consistency": (answered & same, ones, group),

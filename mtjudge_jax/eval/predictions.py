@@ -1,4 +1,4 @@
-"""A line of a predictions file: what one question was, what was answered to it, and how that is read (docs/evaluation.md)."""
+"""One line of a predictions file: a question, the answers to it, and how they are read (docs/evaluation.md)."""
 
 import json
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from mtjudge_jax.tasks.parse import Parsed, parse_lenient, parse_strict, ranking
 from mtjudge_jax.tasks.reward import graded, ranking, reward_of
 from mtjudge_jax.tasks.truth import Truth, truth_of
 
-_RAW_CHARS = 200  # a longer native field is a text, which no metric reads
+_RAW_CHARS = 200  # a longer native field is free text, which no metric reads
 
 
 class AnswerGroup(NamedTuple):
@@ -24,7 +24,7 @@ class AnswerGroup(NamedTuple):
 
 
 def answered_line(example: JudgeExample, task: Task, order: str, answers: AnswerGroup, alpha: float) -> dict:
-    """The line of a record that was judged; probabilities come later. alpha: of the paper's reward, which is told beside."""
+    """The line of a record that was judged; probabilities are added later. alpha: weight of the format in `reward`."""
     truth = truth_of(task, example)
     form = {"labels": truth.words, "ranked": truth.ranked}
     right = truth.ranks if truth.ranked else truth.label
@@ -32,7 +32,7 @@ def answered_line(example: JudgeExample, task: Task, order: str, answers: Answer
     lenient = [parse_lenient(text, **form) for text in answers.texts]
     reward = reward_of(strict, label_index=right, truncated=bool(answers.truncated[0]), alpha=alpha).total
     drawn = [parsed for parsed, sampled in zip(lenient, answers.sampled, strict=True) if sampled]
-    greedy = lenient[0]  # read as leniently as the sampled ones, so that their scores compare
+    greedy = lenient[0]  # read as leniently as the sampled answers, so that their scores are comparable
     return _blank_line(example, task, order, truth) | {
         "verdict": _verdict_text(greedy, task, truth),
         "correct": greedy.verdict == right,
@@ -59,11 +59,9 @@ def unusable_line(example: JudgeExample, task: Task, order: str, error: str) -> 
 
 
 def _blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | None) -> dict:
-    """A line before its answer. `custom` is the entry of a task of the user's own, so that the line tells what
-    its labels are.
-    """
+    """A line without an answer. `custom` is the entry of a user's own task, so that the line says what its labels are."""
     label = None if truth is None else ranking_text(truth.ranks, truth.words) if truth.ranked else task.labels[truth.label]
-    told = {} if task.name in TASKS else {"custom": task.entry}
+    custom = {} if task.name in TASKS else {"custom": task.entry}
     return {
         "example_id": example.example_id,
         "task": example.task,
@@ -92,18 +90,18 @@ def _blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | No
         "raw": _raw_fields(example),
         "order": order,
         "unusable": False,
-    } | told
+    } | custom
 
 
 def _verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
-    """A verdict in the words of results: a label of the task, of a list the order of its candidates as they were shown."""
+    """The verdict as files write it: a label of the task, or for a list the order of its candidates as they were shown."""
     if parsed.verdict is None:
         return None
     return ranking_text(parsed.verdict, truth.words) if truth.ranked else task.labels[parsed.verdict]
 
 
 def _closeness(parsed: Parsed, truth: Truth) -> float | None:
-    """How near a grade or an order came, 0 to 1; None where there is nothing but right and wrong."""
+    """How close a grade or an order is to the truth, 0 to 1; None for a verdict that is only right or wrong."""
     if truth.kind not in ("pointwise_score", "listwise"):
         return None
     if parsed.verdict is None:
@@ -112,7 +110,7 @@ def _closeness(parsed: Parsed, truth: Truth) -> float | None:
 
 
 def _raw_fields(example: JudgeExample) -> dict:
-    """The record's native fields, which official metrics read, without long texts; none where they are no JSON object."""
+    """The record's native fields, which official metrics read, without long texts; {} if they are no JSON object."""
     try:
         found = json.loads(example.raw or "{}")
     except ValueError:

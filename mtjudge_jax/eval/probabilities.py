@@ -1,4 +1,4 @@
-"""The probability of each verdict: of its word after the greedy answer's own reasoning, normalised over the label set."""
+"""The probability of each verdict: that of its word after the greedy answer's reasoning, normalised over the labels."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ from mtjudge_jax.tasks.truth import truth_of
 from mtjudge_jax.types import Params, PromptBatch
 
 _ANSWER_TAG = "<answer>"
-_MOST_WORDS = 11  # label words whose probabilities are computed; of a list there are none
+_MOST_WORDS = 11  # a task with more labels gets no probabilities; neither does a list
 
 
 def _words_of(task: Task, example: JudgeExample) -> tuple[tuple[str, str], ...]:
-    """(label, word that answers it) of each label that is a legal answer."""
+    """(label, its answer word) for each label that is a legal answer."""
     return tuple(zip(task.labels, truth_of(task, example).words, strict=False))
 
 
@@ -31,11 +31,11 @@ def add_probabilities(
     programs: Programs,
     length: int,
 ) -> None:
-    """Fills `probabilities` of the labels, `probability` of the verdict, and `score_expected`: the mean grade by the
-    probabilities, or the second label's probability. Every process calls, with the same task and length in tokens.
+    """Fills `probabilities` of the labels, `probability` of the verdict, and `score_expected`: the mean grade under the
+    probabilities, or the second label's probability. Every process must call this, with the same task and length in tokens.
 
-    One teacher-forced pass with the answer word replaced by each of its row's words in turn. Up to the word the completions of
-    a row are the same, so the difference of their log-probabilities is the word's.
+    One teacher-forced pass, with the answer word replaced by each of the row's words. The completions of a row are equal up to
+    the word, so their log-probabilities differ by that of the word.
     """
     if not 1 < len(task.labels) <= _MOST_WORDS:
         return

@@ -14,13 +14,13 @@ from mtjudge_jax.tasks import TASKS, Task, get_task, task_of
 def task_score(predictions: list[dict]) -> dict:
     """The score of one task's predictions (lines of a predictions file), ready for JSON.
 
-    Keys: count, macro_f1, macro_f1_ci, accuracy, accuracy_ci, sampled_accuracy, sampled_accuracy_ci (None where nothing
-    was sampled), invalid_rate, constant_macro_f1, label_share and verdict_share ({label: share of all rows}; the
-    verdict shares and invalid_rate sum to 1); and those of `details.answer_details`. Of a listwise task they are those of
-    `details.list_score`. Intervals are 95 % bootstrap over `group_id`.
+    Keys: count, macro_f1, macro_f1_ci, accuracy, accuracy_ci, sampled_accuracy, sampled_accuracy_ci (None if nothing was
+    sampled), invalid_rate, constant_macro_f1, label_share and verdict_share ({label: share of all rows}; the verdict shares and
+    invalid_rate sum to 1), and those of `details.answer_details`. A listwise task has the keys of `details.list_score`.
+    Intervals are 95 % bootstrap intervals over `group_id`.
 
-    Raises ValueError for no predictions, for more than one task, for an unknown label and for a sampled accuracy that
-    is outside [0, 1] or given in some rows only.
+    Raises ValueError for no predictions, more than one task, an unknown label, and a sampled accuracy that is outside [0, 1] or
+    in some rows only.
     """
     task = _only_task(predictions)
     if task.kind == "listwise":
@@ -47,21 +47,24 @@ def task_score(predictions: list[dict]) -> dict:
 
 
 def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[float, float]] | None = None) -> dict:
-    """`task_score` over both orders of each pair, with what only both orders can show.
+    """`task_score` over both orders of each pair, and what only both orders can show.
 
-    Each `example_id` comes twice: `order` "ab" (pictures as stored) and "ba" (swapped, so its label is the other one).
+    Each `example_id` comes twice: `order` "ab" (pictures as stored) and "ba" (swapped, so its label is the other one). A third
+    label is a tie, the same in both orders.
     single_yes: example_id -> the yes-probabilities of the stored first and second picture, each judged alone.
 
-    Added keys: accuracy_ab, accuracy_ba; consistency (the same picture wins in both orders; an invalid answer is none);
-    consistent_accuracy (both orders right); first_share (share of the valid answers that prefer the picture shown
-    first, 1/2 without position bias, None without a valid answer); probability_accuracy (the probabilities of a
-    picture's victory added over both orders, the true winner's the larger; a tie counts half); single_accuracy (the
-    true winner's yes-probability the larger; a tie counts half; None without `single_yes`); and those of `pairs.pair_details`.
-    A third label is a tie, the same in both orders; the two shares by probabilities are of the decided pairs.
+    Keys, beside those of `task_score` and `pairs.pair_details`:
+    accuracy_ab, accuracy_ba: accuracy in each order.
+    consistency: share of pairs where the same picture wins in both orders; an invalid answer has no winner.
+    consistent_accuracy: share of pairs that are right in both orders.
+    first_share: share of valid answers that prefer the picture shown first; 1/2 without position bias, None if none is valid.
+    probability_accuracy: share of decided pairs whose true winner has the larger probability, added over both orders; a tie
+    counts half.
+    single_accuracy: share of decided pairs whose true winner has the larger yes-probability alone; a tie counts half; None
+    without `single_yes`.
 
-    A judge that always answers the same scores an accuracy of exactly 1/2, a consistency of 0 and a
-    probability_accuracy of 1/2. Raises ValueError as `task_score`, and for a pair without both orders or with labels
-    that contradict.
+    A judge that always gives the same answer has accuracy 1/2, consistency 0 and probability_accuracy 1/2 exactly. Raises
+    ValueError as `task_score` does, and for a pair that lacks an order or whose labels contradict each other.
     """
     task = _only_task(predictions)
     ids, ab, ba = _both_orders(predictions, task)
@@ -97,7 +100,7 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
 def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dict:
     """Mean macro_f1 and sampled_accuracy (None unless all have it) over the tasks that are not out of distribution.
 
-    A task without macro-F1, a listwise one, counts with its accuracy.
+    A listwise task has no macro-F1, so its accuracy counts.
     """
     scored = [score for name, score in tasks.items() if not get_task(name, known).ood]
     if not scored:
@@ -156,9 +159,9 @@ def _both_orders(predictions: list[dict], task: Task) -> tuple[list[str], list[d
 
 
 def _yes_minus_no(predictions: list[dict], task: Task) -> np.ndarray:
-    """Probability that the picture shown second is better minus that the first is, float64 `[N]`; 0 where none is given.
+    """Probability that the picture shown second is better minus that of the first, float64 `[N]`.
 
-    There is none where the answer broke off before its verdict.
+    0 for a prediction without probabilities, one whose answer broke off before its verdict.
     """
     second, first = task.labels[1], task.labels[0]
     shares = [p["probabilities"] or {first: 0.5, second: 0.5} for p in predictions]  # a tie has the rest
@@ -167,7 +170,7 @@ def _yes_minus_no(predictions: list[dict], task: Task) -> np.ndarray:
 
 
 def _turned(verdict: np.ndarray) -> np.ndarray:
-    """Verdicts about exchanged pictures, of the pictures as stored: 0 and 1 change places, a tie (2) and invalid (-1) stay."""
+    """Verdicts about swapped pictures, in the stored order: 0 and 1 change places, a tie (2) and invalid (-1) stay."""
     return np.where((verdict == 0) | (verdict == 1), 1 - verdict, verdict)
 
 

@@ -1,6 +1,6 @@
-"""`mtjudge eval`: judges a split of prepared data with a model and writes scores and predictions.
+"""`mtjudge eval`: judges a split of prepared data with a model, and writes scores and predictions.
 
-Each batch is kept as it is done, so a killed evaluation goes on, to the same bytes.
+Each batch is kept when it is done, so the same command continues a killed evaluation and writes the same bytes.
 """
 
 import collections
@@ -62,7 +62,7 @@ def run(ask: Request) -> None:
 
 
 def _read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
-    """What the flags ask to judge, by task. Raises ValueError where that is nothing."""
+    """The examples to judge, by task. Raises UserError if there are none."""
     files = read_manifest(ask.data)["files"]
     splits = list(dict.fromkeys(name.split("/")[0] for name in files))
     if ask.split not in splits:
@@ -71,17 +71,17 @@ def _read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, 
     for name in names:
         if name not in known and f"{ask.split}/{name}" in files:
             raise ConfigError(
-                f"unknown task {name!r}, of which {ask.data} has records: give the config that describes it in "
-                "data.custom_tasks, --config=FILE.py, or leave it out by --tasks"
+                f"unknown task {name!r}, but {ask.data} has records for it: give the config that defines it in "
+                "data.custom_tasks, --config=FILE.py, or select other tasks with --tasks"
             )
     examples = {get_task(name, known).name: read_split(ask.data, ask.split, name, unreadable) for name in names}
     if empty := [name for name, group in examples.items() if not group]:
-        raise UserError(f"{ask.data} has no record of {', '.join(empty)} in {ask.split}: leave out by --tasks what is empty")
+        raise UserError(f"{ask.data} has no record of {', '.join(empty)} in {ask.split}: select other tasks with --tasks")
     return {name: group[: ask.limit or None] for name, group in examples.items()}
 
 
 def _mesh_config(axes: list[str]) -> MeshConfig:
-    """["fsdp=2", "tensor=2"] -> two devices along each of these and the rest along data."""
+    """["fsdp=2", "tensor=2"] -> two devices along each of these axes, the rest along data."""
     mesh, names = MeshConfig(), [field.name for field in dataclasses.fields(MeshConfig)]
     for axis in axes:
         name, _, devices = axis.partition("=")
@@ -92,7 +92,7 @@ def _mesh_config(axes: list[str]) -> MeshConfig:
 
 
 def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
-    """All that the predictions depend on. Two evaluations with the same settings are one."""
+    """Everything that the predictions depend on. Two evaluations with equal settings have equal results."""
     files = read_manifest(ask.data)["files"]
     return {
         "model": f"{zlib.crc32(json.dumps(digests(params)).encode()):08x}",
@@ -111,22 +111,23 @@ def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Se
 
 
 def _already_judged(path: AnyPath, settings: dict) -> dict | None:
-    """The scores where this evaluation was finished before. Raises ConfigError where another one was."""
+    """The scores, if this evaluation was finished before. Raises ConfigError if the file is from another evaluation."""
     if not path.is_file():
         return None
     result = json.loads(path.read_text())
     if "settings" not in result:
-        raise ConfigError(f"{path} was not written by mtjudge eval: give another --out or --name")
-    refuse_other(result["settings"], settings, f"{path} holds another evaluation")
+        raise ConfigError(f"{path} is not from mtjudge eval: give another --out or --name")
+    refuse_other(result["settings"], settings, f"{path} is from another evaluation")
     return result
 
 
 def _config(ask: Request) -> Config:
-    """Mesh, dtype and sizes to judge with: a whole model a device, or --mesh, and its judge.json's; or all of --config, the
-    model too where --model names none."""
+    """The config to judge with. Without --config: the sizes of the model's judge.json, and --mesh or a whole model per device.
+    With --config: that config, whose model is used unless --model names another.
+    """
     if ask.config is not None:
         if ask.mesh:
-            raise ConfigError(f"--mesh={','.join(ask.mesh)} with --config, which has one: give --config.mesh.fsdp=.. instead")
+            raise ConfigError(f"--mesh={','.join(ask.mesh)} with --config, which has a mesh: give --config.mesh.fsdp=.. instead")
         cfg = ask.config
         cfg.stage = "grpo"
         cfg.model.path = os.fspath(best_of(ask.model)) if ask.model else cfg.model.path
@@ -134,7 +135,8 @@ def _config(ask: Request) -> Config:
     else:
         cfg = judge_config(ask.model, batch=ask.batch)
         cfg.mesh = _mesh_config(ask.mesh)
-    model_folder(cfg.model.path, said="--model=" if ask.model else "model.path = ")  # it tells the tasks, see judge.json
+    # Checked before the data is read: the model's judge.json defines the run's own tasks.
+    model_folder(cfg.model.path, said="--model=" if ask.model else "model.path = ")
     cfg.eval.templates = ask.templates
     return cfg
 
@@ -169,9 +171,9 @@ def _judge_split(ask: Request) -> None:
 
 
 def _judge_all(params: Params, examples: dict[str, list[JudgeExample]], how: Judging, kept: Kept) -> tuple[list[dict], dict, str]:
-    """Predictions, scores, and how fast it went in words."""
+    """Predictions, scores, and the speed in words."""
     if len(kept) and jax.process_index() == 0:
-        print(f"going on after {len(kept)} batches that were judged before", file=sys.stderr)
+        print(f"continuing after {len(kept)} batches that were judged before", file=sys.stderr)
     began = time.perf_counter()
     with progress_bar(examples, how.fmt.tasks) as progress:
         settings = {"step": 0, "probabilities": True, "progress": progress, "kept": kept, "official": official}

@@ -1,4 +1,4 @@
-"""Writes a Hugging Face folder with a model card from the best model of a run, or from one of its checkpoints.
+"""Exports the best model of a run, or one of its checkpoints, as a Hugging Face folder with a model card.
 
 mtjudge export --workdir=runs/mine --out=my_judge
 """
@@ -9,13 +9,13 @@ from mtjudge_jax.cli import run_command
 from mtjudge_jax.flags import need
 
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run, e.g. runs/mine.")
-STEP = flags.DEFINE_string("step", "", "A number, latest, or best (the default): the best by validation.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Instead of the two: the folder of a step, e.g. runs/mine/checkpoints/8.")
-OUT = flags.DEFINE_string("out", None, "Folder to write; must not exist.")
-DTYPE = flags.DEFINE_enum("dtype", "", ["", "bfloat16", "float32"], "Of the weights; default: what the run computed in.")
+STEP = flags.DEFINE_string("step", "", "Step to export: a number, latest, or best (by validation, the default).")
+CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Instead of those two: a step's folder, e.g. runs/mine/checkpoints/8.")
+OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.")
+DTYPE = flags.DEFINE_enum("dtype", "", ["", "bfloat16", "float32"], "Of the weights; default: as the run computed.")
 ADAPTER = flags.DEFINE_enum("adapter", "merge", ["merge", "peft"], "For a run with LoRA: the whole model, or a PEFT adapter.")
-BASE = flags.DEFINE_string("base", "", "Folder of the starting model, where it has moved.")
-OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an older export.")
+BASE = flags.DEFINE_string("base", "", "Folder of the starting model, if it has moved.")
+OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an older export in --out.")
 
 
 def main() -> None:

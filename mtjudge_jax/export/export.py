@@ -1,6 +1,6 @@
-"""`mtjudge export`: the best model of a run, or any of its checkpoints, as a Hugging Face folder with a model card.
+"""`mtjudge export`: writes the best model of a run, or one of its checkpoints, as a Hugging Face folder with a model card.
 
-Of a checkpoint only the parameters are read, onto the devices that are here: their number need not be that of training.
+Only the parameters of a checkpoint are read. The number of devices need not be that of training.
 """
 
 import dataclasses
@@ -36,41 +36,42 @@ BEST, LATEST = "best", "latest"
 
 
 class Chosen(NamedTuple):
-    """What is exported. `saved` is the checkpoint, None for the folder `best`."""
+    """The weights to export. `saved` is the checkpoint, None for the folder `best`."""
 
     workdir: AnyPath | None
     cfg: Config
     step: int
     saved: checkpoint.Saved | None
-    judge: bytes  # what JUDGE_FILE will say
+    judge: bytes  # the content of JUDGE_FILE
 
 
 def choose_weights(workdir: str, step: str, path: str) -> Chosen:
-    """What the flags mean: a run and a step, or the path of a checkpoint. Raises ConfigError or CheckpointError."""
+    """Finds the weights that the flags name, by run and step or by path. Raises ConfigError or CheckpointError."""
     if bool(workdir) == bool(path):
-        raise ConfigError("give one of the two: --workdir=runs/mine, or --checkpoint=runs/mine/checkpoints/8")
+        raise ConfigError("give either --workdir=runs/mine or --checkpoint=runs/mine/checkpoints/8")
     if path:
         if step:
-            raise ConfigError(f"--step={step} with --checkpoint={path}: the path names its step, leave --step out")
+            raise ConfigError(f"--step={step} with --checkpoint={path}: the path names the step, remove --step")
         given = absolute(as_path(path))
         folder, step = given.parent, given.name
         if not step.isdecimal():
-            raise ConfigError(f"--checkpoint={path}: not the folder of a step; {_steps(given)}")
+            raise ConfigError(f"--checkpoint={path} is not the folder of a step; {_steps(given)}")
         run = folder.parent if (folder.parent / "config.json").is_file() else None
         return _of_checkpoint(run, folder, int(step))
     run = as_path(workdir)
     if not (run / "config.json").is_file():
-        raise ConfigError(f"--workdir={workdir}: no config.json there, so it is not a run; give the --workdir of `mtjudge train`")
+        raise ConfigError(f"--workdir={workdir} is not a run, it has no config.json: give the --workdir of `mtjudge train`")
     step = step or BEST
     if step == BEST:
         return _of_best(run)
     if step == LATEST:
         steps = checkpoint.complete_steps(run / "checkpoints")
         if not steps:
-            raise ConfigError(f"--step={LATEST}: {run / 'checkpoints'} has no complete step yet; try --step={BEST}, or train on")
+            where = run / "checkpoints"
+            raise ConfigError(f"--step={LATEST}: {where} has no complete step yet: use --step={BEST}, or continue training")
         step = str(steps[-1])
     if not step.isdecimal():
-        raise ConfigError(f"--step={step}: a number is needed, or {BEST} or {LATEST}; {_steps(run / 'checkpoints')}")
+        raise ConfigError(f"--step={step} must be a number, {BEST} or {LATEST}; {_steps(run / 'checkpoints')}")
     return _of_checkpoint(run, run / "checkpoints", int(step))
 
 
@@ -90,33 +91,33 @@ def _of_checkpoint(run: AnyPath | None, folder: AnyPath, step: int) -> Chosen:
 def _of_best(run: AnyPath) -> Chosen:
     best = run / BEST
     if not (best / "config.json").is_file():
-        raise ConfigError(f"--step={BEST}: {best} holds no model yet; {_steps(run / 'checkpoints')}, for --step=N")
+        raise ConfigError(f"--step={BEST}: {best} has no model yet: use --step=N; {_steps(run / 'checkpoints')}")
     try:
         cfg = from_dict(json.loads((run / "config.json").read_text()))
         judge = (best / JUDGE_FILE).read_bytes()
         return Chosen(run, cfg, int(json.loads(judge)["step"]), None, judge)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{best / JUDGE_FILE} or the run's config.json is missing or damaged ({error!r})"
-        raise ConfigError(f"{what}: take --step=N; {_steps(run / 'checkpoints')}") from error
+        raise ConfigError(f"{what}: use --step=N; {_steps(run / 'checkpoints')}") from error
 
 
 def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
-    """Writes `out`. Every process must call; process 0 writes, once.
+    """Writes the folder `out`. Every process must call this; process 0 writes.
 
-    dtype: of the weights, "" for what the run computed in. form: merge (a whole model) or peft (adapters alone). base: where
-    the starting model is now, "" for where it was. Raises ConfigError, ValueError or FileExistsError before anything is read
-    where that is possible, CheckpointError for a damaged checkpoint.
+    dtype: of the weights, "" for the dtype that the run computed in. form: merge (a whole model) or peft (adapters only). base:
+    the folder of the starting model if it has moved, else "". Raises ConfigError or FileExistsError, before reading weights where
+    possible, and CheckpointError for a damaged checkpoint.
     """
     cfg, peft = _here(chosen.cfg, base), form == "peft"
     dtype = dtype or cfg.model.dtype
     if peft and not cfg.lora.rank:
-        raise ConfigError("--adapter=peft: this run trained whole weights, it has no adapters; leave --adapter out")
+        raise ConfigError("--adapter=peft: this run trained whole weights and has no adapters: remove --adapter")
     if peft and chosen.saved is None:
-        raise ConfigError(f"--adapter=peft: {BEST}/ holds weights with the adapters added; take --step=N or --step={LATEST}")
+        raise ConfigError(f"--adapter=peft: {BEST}/ has the adapters merged into its weights: use --step=N or --step={LATEST}")
     start = DEMO_BASE if cfg.model.path == "demo" else as_path(cfg.model.path)
     source = chosen.workdir / BEST if chosen.saved is None else model_folder(cfg.model.path)
     if taken := [folder for folder in (start, source) if _same(folder, out)]:
-        raise ConfigError(f"--out={out}: {taken[0]} is what is exported from; give another folder")
+        raise ConfigError(f"--out={out}: the export reads from {taken[0]}: give another folder")
     check_target(out, marker=lora.ADAPTER_CONFIG if peft else MODEL_CONFIG, overwrite=overwrite)
     origin = origin_of(start, source)
     if cfg.model.path == "demo":
@@ -145,7 +146,7 @@ def _same(one: AnyPath, other: AnyPath) -> bool:
 
 
 def _here(cfg: Config, base: str) -> Config:
-    """The run's config for the devices of this machine, which only hold the weights."""
+    """The run's config for this machine, whose devices only hold the weights."""
     model = dataclasses.replace(cfg.model, path=base or cfg.model.path, attention="xla", experts="dense")
     lora_cfg = dataclasses.replace(cfg.lora, path="")  # the checkpoint holds the adapters
     cfg = dataclasses.replace(cfg, model=model, lora=lora_cfg, mesh=MeshConfig(data=1, fsdp=-1))
@@ -164,9 +165,9 @@ def _best_params(folder: AnyPath, cfg: Config, dtype: str) -> Params:
 
 
 def _whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
-    """An ordinary model: the checkpoint's weights, and where not all were trained the starting model's for the others.
+    """A whole model: the checkpoint's weights, and the starting model's for those that were not trained.
 
-    Raises ConfigError where the starting model is not the one that the run started from.
+    Raises ConfigError if the starting model has changed since the run started.
     """
     model = open_model(cfg)
     trained = _restore(saved, model)
@@ -175,12 +176,12 @@ def _whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
         return trained
     base = read_weights(model, cfg)
     if weights_hash(without_adapters(join(*base))) != saved.meta["sources"]["starting model"]:
-        raise ConfigError(f"{model.folder} is not the model that the run started from: name the folder where it is by --base")
+        raise ConfigError(f"{model.folder} is not the model that the run started from: give that model's folder with --base")
     return exportable(join(base.frozen, trained), model)
 
 
 def run(workdir: str, step: str, path: str, out: str, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
-    """The command: chooses, exports, and says where the result is."""
+    """The command: finds the weights, exports them, and prints where the result is."""
     chosen, folder = choose_weights(workdir, step, path), as_path(out)
     export(chosen, folder, dtype=dtype, form=form, base=base, overwrite=overwrite)
     if jax.process_index() == 0:

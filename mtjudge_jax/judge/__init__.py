@@ -2,7 +2,7 @@
 
 
 def __getattr__(name: str):
-    """Imports Judge and Verdict when they are asked for: jax takes seconds, which `mtjudge judge --help` must not wait for."""
+    """Imports Judge and Verdict on first use: importing jax takes seconds, and `mtjudge judge --help` must not wait for it."""
     if name in ("Judge", "Verdict"):
         from mtjudge_jax.judge import judge
 

@@ -9,18 +9,18 @@ from absl import flags
 from mtjudge_jax.cli import run_command
 from mtjudge_jax.flags import need
 
-MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or workdir of a run, e.g. runs/demo.")
+MODEL = flags.DEFINE_string("model", None, "Hugging Face folder, or workdir of a run (its best/ is used), e.g. runs/demo.")
 IMAGE = flags.DEFINE_multi_string("image", None, "Image file; give the flag twice for a pair.")
 TASK = flags.DEFINE_string("task", None, "Task name, e.g. technical or pairwise_safety.")
-INSTRUCTION = flags.DEFINE_string("instruction", "", "What the image should show, for tasks that ask it: 'a dog'.")
-JSON = flags.DEFINE_bool("json", False, "Print one JSON object.")
+INSTRUCTION = flags.DEFINE_string("instruction", "", "What the image should show, for tasks that ask for it, e.g. 'a dog'.")
+JSON = flags.DEFINE_bool("json", False, "Print the verdict as one JSON object.")
 
 
 def main() -> None:
     need(
         (MODEL, "give a model folder or the workdir of a run, e.g. --model=runs/demo"),
         (IMAGE, "name an image file, e.g. --image=a.jpg, and give it twice for a pair"),
-        (TASK, "name one, e.g. --task=technical"),
+        (TASK, "name a task, e.g. --task=technical"),
     )
     from mtjudge_jax.judge.one_question import print_verdict  # imports jax, which --help must not wait for
 

@@ -25,30 +25,30 @@ _PICTURE = "a path, encoded bytes, a PIL image or a uint8 array [h, w, 3]"
 
 
 class Verdict(NamedTuple):
-    verdict: str | None  # one of the task's label words; None where the answer could not be read
+    verdict: str | None  # one of the task's labels; None if the answer could not be read
     reasoning: str
-    probabilities: dict[str, float] | None  # of each label word after this reasoning
+    probabilities: dict[str, float] | None  # of each label, after this reasoning
     text: str  # the whole answer
-    error: str  # why there is no verdict, or ""
+    error: str  # why there is no verdict, else ""
     probability: float | None  # of the verdict
-    parse: str  # "strict": the whole form; "lenient": a verdict in another form; "invalid": no verdict
+    parse: str  # "strict": exactly the required form; "lenient": a verdict in another form; "invalid": no verdict
 
 
 class Judge:
-    """A model folder ready to judge. Made by `from_pretrained`."""
+    """A loaded model that judges. Made by `from_pretrained`."""
 
     def __init__(self, model: Model, params: Params, how: Judging):
         self._model, self._params, self._how = model, params, how
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, *, batch: int = 8) -> "Judge":
-        """Loads a Hugging Face folder of type qwen3_vl, of a disk or a bucket (gs://bucket/folder); no hub is asked.
+        """Loads a Hugging Face folder of type qwen3_vl from a disk or a bucket (gs://bucket/folder), never from the hub.
 
-        batch: questions judged at a time. Sizes come from the folder's judge.json where training left one.
+        batch: questions judged at a time. The longest prompt and answer are those of the folder's judge.json, if it has one.
         """
         cfg = judge_config(folder, batch=batch)
         cfg.data.prompt_tokens += _EXTRA_TOKENS
-        cfg.data.patches *= 2  # a small or very long picture is rounded up, past the area that training saw
+        cfg.data.patches *= 2  # a small or very long picture is rounded up to more patches than in training
         model = open_model(cfg)
         fmt = eval_format(model, cfg)
         how = Judging(model.programs, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
@@ -57,18 +57,18 @@ class Judge:
     def judge(
         self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()
     ) -> Verdict:
-        """One question: `images` is one picture, or those of a pair or a list; a path, encoded bytes, a PIL
-        image or a uint8 array [h, w, 3], never a URL.
+        """Judges one question. `images` is one picture, or those of a pair or a list: a path, encoded bytes, a PIL image or a
+        uint8 array [h, w, 3], never a URL.
 
-        texts: where texts are judged, one each; the images are then what they are about. The task may be one of the run that
-        made the model. Raises ValueError for an unknown task, a wrong number of images, a missing instruction or an
-        unreadable image.
+        texts: the candidates, if the task judges texts; the images are then what the texts are about. task: one of the package,
+        or of the run that trained the model. Raises UserError for an unknown task, a wrong number of images, a missing
+        instruction and an unreadable image.
         """
         images = images if isinstance(images, (list, tuple)) else [images]
         return self.judge_all([(images, instruction, texts)], task=task)[0]
 
     def judge_all(self, questions: Sequence[tuple], *, task: str) -> list[Verdict]:
-        """Many (images, instruction) or (images, instruction, texts) of one task, in their order."""
+        """Judges many (images, instruction) or (images, instruction, texts) of one task; returns the verdicts in their order."""
         asked = get_task(task, self._how.fmt.tasks)
         examples = [question_example(*question, task=asked, number=i) for i, question in enumerate(questions)]
         rows = judge(self._params, examples, self._how, step=0, probabilities=True) if examples else []
@@ -81,7 +81,7 @@ class Judge:
 def question_example(
     images: Sequence[Picture], instruction: str, texts: Sequence[str] = (), *, task: Task, number: int
 ) -> JudgeExample:
-    """One question as a record; its label is not looked at. Raises ValueError where it does not fit the task."""
+    """One question as a record with a placeholder label. Raises UserError if it does not fit the task."""
     encoded = tuple(image_bytes(image) for image in images)
     count = len(texts) or len(images)
     low, high = (float(task.labels[0]), float(task.labels[-1])) if task.kind == "pointwise_score" else (None, None)
@@ -100,7 +100,7 @@ def question_example(
 
 
 def image_bytes(image: Picture) -> bytes:
-    """The bytes of an image file. Raises BadRecord, which names the file, for what cannot be read or is no picture."""
+    """The bytes of an image file. Raises BadRecord, which names the file, if it is missing or no picture."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):

@@ -1,4 +1,4 @@
-"""`mtjudge judge`: one question on the command line."""
+"""`mtjudge judge`: judges one question from the command line."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from mtjudge_jax.tasks import get_task
 
 
 def print_verdict(model: str, images: Sequence[str], *, task: str, instruction: str, as_json: bool) -> None:
-    """Judges and prints. Raises UserError for what cannot be asked, before the weights are read."""
+    """Judges and prints the verdict. A question that cannot be asked raises UserError, before the weights are read."""
     cfg = judge_config(model, batch=1)
     model_folder(cfg.model.path, said="--model=")  # read judge.json first: it defines the run's own tasks
     question = question_example(images, instruction, task=get_task(task, get_tasks(cfg)), number=0)

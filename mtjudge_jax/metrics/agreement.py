@@ -1,4 +1,4 @@
-"""How far answers agree with labels: kappa, errors of grades, orders of lists."""
+"""Agreement of answers with labels: kappa, errors of grades, orders of lists."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from mtjudge_jax.metrics.correlation import kendall_tau_b, levenshtein
 
 
 def kappa(counts: np.ndarray, *, grades: np.ndarray | None = None) -> np.ndarray:
-    """Cohen's kappa of counts `[.., T, T + 1]` -> `[..]`: 1 - observed disagreement / that of independent answers.
+    """Cohen's kappa of counts `[.., T, T + 1]` -> `[..]`: 1 - observed disagreement / disagreement of independent answers.
 
-    Disagreement is 0 or 1, or with `grades` [T] the squared distance of the two over that of the extremes (quadratic weights).
-    No valid answer is a disagreement of 1. Cohen 1960; weighted: Cohen 1968. 0 where nothing could disagree.
+    Disagreement is 0 or 1; with `grades` [T] it is the squared distance of the grades divided by the largest one (quadratic
+    weights). An invalid answer is a disagreement of 1. 0 if nothing can disagree. Cohen 1960; weighted: Cohen 1968.
 
         [[20, 5, 0], [10, 15, 0]]: observed 15/50, expected (25 * 20 + 25 * 30) / 2500 = 1/2 -> 1 - 0.3 / 0.5 = 0.4
     """
@@ -25,7 +25,7 @@ def kappa(counts: np.ndarray, *, grades: np.ndarray | None = None) -> np.ndarray
 
 
 def grade_errors(label: np.ndarray, verdict: np.ndarray, grades: np.ndarray) -> np.ndarray:
-    """Distance in grades of each answer from its label, `[N]`; no valid answer is as far off as that label allows.
+    """Distance in grades of each answer from its label, `[N]`; an invalid answer gets the largest distance that the label allows.
 
     Grades 1 to 5, label 4: answered 2 -> 2, invalid -> 3.
     """
@@ -35,7 +35,7 @@ def grade_errors(label: np.ndarray, verdict: np.ndarray, grades: np.ndarray) -> 
 
 
 def rank_by_name(order: str) -> dict[str, int]:
-    """Rank of each name in an order in words, 1 = best: "B > A = C" -> {"B": 1, "A": 2, "C": 2}."""
+    """Rank of each name in a written order, 1 = best: "B > A = C" -> {"B": 1, "A": 2, "C": 2}."""
     ranks, at = {}, 1
     for tied in order.split(">"):
         names = [name.strip() for name in tied.split("=")]
@@ -45,7 +45,7 @@ def rank_by_name(order: str) -> dict[str, int]:
 
 
 def order_tau(label: str, verdict: str | None) -> float:
-    """Tau-b of two orders of the same names; -1, the worst, for an invalid one or other names; 0 where one is all ties."""
+    """Tau-b of two orders of the same names; -1, the worst, for an invalid order or other names; 0 if one order is all ties."""
     true, said = rank_by_name(label), rank_by_name(verdict or "")
     if true.keys() != said.keys():
         return -1.0
@@ -53,9 +53,9 @@ def order_tau(label: str, verdict: str | None) -> float:
 
 
 def order_distance(label: str, verdict: str | None) -> float:
-    """Levenshtein distance of the two sequences of names over the longer length: 0 equal, 1 nothing in place or invalid.
+    """Levenshtein distance of the two sequences of names, divided by the longer length: 0 equal, 1 nothing in place, or invalid.
 
-    Names that are tied stand in alphabetical order. "A > B > C" and "B > A > C": two substitutions of three.
+    Tied names are in alphabetical order. "A > B > C" and "B > A > C": two substitutions of three.
     """
     true, said = (sorted(rank_by_name(o), key=lambda name: (rank_by_name(o)[name], name)) for o in (label, verdict or ""))
     return 1.0 if verdict is None else levenshtein(true, said) / max(len(true), len(said))

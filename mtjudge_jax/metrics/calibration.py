@@ -1,4 +1,4 @@
-"""Whether a judge knows when it is right, and whether its samples agree, over plain arrays.
+"""Whether a judge's confidence matches its accuracy, and whether its samples agree, over plain arrays.
 
 The confidence of an answer is the probability of the verdict it gave, from the answer-token probabilities, normalised over
 the labels.
@@ -12,14 +12,14 @@ _BINS = 15
 
 
 def bin_sums(confidence: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Of each row its part of the bins' sums, `[N, BINS, 3]`: count, confidence, right. Bins are equally wide, (low, high]."""
+    """What each row adds to the sums of the bins, `[N, _BINS, 3]`: count, confidence, right. Bins are equal, (low, high]."""
     edge = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
     place = np.arange(_BINS) == edge[:, None]
     return place[..., None] * np.stack([np.ones(len(right)), confidence, right], axis=-1)[:, None, :]
 
 
 def calibration_error(sums: np.ndarray) -> np.ndarray:
-    """ECE of sums over rows `[.., BINS, 3]`: the bins' distances of mean confidence and accuracy, weighted by their counts.
+    """ECE of sums over rows `[.., _BINS, 3]`: distance of mean confidence and accuracy in each bin, weighted by its count.
 
     Guo et al. 2017 (arXiv 1706.04599), equation 3.
     """
@@ -28,14 +28,14 @@ def calibration_error(sums: np.ndarray) -> np.ndarray:
 
 
 def brier(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Half the squared distance of the probabilities `[N, T]` from the label's, `[N]`; of two labels (p - y)^2 (Brier 1950)."""
+    """Half the squared distance of the probabilities `[N, T]` from the label, `[N]`; (p - y)^2 for two labels (Brier 1950)."""
     return 0.5 * ((probabilities - np.eye(probabilities.shape[1])[label]) ** 2).sum(axis=1)
 
 
 def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> float:
-    """Area under the risk-coverage curve: the mean over n of the share of wrong ones among the n most confident.
+    """Area under the risk-coverage curve: the mean over n of the share of wrong answers among the n most confident.
 
-    Of equally confident rows each has their mean wrongness, so their order does not matter (Geifman et al. 2019, arXiv
+    Equally confident rows share their mean wrongness, so their order does not matter (Geifman et al. 2019, arXiv
     1805.08206). Confidence .9 .8 .7, right, wrong, right: (0 + 1/2 + 1/3) / 3.
     """
     _, place = np.unique(-confidence, return_inverse=True)
@@ -44,13 +44,13 @@ def risk_coverage(confidence: np.ndarray, right: np.ndarray) -> float:
 
 
 def majority(votes: Sequence[int]) -> int:
-    """The label with most of the votes; of several the one that was voted for first; -1 (invalid) where no vote is valid."""
+    """The label with the most votes, the first voted for if there are several; -1 (invalid) if no vote is valid."""
     valid = [vote for vote in votes if vote >= 0]
     return max(valid, key=valid.count) if valid else -1
 
 
 def self_agreement(votes: Sequence[int]) -> float:
-    """Share of pairs among two or more votes that say the same; an invalid one agrees with none. no no yes invalid: 1 of 6."""
+    """Share of pairs of votes that agree; an invalid vote agrees with none. no no yes invalid: 1 of 6."""
     pairs = len(votes) * (len(votes) - 1) // 2
     counts = np.bincount([vote for vote in votes if vote >= 0], minlength=1)
     return float((counts * (counts - 1) // 2).sum() / pairs)

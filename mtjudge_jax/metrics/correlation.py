@@ -1,8 +1,10 @@
 """Statistics of two lists of numbers, in numpy: correlations, area under the ROC curve, distance of two orders.
 
-`pearson`, `spearman`, `roc_auc` and `kendall_tau_b` give None where the number is not defined: fewer than two values, all of them
-equal, one class only. The weighted ones give NaN there. Their `weight` is `[.., N]`, how often each row was drawn: the rows of a
-bootstrap are one resample each, and a row drawn twice is tied with itself.
+`pearson`, `spearman`, `roc_auc` and `kendall_tau_b` are None if the number is undefined: fewer than two values, all values equal,
+one class only. The weighted ones are NaN there. Their `weight` is `[.., N]`, how often each row was drawn, with one resample of
+a bootstrap per row; a row drawn twice is tied with itself.
+
+Not scipy.stats: it has no weights, and takes seconds to import, while `kendall_tau_b` is also a reward in training.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 
 def roc_auc(positive: Sequence[bool], score: Sequence[float]) -> float | None:
-    """Chance that a positive has a higher score than a negative, equal scores count half (Mann-Whitney)."""
+    """Probability that a positive has a higher score than a negative; equal scores count half (Mann-Whitney)."""
     return _number(weighted_roc_auc(np.asarray(positive, bool), np.asarray(score, np.float64), np.ones(len(score))))
 
 
@@ -48,7 +50,7 @@ def weighted_roc_auc(positive: np.ndarray, score: np.ndarray, weight: np.ndarray
 
 
 def average_ranks(values: Sequence[float], weight: np.ndarray | None = None) -> np.ndarray:
-    """Ranks from 1 of `[N]`, equal values share the mean of theirs, `[.., N]`: 30 10 30 -> 2.5 1 2.5."""
+    """Ranks of `[N]` from 1, `[.., N]`; equal values share the mean of their ranks: 30 10 30 -> 2.5 1 2.5."""
     of_value = _by_value(np.asarray(values), np.ones(len(values)) if weight is None else weight)
     middle = np.cumsum(of_value, axis=-1) - of_value / 2 + 0.5
     return middle[..., np.unique(values, return_inverse=True)[1]]
@@ -80,7 +82,7 @@ def levenshtein(a: Sequence, b: Sequence) -> int:
 
 
 def f1(true: Sequence[bool], answered: Sequence[bool]) -> float:
-    """2 TP / (2 TP + FP + FN) of the class True; 0 where it is neither true nor answered."""
+    """2 TP / (2 TP + FP + FN) of the class True; 0 if it is neither true nor answered anywhere."""
     t, a = np.asarray(true, bool), np.asarray(answered, bool)
     total = int(t.sum() + a.sum())
     return 2.0 * int((t & a).sum()) / total if total else 0.0
@@ -95,7 +97,7 @@ def _number(value: np.ndarray) -> float | None:
 
 
 def _varied(values: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Whether the drawn ones of `[.., N]` are not all equal, `[..]`.
+    """Whether the drawn values of `[.., N]` differ, `[..]`.
 
     By equality: a mean rounds, so the deviations of equal values may not be 0.
     """

@@ -1,4 +1,4 @@
-"""judge.json, which lies beside a trained model: the sizes, tasks and wordings that it was trained with."""
+"""Reads and writes judge.json, a file beside a trained model: the sizes, tasks and wordings that it was trained with."""
 
 import json
 import os
@@ -13,17 +13,17 @@ JUDGE_FILE = "judge.json"
 
 
 def judge_file(cfg: Config, step: int, templates: dict[str, str]) -> bytes:
-    """What JUDGE_FILE says: the sizes a model was trained with, after which step it was taken, what its questions were."""
+    """The content of JUDGE_FILE: the sizes that a model was trained with, the step it is from, and its tasks and wordings."""
     sizes = {"prompt_tokens": cfg.data.prompt_tokens, "patches": cfg.data.patches}
     sizes |= {"completion_tokens": cfg.rollout.completion_tokens}
     asked = {"custom_tasks": cfg.data.custom_tasks, "polarity": cfg.data.polarity, "label_words": cfg.data.label_words}
     plain = {"custom_tasks": (), "polarity": "plain", "label_words": "plain"}
-    told = {name: value for name, value in asked.items() if value != plain[name]}
-    return json.dumps(sizes | {"step": step, "templates": templates} | told).encode() + b"\n"
+    changed = {name: value for name, value in asked.items() if value != plain[name]}
+    return json.dumps(sizes | {"step": step, "templates": templates} | changed).encode() + b"\n"
 
 
 def best_of(folder: str | os.PathLike) -> str | os.PathLike:
-    """The best/ of a workdir, any other folder as it is. Raises ConfigError for a workdir that has none yet."""
+    """The best/ of a workdir; any other folder unchanged. Raises ConfigError for a workdir without best/."""
     path = as_path(folder)
     if (path / "best" / "config.json").is_file():
         return path / "best"
@@ -33,14 +33,15 @@ def best_of(folder: str | os.PathLike) -> str | os.PathLike:
 
 
 def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
-    """The settings that judging with a folder needs; its judge.json tells the sizes it was trained with and the
-    run's own tasks. A question is asked in a task's first wording.
+    """The config for judging with a model folder: sizes and the run's own tasks come from its judge.json. A question is asked in
+    the task's first wording.
     """
     cfg = Config()
     folder = best_of(folder)
     cfg.model.path = os.fspath(folder)
     devices = jax.device_count()
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // devices) * devices  # a share for each
+    share = -(-batch // devices)  # of each device, rounded up
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = share * devices
     cfg.eval.templates = "first"
     path = as_path(folder) / JUDGE_FILE
     if path.is_file():

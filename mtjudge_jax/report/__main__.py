@@ -11,9 +11,9 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.flags import define_list
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of one run (config.json, metrics.jsonl, eval/).")
-OUT = flags.DEFINE_string("out", None, "One run: file to write, default report.html in the workdir. Several: folder, default .")
-BASE = flags.DEFINE_string("base", "", "Several runs: the one to compare with; default: off_the_shelf, else the first.")
-TASKS = define_list("tasks", [], "Several runs: the columns; default: all tasks that were judged.")
+OUT = flags.DEFINE_string("out", None, "One run: file to write, default WORKDIR/report.html. Several runs: folder, default .")
+BASE = flags.DEFINE_string("base", "", "Several runs: the arm subtracted from the others; default: off_the_shelf or the first.")
+TASKS = define_list("tasks", [], "Several runs: the tasks to show; default: all that were judged.")
 
 
 def main(runs: list[str]) -> None:

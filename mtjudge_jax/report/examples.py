@@ -1,4 +1,4 @@
-"""The judged examples of the page: which are shown, their pictures, and before and after side by side."""
+"""The judged examples of the page: chooses them and puts the answers before and after training side by side, with pictures."""
 
 import base64
 import hashlib
@@ -16,11 +16,11 @@ from mtjudge_jax.report.read import BASE_TEST, TRAINED_TEST, Evaluation, RunFold
 from mtjudge_jax.tasks import get_task
 
 _MAX_SIDE = 192  # pixels; a smaller picture is shown as it is, a larger one is shrunk to this
-TEST_QUOTA, VAL_QUOTA = 30, 10  # examples a task where both splits were judged; all 40 from the one that was otherwise
+TEST_QUOTA, VAL_QUOTA = 30, 10  # examples per task if both splits were judged; otherwise all 40 from one split
 
 
 class Answer(NamedTuple):
-    """What one model said. `positive` is the probability of the task's last label word ("yes"), None where unknown."""
+    """One model's answer. `positive` is the probability of the task's last label word ("yes"), None if unknown."""
 
     verdict: str | None
     correct: bool
@@ -40,14 +40,14 @@ class Card(NamedTuple):
     order: str
     question: str
     label: str
-    pictures: list[str]  # data URIs in the order the model saw them; "" = could not be decoded
+    pictures: list[str]  # data URIs in the order the model saw them; "" = cannot be decoded
     before: Answer | None
     after: Answer | None
-    outcome: str  # space-separated filter words: right | wrong, mended | broken
+    outcome: str  # space-separated filter words: right | wrong, and fixed | broken where training changed it
 
 
 def build_cards(run: RunFolder) -> list[Card]:
-    """Cards by task, then split, then a hash of the id. Adds to `run.problems` what could not be read."""
+    """Cards ordered by task, then split, then a hash of the id. Adds to `run.problems` what could not be read."""
     chosen: list[tuple[str, dict | None, dict | None]] = []
     pairs = list(_judged_pairs(run.evaluations))
     for split, before, after in pairs:
@@ -76,7 +76,7 @@ def _judged_pairs(evaluations: dict[str, Evaluation]) -> Iterator[tuple[str, Eva
 
 
 def _choose_pairs(split: str, before: Evaluation | None, after: Evaluation | None, quota: int) -> list[tuple]:
-    """At most `quota` a task of (split, prediction before, prediction after), balanced over right/wrong and labels."""
+    """At most `quota` per task of (split, prediction before, prediction after), balanced over right/wrong and labels."""
     old = {_prediction_key(p): p for p in before.predictions} if before else {}
     new = {_prediction_key(p): p for p in after.predictions} if after else {}
     shown = new or old
@@ -89,9 +89,9 @@ def _choose_pairs(split: str, before: Evaluation | None, after: Evaluation | Non
 
 
 def choose_balanced(predictions: list[dict], quota: int) -> list[dict]:
-    """Turn by turn a right and a wrong answer, and within each over the labels; deterministic by a hash of the id.
+    """Takes right and wrong answers in turn, and the labels in turn within each; deterministic by a hash of the id.
 
-    Where one side runs out the other fills up: 3 wrong of 100 and quota 10 gives 3 wrong and 7 right.
+    If one side runs out, the other fills up: 3 wrong of 100 and quota 10 gives 3 wrong and 7 right.
     """
     ranked = sorted(predictions, key=lambda p: hashlib.sha256(_prediction_key(p).encode()).digest())
     sides = []
@@ -133,12 +133,12 @@ def _make_card(split: str, old: dict | None, new: dict | None, examples: dict[st
     pictures, question = [], ""
     if example is not None:
         pictures = [thumbnail(image) for image in example.images]
-        if p.get("order") == "ba":  # shown to the model the other way round
+        if p.get("order") == "ba":  # the model saw them in the other order
             pictures.reverse()
         question = _ask(example)
     outcome = "right" if p["correct"] else "wrong"
     if old and new and bool(old["correct"]) is not bool(new["correct"]):
-        outcome += " mended" if new["correct"] else " broken"
+        outcome += " fixed" if new["correct"] else " broken"
     return Card(
         p["example_id"], p["task"], split, p.get("order", ""), question, p["label"], pictures,
         old and _make_answer(old), new and _make_answer(new), outcome,
@@ -146,7 +146,7 @@ def _make_card(split: str, old: dict | None, new: dict | None, examples: dict[st
 
 
 def _ask(example: JudgeExample) -> str:
-    """The question as the model read it; the bare instruction where today's tasks cannot ask it."""
+    """The question as the model read it, or the bare instruction if the package's tasks cannot ask it."""
     try:
         return get_task(example.task).question_text(example.question)
     except ValueError:
@@ -162,13 +162,11 @@ def _make_answer(p: dict) -> Answer:
 
 
 def thumbnail(data: bytes) -> str:
-    """The picture decoded and encoded again, so that nothing but pixels of a foreign file gets into the page."""
+    """The picture, decoded and re-encoded, so that only the pixels of a foreign file get into the page."""
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
             image = image.convert("RGB")
-    except (
-        Exception
-    ):  # Pillow raises a dozen types on damaged files; the card says that the picture could not be decoded
+    except Exception:  # Pillow raises a dozen types on damaged files; the card says that it cannot be decoded
         return ""
     image.thumbnail((_MAX_SIDE, _MAX_SIDE))
     file = io.BytesIO()

@@ -11,10 +11,10 @@ from mtjudge_jax.tasks import TASKS, task_of
 
 
 def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
-    """[low, high] of the mean over `tasks`, all answers of one `group_id`, whatever the task, being drawn together.
+    """[low, high] of the mean over `tasks`. All answers of one `group_id` are drawn together, whatever their task.
 
-    `score` is "macro_f1", "accuracy" or "sampled_accuracy". None when a task has no predictions (or none was sampled), or for
-    another score.
+    `score` is "macro_f1", "accuracy" or "sampled_accuracy". None if a task has no predictions (or no sampled ones), and for
+    any other score.
     """
     rows = [p for p in predictions if p["task"] in tasks and _can_be_counted(p)]
     if score == "sampled_accuracy":
@@ -31,13 +31,13 @@ def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> l
 
 
 def _can_be_counted(prediction: dict) -> bool:
-    """Whether it is an answer to a task with a closed set of labels."""
+    """Whether the prediction answers a task with a closed set of labels, so that it can be counted."""
     known = prediction["task"] in TASKS or bool(prediction.get("custom"))
     return known and task_of(prediction).kind != "listwise" and not prediction.get("unusable")
 
 
 def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray:
-    """Confusion counts of each group, float64 `[groups, T * (T + 1)]`; the last column of T + 1 is no valid answer."""
+    """Confusion counts of each group, float64 `[groups, T * (T + 1)]`; the last of T + 1 columns is for invalid answers."""
     column = {word: i for i, word in enumerate(task_of(rows[0]).labels)}
     counts = np.zeros((len(groups), len(column), len(column) + 1))
     for p in rows:
@@ -46,7 +46,7 @@ def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray
 
 
 def _mean_of(metric: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]) -> np.ndarray:
-    """[resamples] from one `[resamples, T * (T + 1)]` a task."""
+    """[resamples] from one `[resamples, T * (T + 1)]` per task."""
     labels = [int((np.sqrt(1 + 4 * part.shape[1]) - 1) / 2) for part in parts]  # T (T + 1) -> T
     return np.mean([metric(part.reshape(-1, n, n + 1)) for part, n in zip(parts, labels, strict=True)], axis=0)
 
@@ -63,7 +63,7 @@ def _mean_accuracy(parts: list[np.ndarray]) -> np.ndarray:
     return np.mean([part[:, 0] / np.maximum(part[:, 1], 1) for part in parts], axis=0)
 
 
-# By score: the parts of the sums that a group adds, and the number of the sums.
+# By score: what each group adds to the sums, and the statistic of the sums.
 _SCORES = {
     "macro_f1": (_f1_parts, partial(_mean_of, macro_f1)),
     "accuracy": (_f1_parts, partial(_mean_of, accuracy)),
@@ -72,10 +72,10 @@ _SCORES = {
 
 
 def difference_interval(before: list[dict], after: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
-    """[low, high] of the mean macro-F1 or accuracy over `tasks`, after minus before; both models' answers of a group are drawn
+    """[low, high] of the mean macro-F1 or accuracy over `tasks`, after minus before. Both models' answers to a group are drawn
     together.
 
-    None where one of the two lacks the predictions of a task, or for another score.
+    None if one model lacks the predictions of a task, and for any other score.
     """
     kept = [[p for p in rows if p["task"] in tasks and _can_be_counted(p)] for rows in (before, after)]
     if score not in ("macro_f1", "accuracy") or any({p["task"] for p in side} != set(tasks) for side in kept):

@@ -1,4 +1,4 @@
-"""The page's pictures by matplotlib, as SVG data URIs: sharp at any size, the same bytes for the same numbers."""
+"""The plots of the page, drawn by matplotlib as SVG data URIs: sharp at any size, the same bytes for the same numbers."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 BASE_COLOR, TRAINED_COLOR, REFERENCE_COLOR, ALL_COLOR = "#8a9099", "#0b6e99", "#9a6700", "#1c2330"
-# Okabe and Ito's colours, told apart by colour-blind readers, without their yellow (paper) and black (the mean).
+# Okabe and Ito's colours, distinct for colour-blind readers, without their yellow (hard to see on white) and black (the mean).
 TASK_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 MARKERS = "os^Dvp"
 STYLE = {
@@ -29,7 +29,7 @@ class Plot(NamedTuple):
 
 
 class Series(NamedTuple):
-    """One line of a plot; a None among the values is left out. `wide` marks the overall line beside the tasks' own."""
+    """One line of a plot; None values are left out. `wide` marks the line over all tasks."""
 
     name: str
     steps: list[int]
@@ -40,7 +40,7 @@ class Series(NamedTuple):
 
 
 class Dumbbell(NamedTuple):
-    """One row of the before-and-after plot; every score may be missing (None), an interval is (low, high)."""
+    """One row of the before-and-after plot. Every score may be None; an interval is (low, high)."""
 
     task: str
     base: float | None
@@ -56,7 +56,7 @@ def draw_curves(
 ) -> Plot | None:
     """A panel over training steps. Lines without markers are smoothed by a moving mean; the overall one also shows raw.
 
-    None when there is nothing to draw (a run that has not begun, a metric that was not written).
+    None if there is nothing to draw (a run that has not begun, a metric that was not logged).
     """
     series = [s for s in map(_drop_missing, series) if s.values]
     if not series:
@@ -95,7 +95,8 @@ def smooth(values: list[float]) -> np.ndarray:
 
 
 def draw_dumbbells(rows: list[Dumbbell]) -> Plot | None:
-    """A row a task: grey dot base, blue dot trained, lines their 95 % intervals, a tick the constant answer."""
+    """One row per task: a grey dot for the base, a blue dot for the trained model, lines for their 95 % intervals, a tick for the
+    constant answer."""
     if not any(row.base is not None or row.trained is not None for row in rows):
         return None
     with matplotlib.rc_context(STYLE):
@@ -111,7 +112,7 @@ def draw_dumbbells(rows: list[Dumbbell]) -> Plot | None:
         axes.grid(axis="y", visible=False)
         text = "; ".join(f"{r.task} {_number(r.base)} to {_number(r.trained)}" for r in rows)
         return Plot(
-            "Macro-F1 before and after", "", f"Macro-F1 of base to trained, a row a task: {text}.", _svg_uri(figure)
+            "Macro-F1 before and after", "", f"Macro-F1 of the base and the trained model, by task: {text}.", _svg_uri(figure)
         )
 
 
@@ -138,7 +139,7 @@ def _drop_missing(s: Series) -> Series:
 
 
 def _describe(title: str, series: list[Series]) -> str:
-    """Alternative text: where each line begins and ends, of the smoothed values where the line is smoothed."""
+    """Alternative text: the first and last value of each line as drawn."""
     parts = []
     for s in series:
         values = s.values if s.marker else smooth(s.values)

@@ -1,4 +1,4 @@
-"""Reads what a run left in its folder. A missing or torn part is named in `Run.problems`; it never stops the report."""
+"""Reads what a run wrote. `RunFolder.problems` names what is missing or damaged; that never stops the report."""
 
 import json
 import os
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from mtjudge_jax.paths import AnyPath, as_path
 
 BASE_TEST, TRAINED_TEST, REFERENCE_TEST = "base_test", "trained_test", "reference_sft_test"
-_MAX_TEXT = 2000  # characters of one completion kept for the page: a hostile one may be a megabyte long
+_MAX_TEXT = 2000  # characters of a completion that the page keeps: a hostile one may be a megabyte long
 
 
 class Evaluation(NamedTuple):
-    """One held-out judging: `tasks` name -> TaskScore, `mean` over the trained tasks, `predictions` one dict each."""
+    """One evaluation: `tasks` name -> score, `mean` over the trained tasks, `predictions` one dict each."""
 
     name: str
     tasks: dict
@@ -21,7 +21,7 @@ class Evaluation(NamedTuple):
 
 
 class RunFolder(NamedTuple):
-    """A run's folder as it stands now. `train` and `validation` are metrics lines in step order, one a step."""
+    """What a run has written so far. `train` and `validation` are lines of metrics.jsonl in step order, one per step."""
 
     workdir: AnyPath
     config: dict
@@ -34,13 +34,13 @@ class RunFolder(NamedTuple):
 
 
 def read_run(workdir: str | os.PathLike) -> RunFolder:
-    """Raises FileNotFoundError where there is no such folder, or nothing of a run in it; a part of a run may be missing."""
+    """Raises FileNotFoundError if there is no such folder, or nothing of a run in it. Parts of a run may be missing."""
     workdir = as_path(workdir)
     if not workdir.is_dir():
         raise FileNotFoundError(f"workdir={workdir} is not a folder; give the --workdir of a run")
     if not any((workdir / name).exists() for name in ("config.json", "metrics.jsonl", "eval")):
         raise FileNotFoundError(
-            f"workdir={workdir} is no run: it has none of config.json, metrics.jsonl and eval/; give the --workdir of a run"
+            f"workdir={workdir} is no run: it has neither config.json nor metrics.jsonl nor eval/; give the --workdir of a run"
         )
     problems: list[str] = []
     config = _read_json(workdir / "config.json", problems)
@@ -54,12 +54,12 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
     for name, meaning in ((BASE_TEST, "base"), (TRAINED_TEST, "trained")):
         if name not in evaluations:
             problems.append(
-                f"eval/{name}.json is not there yet: the {meaning} model has not been evaluated on the test split. To do it, "
-                f"with the run's own config file for CONFIG.py: {_eval_command(workdir, config, data, name)}"
+                f"eval/{name}.json is missing: the {meaning} model has not been evaluated on the test split. To evaluate it "
+                f"(CONFIG.py is the run's config file): {_eval_command(workdir, config, data, name)}"
             )
     if data is None:
         problems.append(
-            "The data folder (config.json, data.path) was not found: the judged examples are shown without pictures."
+            "The data folder (config.json, data.path) was not found: the examples are shown without pictures."
         )
         return RunFolder(workdir, config, train, validation, evaluations, None, {}, problems)
     manifest = _read_json(data / "manifest.json", problems)
@@ -67,7 +67,7 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
 
 
 def _eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> str:
-    """What writes the evaluation where it is read. --config: so that both models are asked alike, also the run's own tasks."""
+    """The command that writes a missing evaluation. --config gives both models the same questions, and the run's own tasks."""
     model = workdir if name == TRAINED_TEST else (config.get("model") or {}).get("path") or "BASE_MODEL"
     flags = {"config": "CONFIG.py", "model": model, "data": data or _data_path(config) or workdir / "data"}
     flags |= {"out": workdir / "eval", "name": name}
@@ -75,7 +75,7 @@ def _eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: st
 
 
 def _evaluation_names(folder: AnyPath) -> list[str]:
-    """The three fixed names that exist, and the first and the last validation (their predictions can be large)."""
+    """The evaluations to read: the fixed names that exist, and the first and the last validation (predictions can be large)."""
     fixed = [name for name in (BASE_TEST, TRAINED_TEST, REFERENCE_TEST) if (folder / f"{name}.json").exists()]
     validations = sorted(path.stem for path in folder.glob("val_*.json"))
     return fixed + list(dict.fromkeys(validations[:1] + validations[-1:]))
@@ -84,18 +84,18 @@ def _evaluation_names(folder: AnyPath) -> list[str]:
 def _read_evaluation(folder: AnyPath, name: str, problems: list[str]) -> Evaluation:
     scores = _read_json(folder / f"{name}.json", problems)
     path = folder / f"{name}.predictions.jsonl"
-    # The reference may come as scores alone, with the interval of their mean in them.
+    # The reference may be scores only, with the interval of their mean.
     given = path.exists() or name != REFERENCE_TEST
     predictions = [_shorten(line) for line in read_lines(path, problems)] if given else []
     return Evaluation(name, scores.get("tasks") or {}, scores.get("mean") or {}, predictions)
 
 
 def _shorten(prediction: dict) -> dict:
-    """The same prediction with `text`, `reasoning` and `error` cut to MAX_TEXT characters, the cut being said."""
+    """The prediction with `text`, `reasoning` and `error` cut to _MAX_TEXT characters and the cut marked."""
     cut = {}
     for field in ("text", "reasoning", "error"):
         value = prediction.get(field) or ""
-        cut[field] = value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]} … ({len(value):,} characters in all)"
+        cut[field] = value if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]} … ({len(value):,} characters in total)"
     return prediction | cut
 
 
@@ -103,23 +103,23 @@ def _read_json(path: AnyPath, problems: list[str]) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        problems.append(f"{path.name} is not there.")
+        problems.append(f"{path.name} is missing.")
         return {}
     except (OSError, ValueError) as e:
         problems.append(f"{path.name} could not be read ({type(e).__name__}: {e}).")
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{path.name} holds a {type(value).__name__}, not an object; it was left out.")
+        problems.append(f"{path.name} holds a {type(value).__name__}, not an object, and was skipped.")
         return {}
     return value
 
 
 def read_lines(path: AnyPath, problems: list[str]) -> list[dict]:
-    """JSON objects, one a line. A run being written, or killed, may leave a torn line: counted, not fatal."""
+    """JSON objects, one per line. A running or killed run may leave a torn line, which is counted and skipped."""
     try:
         text = path.read_bytes().decode(errors="replace")
     except OSError:
-        problems.append(f"{path.name} is not there.")
+        problems.append(f"{path.name} is missing.")
         return []
     rows, torn = [], 0
     for line in filter(str.strip, text.split("\n")):
@@ -132,18 +132,18 @@ def read_lines(path: AnyPath, problems: list[str]) -> list[dict]:
         else:
             torn += 1
     if torn:
-        problems.append(f"{path.name}: {torn} of {len(rows) + torn} lines could not be read and were left out.")
+        problems.append(f"{path.name}: {torn} of {len(rows) + torn} lines could not be read and were skipped.")
     return rows
 
 
 def latest_by_step(lines: list[dict]) -> list[dict]:
-    """A step done again after a stop is in the file twice; the later line counts. [step 1, 2, 3, 2'] -> [1, 2', 3]."""
+    """A step repeated after a stop is in the file twice; the later line counts. [step 1, 2, 3, 2'] -> [1, 2', 3]."""
     by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _find_data(workdir: AnyPath, config: dict) -> AnyPath | None:
-    """`data.path` as written, else the workdir's own data/ (where it is when the path is empty, and after a move)."""
+    """`data.path` of the config if it exists, else the workdir's data/ (for an empty path, or after a move)."""
     path = _data_path(config)
     candidates = ([as_path(path)] if path else []) + [workdir / "data"]
     return next((folder for folder in candidates if folder.is_dir()), None)

@@ -1,4 +1,4 @@
-"""From a run's files to the sentences, table rows and plots of the page; no HTML here."""
+"""The sentences, table rows and plots of the page, from a run's files; no HTML here."""
 
 import math
 import statistics
@@ -38,7 +38,7 @@ class PairRow(NamedTuple):
     """One pairwise task: the TaskScore dicts of base and trained, {} where not evaluated."""
 
     task: str
-    trained: bool  # whether the run trained it; else what it shows is transfer
+    trained: bool  # False: the run never trained it, so its scores show transfer
     before: dict
     after: dict
 
@@ -51,7 +51,7 @@ class PhaseTime(NamedTuple):
 
 
 class TrainingWork(NamedTuple):
-    """What was run. `wall_seconds` sums the phases of all steps: compilation is in it, evaluation is not."""
+    """The training steps of a run. `wall_seconds` sums the phases of all steps: with compilation, without evaluation."""
 
     steps: int
     wall_seconds: float | None
@@ -64,8 +64,8 @@ def _is_pairwise(score: dict) -> bool:
 
 
 def trained_tasks(run: RunFolder) -> list[str]:
-    """Those that the config names. Of a run without a config the pointwise tasks in the order in which its files name them: test
-    scores first, else validation, else training.
+    """The tasks that the config names. Without a config: the pointwise tasks that the files name, first those of the test
+    scores, then of the validations, then of the training steps.
     """
     if named := (run.config.get("data") or {}).get("tasks"):
         return list(named)
@@ -77,14 +77,14 @@ def trained_tasks(run: RunFolder) -> list[str]:
 
 
 def mean_tasks(run: RunFolder) -> list[str]:
-    """The trained tasks that base and trained model were both judged on, so that their means are over the same."""
+    """The trained tasks that both base and trained model were judged on, so that their means are over the same tasks."""
     judged = [run.evaluations[name].tasks for name in (BASE_TEST, TRAINED_TEST) if name in run.evaluations]
     return [task for task in trained_tasks(run) if all(task in tasks for tasks in judged if tasks)]
 
 
 def means_of(evaluation: Evaluation | None, tasks: list[str]) -> Means:
-    """The means over `tasks`, unknown where one was not judged, and their intervals: the evaluation's own where it wrote them of
-    the same mean, else a bootstrap over its predictions.
+    """The means over `tasks`, unknown if one was not judged, with intervals: the evaluation's own if it has one for this mean,
+    otherwise a bootstrap over its predictions.
     """
     if evaluation is None or not tasks or any(task not in evaluation.tasks for task in tasks):
         return Means(Score(None, None), Score(None, None))
@@ -99,7 +99,7 @@ def means_of(evaluation: Evaluation | None, tasks: list[str]) -> Means:
 
 
 def _mean(scores: list[dict], key: str) -> float | None:
-    """As metrics.mean_score: a list task, which has no macro-F1, counts with its accuracy. None unless all have a value."""
+    """As eval.scores.mean_score: a list task has no macro-F1, so its accuracy counts. None unless all have a value."""
     values = [score.get("accuracy") if key == "macro_f1" and score.get(key) is None else score.get(key) for score in scores]
     return statistics.fmean(values) if values and None not in values else None
 
@@ -131,15 +131,15 @@ def constant_mean(rows: list[TaskRow], tasks: list[str]) -> float | None:
 
 
 def constant_words(run: RunFolder, rows: list[TaskRow], tasks: list[str]) -> str:
-    """What answers that never look would earn; "" where that is not known."""
+    """What a judge that ignores the picture scores; "" if unknown."""
     if tasks and all(_label_count(run, task) == 2 for task in tasks):
-        return "always the same word earns about 0.33, a coin flip 0.50, where labels are balanced"
+        return "with balanced labels, always the same verdict scores about 0.33 and a coin flip 0.50"
     constant = constant_mean(rows, tasks)
-    return "" if constant is None else f"the best answer that never looks at the picture earns {constant:.2f}"
+    return "" if constant is None else f"the best constant answer scores {constant:.2f}"
 
 
 def _label_count(run: RunFolder, task: str) -> int | None:
-    """As the scores tell it, else the tasks of the package; None of a task of the run's own that was not judged yet."""
+    """From the scores, otherwise from the package's tasks; None for a task of the run's own that was not judged yet."""
     judged = [e.tasks for e in run.evaluations.values()] + [line.get("tasks", {}) for line in run.validation[:1]]
     shares = [shares for tasks in judged if (shares := tasks.get(task, {}).get("label_share"))]
     return len(shares[0]) if shares else len(TASKS[task].labels) if task in TASKS else None
@@ -163,22 +163,22 @@ def task_colors(tasks: list[str]) -> dict[str, str]:
 
 
 def learning_curves(run: RunFolder, tasks: list[str]) -> list[Plot]:
-    """The panels that have data, in reading order."""
-    share, note = (-0.02, 1.02), "sampled answers of each step's batch"
+    """The plots that have data, in reading order."""
+    share, note = (-0.02, 1.02), "sampled answers of each training step"
     drawn = [
         _training_plot(run, tasks, key="reward", title="Reward", note=note, limits=share),
         _training_plot(run, tasks, key="accuracy", title="Accuracy", note=note, limits=share),
-        _training_plot(run, tasks, key="format", title="Answers in the asked form", note=note, limits=share),
+        _training_plot(run, tasks, key="format", title="Answers in the required form", note=note, limits=share),
         validation_plot(run, tasks, key="macro_f1", title="Macro-F1 on validation"),
         validation_plot(run, tasks, key="sampled_accuracy", title="Sampled accuracy on validation"),
         _training_plot(
             run, tasks, key="zero_variance", title="Groups without a signal", limits=share,
-            note="share of prompts whose answers all earned the same",
+            note="share of prompts whose answers all got the same reward",
         ),
         mixture_plot(run, tasks),
-        _training_plot(run, [], key="kl", title="KL to the starting model", note="nats a token"),
-        _training_plot(run, [], key="entropy", title="Entropy of the policy", note="nats a token"),
-        _training_plot(run, [], key="loss", title="Loss", note="of the update"),
+        _training_plot(run, [], key="kl", title="KL to the starting model", note="nats per token"),
+        _training_plot(run, [], key="entropy", title="Entropy of the policy", note="nats per token"),
+        _training_plot(run, [], key="loss", title="Loss", note="mean over the updates of a step"),
     ]  # fmt: skip
     return [plot for plot in drawn if plot is not None]
 
@@ -196,11 +196,12 @@ def _training_plot(
 
 
 def mixture_plot(run: RunFolder, tasks: list[str]) -> Plot | None:
-    """Where MT-GRPO draws from; None of another mixture."""
+    """The shares that MT-GRPO draws with; None for another mixture."""
     lines, colors = [line for line in run.train if line.get("mixture")], task_colors(tasks)
     steps = [line["step"] for line in lines]
     series = [Series(t, steps, [line["mixture"].get(t, {}).get("weight") for line in lines], colors[t]) for t in tasks]
-    return plots.draw_curves("Weights of the tasks", series, limits=(-0.02, 1.02), note="shares of the next prompts wanted")
+    note = "target share of each task in the next prompts"
+    return plots.draw_curves("Weights of the tasks", series, limits=(-0.02, 1.02), note=note)
 
 
 def validation_plot(run: RunFolder, tasks: list[str], *, key: str, title: str) -> Plot | None:
@@ -216,7 +217,7 @@ def validation_plot(run: RunFolder, tasks: list[str], *, key: str, title: str) -
     means = [_mean(scores, key) for scores in judged]
     series.append(Series("mean", steps, means, ALL_COLOR, marker="o", wide=True))
     limit = (run.config.get("eval") or {}).get("limit")
-    note = f"validation, {limit} questions a task" if limit else "the whole validation split"
+    note = f"validation, {limit} questions per task" if limit else "the whole validation split"
     return plots.draw_curves(title, series, limits=(-0.02, 1.02), note=note)
 
 
@@ -233,7 +234,7 @@ def summarise_work(run: RunFolder) -> TrainingWork:
 
 
 def best_validation(run: RunFolder) -> tuple[int, float] | None:
-    """(step, mean macro-F1) of the best validation; the first of equals."""
+    """(step, mean macro-F1) of the best validation, the first if several are equal."""
     means = [(line["step"], (line.get("mean") or {}).get("macro_f1")) for line in run.validation]
     scored = [(step, mean) for step, mean in means if mean is not None]
     return max(scored, key=lambda item: item[1]) if scored else None
@@ -249,19 +250,19 @@ def split_counts(manifest: dict) -> dict[str, int]:
 
 
 _HIGHLIGHTS = {
-    "stage": "stage", "model.path": "base model", "rollout.prompts": "prompts a step",
-    "rollout.group_size": "answers a prompt",
-    "rollout.temperature": "temperature", "reward.alpha": "weight of the form", "loss.kl_coef": "weight of the KL",
+    "stage": "stage", "model.path": "base model", "rollout.prompts": "prompts per step",
+    "rollout.group_size": "answers per prompt",
+    "rollout.temperature": "temperature", "reward.alpha": "weight of the format reward", "loss.kl_coef": "weight of the KL",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
 _SFT_HIGHLIGHTS = {
-    "stage": "stage", "model.path": "base model", "update.prompts": "prompts a step", "sft.target": "taught",
+    "stage": "stage", "model.path": "base model", "update.prompts": "prompts per step", "sft.target": "target",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
 
 
 def highlight(config: list[tuple[str, str]], stage: str) -> list[tuple[str, str]]:
-    """The few fields of the flat configuration that a reader looks for first, in words; only what the stage reads."""
+    """The fields of the flat configuration that a reader looks for first, in words; only those that the stage reads."""
     values, wanted = dict(config), _SFT_HIGHLIGHTS if stage == "sft" else _HIGHLIGHTS
     return [(words, values[name]) for name, words in wanted.items() if name in values]
 

@@ -1,4 +1,4 @@
-"""One self-contained page about a run: `write_report(workdir)`, or `python -m mtjudge_jax.report --workdir=DIR`."""
+"""Writes the report of a run, one self-contained page: `write_report(workdir)`."""
 
 import base64
 import hashlib
@@ -20,10 +20,10 @@ _FOLDER = pathlib.Path(__file__).parent / "templates"
 
 
 def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = None) -> AnyPath:
-    """Writes `out` (default `<workdir>/report.html`) from what the run left so far, and returns its path.
+    """Writes `out` (default `<workdir>/report.html`) from what the run has written so far, and returns its path.
 
-    The page is written beside its place and renamed, so a reader never sees half of it. Raises FileNotFoundError where
-    `workdir` is not a folder, OSError where `out` cannot be written.
+    The page is written to a temporary file and renamed, so that a reader never sees a part of it. Raises FileNotFoundError if
+    `workdir` is no run, OSError if `out` cannot be written.
     """
     run = read_run(workdir)
     path = as_path(out) if out is not None else run.workdir / "report.html"
@@ -32,7 +32,7 @@ def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = 
 
 
 def _render(run: RunFolder) -> str:
-    """The page as a string. The policy names the hash of the page's own script, so no text can start another."""
+    """The page. Its content security policy allows only the page's own script, by hash, so no text in it can start another."""
     config, stage = views.config_rows(run.config), run.config.get("stage", "grpo")
     tasks, rows, in_mean = views.trained_tasks(run), views.task_rows(run), views.mean_tasks(run)
     names = (BASE_TEST, TRAINED_TEST, REFERENCE_TEST)
@@ -65,7 +65,7 @@ def _render(run: RunFolder) -> str:
 
 
 def _measured(run: RunFolder) -> Table | None:
-    """All numbers of the two judgings of the test split, None before the first."""
+    """All scores of the two evaluations on the test split, None before the first."""
     both = {"base": run.evaluations.get(BASE_TEST), "trained": run.evaluations.get(TRAINED_TEST)}
     judged = {name: {"tasks": found.tasks} for name, found in both.items() if found and found.tasks}
     return detail_table(compare(judged)) if judged else None

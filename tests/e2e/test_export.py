@@ -158,7 +158,7 @@ def test_adapters_leave_added_or_alone(tmp_path):
     got, want = flatten_dict(load_peft(alone, cfg), sep="/"), flatten_dict(made.trained[8], sep="/")
     assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in got)
     assert json.loads((alone / "adapter_config.json").read_text())["base_model_name_or_path"] == str(DEMO_BASE.absolute())
-    with pytest.raises(ConfigError, match=r"best holds no model yet; .*checkpoints has the steps 8, for --step=N"):
+    with pytest.raises(ConfigError, match=r"best has no model yet: use --step=N; .*checkpoints has the steps 8"):
         write(tmp_path / "none", workdir=made.workdir)
 
 
@@ -174,7 +174,7 @@ def test_what_was_not_trained_comes_from_the_starting_model(tmp_path):
     assert equal(write(tmp_path / "found", workdir=made.workdir, step="8", base=str(tmp_path / "moved")), made.params(8))
     other = jax.tree.map(lambda x: x * 2, made.params(8))
     save_hf(other, tmp_path / "other", source_folder=DEMO_BASE, dtype="float32")
-    with pytest.raises(ConfigError, match=r"other is not the model that the run started from: .* by --base"):
+    with pytest.raises(ConfigError, match=r"other is not the model that the run started from: .* with --base"):
         write(tmp_path / "wrong", workdir=made.workdir, step="8", base=str(tmp_path / "other"))
     assert not (tmp_path / "lost").exists() and not (tmp_path / "wrong").exists()
 
@@ -185,16 +185,16 @@ def test_what_was_not_trained_comes_from_the_starting_model(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "settings", "said"),
     [
-        ({}, {}, "give one of the two: --workdir=runs/mine, or --checkpoint="),
-        ({"workdir": "RUN", "checkpoint": "RUN/checkpoints/8"}, {}, "give one of the two"),
-        ({"checkpoint": "RUN/checkpoints/8", "step": "8"}, {}, "the path names its step, leave --step out"),
-        ({"checkpoint": "RUN/checkpoints"}, {}, "not the folder of a step; RUN/checkpoints has the steps 4, 8"),
+        ({}, {}, "give either --workdir=runs/mine or --checkpoint="),
+        ({"workdir": "RUN", "checkpoint": "RUN/checkpoints/8"}, {}, "give either --workdir"),
+        ({"checkpoint": "RUN/checkpoints/8", "step": "8"}, {}, "the path names the step, remove --step"),
+        ({"checkpoint": "RUN/checkpoints"}, {}, "is not the folder of a step; RUN/checkpoints has the steps 4, 8"),
         ({"checkpoint": "RUN/checkpoints/5"}, {}, "no checkpoint of step 5: there are 4, 8"),
         ({"workdir": "RUN", "step": "7"}, {}, "no checkpoint of step 7: there are 4, 8"),
-        ({"workdir": "RUN", "step": "lastest"}, {}, "--step=lastest: a number is needed, or best or latest; "),
-        ({"workdir": "RUN/best"}, {"form": "peft"}, "--step=best: RUN/best/best holds no model yet; "),
-        ({"workdir": "RUN/nowhere"}, {}, "no config.json there, so it is not a run"),
-        ({"workdir": "RUN", "step": "8"}, {"form": "peft"}, "this run trained whole weights, it has no adapters"),
+        ({"workdir": "RUN", "step": "lastest"}, {}, "--step=lastest must be a number, best or latest; "),
+        ({"workdir": "RUN/best"}, {"form": "peft"}, "--step=best: RUN/best/best has no model yet: use --step=N; "),
+        ({"workdir": "RUN/nowhere"}, {}, "is not a run, it has no config.json"),
+        ({"workdir": "RUN", "step": "8"}, {"form": "peft"}, "this run trained whole weights and has no adapters"),
         ({"workdir": "RUN", "step": "8"}, {"base": "RUN/nowhere"}, "has no config.json: give a Hugging Face folder"),
     ],
 )  # fmt: skip
@@ -212,8 +212,8 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path):
     (tmp_path / "run").mkdir()
     shutil.copy(plain().workdir / "config.json", tmp_path / "run")
     for step, said in (
-        ("latest", "has no complete step yet; try --step=best, or train on"),
-        ("best", "best holds no model yet; .* has no complete step"),
+        ("latest", "has no complete step yet: use --step=best, or continue training"),
+        ("best", "best has no model yet: .* has no complete step"),
         ("8", "no checkpoint of step 8: no step is complete there"),
     ):
         with pytest.raises((ConfigError, checkpoint.CheckpointError), match=said):
@@ -247,7 +247,7 @@ def test_an_export_never_replaces_what_it_must_not(tmp_path):
     assert equal(out, plain().params(4))
     assert equal(write(out, workdir=run, step="8", overwrite=True), plain().params(8))
     for taken in (run / "best", DEMO_BASE):
-        with pytest.raises(ConfigError, match="is what is exported from; give another folder"):
+        with pytest.raises(ConfigError, match=r"the export reads from .*: give another folder"):
             write(taken, workdir=run, overwrite=True)
 
 
@@ -281,7 +281,7 @@ def test_an_interrupted_export_leaves_nothing_and_the_older_one(tmp_path, fault,
         assert np.array_equal(load_file(tmp_path / "out" / "model.safetensors")["a"], np.ones(3))
 
 
-def test_a_kill_between_the_two_renames_is_mended_by_the_next_export(tmp_path):
+def test_a_kill_between_the_two_renames_is_repaired_by_the_next_export(tmp_path):
     put(tmp_path / "out", tensor("a", np.ones(3, F32)))
     (tmp_path / "out").rename(tmp_path / ".out.old")
     (tmp_path / ".out.part").mkdir()  # and what a kill in the middle leaves

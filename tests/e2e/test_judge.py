@@ -181,7 +181,7 @@ def test_eval_leaves_out_and_counts_what_cannot_be_used():
     cut = lines[0]
     assert cut["unusable"] and cut["error"].startswith("truncated_image") and cut["verdict"] is None and not cut["correct"]
     assert not any(line["unusable"] for line in lines[1:])
-    assert "left out, they cannot be used: unreadable_record 1, truncated_image 1" in out
+    assert "skipped, cannot be used: unreadable_record 1, truncated_image 1" in out
 
 
 def test_eval_prints_a_table():
@@ -291,7 +291,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_bytes(batches):
     assert not (out / "test.json").exists()
     left = sum(1 for _ in (out / "test.partial").glob("*.jsonl"))
     ended = commands().run(*eval_flags(out))
-    assert ended.status == 0 and f"going on after {left} batches" in ended.err
+    assert ended.status == 0 and f"continuing after {left} batches" in ended.err
     assert f"12 predictions, {20 - 2 * left} prompts judged" in ended.out
     for name in ("test.json", "test.predictions.jsonl"):
         assert (out / name).read_bytes() == (whole() / name).read_bytes()
@@ -348,7 +348,7 @@ def test_a_part_of_another_evaluation_is_refused():
     settings = json.loads((whole() / "test.json").read_text())["settings"]
     (folder / "settings.json").write_text(json.dumps(settings | {"seed": 5}))
     ended = commands().run(*eval_flags(out))
-    assert ended.status == 2 and "test.partial holds a part of another evaluation: seed is 5 there and 0 now" in ended.err
+    assert ended.status == 2 and "test.partial has batches of another evaluation: seed is 5 there and 0 now" in ended.err
 
 
 def test_a_workdir_without_best_is_said():

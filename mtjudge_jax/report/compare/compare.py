@@ -1,4 +1,4 @@
-"""Runs side by side: arms in rows, tasks in columns, as in MT-RL-Judge's tables. `compare` takes scores, no files."""
+"""Compares runs: arms in rows, tasks in columns, as in MT-RL-Judge's tables. `compare` takes scores, not files."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from mtjudge_jax.report.intervals import difference_interval, mean_interval
 from mtjudge_jax.tasks import TASKS
 
 _BASE = "off_the_shelf"
-# What is told of the unseen tasks beside their number, in the mean over them: column, key of a score.
+# Further means over the unseen tasks: column, key of a score.
 BESIDE = {
     "accuracy": "accuracy",
     "same winner": "consistency",
@@ -22,8 +22,8 @@ BESIDE = {
 
 
 class Cell(NamedTuple):
-    """A number between 0 and 1 (a difference between -1 and 1) with low and high: of one seed its 95 % interval, of several
-    the lowest and the highest seed.
+    """A number between 0 and 1 (a difference: between -1 and 1). low and high are the 95 % interval of one seed, or the lowest
+    and the highest of several seeds.
     """
 
     value: float
@@ -36,7 +36,7 @@ ArmRow = dict[str, Cell]  # by column
 
 
 class Comparison(NamedTuple):
-    """The tables; every row has the cells that its runs give."""
+    """The numbers of the tables. A row has only those cells that its runs give."""
 
     arms: list[str]
     tasks: list[str]  # trained form
@@ -44,33 +44,33 @@ class Comparison(NamedTuple):
     scores: dict[str, ArmRow]  # by arm: tasks, unseen, "mean" and "worst" of the tasks, "unseen mean", "unseen accuracy" ..
     transfer: dict[str, ArmRow]  # by arm but the base: unseen and "mean", minus the base's
     base: str
-    metrics: dict[str, str]  # key of each task's number
-    paper: dict[str, dict[str, float]]  # of the paper's arms, in percent, the tasks that are among these
+    metrics: dict[str, str]  # the key of the score that is shown, by task
+    paper: dict[str, dict[str, float]]  # by the paper's arm and task, in percent
     runs: dict[str, list[dict]]
 
 
 def compare(
     runs: Mapping[str, dict | Sequence[dict]], *, base: str = "", tasks: Sequence[str] = (), metric: str = ""
 ) -> Comparison:
-    """The tables of arms: name -> result of an evaluation, or a list of them, one a seed.
+    """Compares arms: name -> result of an evaluation, or a list of results, one per seed.
 
-    A result is {"tasks": {task: score}} as `evaluate` makes it; with "predictions" its means and differences have intervals
-    by group. base: the arm that the others are subtracted from, "off_the_shelf" where there is one, else the first. tasks: the
-    columns and their order, all that are there by default. metric: one key for all, else each task's own.
+    A result is {"tasks": {task: score}} as `evaluate` returns it. If it has "predictions" too, its means and differences get
+    intervals by group. base: the arm subtracted from the others, by default "off_the_shelf", else the first. tasks: the columns
+    in order, by default all tasks. metric: one score for all tasks, by default each task's own.
     """
     seeds = {name: [result] if isinstance(result, Mapping) else list(result) for name, result in runs.items()}
     if not seeds or not all(seeds.values()):
-        raise UserError(f"nothing to compare: {', '.join(seeds) or 'no run'} without a result")
+        raise ValueError(f"nothing to compare: {', '.join(seeds) or 'no run'} without a result")
     found = dict.fromkeys(task for results in seeds.values() for result in results for task in result["tasks"])
     names = [task for task in tasks or found if task in found]
     if not names:
-        raise UserError(f"none of the tasks {', '.join(tasks)} is in the runs, they have {', '.join(found)}")
+        raise UserError(f"--tasks={','.join(tasks)}: none is in the runs, they have {', '.join(found)}")
     unseen = [task for task in names if _is_unseen(task)]
     trained = [task for task in names if task not in unseen]
     metrics = {task: metric or (TASKS[task].metric if task in TASKS else "macro_f1") for task in names}
     base = base or next((name for name in seeds if name == _BASE or paper_arm(name) == _BASE), next(iter(seeds)))
     if base not in seeds:
-        raise UserError(f"base {base!r} is none of the runs {', '.join(seeds)}")
+        raise UserError(f"--base={base}: no such run, there are {', '.join(seeds)}")
     scores = {name: _score_row(results, trained, unseen, metrics) for name, results in seeds.items()}
     others = {name: results for name, results in seeds.items() if name != base and unseen}
     transfer = {name: _transfer_row(seeds[base], results, unseen, metrics) for name, results in others.items()}
@@ -101,7 +101,7 @@ def _score_row(results: list[dict], trained: list[str], unseen: list[str], metri
 
 
 def _over_tasks(name: str, statistic: Callable, results: list[dict], tasks: list[str], metrics: Mapping[str, str]) -> ArmRow:
-    """The cell of the mean or the worst of the tasks."""
+    """The cell of the mean or the worst over the tasks."""
     values, kinds, interval = _per_seed(results, tasks, metrics, statistic), {metrics[task] for task in tasks}, None
     if len(values) == 1 and name != "worst" and len(kinds) == 1:
         interval = mean_interval(results[0].get("predictions", []), tasks, score=kinds.pop())
@@ -109,9 +109,9 @@ def _over_tasks(name: str, statistic: Callable, results: list[dict], tasks: list
 
 
 def _transfer_row(base: list[dict], results: list[dict], unseen: list[str], metrics: Mapping[str, str]) -> ArmRow:
-    """The arm minus the base; of one seed each with the interval of the difference, both judged on the same groups.
+    """The arm minus the base. With one seed each, the interval of the difference too, from answers to the same groups.
 
-    Of several seeds each is compared with the mean of the base's.
+    With several seeds, each is compared with the mean of the base's seeds.
     """
     columns = {task: [task] for task in unseen} | {"mean": unseen}
     row = {}
@@ -128,13 +128,13 @@ def _transfer_row(base: list[dict], results: list[dict], unseen: list[str], metr
 
 
 def _per_seed(results: list[dict], tasks: list[str], metrics: Mapping[str, str], statistic: Callable = np.mean) -> list[float]:
-    """One number over the tasks of each seed that has them all, so that means are over the same tasks."""
+    """The mean (or another statistic) over the tasks, for each seed that has all of them."""
     rows = [[_value(result, task, metrics) for task in tasks] for result in results]
     return [float(statistic(row)) for row in rows if row and None not in row]
 
 
 def _cell(column: str, values: list[float], interval: Sequence[float] | None) -> ArmRow:
-    """The column's cell, none where there is no value."""
+    """{column: cell}, {} without a value."""
     if not values:
         return {}
     if len(values) > 1:

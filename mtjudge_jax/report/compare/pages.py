@@ -1,4 +1,4 @@
-"""A comparison as Markdown, as one self-contained page, as JSON, and as plots."""
+"""Writes a comparison as Markdown, as one self-contained page, as JSON and as plots."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from mtjudge_jax.report.compare.paper import paper_arm
 from mtjudge_jax.report.plots import MARKERS, STYLE, TASK_COLORS
 
 _FOLDER = pathlib.Path(__file__).parents[1] / "templates"
-# Shown below the tables where a score has it; name of the column.
+# The columns of the last table, by the key of a score. A column is shown if a score has it.
 _DETAILS = {
     "count": "answers", "macro_f1": "macro-F1", "constant_macro_f1": "constant answer", "accuracy": "accuracy",
     "sampled_accuracy": "sampled accuracy", "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE",
@@ -29,16 +29,17 @@ _DETAILS = {
     "confidence_auroc": "confidence AUROC", "risk_coverage": "risk-coverage", "majority_accuracy": "majority",
     "self_agreement": "self-agreement", "invalid_rate": "invalid", "mean_tokens": "tokens",
 }  # fmt: skip
-# Said where a table has the column.
+# Explained in the note of a table that has the column.
 _MEANINGS = {
-    "constant answer": "Constant answer: the macro-F1 of the best answer that never looks.",
-    "position bias": "Position bias: first wins, ties left out, minus the share of pairs where the first is better; 0 is none.",
+    "constant answer": "Constant answer: the macro-F1 of the best judge that always gives the same verdict.",
+    "position bias": "Position bias: the share of choices (ties left out) for the first picture, minus the share of pairs "
+    "where it is better; 0 means none.",
     "official": "Official: the data set's own metric by its own rules.",
 }
 
 
 class Table(NamedTuple):
-    """Text cells, a row an arm; `head` names the first column and the others."""
+    """A table of text cells; `head` has the names of the columns."""
 
     title: str
     note: str
@@ -49,7 +50,7 @@ class Table(NamedTuple):
 def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") -> list[AnyPath]:
     """comparison.md, .html and .json and the plots comparison.png and transfer.png in `out`; returns their paths.
 
-    note: what stands above the tables.
+    note: a paragraph above the tables.
     """
     out.mkdir(parents=True, exist_ok=True)
     plots = _draw_plots(comparison)
@@ -63,11 +64,11 @@ def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") ->
 
 
 def _tables(comparison: Comparison) -> list[Table]:
-    """In distribution, the unseen form, its differences from the base, and what else was measured."""
+    """The scores in distribution, in the unseen format, its differences from the base, and all other measures."""
     c, interval = comparison, "[95 % interval, bootstrap by group]"
     if _has_seeds(c):
-        interval = f"mean over seeds (lowest to highest seed), of one seed {interval}"
-    note = f"Percent, {interval}." + (" Beside it the paper's number." if c.paper else "")
+        interval = f"mean over seeds (lowest to highest seed); for a single seed {interval}"
+    note = f"Percent, {interval}." + (" “paper” marks the number that the paper reports." if c.paper else "")
     first, unseen = (["arm", "seeds"] if _has_seeds(c) else ["arm"]), [_heading(c, task) for task in c.unseen]
     found = []
     if c.tasks:
@@ -81,13 +82,13 @@ def _tables(comparison: Comparison) -> list[Table]:
         found.append(Table("Unseen format", note + beside, [*first, *unseen, "mean", *more], rows))
     if c.transfer:
         rows = [[*_first_cells(c, arm), *(_difference(c, arm, column) for column in (*c.unseen, "mean"))] for arm in c.transfer]
-        note = f"Percentage points on the unseen format, each arm minus {c.base}, {interval}."
+        note = f"Percentage points on the unseen format, each arm minus {c.base}; {interval}."
         found.append(Table(f"Format transfer: pairwise minus {c.base}", note, [*first, *unseen, "mean"], rows))
     return [*found, detail_table(c)]
 
 
 def _has_seeds(c: Comparison) -> bool:
-    """Whether an arm has more than one seed, so that it is told how many."""
+    """Whether an arm has more than one seed, so that the tables show how many."""
     return any(len(results) > 1 for results in c.runs.values())
 
 
@@ -105,7 +106,7 @@ def _heading(c: Comparison, task: str) -> str:
 
 
 def _score_rows(c: Comparison, tasks: Sequence[str], more: Sequence[str]) -> list[list[str]]:
-    """The runs, then the paper's arms that are none of them."""
+    """The runs, then those arms of the paper that are not among the runs."""
     rows = [[*_first_cells(c, name), *(_with_paper(c, name, column) for column in (*tasks, *more))] for name in c.arms]
     known = {paper_arm(name) for name in c.arms}
     for arm, numbers in c.paper.items():
@@ -131,7 +132,7 @@ def _difference(c: Comparison, name: str, column: str) -> str:
 
 
 def cell_text(cell: Cell | None, *, sign: bool = False) -> str:
-    """Cell(0.8163, 0.79, 0.84) -> "81.6 [79.0, 84.0]", of three seeds "81.6 (79.0 to 84.0)"; a difference has its sign."""
+    """Cell(0.8163, 0.79, 0.84) -> "81.6 [79.0, 84.0]", for several seeds "81.6 (79.0 to 84.0)"; a difference has a sign."""
     if cell is None:
         return "–"
     form = "+.1f" if sign else ".1f"
@@ -142,7 +143,7 @@ def cell_text(cell: Cell | None, *, sign: bool = False) -> str:
 
 
 def detail_table(c: Comparison) -> Table:
-    """Every measure that some score has, a row an arm and task, means over seeds; and the data set's official numbers if any."""
+    """Every measure that a score has, one row per task and arm, means over seeds; and the data sets' official numbers."""
     rows, tasks = [], (*c.tasks, *c.unseen)
     keys = [key for key in _DETAILS if any(_has_score(c, arm, task, key) for arm in c.arms for task in tasks)]
     for task in tasks:
@@ -154,9 +155,9 @@ def detail_table(c: Comparison) -> Table:
     head = ["task", "arm", *(_DETAILS[key] for key in keys), "official"]
     if not any(row[-1] for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
-    first = ["Means over seeds, official numbers of the first."] if _has_seeds(c) else []
+    first = ["Means over seeds; official numbers are those of the first seed."] if _has_seeds(c) else []
     note = " ".join([*first, *(words for name, words in _MEANINGS.items() if name in head)])
-    return Table("Also measured", note, head, rows)
+    return Table("All measures", note, head, rows)
 
 
 def _has_score(c: Comparison, arm: str, task: str, key: str) -> bool:
@@ -180,7 +181,7 @@ def _as_dict(comparison: Comparison) -> dict:
 
 
 def comparison_markdown(comparison: Comparison, plots: Sequence[str] = (), *, note: str = "") -> str:
-    parts = ["# Runs side by side", *([note] if note else [])]
+    parts = ["# Comparison of runs", *([note] if note else [])]
     for table in _tables(comparison):
         rule = ["---", *["---:"] * (len(table.head) - 1)]
         lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.head, rule, *table.rows)]
@@ -190,7 +191,7 @@ def comparison_markdown(comparison: Comparison, plots: Sequence[str] = (), *, no
 
 
 def _page(comparison: Comparison, plots: dict[str, tuple[str, bytes]], *, note: str = "") -> str:
-    """One file: no script, no network, the plots inside."""
+    """The comparison as one HTML file, without scripts, with the plots inside."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -212,12 +213,12 @@ def _draw_plots(comparison: Comparison) -> dict[str, tuple[str, bytes]]:
 
 
 def arm_style(number: int) -> tuple[str, str]:
-    """Colour and marker of an arm, different for the first 36."""
+    """Colour and marker of an arm; the first 36 arms differ."""
     return TASK_COLORS[number % len(TASK_COLORS)], MARKERS[(number + number // len(TASK_COLORS)) % len(MARKERS)]
 
 
 def _draw_rows(rows: dict[str, ArmRow], arms: list[str], columns: list[str], unit: str, alt: str) -> tuple[str, bytes]:
-    """A line of the plot a column, a marker an arm with its interval; an arm looks the same in every plot of `arms`."""
+    """One line of the plot per column, one marker with its interval per arm. An arm looks the same in all plots of `arms`."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 1.1 + (0.16 * len(rows) + 0.25) * len(columns)), dpi=150, layout="constrained")
         axes, step = figure.subplots(), 0.7 / max(len(rows), 1)

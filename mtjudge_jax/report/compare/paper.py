@@ -1,4 +1,4 @@
-"""The numbers of MT-RL-Judge (Wu et al., arXiv 2603.11665): macro-F1 in percent on its test sets, a row an arm."""
+"""The numbers of MT-RL-Judge (Wu et al., arXiv 2603.11665): macro-F1 in percent on its test sets, one row per arm."""
 
 from mtjudge_jax.tasks.paper import TRAINED, UNSEEN
 
@@ -13,6 +13,6 @@ PAPER = {arm: {task: x for task, x in zip((*TRAINED, *UNSEEN), row, strict=True)
 
 
 def paper_arm(name: str) -> str:
-    """The paper's arm that a run's name says, "SFT-Unified" or "sft_unified"; "" where it is none."""
+    """The paper's arm that a run is named after ("SFT-Unified", "sft_unified"), "" if there is none."""
     folded = name.lower().replace("-", "_").replace(" ", "_")
     return folded if folded in PAPER else ""

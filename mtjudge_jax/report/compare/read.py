@@ -1,4 +1,4 @@
-"""Finds the results that `mtjudge report A B C..` names: a workdir, the folder of an evaluation, or its file."""
+"""Reads the results that `mtjudge report A B C..` names: workdirs, folders of evaluations, or their files."""
 
 import json
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ Runs = dict[str, list[dict]]
 
 
 def read_runs(names: Sequence[str]) -> Runs:
-    """Arm -> results, a list over seeds. Each of `names` is PATH or ARM=PATH.
+    """Arm -> results, one per seed. Each of `names` is PATH or ARM=PATH.
 
-    One arm may be given several times: results of other tasks are put together (one model a task), results of the same tasks
-    are seeds. Without ARM= the arm is called after its folder. Raises ValueError that names the path.
+    An arm may be given several times: results with other tasks are joined (one model per task), results with the same tasks are
+    seeds. Without ARM= the arm is named after its folder. Raises UserError that names the path.
     """
     runs: Runs = {}
     plain = [name for name in names if "=" not in name]
@@ -25,13 +25,13 @@ def read_runs(names: Sequence[str]) -> Runs:
         result = read_result(as_path(path))
         arm = arm or _arm_of(path, plain)
         if not given and arm in runs:
-            raise UserError(f"two runs are called {arm!r}: name them, e.g. {arm}_a={path}")
+            raise UserError(f"two runs have the name {arm!r}: name them, e.g. {arm}_a={path}")
         _add_result(runs.setdefault(arm, []), result)
     return runs
 
 
 def _arm_of(path: str, others: Sequence[str]) -> str:
-    """The folder's name; of a file with its stem, as far as that tells it from the others of its folder."""
+    """The folder's name; for a file with the stem, if the folder's name alone is ambiguous."""
     place = as_path(path)
     if place.suffix != ".json":
         return place.name or str(place)
@@ -41,7 +41,7 @@ def _arm_of(path: str, others: Sequence[str]) -> str:
 
 
 def _add_result(results: list[dict], result: dict) -> None:
-    """Joins it to the first seed that has none of its tasks, or begins a new one."""
+    """Joins the result to the first seed that has none of its tasks, or appends a new seed."""
     for seed in results:
         if not seed["tasks"].keys() & result["tasks"].keys():
             join_tasks(seed, result)
@@ -57,26 +57,26 @@ def join_tasks(seed: dict, result: dict) -> dict:
 
 
 def read_result(path: AnyPath) -> dict:
-    """{"tasks": .., "predictions": ..} of a workdir (its trained model on the test split), an evaluation's folder or a file."""
+    """{"tasks": .., "predictions": ..} of a workdir (the trained model on the test split), an evaluation's folder or its file."""
     file = path
     if (path / "eval").is_dir():
         file = path / "eval" / f"{TRAINED_TEST}.json"
         if not file.is_file():
-            raise UserError(f"{path} is a workdir without eval/{TRAINED_TEST}.json: evaluate it, or give a file of {path}/eval")
+            raise UserError(f"{path} is a workdir without eval/{TRAINED_TEST}.json: evaluate it, or name a file in {path}/eval")
     elif path.is_dir():
         found = sorted(other for other in path.glob("*.json"))
         named = [other for other in found if other.name == "test.json"] or found
         if len(named) != 1:
             shown = ", ".join(other.name for other in found) or "none"
-            raise UserError(f"{path} has not one result but {shown}: give the file, or a workdir, or an --out of mtjudge eval")
+            raise UserError(f"{path} must have one result but has {shown}: name the file, a workdir, or an --out of mtjudge eval")
         file = named[0]
     elif not path.is_file():
-        raise UserError(f"{path}: there is no such folder or file")
+        raise UserError(f"{path}: no such file or folder")
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}): evaluate again") from error
     if not isinstance(result, dict) or not isinstance(result.get("tasks"), dict) or not result["tasks"]:
-        raise UserError(f"{file} holds no scores of tasks: give a result of mtjudge eval, NAME.json")
+        raise UserError(f"{file} has no task scores: name a result of mtjudge eval, NAME.json")
     predictions = file.with_name(f"{file.stem}.predictions.jsonl")
     return {"tasks": result["tasks"], "predictions": read_lines(predictions, []) if predictions.is_file() else []}

@@ -103,7 +103,7 @@ def test_sampled_accuracy_is_the_mean_over_rows():
     with pytest.raises(ValueError, match="sampled_accuracy is given for 3 of 4 rows"):
         task_score(given)
     given[0]["sampled_accuracy"] = float("nan")
-    with pytest.raises(ValueError, match="sampled_accuracy must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="sampled_accuracy must be between 0 and 1"):
         task_score(given)
 
 
@@ -232,7 +232,7 @@ def test_incomplete_pairs_are_named():
         pairwise_score([{**both[0], "order": ""}, both[1]])
     with pytest.raises(ValueError, match="'p0' has the same label in both orders"):
         pairwise_score([both[0], {**both[1], "label": "yes"}])
-    with pytest.raises(ValueError, match="probabilities must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="probabilities must be between 0 and 1"):
         pairwise_score([{**both[0], "probabilities": {"no": 0.0, "yes": float("nan")}}, both[1]])
 
 
