@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from commands import commands
 from data_fixtures import CONFIG, WHOLE, data_config, encoded, example, noise, write_records, write_tokenizer
-from test_rewards import say
-from test_task_kinds import record
+from task_records import record, say
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.config_check import check

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 from parity import TOLERANCE, compiled_logits, difference, golden_model, golden_rows, goldens
 from tiny import jit
 
-from flax.traverse_util import flatten_dict, unflatten_dict
 from mtjudge_jax.models.qwen3_vl import layers, moe, text, vision, vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.types import Params, PromptBatch
@@ -70,8 +70,8 @@ WEIGHTS = {
 
 
 def with_weights(params: Params, changes: dict) -> Params:
-    flat = flatten_dict(params)
-    return unflatten_dict(flat | {path: change(flat) for path, change in changes.items()})
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict(flat | {path: change(flat) for path, change in changes.items()}, sep="/")
 
 
 @pytest.mark.parametrize(("variant", "mistake"), [(variant, mistake) for variant in BOTH for mistake in WEIGHTS[variant]])

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-
 from flax.traverse_util import flatten_dict
+
 from mtjudge_jax.config import Config, LoraConfig, LossConfig, ModelConfig
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.hf.lora import merge_lora
@@ -29,7 +29,7 @@ TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def names(tree) -> set[str]:
-    return set(flatten_dict(tree))
+    return set(flatten_dict(tree, sep="/"))
 
 
 def settings(**model) -> Config:
@@ -51,12 +51,12 @@ def test_parts_are_frozen_by_name(freeze, frozen):
     apart = split(params, settings(freeze=freeze))
     assert names(apart.frozen) == {name for name in names(params) if frozen(name)}
     assert names(apart.trained) | names(apart.frozen) == names(params)
-    assert flatten_dict(join(*apart)) == flatten_dict(params)
+    assert flatten_dict(join(*apart), sep="/") == flatten_dict(params, sep="/")
 
 
 def adapted(*, moe: bool = False, rank: int = 3) -> model_config.Qwen3VLConfig:
     targets = TARGETS[:4] if moe else TARGETS
-    return dataclasses.replace(tiny.config(blocks=1, moe=moe), lora=model_config.LoraConfig(rank, 6.0, targets))
+    return dataclasses.replace(tiny.config(blocks=1, moe=moe), lora=model_config.AdapterConfig(rank, 6.0, targets))
 
 
 def random_adapters(cfg: model_config.Qwen3VLConfig):
@@ -68,9 +68,9 @@ def random_adapters(cfg: model_config.Qwen3VLConfig):
 def test_adapters_are_declared_where_they_are_asked_for():
     cfg = adapted()
     declared, base = names(vlm.abstract_params(cfg)), names(vlm.abstract_params(dataclasses.replace(cfg, lora=None)))
-    fresh = flatten_dict(vlm.init_adapters(cfg, 0, "bfloat16"))
+    fresh = flatten_dict(vlm.init_adapters(cfg, 0, "bfloat16"), sep="/")
     assert declared - base == fresh.keys() and len(fresh) == 14
-    shapes = {name: leaf.shape for name, leaf in flatten_dict(vlm.abstract_params(cfg)).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten_dict(vlm.abstract_params(cfg), sep="/").items()}
     for name, leaf in fresh.items():
         assert leaf.shape == shapes[name] and leaf.dtype == jnp.bfloat16
         assert bool((leaf == 0).all()) == ("_lora_b_" in name)
@@ -114,7 +114,7 @@ def test_a_target_without_a_projection_is_refused():
     cfg = Config(lora=LoraConfig(rank=2, targets=("q", "down")))
     with pytest.raises(model.ConfigError, match=r"lora.targets = \('q', 'down'\): a mixture of experts has no single down"):
         model.with_adapters(tiny.config(moe=True), cfg)
-    assert model.with_adapters(tiny.config(), cfg).lora == model_config.LoraConfig(2, 32.0, ("q", "down"))
+    assert model.with_adapters(tiny.config(), cfg).lora == model_config.AdapterConfig(2, 32.0, ("q", "down"))
 
 
 @functools.cache
@@ -179,8 +179,8 @@ def test_an_adapters_update_moves_adapters():
     before, after, frozen, _ = one_update("lora")
     assert names(frozen) == names(vlm.abstract_params(tiny.config(blocks=1)))
     change = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before.params, after.params)
-    assert all(value > 1e-4 for value in flatten_dict(change).values()), change
-    assert len(flatten_dict(change)) == 14
+    assert all(value > 1e-4 for value in flatten_dict(change, sep="/").values()), change
+    assert len(flatten_dict(change, sep="/")) == 14
 
 
 def test_float32_is_kept_under_bfloat16_computing():
@@ -202,14 +202,14 @@ def test_the_reference_shares_what_is_frozen():
     params = tiny.params(tiny.config(blocks=1))
     cfg = Config(loss=LossConfig(kl_coef=0.1))
     reference, shared = model.reference_of(split(params, cfg), cfg)
-    assert shared and flatten_dict(reference).keys() == names(params)
-    assert all(leaf is flatten_dict(params)[name] for name, leaf in flatten_dict(reference).items())
+    assert shared and flatten_dict(reference, sep="/").keys() == names(params)
+    assert all(leaf is flatten_dict(params, sep="/")[name] for name, leaf in flatten_dict(reference, sep="/").items())
     cfg.model.freeze, cfg.model.dtype = ("vision",), "bfloat16"
     apart = split(params, cfg)
     reference, shared = model.reference_of(apart, cfg)
     assert not shared
-    assert all(flatten_dict(reference)[name] is leaf for name, leaf in flatten_dict(apart.frozen).items())
-    assert all(flatten_dict(reference)[name].dtype == jnp.bfloat16 for name in names(apart.trained))
+    assert all(flatten_dict(reference, sep="/")[name] is leaf for name, leaf in flatten_dict(apart.frozen, sep="/").items())
+    assert all(flatten_dict(reference, sep="/")[name].dtype == jnp.bfloat16 for name in names(apart.trained))
     cfg = Config(loss=LossConfig(kl_coef=0.1), lora=LoraConfig(rank=3))
     apart = split(join(params, random_adapters(adapted())), cfg)
     reference, _ = model.reference_of(apart, cfg)
@@ -220,7 +220,7 @@ def test_the_reference_shares_what_is_frozen():
 
 def test_routers_are_not_cast():
     params = cast(tiny.params(tiny.config(moe=True)), "bfloat16")
-    dtypes = {name: leaf.dtype for name, leaf in flatten_dict(params).items()}
+    dtypes = {name: leaf.dtype for name, leaf in flatten_dict(params, sep="/").items()}
     assert dtypes.pop("text/layers/router_lde") == jnp.float32
     assert set(dtypes.values()) == {jnp.dtype(jnp.bfloat16)}
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from places import GOLDENS
 from safetensors.numpy import load_file, save_file
 from tiny import jit
 
-from flax.traverse_util import flatten_dict, unflatten_dict
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.backend import Backend
@@ -50,13 +50,13 @@ def golden_model(variant: str) -> tuple[Params, Qwen3VLConfig]:
     with tempfile.TemporaryDirectory() as folder:
         source = write_moe(Path(folder), layout="hub") if variant in MOE else HERE / "qwen3_vl"
         cfg = load_config(source)
-        flat = flatten_dict(load_params(source, cfg, dtype=jnp.float32, sharding_of=lambda path, shape: None))
+        flat = flatten_dict(load_params(source, cfg, dtype=jnp.float32, sharding_of=lambda path, shape: None), sep="/")
     if variant.endswith("tied") and variant != "untied":
         cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, tie_word_embeddings=True))
         del flat["text/head_vd"]
     if variant == "quiet":
         flat |= {path: flat[path] * 1e-3 for path in ("vision/patch_pc", "vision/patch_bias_c", "vision/pos_sc")}
-    return unflatten_dict(flat), cfg
+    return unflatten_dict(flat, sep="/"), cfg
 
 
 def write_moe(folder: Path, *, layout: Literal["hub", "transformers"]) -> Path:
@@ -110,7 +110,7 @@ def difference(got: jax.Array, want: np.ndarray, valid: np.ndarray) -> float:
 
 def in_hub_layout(params: Params, cfg: Qwen3VLConfig) -> dict[str, np.ndarray]:
     """The tensors of a parameter tree as a model folder has them."""
-    flat, by_name = flatten_dict(params), {}
+    flat, by_name = flatten_dict(params, sep="/"), {}
     for weight in model_weights(cfg):
         leaf = np.asarray(flat[weight.path])
         by_name |= {name: to_hf(weight, leaf if weight.stack is None else leaf[i]) for i, name in enumerate(weight.names)}

@@ -1,4 +1,4 @@
-"""A config that cannot be is refused in one line, at once; every field has a reader."""
+"""An invalid config is refused in one line, at once; every field has a reader."""
 
 import ast
 import dataclasses
@@ -116,14 +116,14 @@ BAD = [
     ("data.tasks", (3,), "str"),
     ("data.mixture", "mt-grpo", "'mt_grpo'"),
     ("data.mixture", "weights", "one number above 0 for each of the 2 data.tasks"),
-    ("data.mixture_weights", (1.0, 2.0), "nothing"),
+    ("data.mixture_weights", (1.0, 2.0), "must be empty"),
     ("data.mixture_temperature", 0.0, "above 0"),
     ("data.mt_grpo_lambda", 0.0, "above 0"),
     ("data.mt_grpo_beta", -1.0, "above 0"),
     ("data.mt_grpo_max_oversample", 0.5, "at least 1"),
     ("data.mt_grpo_rho_decay", 1.0, "below 1"),
     ("data.mt_grpo_improvement", "rewards", "'reward'"),
-    ("data.tasks", ("pairwise_safety",), "eval.tasks"),
+    ("data.tasks", ("pairwise_safety",), "evaluation-only task: move it from data.tasks to eval.tasks"),
 ]
 
 
@@ -140,7 +140,7 @@ def test_mixtures_that_do_not_fit():
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 18  # not divisible by the four labels, and need not be
     check(cfg)
     cfg.stage = "sft"
-    with pytest.raises(ConfigError, match="'mt_grpo' follows rewards, stage = 'sft' has none"):
+    with pytest.raises(ConfigError, match="'mt_grpo' follows rewards, and stage = 'sft' has none"):
         check(cfg)
 
 
@@ -235,14 +235,16 @@ SECTIONS = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is
 
 
 def reads(tree: ast.AST) -> set[str]:
-    """Fields that a module reads: `<any>.optim.lr`, `cfg.lr` where cfg is annotated OptimConfig, `cfg.steps` where Config.
+    """Fields that a module reads: `<any>.optim.lr`, `cfg.lr` where cfg is annotated OptimConfig, `cfg.steps` where Config, and
+    `data.tasks` after `data = cfg.data` or `self.data = cfg.data`.
 
-    A write (`cfg.optim.lr = 1`) is no read. A field of the whole, `cfg.steps`, also counts on `run.cfg`.
+    A write (`cfg.optim.lr = 1`) is not a read. A field of the whole, `cfg.steps`, also counts on `run.cfg`.
     """
-    found = set()
+    found, attributes = set(), {k: v for k, v in sections_by_name(tree).items() if k.startswith(".")}
     for scope in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
         args = [*scope.args.args, *scope.args.kwonlyargs]
         kinds = {a.arg: a.annotation.id for a in args if isinstance(a.annotation, ast.Name)}
+        renamed = sections_by_name(scope) | attributes
         for node in ast.walk(scope):
             if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Load):
                 continue
@@ -251,9 +253,28 @@ def reads(tree: ast.AST) -> set[str]:
                 found.add(f"{owner.attr}.{node.attr}")
             if isinstance(owner, ast.Name):
                 found |= {f"{s}.{node.attr}" for s, kind in SECTIONS.items() if kinds.get(owner.id) == kind.__name__}
-            last = owner.id if isinstance(owner, ast.Name) else owner.attr if isinstance(owner, ast.Attribute) else ""
+            if name_of(owner) in renamed:
+                found.add(f"{renamed[name_of(owner)]}.{node.attr}")
+            last = name_of(owner).removeprefix(".")
             if last == "cfg" and kinds.get(last, "Config") == "Config":
                 found.add(node.attr)
+    return found
+
+
+def name_of(node: ast.AST) -> str:
+    """`x` of a name, `.x` of an attribute."""
+    return node.id if isinstance(node, ast.Name) else f".{node.attr}" if isinstance(node, ast.Attribute) else ""
+
+
+def sections_by_name(tree: ast.AST) -> dict[str, str]:
+    """Names to which a section is assigned: {"data": "data", "._cfg": "data"} of `data = self._cfg = cfg.data`."""
+    found = {}
+    for node in (n for n in ast.walk(tree) if isinstance(n, ast.Assign)):
+        for target in node.targets:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=False))
+            found |= {name_of(to): of.attr for to, of in pairs if isinstance(of, ast.Attribute) and of.attr in SECTIONS}
     return found
 
 
@@ -272,5 +293,11 @@ def f(cfg: OptimConfig): return cfg.lr
 def g(run): return run.cfg.steps + run.cfg.loss.kl_coef
 def h(cfg: LossConfig): cfg.dual_clip = 1; cfg.clip_low += 0
 def i(cfg: TextConfig): return cfg.seed
+def j(cfg): data, seed = cfg.data, 0; return data.tasks
+def k(data): return data.patches
+class C:
+    def __init__(self, cfg): self._cfg = cfg.eval
+    def l(self): return self._cfg.limit
 """
-    assert reads(ast.parse(code)) & flatten(Config()).keys() == {"optim.lr", "steps", "loss.kl_coef"}
+    fields = {"optim.lr", "steps", "loss.kl_coef", "data.tasks", "eval.limit"}
+    assert reads(ast.parse(code)) & flatten(Config()).keys() == fields

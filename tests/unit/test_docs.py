@@ -336,12 +336,3 @@ def test_every_page_is_in_the_site():
     nav = [name for entry in settings["nav"] for name in entry.values()]
     assert sorted(nav) == sorted(["index.md", *(str(page.relative_to(DOCS)) for page in PAGES if page != README)])
     assert "search" in settings["plugins"]
-
-
-def test_the_site_builds_without_a_warning(tmp_path):
-    pytest.importorskip("material", reason='pip install -e ".[docs]"')
-    argv = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path}"]
-    ended = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
-    assert (ended.returncode, "WARNING" in ended.stderr) == (0, False), ended.stderr
-    assert "Where things are" in (tmp_path / "index.html").read_text()
-    assert (tmp_path / "search" / "search_index.json").exists()

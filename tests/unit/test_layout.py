@@ -110,7 +110,7 @@ PROTOCOLS = {"read", "TASKS", "LICENSE", "TERMS", "OPTIONS", "HOW", "attend", "r
 
 
 def test_one_public_name_has_one_meaning():
-    """A name without an underscore is defined in one module only; flags in the `__main__` of a command are not names to import."""
+    """A name without an underscore is defined in one module only. A command's `__main__` is never imported, so it may repeat one."""
     homes: dict[str, set[str]] = {}
     for path in FILES:
         if path.name == "__main__.py":

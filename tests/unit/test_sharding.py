@@ -13,11 +13,11 @@ from mtjudge_jax import sharding
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.models.qwen3_vl.config import LoraConfig
+from mtjudge_jax.models.qwen3_vl.config import AdapterConfig
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 from mtjudge_jax.sharding import BATCH_AXES, RULES, local_rows, make_mesh, param_spec, path_name, shard_batch, tree_shardings
 
-ADAPTERS = LoraConfig(8, 16.0, ("q", "k", "v", "o", "gate", "up", "down"))
+ADAPTERS = AdapterConfig(8, 16.0, ("q", "k", "v", "o", "gate", "up", "down"))
 CONFIGS = {name: preset(name) for name in PRESETS} | {"8b with adapters": dataclasses.replace(preset("8b"), lora=ADAPTERS)}
 
 

@@ -10,12 +10,13 @@ import msgpack
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from data_fixtures import WHOLE, data_config, encoded, example, noise, row_format, write_records
+from data_fixtures import data_config, encoded, example, noise, row_format, write_records
+from feeding import COUNTS, NAMES, iterator, sources, write_data
 from places import PACKAGE
 
 from mtjudge_jax.config_check import check
 from mtjudge_jax.data.mixture import fixed_mixture
-from mtjudge_jax.data.pipeline import Shard, eval_batches, train_iterator
+from mtjudge_jax.data.pipeline import Shard, eval_batches
 from mtjudge_jax.data.rows import completion_text, to_row
 from mtjudge_jax.data.sources import (
     BadRowCounter,
@@ -30,18 +31,6 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import BadRecord, Label, pack, swapped, unpack
 from mtjudge_jax.tasks import TASKS
 
-NAMES = ("technical", "safety", "alignment")
-COUNTS = {"technical": 31, "safety": 20, "alignment": 41}
-
-
-def write_data(folder, counts=COUNTS):
-    files = {}
-    for task, count in counts.items():
-        path = write_records(folder / "train" / f"{task}.array_record", [example(i, task) for i in range(count)])
-        files[f"train/{task}"] = {"count": count, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps({"version": 1, "dataset": "test", "files": files}))
-    return folder
-
 
 @pytest.fixture(scope="module")
 def fmt(tmp_path_factory):
@@ -51,14 +40,6 @@ def fmt(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
-
-
-def iterator(data, fmt, *, tasks=NAMES, shard=WHOLE, threads=2, **changes):
-    return train_iterator(data, fmt, data_config(tasks, **changes), shard, threads=threads)
-
-
-def sources(data):
-    return {name: open_split(data, "train", name) for name in NAMES}
 
 
 @pytest.mark.parametrize("batch,each", [(6, 1), (12, 2), (24, 4)])

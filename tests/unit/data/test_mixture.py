@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from data_fixtures import data_config, row_format
-from test_data_pipeline import COUNTS, NAMES, iterator, sources, write_data
+from feeding import COUNTS, NAMES, iterator, sources, write_data
 
 from mtjudge_jax.data.mixture import fixed_mixture
 from mtjudge_jax.data.pipeline import Shard

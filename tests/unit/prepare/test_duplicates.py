@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from test_prepare import by_split, made, picture, run
+from preparing import by_split, made, picture, run
 
 from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.records import TIE, Candidate, Label, reordered

@@ -2,57 +2,20 @@
 
 import io
 import json
-import subprocess
 import sys
-import time
-import types
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from places import SUPPORT
+from preparing import arguments, by_split, made, picture, reader_of, run
 
-from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest, read_split
+from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest
 from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare.prepare import Arguments, prepare
-from mtjudge_jax.records import BadRecord, JudgeExample, Label, check_example, pack, unpack
+from mtjudge_jax.records import BadRecord, Label, check_example, pack, unpack
 from mtjudge_jax.report.examples import read_examples
 from mtjudge_jax.report.read import RunFolder
-
-
-def picture(seed: int, kind: str = "PNG", side: int = 24) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind)
-    return out.getvalue()
-
-
-def made(number: int, **changes) -> JudgeExample:
-    fields = {
-        "example_id": f"fake/{number}", "dataset": "fake", "split": "", "group_id": f"g{number}", "task": "sharp",
-        "criterion": "sharp", "kind": "pointwise_binary", "instruction": f"a dog {number}", "images": (picture(number),),
-        "label": Label(binary=number % 2), "license": "CC0", "terms": "open",
-    }  # fmt: skip
-    return JudgeExample(**{**fields, **changes})
-
-
-def reader_of(examples, *, terms: str = "open"):
-    """A reader module of these records; counts its calls, and raises an exception among the records."""
-    calls = []
-
-    def read(source, options):
-        calls.append(options)
-        if "nonsense" in options:
-            raise ValueError("unknown option 'nonsense'")
-        for example in examples:
-            if isinstance(example, Exception) and not isinstance(example, BadRecord):
-                raise example
-            yield example
-
-    return types.SimpleNamespace(
-        read=read, calls=calls, TASKS=("sharp",), LICENSE="CC0", TERMS=terms, OPTIONS={"margin": "default 0"}, HOW="Draw them."
-    )
 
 
 @pytest.fixture
@@ -61,23 +24,6 @@ def source(tmp_path):
     folder.mkdir()
     (folder / "rows.csv").write_text("one\n")
     return folder
-
-
-def arguments(source, **changes) -> Arguments:
-    return Arguments(**{"dataset": "fake", "source": str(source), "options": {}, **changes})
-
-
-def run(tmp_path, source, examples, *, max_bad=0.05, name="out", **changes):
-    prepare(reader_of(examples), arguments(source, **changes), tmp_path / name, max_bad=max_bad)
-    return tmp_path / name, json.loads((tmp_path / name / "report.json").read_text())
-
-
-def by_split(out) -> dict[str, list[JudgeExample]]:
-    names = [name.split("/") for name in read_manifest(out)["files"]]
-    found: dict[str, list[JudgeExample]] = {}
-    for split, task in names:
-        found.setdefault(split, []).extend(read_split(out, split, task))
-    return found
 
 
 def test_records_come_back_as_they_were(tmp_path, source):
@@ -150,7 +96,7 @@ def test_the_papers_random_split_has_the_papers_sizes_and_says_what_leaks(tmp_pa
     assert {s: len(m) for s, m in found.items()} == {"train": 320, "val": 40, "test": 40}
     for members in found.values():  # the questions about one image stay together
         assert len({e.images for e in members}) == len(members) // 2
-    assert any("share a prompt or an image with a record of another split" in note for note in report["notes"])
+    assert any("share a prompt or an image with another split" in note for note in report["notes"])
 
 
 def test_each_task_gets_its_shares(tmp_path, source):
@@ -168,7 +114,7 @@ def test_a_source_without_validation_gets_one_from_train_by_group(tmp_path, sour
     examples = [made(i, split="train" if i < 80 else "test", group_id=f"g{i // 2}") for i in range(100)]
     out, report = run(tmp_path, source, examples)
     assert {s: len(m) for s, m in by_split(out).items()} == {"train": 72, "val": 8, "test": 20}
-    assert report["notes"] == ["The source has no val split: cut from train, by group."]
+    assert report["notes"] == ["The source has no val split: cut from train by group."]
 
 
 @pytest.mark.parametrize("terms", ["eval_only", "gated"])
@@ -382,112 +328,12 @@ def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
     assert report["records_written"] == 108 and report["unusable"]["image_format"]["count"] == 12
 
 
-@pytest.mark.parametrize("side", [24, 96])  # records below and above the size of a file's buffer
-def test_killed_while_it_checks_it_goes_on(tmp_path, source, side):
-    argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")
-    journal = tmp_path / ".out.partial" / "journal.jsonl"
-    child = subprocess.Popen([sys.executable, "-c", FAKE.format(tests=TESTS, count=300, side=side, hang=True), *argv])
-    limit = time.monotonic() + 60
-    while time.monotonic() < limit and not (journal.exists() and journal.read_bytes().count(b"\n") >= 64):
-        time.sleep(0.05)
-    child.kill()
-    child.wait()
-    assert journal.read_bytes().count(b"\n") >= 64 and not (tmp_path / "out").exists()
-    ended = called(*argv, count=300, side=side)
-    assert ended.returncode == 0 and ended.stdout.startswith("resuming the check of an earlier command, in ")
-    called(*argv[:2], f"--out={tmp_path / 'twin'}", count=300, side=side)
-    for split in ("train", "val", "test"):
-        name = f"judge_examples/1.0.0/judge_examples-{split}_sharp.array_record-00000-of-00001"
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "twin" / name).read_bytes()
-    assert not (tmp_path / ".out.partial").exists()
-
-
-TESTS = str(SUPPORT)
-MEMORY = """
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_prepare as t
-class Reader:
-    LICENSE, TERMS, HOW = "CC0", "open", ""
-    @staticmethod
-    def read(source, options):
-        for i in range(int(sys.argv[3])):
-            yield t.made(i, images=(t.picture(i, "BMP", 256),))
-t.prepare(Reader, t.arguments(Path(sys.argv[1])), Path(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000)
-"""
-
-
-def test_memory_does_not_grow_with_the_images(tmp_path, source):
-    """900 images of 197 kB are 157 MB more than 100 are."""
-    code = MEMORY.format(tests=TESTS)
-    ended = [
-        subprocess.run([sys.executable, "-c", code, source, tmp_path / count, count], capture_output=True, text=True, check=True)
-        for count in ("100", "900")
-    ]
-    few, many = (int(e.stdout) for e in ended)
-    assert many - few < 40
-
-
 def test_the_report_of_a_run_finds_the_records(tmp_path, source):
     out, _ = run(tmp_path, source, [made(i) for i in range(20)])
     of_run = RunFolder(tmp_path, {}, [], [], {}, out, read_manifest(out), [])
     ids = {example.example_id for example in by_split(out)["test"]}
     found = read_examples(of_run, split="test", task="sharp", ids=ids)
     assert found.keys() == ids and len(ids) == 2 and of_run.problems == []
-
-
-FAKE = """
-import runpy, sys, time
-from mtjudge_jax.prepare.readers import READERS
-sys.path.insert(0, {tests!r})
-import test_prepare as t
-bad = t.BadRecord("missing_image", "rows.csv line 9: no 9.png", "fake/9")
-examples = [t.made(i, images=(t.picture(i, side={side}),)) for i in range({count})]
-READERS["fake"] = t.reader_of([*examples, bad])
-if {hang}:
-    def read(source, options):
-        yield from examples[:150]
-        time.sleep(600)
-    READERS["fake"].read = read
-sys.argv = ["mtjudge prepare", *sys.argv[1:]]
-runpy.run_module("mtjudge_jax.prepare", run_name="__main__", alter_sys=True)
-"""
-
-
-def called(*argv, count: int = 40, side: int = 24) -> subprocess.CompletedProcess:
-    """The command in an interpreter of its own, with a reader named `fake`."""
-    code = FAKE.format(tests=TESTS, count=count, side=side, hang=False)
-    return subprocess.run([sys.executable, "-c", code, *map(str, argv)], capture_output=True, text=True, check=False)
-
-
-def test_the_command_tells_what_it_did(tmp_path, source):
-    argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")
-    ended = called(*argv)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "# fake: 40 of 41 records\n\nLicence: CC0. Terms: open. Split: native, seed 0." in ended.stdout
-    assert "- missing_image: 1\n  - fake/9: rows.csv line 9: no 9.png" in ended.stdout
-    assert ended.stdout.splitlines()[-1] == f"40 records in {tmp_path / 'out'}"
-    assert "train/sharp                          32 records" in ended.stdout
-    again = called(*argv)
-    assert again.stdout.splitlines()[0] == f"{tmp_path / 'out'} already holds these data: nothing to do"
-
-
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (("--dataset=fake",), "--dataset=fake needs --source=FOLDER. Draw them. Options: --option=margin=.. default 0"),
-        (("--dataset=fake", "--source=@source", "--option=margin"), "--option=margin: write --option=name=value"),
-        (("--dataset=demo", "--source=@source"), "--source: the demo's data are drawn"),
-        (("--dataset=fake", "--source=@source", "--option=nonsense=1"), "unknown option 'nonsense'"),
-        (("--dataset=fake", "--source=@source", "--val=0.6", "--test=0.5"), "together below 1"),
-    ],
-)
-def test_what_the_command_refuses(tmp_path, source, argv, said):
-    ended = called(f"--out={tmp_path / 'out'}", *[a.replace("@source", str(source)) for a in argv])
-    assert ended.returncode == 2 and said in ended.stderr and list(tmp_path.iterdir()) == [source]
-    assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
 
 
 def test_prepared_folders_are_joined(tmp_path, source):
@@ -518,9 +364,3 @@ def test_prepared_folders_are_joined(tmp_path, source):
     ):
         with pytest.raises(ValueError, match=text):
             prepare(prepared, replace(joining, **changed), tmp_path / "none")
-
-
-def test_without_out_the_command_says_so_and_without_source_where_to_get_it():
-    for flags, text in (([], "--out=FOLDER is missing"), (["--dataset=agin"], "--dataset=agin needs --source=FOLDER. Get AGIN")):
-        done = subprocess.run([sys.executable, "-m", "mtjudge_jax.cli", "prepare", *flags], capture_output=True, text=True)
-        assert done.returncode == 2 and done.stderr.startswith(f"error: {text}") and len(done.stderr.splitlines()) == 1

@@ -201,7 +201,7 @@ def test_imagereward_bad_rows(tmp_path):
 
 def test_imagereward_without_a_zip_or_its_table(tmp_path):
     native.write_imagereward(tmp_path, imagereward_rows())
-    with pytest.raises(ValueError, match=r"train_5.zip: no such file, 2k needs it. Get THUDM/ImageRewardDB"):
+    with pytest.raises(ValueError, match=r"train_5.zip: no such file; 2k needs it. Get THUDM/ImageRewardDB"):
         read_all(imagereward, tmp_path, size="2k")
     native.write_zip(tmp_path / "images" / "train" / "train_1.zip", {"a.webp": b""})
     with pytest.raises(ValueError, match=r"train_1.zip: has no train_1.json, it has a.webp"):

@@ -196,7 +196,7 @@ def test_no_image_leads_out_of_the_folder(tmp_path, name):
 
 
 def test_an_image_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_files, "MAX_IMAGE_BYTES", 50)
+    monkeypatch.setattr(image_files, "_MAX_IMAGE_BYTES", 50)
     write_image(tmp_path / "a.png", 1)
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
         archive.writestr("b.png", bytes(51))

@@ -1,4 +1,4 @@
-"""Runs side by side: the numbers of the tables, the paper's beside them, what is read and what is refused."""
+"""Comparison of runs: the numbers of the tables and of the paper, what is read and what is refused."""
 
 import io
 import json
@@ -6,24 +6,14 @@ import re
 
 import numpy as np
 import pytest
-from commands import commands
 from PIL import Image
+from report_folder import result, save
 
 from mtjudge_jax.report.compare.compare import Cell, compare
 from mtjudge_jax.report.compare.pages import arm_style, cell_text, comparison_markdown, detail_table, write_comparison
 from mtjudge_jax.report.compare.paper import PAPER, paper_arm
 from mtjudge_jax.report.compare.read import read_runs
 from mtjudge_jax.report.intervals import difference_interval
-
-
-def result(**scores):
-    """technical=0.5 or technical=(0.5, 0.4, 0.6), of every metric."""
-    tasks = {}
-    for name, given in scores.items():
-        value, low, high = given if isinstance(given, tuple) else (given, None, None)
-        ci = None if low is None else [low, high]
-        tasks[name] = dict.fromkeys(("macro_f1", "accuracy"), value) | {f"{key}_ci": ci for key in ("macro_f1", "accuracy")}
-    return {"tasks": tasks}
 
 
 def line(task, name, label, verdict):
@@ -95,7 +85,7 @@ def test_constant_answer_and_position_bias_are_named_and_empty_columns_left_out(
         "task": "pairwise_safety", "arm": "a", "macro-F1": "0.500", "constant answer": "", "accuracy": "0.500",
         "first wins": "0.188", "position bias": "-0.312",
     }  # fmt: skip
-    assert "Position bias: first wins, ties left out, minus" in table.note
+    assert "Position bias: the share of choices (ties left out) for the first picture, minus" in table.note
 
 
 def test_the_papers_numbers_stand_beside():
@@ -141,16 +131,10 @@ def test_a_cell_in_words():
 def test_what_cannot_be_compared_is_said():
     with pytest.raises(ValueError, match="nothing to compare: no run without a result"):
         compare({})
-    with pytest.raises(ValueError, match="base 'x' is none of the runs a"):
+    with pytest.raises(ValueError, match="--base=x: no such run, there are a"):
         compare({"a": result(technical=0.5)}, base="x")
-    with pytest.raises(ValueError, match="none of the tasks safety is in the runs, they have technical"):
+    with pytest.raises(ValueError, match="--tasks=safety: none is in the runs, they have technical"):
         compare({"a": result(technical=0.5)}, tasks=["safety"])
-
-
-def save(path, scores, predictions=()):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(scores))
-    path.with_name(f"{path.stem}.predictions.jsonl").write_text("".join(json.dumps(p) + "\n" for p in predictions))
 
 
 def test_runs_are_found(tmp_path):
@@ -173,12 +157,12 @@ def test_runs_are_found(tmp_path):
 
 
 BAD = {
-    "nowhere": "there is no such folder or file",
-    "empty": "has not one result but none",
-    "two": "has not one result but a.json, b.json",
+    "nowhere": "no such file or folder",
+    "empty": "must have one result but has none",
+    "two": "must have one result but has a.json, b.json",
     "workdir": "is a workdir without eval/trained_test.json",
     "cut.json": "is damaged",
-    "other.json": "holds no scores of tasks",
+    "other.json": "has no task scores",
     "=x": "give PATH or ARM=PATH",
 }
 
@@ -221,24 +205,3 @@ def test_pages_and_plots(tmp_path):
     before = {path: path.read_bytes() for path in written}
     write_comparison(compare(runs), tmp_path / "out")
     assert before == {path: path.read_bytes() for path in written}
-
-
-def test_the_command(tmp_path):
-    save(tmp_path / "a" / "test.json", result(technical=0.5))
-    save(tmp_path / "b" / "test.json", result(technical=0.75))
-    ended = commands().run("report", tmp_path / "a", f"rl={tmp_path / 'b'}", f"--out={tmp_path / 'out'}")
-    assert ended.status == 0, ended.err
-    assert "| a | 50.0 | 50.0 | 50.0 |" in ended.out and "| rl | 75.0 | 75.0 | 75.0 |" in ended.out
-    assert ended.out.strip().endswith(f"{tmp_path / 'out' / 'comparison.png'}")
-    which = "give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C"
-    for argv, said in (
-        ((), which),
-        ((tmp_path / "a", "--workdir=x"), which),
-        ((tmp_path / "c",), "there is no such folder or file"),
-        ((tmp_path / "a", "--bse=x"), "Unknown command line flag 'bse'"),
-        (("--workdir=nowhere",), "is not a folder"),
-    ):
-        ended = commands().run("report", *argv)
-        assert ended.status == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err
-    ended = commands().run("judge", "a.png", "--model=x", "--image=x", "--task=safety")  # the others refuse it
-    assert ended.status == 2 and "unexpected argument 'a.png'" in ended.err

@@ -1,19 +1,15 @@
 """The report page over a synthetic run folder: what it says, that it is one inert file, that missing parts are said."""
 
 import base64
-import html.parser
 import io
 import json
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
+from report_folder import PAIRWISE, Page, draw_picture, make_example, make_workdir
 
-from mtjudge_jax.records import JudgeExample, Label, pack
 from mtjudge_jax.report.examples import choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import Series, draw_curves, smooth
@@ -23,32 +19,7 @@ from mtjudge_jax.report.write import format_ci, format_duration, write_report
 from mtjudge_jax.tasks import DEMO, TASKS
 
 POINTWISE = [name for name, task in DEMO.items() if task.kind == "pointwise_binary"]
-PAIRWISE = [name for name, task in DEMO.items() if task.kind == "pairwise"]
 HOSTILE = '<script>document.title="run"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}'
-
-
-def draw_picture(rng, side=96):
-    """A PNG of two colours and a block: enough to be told apart on the page."""
-    pixels = np.empty((side, side, 3), np.uint8)
-    pixels[:] = rng.integers(60, 255, 3)
-    pixels[np.arange(side) % 16 < 8] //= np.uint8(2)
-    a, b = rng.integers(0, side // 2, 2)
-    pixels[a : a + side // 3, b : b + side // 3] = rng.integers(0, 255, 3)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def make_example(rng, task, split, i):
-    kind = TASKS[task].kind
-    pair, label = kind == "pairwise", int(i % 2)
-    return JudgeExample(
-        example_id=f"{split}_{task}_{i:04d}", dataset="demo", split=split, task=task,
-        group_id=f"{split}_photo_{i // 2}",
-        criterion=task, kind=kind, instruction="a dog" if i % 3 else "a cup of tea",
-        images=tuple(draw_picture(rng) for _ in range(2 if pair else 1)),
-        label=Label(winner=label) if pair else Label(binary=label),
-    )  # fmt: skip
 
 
 def make_prediction(rng, example, *, skill, order=""):
@@ -110,89 +81,6 @@ def write_evaluation(folder, name, examples, rng, *, skill):
     return tasks, mean
 
 
-def write_metrics(path, rng, *, steps, every):
-    lines = []
-    for step in range(0, steps + 1):
-        skill = 0.5 + 0.38 / (1 + np.exp(-(step - steps * 0.4) / (steps * 0.1)))
-        tasks = {}
-        for i, task in enumerate(POINTWISE):
-            accuracy = float(np.clip(skill - 0.03 * i + rng.normal(0, 0.08), 0, 1))
-            tasks[task] = {"reward": 0.9 * accuracy + 0.1, "accuracy": accuracy, "format": 1 - 0.02 * rng.random()}
-            tasks[task]["zero_variance"] = float(np.clip(skill - 0.4 + rng.normal(0, 0.1), 0, 1))
-        line = {key: float(np.mean([t[key] for t in tasks.values()])) for key in tasks[POINTWISE[0]]}
-        line |= {"kind": "train", "step": step, "kl": 0.05 * skill * rng.random() + 1e-3 * step / steps, "loss": 0.01}
-        line |= {
-            "entropy": 0.3 - 0.2 * skill + 0.02 * rng.random(),
-            "grad_norm": 1.0,
-            "lr": 2e-4,
-            "tokens_per_s": 3000 + 300 * rng.random(),
-        }
-        line |= {
-            "seconds": {"rollout": 0.4, "score": 0.01, "logp": 0.1, "update": 0.5 + 20 * (step == 1)},
-            "tasks": tasks,
-        }
-        if step:
-            lines.append(line)
-        if step % every == 0:
-            scores = {t: {"macro_f1": tasks[t]["accuracy"], "sampled_accuracy": skill} for t in POINTWISE}
-            mean = {"macro_f1": float(np.mean([s["macro_f1"] for s in scores.values()])), "sampled_accuracy": skill}
-            lines.append({"kind": "eval", "step": step, "split": "val", "tasks": scores, "mean": mean})
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-
-def make_workdir(folder, *, steps=12, per_task=6, seed=0):
-    """A whole run: config, metrics, data of two splits, base and trained on test, two validations."""
-    rng = np.random.default_rng(seed)
-    data, examples = folder / "data", {"val": [], "test": []}
-    manifest = {"version": 1, "dataset": "demo", "files": {}}
-    for split, kept in examples.items():
-        (data / split).mkdir(parents=True)
-        for task in POINTWISE + (PAIRWISE if split == "test" else []):
-            rows = [make_example(rng, task, split, i) for i in range(per_task)]
-            writer = ArrayRecordWriter(str(data / split / f"{task}.array_record"), "group_size:1")
-            for row in rows:
-                writer.write(pack(row))
-            writer.close()
-            kept += rows
-            manifest["files"][f"{split}/{task}"] = {"count": per_task, "sha256": ""}
-    (data / "manifest.json").write_text(json.dumps(manifest))
-    (folder / "config.json").write_text(
-        json.dumps({"seed": 0, "steps": steps, "data": {"path": ""}, "optim": {"lr": 2e-4}})
-    )
-    write_metrics(folder / "metrics.jsonl", rng, steps=steps, every=max(1, steps // 6))
-    for name, split, skill in (
-        ("base_test", "test", 0.5), ("trained_test", "test", 0.85), ("val_000000", "val", 0.5),
-        (f"val_{steps:06d}", "val", 0.85),
-    ):  # fmt: skip
-        write_evaluation(folder / "eval", name, examples[split], rng, skill=skill)
-    return folder
-
-
-class Page(html.parser.HTMLParser):
-    """Tags with their attributes, and the visible text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.text, self.inside = [], "", []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self.inside.append(tag)
-
-    def handle_endtag(self, tag):
-        if self.inside and tag == self.inside[-1]:
-            self.inside.pop()
-
-    def handle_data(self, data):
-        if not self.inside:
-            self.text += data
-
-    def all(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     return make_workdir(tmp_path_factory.mktemp("run"))
@@ -216,7 +104,7 @@ def test_page_is_complete(workdir, source):
     )
     assert "unknown" not in headline
     assert "coin flips" in page.text and "demonstration set made by construction" in page.text
-    assert "Not in this page" not in page.text
+    assert "Missing from this page" not in page.text
     plots = [a for a in page.all("img") if a["src"].startswith("data:image/svg+xml")]
     assert len(plots) == 1 + 9 and all(len(a["alt"]) > 30 for a in plots)
     order = [source.index(f'id="{name}"') for name in ("tasks", "curves", "pairwise", "measured", "work", "examples")]
@@ -380,11 +268,3 @@ def test_thumbnail_shrinks_and_encodes_again():
     data = base64.b64decode(thumbnail(file.getvalue()).split(",")[1])
     assert Image.open(io.BytesIO(data)).size == (192, 96) and b"hidden" not in data
     assert len(base64.b64decode(thumbnail(draw_picture(np.random.default_rng(0))).split(",")[1])) < 10_000
-
-
-def test_command_line(workdir, tmp_path):
-    command = [sys.executable, "-m", "mtjudge_jax.report", f"--workdir={workdir}", f"--out={tmp_path / 'r.html'}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("report: file:///") and (tmp_path / "r.html").stat().st_size > 100_000
-    failed = subprocess.run([*command[:3], f"--workdir={tmp_path / 'no'}"], capture_output=True, text=True)
-    assert failed.returncode == 2 and "is not a folder" in failed.stderr

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from test_report import PAIRWISE, Page, make_workdir
+from report_folder import PAIRWISE, Page, make_workdir
 
 from mtjudge_jax.report import views
 from mtjudge_jax.report.intervals import mean_interval
@@ -84,7 +84,7 @@ def test_missing_judgings_come_with_their_commands(tmp_path):
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"is no run: .*config\.json, metrics\.jsonl and eval/") as refused:
+    with pytest.raises(FileNotFoundError, match=r"is no run: .* neither config\.json nor metrics\.jsonl nor eval/") as refused:
         write_report(tmp_path)
     assert "\n" not in str(refused.value) and [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
@@ -103,7 +103,7 @@ def test_a_cut_validation_is_no_whole_split(tmp_path):
     assert text_of(folder).count("the whole validation split") == 2
     change_config(folder, eval={"limit": 4})
     text = text_of(folder)
-    assert text.count("validation, 4 questions a task") == 2 and "the whole validation split" not in text
+    assert text.count("validation, 4 questions per task") == 2 and "the whole validation split" not in text
 
 
 def test_a_number_that_does_not_move_stayed_at_it(tmp_path):
@@ -123,7 +123,7 @@ def test_a_number_that_does_not_move_stayed_at_it(tmp_path):
 def test_the_constant_answer_is_that_of_the_tasks(tmp_path):
     """0.33 and 0.50 hold of two labels; of others the scores' own constant is said, of no scores nothing."""
     folder = make_workdir(tmp_path)
-    assert "(always the same word earns about 0.33, a coin flip 0.50, where labels are balanced)" in text_of(folder)
+    assert "(with balanced labels, always the same verdict scores about 0.33 and a coin flip 0.50)" in text_of(folder)
     for name in ("base_test", "trained_test"):
         path = folder / "eval" / f"{name}.json"
         result = json.loads(path.read_text())
@@ -131,10 +131,10 @@ def test_the_constant_answer_is_that_of_the_tasks(tmp_path):
         path.write_text(json.dumps(result))
     text = text_of(folder)
     assert "coin flip 0.50" not in text
-    assert "(the best answer that never looks at the picture earns 0.29)" in text  # (5/3 + 1/15) / 6
+    assert "(the best constant answer scores 0.29)" in text  # (5/3 + 1/15) / 6
     change_config(folder, data={"path": "", "tasks": ["a_task_of_mine"]})
     text = text_of(folder)
-    assert "coin flip 0.50" not in text and "of the most likely answer; sampled" in text
+    assert "coin flip 0.50" not in text and "scores the greedy answer. Sampled" in text
 
 
 def test_an_answer_without_verdict_is_not_the_word_none(tmp_path):
@@ -148,11 +148,11 @@ def test_sft_lists_what_sft_reads(tmp_path):
     rollout = {"prompts": 24, "group_size": 5, "temperature": 0.75}
     change_config(folder, rollout=rollout, update={"prompts": 12}, reward={"alpha": 0.125}, loss={"kl_coef": 0.0625})
     shown = dict(views.highlight(views.config_rows(read_run(folder).config), "grpo"))
-    told = ("prompts a step", "answers a prompt", "temperature", "weight of the form", "weight of the KL")
+    told = ("prompts per step", "answers per prompt", "temperature", "weight of the format reward", "weight of the KL")
     assert [shown[words] for words in told] == ["24", "5", "0.75", "0.125", "0.0625"]
     change_config(folder, stage="sft")
     shown = dict(views.highlight(views.config_rows(read_run(folder).config), "sft"))
-    assert shown["prompts a step"] == "12" and shown.keys().isdisjoint(told[1:]) and shown["stage"] == "sft"
+    assert shown["prompts per step"] == "12" and shown.keys().isdisjoint(told[1:]) and shown["stage"] == "sft"
     text = text_of(folder)
     assert "weight of the KL" not in text and "drawn as in training" not in text
 
@@ -160,4 +160,4 @@ def test_sft_lists_what_sft_reads(tmp_path):
 def test_a_run_without_its_data_is_not_taken_for_the_demo(tmp_path):
     folder = make_workdir(tmp_path)
     (folder / "data").rename(tmp_path / "gone")
-    assert "verdicts in that training were coin flips" not in text_of(folder)
+    assert "verdicts it was taught were coin flips" not in text_of(folder)

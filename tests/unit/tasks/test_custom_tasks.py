@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_fixtures import encoded, noise
-from test_task_kinds import record
+from task_records import record
 
 from mtjudge_jax.config import Config, MeshConfig, from_dict, get_tasks, to_dict
 from mtjudge_jax.config_check import check
-from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.eval.scores import task_score
 from mtjudge_jax.judge.judge import question_example
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
@@ -147,7 +147,7 @@ def test_predictions_tell_their_own_task():
     ],
 )
 def test_a_bad_entry_is_one_line(change, says):
-    with pytest.raises(ConfigError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         check(config({**BLUR, **change}))
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
@@ -157,13 +157,13 @@ def test_what_is_no_entry_and_what_is_missing():
         ("blur", "'blur' is a str, it must be a dict"),
         ({"name": "blur", "kind": "pairwise"}, "'blur' has no question"),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(UserError, match=says):
             check(config(raw))
-    with pytest.raises(ConfigError, match="'blur' is the name of another task"):
+    with pytest.raises(UserError, match="'blur' is the name of another task"):
         check(config(BLUR, BLUR))
     with pytest.raises(ConfigError, match="did you mean 'blur'"):
         check(config(BLUR, tasks=("blurr",)))
-    with pytest.raises(ConfigError, match="'blur' is there to be judged and never trained on"):
+    with pytest.raises(ConfigError, match=r"'blur' is an evaluation-only task: move it from data\.tasks to eval\.tasks"):
         check(config({**BLUR, "ood": True}))
 
 

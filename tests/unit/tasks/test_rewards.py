@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 from scipy import stats
-from test_task_kinds import record
+from task_records import record, say
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.config_check import check
-from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.metrics.correlation import kendall_tau_b
 from mtjudge_jax.records import TIE, Label
 from mtjudge_jax.rl.score import rule_of, score
@@ -18,10 +18,6 @@ from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, rankin
 from mtjudge_jax.tasks.truth import Truth, truth_of, write_truth
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.train.monitor.nonfinite import suspects
-
-
-def say(word: str, reasoning: str = "a") -> str:
-    return f"<think>{reasoning}</think><answer>{word}</answer>"
 
 
 def scored(examples, texts, rule, truncated=None, tokens=None):
@@ -183,12 +179,12 @@ def test_a_reward_that_is_not_finite_is_told_by_the_guard():
     [
         ({"weights": ("acuracy=1",)}, "names an unknown part"),
         ({"weights": (3,)}, "hold str, not 3"),
-        ({"weights": ("overlong=1",)}, "reward.overlong_buffer is 0"),
+        ({"weights": ("overlong=1",)}, "reward.overlong_buffer = 0"),
         ({"overlong_buffer": 4000}, "more than rollout.completion_tokens = 2048"),
         ({"tie_credit": 1.5}, "reward.tie_credit = 1.5 must be between 0 and 1"),
     ],
 )
 def test_bad_settings_are_one_line(fields, says):
-    with pytest.raises(ConfigError, match=says) as error:
+    with pytest.raises(UserError, match=says) as error:
         with_reward(**fields)
     assert "\n" not in str(error.value)

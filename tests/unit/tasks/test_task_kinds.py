@@ -8,14 +8,15 @@ from itertools import product
 
 import numpy as np
 import pytest
-from data_fixtures import CONFIG, encoded, noise, write_tokenizer
-from test_tasks import NO_LOOK_ALIKES, YES_LOOK_ALIKES, hostile_texts
+from data_fixtures import CONFIG, write_tokenizer
+from hostile import NO_LOOK_ALIKES, YES_LOOK_ALIKES, hostile_texts
+from task_records import PICTURES, TEXT_TASKS, record
 
 from mtjudge_jax.data.images import decode_image, patchify
 from mtjudge_jax.data.rows import DEVICE_KEYS, RowFormat, to_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.policy.model import true_target
-from mtjudge_jax.records import TIE, Candidate, JudgeExample, Label, candidates_of, check_example, reordered, swapped
+from mtjudge_jax.records import TIE, Candidate, JudgeExample, Label, candidates_of, reordered, swapped
 from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import DEMO, TASKS, tasks_with
 from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, dense, parse_lenient, parse_strict, ranking_text
@@ -23,38 +24,9 @@ from mtjudge_jax.tasks.reward import NEEDS_FORM, Rule
 from mtjudge_jax.tasks.truth import answer_text, read_truth, truth_of, write_truth
 from mtjudge_jax.tasks.wording import IMAGE, order_of
 
-PICTURES = tuple(encoded(noise(i, 32, 32)) for i in range(4))
-TEXT_TASKS = ("vl_rewardbench", "multimodal_rewardbench", "mllm_pair", "mllm_batch", "mllm_score")
 NEW = [name for name in TASKS if name not in DEMO]
 CONTRACT_END = "inside <answer> and </answer>."
 OF_KIND = {"pointwise_binary": "agin_tech", "pointwise_score": "mllm_score", "pairwise": "genai_image", "listwise": "mllm_batch"}
-
-
-def record(name: str, number: int = 0, tasks=TASKS, **changes) -> JudgeExample:
-    """A record as the readers give it: pictures, or texts about one picture."""
-    task = tasks[name]
-    count = {"pairwise": 2, "listwise": 4}.get(task.kind, 1)
-    texts, edit = name in TEXT_TASKS, name == "genai_edit"
-    images = PICTURES[:1] if texts else PICTURES[: count + edit]
-    label = {
-        "pointwise_binary": Label(binary=number % 2, score=2.5),
-        "pointwise_score": Label(score=1.0 + number % 5),
-        "pairwise": Label(winner=number % 2),
-        "listwise": Label(ranks=(2, 1, 4, 2)),
-    }[task.kind]
-    fields = {
-        "context_images": int(texts or edit),
-        "candidates": tuple(Candidate(0, f"text {i}", "MAKER") for i in range(count)) if texts else (),
-        "allow_tie": task.kind == "pairwise" and len(task.labels) == 3,
-        "score_min": 1.0 if task.kind == "pointwise_score" else None,
-        "score_max": 5.0 if task.kind == "pointwise_score" else None,
-        "label": label,
-    }
-    made = JudgeExample(
-        f"{name}/{number}", "set", "test", f"g{number}", name, name, task.kind, "a red cup", images, **fields | changes
-    )
-    check_example(made)
-    return made
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import time
 from itertools import pairwise, permutations
 
 import pytest
+from hostile import GOOD, NO_LOOK_ALIKES, REASONING, YES_LOOK_ALIKES, hostile_texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,16 +18,7 @@ from mtjudge_jax.tasks.reward import reward_of
 
 NO_YES = ("no", "yes")
 THINK, THINK_END, ANSWER, ANSWER_END = TAGS
-REASONING = "looks blurry, parts ordered"
-GOOD = f"<think>{REASONING}</think><answer>no</answer>"
-# "yes" in look-alike letters: the 13 mathematical alphabets, full-width, Cyrillic, Greek, small capitals, circled, ...
-YES_LOOK_ALIKES = [
-    "".join(chr(0x1D41A + 52 * style + ord(c) - ord("a")) for c in "yes") for style in range(13) if style not in (2, 3, 4)
-]
 YES_LOOK_ALIKES += ["уes", "yеs", "yeѕ", "уеѕ", "ｙｅｓ", "ＹＥＳ", "Ｙes", "γes", "yεs", "ʏᴇs", "ⓨⓔⓢ", "yeꜱ", "yeſ", "ｙes"]
-NO_LOOK_ALIKES = ["nо", "пo", "nο", "ｎｏ", "ＮＯ", "ո0", "n0", "Νo", "Nо", "ⓝⓞ", "no\u0301", "ɴo", "nօ"]
-
-
 def question(kind="pointwise_binary", images=1, instruction="a dog"):
     return Question("any", "any", kind, instruction, (b"image",) * images)
 
@@ -255,29 +247,6 @@ def test_lenient_keeps_the_reasoning():
     assert parse_lenient(GOOD, NO_YES).reasoning == REASONING
     assert parse_lenient("it is sharp</think><answer>yes", NO_YES).reasoning == "it is sharp"
     assert parse_lenient("<answer>yes</answer>", NO_YES).reasoning == ""
-
-
-def hostile_texts(size: int) -> dict[str, str]:
-    def fill(piece: str) -> str:
-        return (piece * (size // len(piece) + 1))[:size]
-
-    return {
-        "newlines": fill("\n"),
-        "newlines in the form": f"<think>{fill(chr(10))}</think>{fill(chr(10))}<answer>{fill(chr(10))}no</answer>",
-        "tags": fill("".join(TAGS)),
-        "open tags": fill(THINK),
-        "close tags": fill(ANSWER_END),
-        "almost tags": fill("<think"),
-        "angles": fill("<"),
-        "brackets": fill("[" * 50 + "]" * 50),
-        "combining marks": fill("\u0301\u0323"),
-        "marks as the label": f"<think>a</think><answer>{fill(chr(0x301) + chr(0x323))}</answer>",
-        "ligatures": fill("\ufdfa"),
-        "dotted capitals": fill("İ"),
-        "NUL": fill("\0"),
-        "surrogates": fill("\ud800"),
-        "good outputs": fill(GOOD),
-    }
 
 
 @pytest.mark.parametrize("size", [1_000_000, MAX_CHARS - 40, MAX_CHARS // 3 - 20], ids=["1MB", "cap", "third"])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from data_fixtures import row_format
-from test_data_pipeline import COUNTS, NAMES, write_data
+from feeding import COUNTS, NAMES, write_data
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
@@ -74,7 +74,7 @@ def test_answers_without_form_are_told_once():
     health, line = Health(), {"format": 0.0, "tasks": {}}
     said = [health.add(line) for _ in range(3 * FORMLESS_STEPS)]
     assert [len(texts) for texts in said] == [0] * (FORMLESS_STEPS - 1) + [1] + [0] * 2 * FORMLESS_STEPS
-    assert said[FORMLESS_STEPS - 1][0].startswith("warning: no answer in the first 5 steps has the form <think>")
+    assert said[FORMLESS_STEPS - 1][0].startswith("warning: no answer in the first 5 steps has the format <think>")
     health = Health()  # one that answers now and then learns
     assert not [text for share in (0.0, 0.1, *[0.0] * 20) for text in health.add({"format": share, "tasks": {}})]
     assert not [text for _ in range(20) for text in Health().add({"loss": 0.1})]  # SFT

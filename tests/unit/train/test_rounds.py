@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 from data_fixtures import row_format
-from test_data_pipeline import NAMES, iterator, write_data
+from feeding import NAMES, iterator, write_data
 
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.data.pipeline import Shard

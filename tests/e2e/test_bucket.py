@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import native_eval
 import numpy as np
+import preparing
 import pytest
-import test_prepare
 from bucket import Bucket
 from commands import commands
 from flax.traverse_util import flatten_dict
@@ -359,7 +359,7 @@ def test_a_source_is_prepared_into_a_bucket(bucket, tmp_path, capsys):
     source = tmp_path / "source"
     source.mkdir()
     (source / "rows.csv").write_text("rows")
-    reader, arguments = test_prepare.reader_of([test_prepare.made(i) for i in range(20)]), test_prepare.arguments(source)
+    reader, arguments = preparing.reader_of([preparing.made(i) for i in range(20)]), preparing.arguments(source)
     out = paths.as_path("gs://bucket/own")
     assert prepare(reader, arguments, tmp_path / "own") and prepare(reader, arguments, out)
     for path in (p for p in (tmp_path / "own").rglob("*") if p.is_file() and p.suffix != ".png"):

@@ -1,0 +1,139 @@
+"""A synthetic workdir of a finished run, and a parser of its report page."""
+
+import html.parser
+import io
+import json
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from mtjudge_jax.demo.cases import POINTWISE
+from mtjudge_jax.eval.evaluate import write_evaluation
+from mtjudge_jax.records import JudgeExample, Label, pack
+from mtjudge_jax.tasks import DEMO, TASKS
+
+PAIRWISE = [name for name, task in DEMO.items() if task.kind == "pairwise"]
+
+
+def make_workdir(folder, *, steps=12, per_task=6, seed=0):
+    """A whole run: config, metrics, data of two splits, base and trained on test, two validations."""
+    rng = np.random.default_rng(seed)
+    data, examples = folder / "data", {"val": [], "test": []}
+    manifest = {"version": 1, "dataset": "demo", "files": {}}
+    for split, kept in examples.items():
+        (data / split).mkdir(parents=True)
+        for task in POINTWISE + (PAIRWISE if split == "test" else []):
+            rows = [make_example(rng, task, split, i) for i in range(per_task)]
+            writer = ArrayRecordWriter(str(data / split / f"{task}.array_record"), "group_size:1")
+            for row in rows:
+                writer.write(pack(row))
+            writer.close()
+            kept += rows
+            manifest["files"][f"{split}/{task}"] = {"count": per_task, "sha256": ""}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "config.json").write_text(
+        json.dumps({"seed": 0, "steps": steps, "data": {"path": ""}, "optim": {"lr": 2e-4}})
+    )
+    write_metrics(folder / "metrics.jsonl", rng, steps=steps, every=max(1, steps // 6))
+    for name, split, skill in (
+        ("base_test", "test", 0.5), ("trained_test", "test", 0.85), ("val_000000", "val", 0.5),
+        (f"val_{steps:06d}", "val", 0.85),
+    ):  # fmt: skip
+        write_evaluation(folder / "eval", name, examples[split], rng, skill=skill)
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes, and the visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text, self.inside = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag):
+        if self.inside and tag == self.inside[-1]:
+            self.inside.pop()
+
+    def handle_data(self, data):
+        if not self.inside:
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def make_example(rng, task, split, i):
+    kind = TASKS[task].kind
+    pair, label = kind == "pairwise", int(i % 2)
+    return JudgeExample(
+        example_id=f"{split}_{task}_{i:04d}", dataset="demo", split=split, task=task,
+        group_id=f"{split}_photo_{i // 2}",
+        criterion=task, kind=kind, instruction="a dog" if i % 3 else "a cup of tea",
+        images=tuple(draw_picture(rng) for _ in range(2 if pair else 1)),
+        label=Label(winner=label) if pair else Label(binary=label),
+    )  # fmt: skip
+
+
+def write_metrics(path, rng, *, steps, every):
+    lines = []
+    for step in range(0, steps + 1):
+        skill = 0.5 + 0.38 / (1 + np.exp(-(step - steps * 0.4) / (steps * 0.1)))
+        tasks = {}
+        for i, task in enumerate(POINTWISE):
+            accuracy = float(np.clip(skill - 0.03 * i + rng.normal(0, 0.08), 0, 1))
+            tasks[task] = {"reward": 0.9 * accuracy + 0.1, "accuracy": accuracy, "format": 1 - 0.02 * rng.random()}
+            tasks[task]["zero_variance"] = float(np.clip(skill - 0.4 + rng.normal(0, 0.1), 0, 1))
+        line = {key: float(np.mean([t[key] for t in tasks.values()])) for key in tasks[POINTWISE[0]]}
+        line |= {"kind": "train", "step": step, "kl": 0.05 * skill * rng.random() + 1e-3 * step / steps, "loss": 0.01}
+        line |= {
+            "entropy": 0.3 - 0.2 * skill + 0.02 * rng.random(),
+            "grad_norm": 1.0,
+            "lr": 2e-4,
+            "tokens_per_s": 3000 + 300 * rng.random(),
+        }
+        line |= {
+            "seconds": {"rollout": 0.4, "score": 0.01, "logp": 0.1, "update": 0.5 + 20 * (step == 1)},
+            "tasks": tasks,
+        }
+        if step:
+            lines.append(line)
+        if step % every == 0:
+            scores = {t: {"macro_f1": tasks[t]["accuracy"], "sampled_accuracy": skill} for t in POINTWISE}
+            mean = {"macro_f1": float(np.mean([s["macro_f1"] for s in scores.values()])), "sampled_accuracy": skill}
+            lines.append({"kind": "eval", "step": step, "split": "val", "tasks": scores, "mean": mean})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def draw_picture(rng, side=96):
+    """A PNG of two colours and a block: enough to be told apart on the page."""
+    pixels = np.empty((side, side, 3), np.uint8)
+    pixels[:] = rng.integers(60, 255, 3)
+    pixels[np.arange(side) % 16 < 8] //= np.uint8(2)
+    a, b = rng.integers(0, side // 2, 2)
+    pixels[a : a + side // 3, b : b + side // 3] = rng.integers(0, 255, 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def result(**scores):
+    """technical=0.5 or technical=(0.5, 0.4, 0.6), of every metric."""
+    tasks = {}
+    for name, given in scores.items():
+        value, low, high = given if isinstance(given, tuple) else (given, None, None)
+        ci = None if low is None else [low, high]
+        tasks[name] = dict.fromkeys(("macro_f1", "accuracy"), value) | {f"{key}_ci": ci for key in ("macro_f1", "accuracy")}
+    return {"tasks": tasks}
+
+
+def save(path, scores, predictions=()):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(scores))
+    path.with_name(f"{path.stem}.predictions.jsonl").write_text("".join(json.dumps(p) + "\n" for p in predictions))
