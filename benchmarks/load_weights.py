@@ -123,7 +123,7 @@ def load(folder: Path, *, dtype: str, devices: int, way: str) -> dict:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
-    from mtjudge_jax.models.hf.convert import load_params
+    from mtjudge_jax.models.hf.load import load_params
 
     from mtjudge_jax.config import MeshConfig
     from mtjudge_jax.models.hf.place import SMALL_BYTES
