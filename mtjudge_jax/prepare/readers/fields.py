@@ -65,6 +65,20 @@ def number_option(options: Mapping[str, str], name: str) -> float:
     return number
 
 
+def scale_of(text: str) -> tuple[float, float] | None:
+    """ "1-5" -> (1.0, 5.0). Raises UserError."""
+    if not text:
+        return None
+    low, _, high = text.replace(",", "-").partition("-")
+    try:
+        scale = float(low), float(high)
+    except ValueError:
+        scale = 0.0, 0.0
+    if not scale[0] < scale[1]:
+        raise UserError(f"option scale: {text!r} must be the lowest and the highest score, as 1-5")
+    return scale
+
+
 def text_of(value: Any, name: str, *, empty: bool = False) -> str:
     if isinstance(value, str) and (empty or value.strip()) and value.encode(errors="replace").decode() == value:
         return value  # JSON can hold a lone surrogate, which a tokenizer cannot take

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.prepare.readers import fields, files, image_files
-from mtjudge_jax.prepare.readers.paper import agin
 from mtjudge_jax.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label, counted
 
 LICENSE = "the user's own"
@@ -60,7 +59,7 @@ class Taken(NamedTuple):
 def take(given: Mapping[str, str], known: Mapping[str, str], dataset: str) -> Taken:
     """Raises UserError for an unknown or invalid option."""
     options = fields.take_options(given, known, allow_tie=("no", "yes"), split=_SPLITS)
-    agin.scale_of(options["scale"])
+    fields.scale_of(options["scale"])
     if options["kind"] and _kind_of(options["kind"]) is None:
         raise UserError(f"option kind: {unknown('kind', options['kind'], ('binary', 'graded', 'pairwise', 'listwise'))}")
     words = {}
@@ -247,7 +246,7 @@ def _flag(value: Any, default: bool) -> bool:
 
 def _scale(value: Any, taken: Taken) -> tuple[float, float]:
     if value is None:
-        scale = agin.scale_of(taken.options["scale"])
+        scale = fields.scale_of(taken.options["scale"])
         if scale is None:
             raise BadRecord("missing_field", "no scale; give it in the row as [1, 5] or as --option=scale=1-5")
         return scale

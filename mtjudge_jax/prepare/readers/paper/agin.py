@@ -33,7 +33,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     """Three records per image, one per criterion. Labels are binary or wait for prepare; label.score and raw hold the score."""
     taken = fields.take_options(options, OPTIONS, task=("all", *TASKS))
     taken |= {name: taken[name] or column for name, column in _COLUMNS.items()}
-    scale = scale_of(taken["scale"])
+    scale = fields.scale_of(taken["scale"])
     threshold = _threshold_of(taken, scale)
     tasks = TASKS if taken["task"] == "all" else (taken["task"],)
     wanted = {name: files.Column((taken[name],)) for name in ("filename", *(task.removeprefix("agin_") for task in tasks))}
@@ -44,20 +44,6 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
         yield from files.records(
             rows, lambda row: [_example(row, images, taken, threshold=threshold, scale=scale)]
         )
-
-
-def scale_of(text: str) -> tuple[float, float] | None:
-    """ "1-5" -> (1.0, 5.0). Raises ValueError."""
-    if not text:
-        return None
-    low, _, high = text.replace(",", "-").partition("-")
-    try:
-        scale = float(low), float(high)
-    except ValueError:
-        scale = 0.0, 0.0
-    if not scale[0] < scale[1]:
-        raise UserError(f"option scale: {text!r} must be the lowest and the highest score, as 1-5")
-    return scale
 
 
 def _threshold_of(taken: Mapping[str, str], scale: tuple[float, float] | None) -> fields.Threshold:
