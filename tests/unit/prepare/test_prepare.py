@@ -237,7 +237,7 @@ def test_a_reason_is_told_once_with_its_count(tmp_path, source):
         run(tmp_path, source, [*(made(i) for i in range(90)), *bad, BadRecord("bad_json", "y" * 999)], name="other")
     assert str(told.value) == (
         f"11 of 101 records cannot be used, the limit is 5.0%. {said}; bad_json 1, as {'y' * 250}... "
-        "Fix the source, or raise --max_bad: what is checked need not be checked again"
+        "Fix the source, or raise --max_bad: records that are checked are not checked again"
     )
 
 
@@ -289,7 +289,7 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
     with (work / "spool.bin").open("ab") as file:
         file.write(b"half a record")
     looked = []
-    monkeypatch.setattr(checking, "look", lambda image, whole=checking.look: looked.append(image) or whole(image))
+    monkeypatch.setattr(checking, "_look", lambda image, whole=checking._look: looked.append(image) or whole(image))
     prepare(reader_of(examples), arguments(source), tmp_path / "out")
     assert journaled >= 100 and len(looked) == 190 - (journaled - len(range(0, journaled, 20)))
     assert not work.exists()
@@ -323,7 +323,7 @@ def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
     broken = [replace(e, images=(b"",)) if i < 12 else e for i, e in enumerate(examples)]
     with pytest.raises(TooManyBadRecords):
         run(tmp_path, source, broken)
-    monkeypatch.setattr(checking, "look", lambda image: pytest.fail("looked again"))
+    monkeypatch.setattr(checking, "_look", lambda image: pytest.fail("looked again"))
     _, report = run(tmp_path, source, broken, max_bad=0.2, seed=7)
     assert report["records_written"] == 108 and report["unusable"]["image_format"]["count"] == 12
 
