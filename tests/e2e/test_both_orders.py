@@ -248,13 +248,13 @@ def test_a_good_config_is_taken():
 @pytest.mark.parametrize(
     ("changes", "devices", "message"),
     [
-        ({"stage": "sft"}, 1, "reward.weights has consistency, stage = 'sft' has no rewards: leave it out"),
+        ({"stage": "sft"}, 1, "reward.weights has consistency, but stage = 'sft' has no rewards: leave it out"),
         ({"data__mixture": "mt_grpo"}, 1, "data.mixture = 'mt_grpo' draws no pair in both orders: take another mixture"),
-        ({"data__tasks": ("technical",)}, 1, r"data.tasks = \('technical',\) has no task of pairs: name one, or leave it out"),
+        ({"data__tasks": ("technical",)}, 1, r"data.tasks = \('technical',\) has no pairwise task: name one, or leave it out"),
         ({"rollout__prompts": 5, "update__prompts": 5, "update__micro_prompts": 5}, 1,
-         "rollout.prompts = 5 is 5 each, which must be even, two orders a pair: take a multiple of 2"),
+         "two orders per pair, but rollout.prompts = 5 gives 5: take a multiple of 2"),
         ({"rollout__prompts": 12, "update__prompts": 12, "update__micro_prompts": 4}, 4,
-         "rollout.prompts = 12 over 4 processes is 3 each, which must be even, two orders a pair: take a multiple of 8"),
+         "two orders per pair, but rollout.prompts = 12 over 4 processes gives 3: take a multiple of 8"),
         ({"rollout__prompts": 6, "update__prompts": 6, "update__micro_prompts": 6, "data__balance_labels": True}, 1,
          "update.prompts = 6 is not divisible by twice the labels of all data.tasks .* = 10: take for example 10"),
     ],
