@@ -1,7 +1,7 @@
-"""The configuration of a run: every field and its one default; config_check.py says what a field may be.
+"""The configuration of a run: every field with its one default. config_check.py has the limits.
 
-Defaults are the paper's where it gives a value and otherwise EasyR1's, in whose words the paper writes its settings (see
-docs/design.md, Sources). A config file in `configs/` is Python that returns a `Config`; flags override it
+Defaults are the paper's values, or EasyR1's where the paper gives none: the paper describes its settings in EasyR1's terms (see
+docs/design.md, Sources). A config file in `configs/` is Python that returns a `Config`, and flags override its fields
 (`--config.optim.lr=1e-5`).
 """
 
@@ -16,7 +16,7 @@ from mtjudge_jax.tasks.reward import weights_of
 
 @dataclass
 class MeshConfig:
-    """Devices along each axis; their product is the number of devices. -1, at most once: all that are left."""
+    """Devices along each axis. Their product is the number of devices; one axis may be -1 and takes the devices that are left."""
 
     data: int = -1
     fsdp: int = 1
@@ -27,23 +27,23 @@ class MeshConfig:
 @dataclass
 class ModelConfig:
     path: str = ""  # a Hugging Face folder of type qwen3_vl; "demo" is the base that ships with the package
-    dtype: str = "float32"  # of activations, of weights that are not trained and of the reference policy
-    param_dtype: str = "float32"  # of the trained weights, cast to dtype where they are used
-    freeze: tuple[str, ...] = ()  # not trained: vision (the tower), mergers (its outputs), embeddings (and the head)
-    remat: str = "dots"  # the backward pass computes again: none | all but matrix products (dots) | full
-    attention: str = "auto"  # xla | chunked | splash (TPU) | tokamax (GPU); auto: xla on a CPU, else its kernel
+    dtype: str = "float32"  # of activations, frozen weights and the reference policy
+    param_dtype: str = "float32"  # of the trained weights, which are cast to dtype where they are used
+    freeze: tuple[str, ...] = ()  # parts that are not trained: vision (the tower), mergers (its outputs), embeddings (and head)
+    remat: str = "dots"  # what the backward pass recomputes: none | dots (all but matrix products) | full
+    attention: str = "auto"  # xla | chunked | splash (TPU) | tokamax (GPU); auto: xla on a CPU, the kernel on a TPU or GPU
     experts: str = "auto"  # dense | ragged | tokamax (GPU); auto: dense on a CPU, ragged on a TPU, tokamax on a GPU
-    head_chunk: int = 4096  # tokens whose logits exist at a time
+    head_chunk: int = 4096  # tokens whose logits are in memory at a time
 
 
 @dataclass
 class LoraConfig:
-    """Adapters on the decoder. Where rank is above 0 only they are trained, and the base without them is the reference."""
+    """Adapters on the decoder. With a rank above 0 only they are trained, and the base without them is the reference policy."""
 
     rank: int = 0
     alpha: float = 32.0
     path: str = ""  # start from this adapter, a folder of PEFT or of `mtjudge export --adapter=peft`; "" = a fresh one
-    targets: tuple[str, ...] = ("q", "k", "v", "o")  # also gate, up, down; a mixture of experts has none of these three
+    targets: tuple[str, ...] = ("q", "k", "v", "o")  # also gate, up, down, except in a mixture of experts
 
 
 @dataclass
@@ -51,45 +51,45 @@ class DataConfig:
     path: str = ""  # folder of `mtjudge prepare`; "" = <workdir>/data
     tasks: tuple[str, ...] = ()
     mixture: str = "proportional"  # (the paper's plain union) | uniform | temperature | weights | mt_grpo (arXiv 2602.05547)
-    mixture_temperature: float = 2.0  # T of temperature, n^(1/T); 1 is proportional, large uniform, 2 halfway in exponent
-    mixture_weights: tuple[float, ...] = ()  # of weights: one above 0 for each of data.tasks
-    mt_grpo_lambda: float = 0.6  # large favours the worst task; it tries 0.1 to 1.2
-    mt_grpo_beta: float = 1.0  # step of the logits: of six tasks one 0.3 of reward behind doubles its weight in some 25 steps
-    mt_grpo_max_oversample: float = 4.0  # M: more would give a hopeless task the whole batch
-    mt_grpo_rho_decay: float = 0.9  # of the running no-gradient rates: the last 10 steps or so
-    mt_grpo_rounds: int = 3  # rollouts a step at most, another one while fewer prompts than wanted give a gradient; 1: no more
-    mt_grpo_improvement: str = "objective"  # change by the update, a forward pass or two | reward: since the task's last step
-    custom_tasks: tuple[dict, ...] = ()  # tasks of your own, one dict each, see tasks/custom.py
-    polarity: str = "plain"  # plain | varied: some examples are asked for the opposite class ("is it safe?" "is it unsafe?")
-    label_words: str = "plain"  # plain | varied: some are to be answered in other words (Yes or True, A or 1)
-    balance_labels: bool = False  # every batch holds as many of each label, a task
-    prompt_tokens: int = 2048
+    mixture_temperature: float = 2.0  # T of temperature: a task of n records has weight n^(1/T); 1 is proportional
+    mixture_weights: tuple[float, ...] = ()  # for mixture weights: one number above 0 for each of data.tasks
+    mt_grpo_lambda: float = 0.6  # a larger value favours the worst task; the MT-GRPO paper tries 0.1 to 1.2
+    mt_grpo_beta: float = 1.0  # step of the logits: of six tasks, one whose reward is 0.3 behind doubles its weight in ~25 steps
+    mt_grpo_max_oversample: float = 4.0  # M: more would give the whole batch to a task that cannot be learned
+    mt_grpo_rho_decay: float = 0.9  # of the running rates of prompts without a gradient: about the last 10 steps
+    mt_grpo_rounds: int = 3  # most rollouts per step; a further one follows while too few prompts give a gradient
+    mt_grpo_improvement: str = "objective"  # change by the update, costs one or two forward passes | reward: since the last step
+    custom_tasks: tuple[dict, ...] = ()  # your own tasks, one dict each, see tasks/custom.py
+    polarity: str = "plain"  # plain | varied: some questions ask for the opposite class ("is it safe?", "is it unsafe?")
+    label_words: str = "plain"  # plain | varied: some questions ask for other answer words (Yes or True, A or 1)
+    balance_labels: bool = False  # every batch holds the same number of each label of each task
+    prompt_tokens: int = 2048  # longest prompt
     patches: int = 4096  # of all images of a prompt together
-    max_bad_share: float = 0.01  # of records that cannot be read; more stops the run
+    max_bad_share: float = 0.01  # share of unreadable records; above it the run stops
 
 
 @dataclass
 class RolloutConfig:
-    prompts: int = 512  # prompts a rollout batch
-    group_size: int = 20  # answers a prompt
-    completion_tokens: int = 2048
-    micro_prompts: int = 0  # prompts whose caches exist at a time; 0 = all
+    prompts: int = 512  # prompts per rollout batch
+    group_size: int = 20  # answers per prompt
+    completion_tokens: int = 2048  # longest answer
+    micro_prompts: int = 0  # prompts whose key-value caches are in memory at a time; 0 = all
     temperature: float = 1.0
 
 
 @dataclass
 class SftConfig:
-    target: str = "rationale"  # gold reasoning, then the verdict | answer: the verdict alone, as where a record has no reasoning
+    target: str = "rationale"  # the record's gold reasoning, if it has one, then the verdict | answer: the verdict alone
 
 
 @dataclass
 class RewardConfig:
     alpha: float = 0.1  # weight of the format reward; the paper gives no value, 0.1 is common in this family
     weights: tuple[str, ...] = ()  # "part=weight" of tasks/reward.py; () = the paper's accuracy=1-alpha, format=alpha
-    # consistency=.. draws pairs in both orders, which are rewarded for agreeing; also with weight 0, to measure it alone
-    tie_credit: float = 0.0  # part ties: for a tie where there is a winner, or a winner where there is a tie
-    overlong_buffer: int = 0  # part overlong: tokens before rollout.completion_tokens in which it falls to -1; DAPO takes 4096
-    custom: tuple[str, ...] = ()  # module:function(facts, text, parsed) -> float, see score.py
+    # consistency=.. draws every pair in both orders and rewards answers that agree; weight 0 only measures it
+    tie_credit: float = 0.0  # part ties: reward of a tie where the label has a winner, and the reverse
+    overlong_buffer: int = 0  # part overlong: falls to -1 over the last so many tokens before rollout.completion_tokens
+    custom: tuple[str, ...] = ()  # module:function(facts, text, parsed) -> float, see rl/score.py
 
 
 @dataclass
@@ -110,7 +110,7 @@ class OptimConfig:
     lr: float = 1e-6
     schedule: str = "constant"  # constant | cosine, both after a linear warm-up
     warmup_steps: int = 0
-    final_lr_ratio: float = 0.1  # of cosine
+    final_lr_ratio: float = 0.1  # cosine: last learning rate / lr
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -120,35 +120,35 @@ class OptimConfig:
 
 @dataclass
 class UpdateConfig:
-    prompts: int = 256  # prompts an update; a rollout batch serves rollout.prompts / update.prompts updates
-    micro_prompts: int = 256  # prompts whose activations exist at a time; the rest is accumulated
-    max_skipped: int = 3  # steps in a row whose loss, gradient or reward is not finite, until the run stops
+    prompts: int = 256  # prompts per update; a rollout batch serves rollout.prompts / update.prompts updates
+    micro_prompts: int = 256  # prompts whose activations are in memory at a time; gradients are accumulated over the update
+    max_skipped: int = 3  # successive steps with a non-finite loss, gradient or reward after which the run stops
 
 
 @dataclass
 class EvalConfig:
     every_steps: int = 5
-    samples: int = 8  # answers a prompt: the first greedy, the others sampled at rollout.temperature
+    samples: int = 8  # answers per prompt: the first is greedy, the others are sampled at rollout.temperature
     tasks: tuple[str, ...] = ()  # () = data.tasks
-    limit: int = 0  # validation examples a task; 0 = all
-    templates: str = "train"  # wordings asked in: train | held_out | all | first
-    patience: int = 0  # evaluations without a better mean macro-F1 before the run stops; 0 = never
+    limit: int = 0  # validation examples per task; 0 = all
+    templates: str = "train"  # wordings of the questions: train | held_out | all | first
+    patience: int = 0  # evaluations without a better mean macro-F1 after which the run stops; 0 = never
 
 
 @dataclass
 class CheckpointConfig:
     every_steps: int = 5
     keep: int = 2
-    max_failed_saves: int = 3  # in a row, for want of room or rights; then the run stops with its last good step
+    max_failed_saves: int = 3  # successive saves that may fail before the run stops; its last good checkpoint is kept
 
 
 @dataclass
 class HostsConfig:
-    """Processes that train together, one a host: how long they wait for each other."""
+    """How long the processes of a run, one per host, wait for each other."""
 
-    start_seconds: int = 300  # for all to come
-    heartbeat_seconds: int = 100  # one that is silent for so long is dead: the others stop
-    stuck_seconds: int = 3600  # without the end of a phase of a step: stacks are written, the process stops; 0 = never
+    start_seconds: int = 300  # for all processes to start
+    heartbeat_seconds: int = 100  # a process that is silent for longer counts as dead, and the others stop
+    stuck_seconds: int = 3600  # a phase of a step that takes longer stops the process, which writes its stacks; 0 = never
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Config:
 
 
 def from_dict(raw: dict, cls: type = Config, where: str = ""):
-    """Builds a Config from nested dicts, as `to_dict` writes them; an unknown key names the nearest field."""
+    """Builds a Config from nested dicts, as `to_dict` writes them. Raises ConfigError for an unknown key."""
     known = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
     for key, value in raw.items():
@@ -181,7 +181,9 @@ def from_dict(raw: dict, cls: type = Config, where: str = ""):
         kind = known[key].type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
-                raise ConfigError(f"{where}{key} = {value!r} must be a group of fields: {', '.join(flatten(kind()))}")
+                raise ConfigError(
+                    f"{where}{key} = {value!r} is not a group of fields: give a dict of {', '.join(flatten(kind()))}"
+                )
             value = from_dict(value, kind, f"{where}{key}.")
         values[key] = tuple(value) if isinstance(value, list) else value
     return cls(**values)
@@ -192,16 +194,13 @@ def to_dict(cfg: Config) -> dict:
 
 
 def get_tasks(cfg: Config, templates: str = "train") -> dict[str, Task]:
-    """All tasks of a run, its own among them, in the wordings it asks in. Raises ConfigError for an entry that cannot be."""
+    """All tasks of a run, with its custom ones, in the wordings that it asks. Raises UserError for an invalid entry."""
     varied = {"vary_polarity": cfg.data.polarity == "varied", "vary_words": cfg.data.label_words == "varied"}
-    try:
-        return tasks_with(cfg.data.custom_tasks, templates=templates, seed=cfg.seed, **varied)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return tasks_with(cfg.data.custom_tasks, templates=templates, seed=cfg.seed, **varied)
 
 
 def in_both_orders(cfg: Config) -> bool:
-    """Whether pairs are trained on in both orders, side by side, to be rewarded for agreeing."""
+    """Whether pairs are trained in both orders, side by side, and rewarded for answers that agree."""
     return "consistency" in weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
 
 
@@ -218,7 +217,7 @@ def flatten(cfg: object) -> dict[str, object]:
 
 
 def differences(old: dict, new: dict, where: str = "") -> list[str]:
-    """Dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`; both are compared as JSON, so a tuple equals its list."""
+    """The dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`. Both are compared as JSON, so a tuple equals its list."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))
     out = []
     for key in [*old, *[key for key in new if key not in old]]:

@@ -1,4 +1,4 @@
-"""What each field of a config may be: the limits, and `check`, which raises on the first field that breaks one."""
+"""The limits of every config field, as tables, and `check`, which raises ConfigError on the first field that breaks one."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.reward import weights_of
 from mtjudge_jax.tasks.wording import TEMPLATES
 
-CHOICES = {
+_CHOICES = {
     "stage": ("grpo", "sft"),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
@@ -29,11 +29,11 @@ CHOICES = {
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("constant", "cosine"),
 }
-AMONG = {  # each entry of a tuple
+_AMONG = {  # choices of each entry of a tuple
     "model.freeze": ("vision", "mergers", "embeddings"),
     "lora.targets": ("q", "k", "v", "o", "gate", "up", "down"),
 }
-AT_LEAST = {
+_AT_LEAST = {
     "steps": 1,
     "rollout.prompts": 1,
     "rollout.group_size": 2,
@@ -54,47 +54,72 @@ AT_LEAST = {
     "checkpoint.max_failed_saves": 1,
     "loss.dual_clip": 1,
 }
-NOT_NEGATIVE = (
+_NOT_NEGATIVE = (
     "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "optim.lr", "optim.warmup_steps",
     "optim.weight_decay", "eval.limit", "eval.patience", "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high",
     "loss.kl_coef", "loss.advantage_eps",
 )  # fmt: skip
-AT_LEAST |= dict.fromkeys(NOT_NEGATIVE, 0)
-SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")
-WITHIN = dict.fromkeys(SHARES, (0, 1))
-BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
-POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
-POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
+_AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
+_SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
+_BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
+_POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
+_POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 
 
 def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
-    """Raises ConfigError on the first field that cannot be, before anything is compiled. `devices`, in all of the processes,
-    checks the mesh too.
+    """Raises ConfigError on the first invalid field, before anything is compiled.
+
+    With `devices`, the number of devices of all processes together, it checks the mesh too.
     """
-    values = flatten(cfg)
     _check_types(cfg)
-    for name, choices in CHOICES.items():
-        if values[name] not in choices:
-            raise ConfigError(f"{name} = {values[name]!r}: {unknown('choice', str(values[name]), choices)}")
-    for name, least in AT_LEAST.items():
-        if not values[name] >= least:
-            why = ": one answer has no group to be compared with" if name == "rollout.group_size" else ""
-            raise ConfigError(f"{name} = {values[name]} must be at least {least}{why}")
-    for name, (low, high) in WITHIN.items():
-        if not low <= values[name] <= high:
-            raise ConfigError(f"{name} = {values[name]} must be between {low} and {high}")
-    for name in BELOW_ONE:
-        if not 0 <= values[name] < 1:
-            raise ConfigError(f"{name} = {values[name]} must be at least 0 and below 1")
-    for name in POSITIVE:
-        if not values[name] > 0:
-            raise ConfigError(f"{name} = {values[name]} must be above 0")
+    _check_limits(flatten(cfg))
     if not cfg.model.path:
         raise ConfigError("model.path is empty: name a Hugging Face folder of a Qwen3-VL, or 'demo'")
     tasks = get_tasks(cfg)
     _check_reward(cfg)
+    _check_tasks(cfg, tasks)
+    if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
+        raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
+    _check_mixture(cfg)
+    if in_both_orders(cfg):
+        _check_orders(cfg, tasks, processes)
+    _check_model(cfg)
+    _check_batches(cfg, tasks, devices)
+    if devices is not None:
+        _check_processes(cfg, devices, processes)
+
+
+def _check_limits(values: dict[str, object]) -> None:
+    """Compares every field with the tables above. `values` are the fields by dotted name."""
+    for name, choices in _CHOICES.items():
+        if values[name] not in choices:
+            raise ConfigError(f"{name} = {values[name]!r}: {unknown('choice', str(values[name]), choices)}")
+    for name, least in _AT_LEAST.items():
+        if not values[name] >= least:
+            why = ": a single answer has no group to be compared with" if name == "rollout.group_size" else ""
+            raise ConfigError(f"{name} = {values[name]} must be at least {least}{why}")
+    for name in _SHARES:
+        if not 0 <= values[name] <= 1:
+            raise ConfigError(f"{name} = {values[name]} must be between 0 and 1")
+    for name in _BELOW_ONE:
+        if not 0 <= values[name] < 1:
+            raise ConfigError(f"{name} = {values[name]} must be at least 0 and below 1")
+    for name in _POSITIVE:
+        if not values[name] > 0:
+            raise ConfigError(f"{name} = {values[name]} must be above 0")
+    for name, choices in _AMONG.items():
+        for one in values[name]:
+            if one not in choices:
+                raise ConfigError(f"{name} = {values[name]}: {unknown('name', str(one), choices)}")
+        if len(set(values[name])) != len(values[name]):
+            raise ConfigError(f"{name} = {values[name]} has a name twice: give each once")
+
+
+def _check_tasks(cfg: Config, tasks: dict[str, Task]) -> None:
     if not cfg.data.tasks:
-        raise ConfigError("data.tasks is empty: name at least one, e.g. technical or agin_tech (tasks/__init__.py has all)")
+        raise ConfigError(
+            "data.tasks is empty: name at least one task, e.g. technical or agin_tech (all are in docs/tasks_and_rewards.md)"
+        )
     for where, names in (("data.tasks", cfg.data.tasks), ("eval.tasks", cfg.eval.tasks)):
         for name in names:
             if not isinstance(name, str):
@@ -102,56 +127,45 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
             if name not in tasks:
                 raise ConfigError(f"{where}: {unknown('task', name, tasks)}")
         if len(set(names)) != len(names):
-            raise ConfigError(f"{where} = {names} names a task twice: name each once")
+            raise ConfigError(f"{where} = {names} has a task twice: give each once")
     for name in cfg.data.tasks:
         if tasks[name].ood:
-            raise ConfigError(f"data.tasks: {name!r} is there to be judged and never trained on; it may stand in eval.tasks")
-    if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
-        raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
-    _check_mixture(cfg)
-    if in_both_orders(cfg):
-        _check_orders(cfg, tasks, processes)
-    _check_model(cfg, values)
-    _check_batches(cfg, tasks, devices)
-    if devices is not None:
-        _check_processes(cfg, devices, processes)
+            raise ConfigError(f"{name!r} is an evaluation-only task: move it from data.tasks to eval.tasks")
 
 
 def _check_mixture(cfg: Config) -> None:
     mode, weights, tasks = cfg.data.mixture, cfg.data.mixture_weights, len(cfg.data.tasks)
     if len(weights) != tasks * (mode == "weights") or any(type(w) not in (int, float) or not 0 < w < math.inf for w in weights):
-        need = f"one number above 0 for each of the {tasks} data.tasks" if mode == "weights" else "nothing"
-        raise ConfigError(f"data.mixture_weights = {weights} with data.mixture = {mode!r} must hold {need}")
+        need = f"hold one number above 0 for each of the {tasks} data.tasks" if mode == "weights" else "be empty"
+        raise ConfigError(f"data.mixture_weights = {weights} with data.mixture = {mode!r} must {need}")
     if mode == "mt_grpo" and cfg.stage != "grpo":
-        raise ConfigError(f"data.mixture = 'mt_grpo' follows rewards, stage = {cfg.stage!r} has none: take another mixture")
+        raise ConfigError(f"data.mixture = 'mt_grpo' follows rewards, and stage = {cfg.stage!r} has none: take another mixture")
 
 
 def _check_orders(cfg: Config, tasks: dict[str, Task], processes: int) -> None:
-    """The part consistency needs answers to pairs of which both orders are on one process."""
+    """The part consistency compares the answers to the two orders of a pair, so one process must have both."""
     part, prompts = "reward.weights has consistency", cfg.rollout.prompts
     if cfg.stage != "grpo":
-        raise ConfigError(f"{part}, stage = {cfg.stage!r} has no rewards: leave it out")
+        raise ConfigError(f"{part}, but stage = {cfg.stage!r} has no rewards: leave it out")
     if cfg.data.mixture == "mt_grpo":
-        raise ConfigError(f"{part}, data.mixture = 'mt_grpo' draws no pair in both orders: take another mixture or leave it out")
-    if not any(tasks[name].kind == "pairwise" for name in cfg.data.tasks):
-        raise ConfigError(f"{part}, data.tasks = {cfg.data.tasks} has no task of pairs: name one, or leave it out")
-    if prompts % (2 * processes) and not prompts % processes:
-        of = f" over {processes} processes" if processes > 1 else ""
         raise ConfigError(
-            f"{part}, rollout.prompts = {prompts}{of} is {prompts // processes} each, which must be even, two orders a pair: "
-            f"take a multiple of {2 * processes}"
+            f"{part}, but data.mixture = 'mt_grpo' draws no pair in both orders: take another mixture or leave it out"
+        )
+    if not any(tasks[name].kind == "pairwise" for name in cfg.data.tasks):
+        raise ConfigError(f"{part}, but data.tasks = {cfg.data.tasks} has no pairwise task: name one, or leave it out")
+    if prompts % (2 * processes) and not prompts % processes:
+        over = f" over {processes} processes" if processes > 1 else ""
+        raise ConfigError(
+            f"{part}, so each process needs an even number of prompts, two orders per pair, but rollout.prompts = {prompts}"
+            f"{over} gives {prompts // processes}: take a multiple of {2 * processes}"
         )
 
 
-def _check_model(cfg: Config, values: dict[str, object]) -> None:
-    for name, choices in AMONG.items():
-        for one in values[name]:
-            if one not in choices:
-                raise ConfigError(f"{name} = {values[name]}: {unknown('name', str(one), choices)}")
-        if len(set(values[name])) != len(values[name]):
-            raise ConfigError(f"{name} = {values[name]} holds a name twice: give each once")
+def _check_model(cfg: Config) -> None:
     if cfg.lora.rank and not cfg.lora.targets:
-        raise ConfigError("lora.targets is empty with lora.rank above 0: name what gets an adapter, or set lora.rank to 0")
+        raise ConfigError(
+            "lora.targets is empty with lora.rank above 0: name the matrices that get an adapter, or set lora.rank to 0"
+        )
     if cfg.lora.path and not cfg.lora.rank:
         raise ConfigError(
             f"lora.path = {cfg.lora.path!r} with lora.rank = 0: set lora.rank, lora.alpha and lora.targets to the adapter's, "
@@ -159,21 +173,21 @@ def _check_model(cfg: Config, values: dict[str, object]) -> None:
         )
     if cfg.lora.rank and cfg.model.freeze:
         raise ConfigError(
-            f"model.freeze = {cfg.model.freeze} with lora.rank = {cfg.lora.rank}: adapters freeze all else, leave freeze empty"
+            f"model.freeze = {cfg.model.freeze} with lora.rank = {cfg.lora.rank}: adapters freeze all other weights, "
+            "leave model.freeze empty"
         )
 
 
 def _check_reward(cfg: Config) -> None:
-    try:
-        weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
     if weights.get("overlong") and not cfg.reward.overlong_buffer:
-        raise ConfigError("reward.weights has overlong, reward.overlong_buffer is 0: say over how many tokens it falls")
+        raise ConfigError(
+            "reward.weights has overlong, but reward.overlong_buffer = 0: give the number of tokens over which it falls"
+        )
     if cfg.reward.overlong_buffer > cfg.rollout.completion_tokens:
         raise ConfigError(
             f"reward.overlong_buffer = {cfg.reward.overlong_buffer} is more than rollout.completion_tokens = "
-            f"{cfg.rollout.completion_tokens}: take a part of it"
+            f"{cfg.rollout.completion_tokens}: take a smaller number"
         )
 
 
@@ -183,7 +197,7 @@ def _check_batches(cfg: Config, tasks: dict[str, Task], devices: int | None) -> 
     _divides("update.micro_prompts", micro, "update.prompts", update)
     sampled = cfg.rollout.micro_prompts or rollout
     _divides("rollout.micro_prompts", sampled, "rollout.prompts", rollout)
-    if cfg.data.balance_labels and cfg.data.mixture != "mt_grpo":  # whose batches hold tasks in other shares each
+    if cfg.data.balance_labels and cfg.data.mixture != "mt_grpo":  # its shares of tasks change from batch to batch
         labels, twice = sum(len(tasks[name].labels) for name in cfg.data.tasks), in_both_orders(cfg)
         name = f"{'twice the ' * twice}labels of all data.tasks with data.balance_labels"
         _divides(name + " and consistency" * twice, labels * (1 + twice), "update.prompts", update)
@@ -195,14 +209,14 @@ def _check_batches(cfg: Config, tasks: dict[str, Task], devices: int | None) -> 
 
 
 def _check_processes(cfg: Config, devices: int, processes: int) -> None:
-    """A group of answers stays on one process, and so do the heads of a token."""
+    """One process holds a whole group of answers, and all heads of a token."""
     for name, prompts in (("rollout.prompts", cfg.rollout.prompts), ("update.prompts", cfg.update.prompts)):
         if prompts % processes:
-            raise ConfigError(f"{name} = {prompts} does not divide by the {processes} processes: take a multiple of {processes}")
+            raise ConfigError(f"{name} = {prompts} is not divisible by the {processes} processes: take a multiple of {processes}")
     own, tensor = devices // processes, mesh_shape(cfg.mesh, devices)["tensor"]
     if own % tensor:
         raise ConfigError(
-            f"mesh.tensor = {tensor} does not divide the {own} devices of a process: its heads belong on one host, take a divisor"
+            f"mesh.tensor = {tensor} does not divide the {own} devices of a process, which must hold all heads: take a divisor"
         )
 
 
@@ -214,18 +228,18 @@ def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
 
 
 def mesh_shape(mesh: MeshConfig, devices: int) -> dict[str, int]:
-    """Axis sizes with -1 filled in."""
+    """The sizes of the axes, with -1 replaced by the devices that are left. Raises ConfigError if they do not fit."""
     shape = dataclasses.asdict(mesh)
     free = [name for name, n in shape.items() if n == -1]
     fixed = math.prod(n for n in shape.values() if n > 0)
     for name, n in shape.items():
         if n == 0 or n < -1:
-            raise ConfigError(f"mesh.{name} = {n} must be at least 1, or -1 for all devices that are left")
+            raise ConfigError(f"mesh.{name} = {n} must be at least 1, or -1 for the devices that are left")
     if len(free) > 1:
-        raise ConfigError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one axis can take what is left")
+        raise ConfigError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one axis can take the devices that are left")
     if devices % fixed or (not free and fixed != devices):
         sizes = ", ".join(f"mesh.{name} = {n}" for name, n in shape.items())
-        raise ConfigError(f"{sizes} need a multiple of {fixed} devices, here are {devices}: set the axes so that they fit")
+        raise ConfigError(f"{sizes} need {'a multiple of ' if free else ''}{fixed} devices, here are {devices}: change the axes")
     return {name: devices // fixed if n == -1 else n for name, n in shape.items()}
 
 
