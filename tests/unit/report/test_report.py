@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from report_folder import PAIRWISE, Page, draw_picture, make_example, make_workdir
+from report_folder import PAIRWISE, POINTWISE, Page, draw_picture, make_example, make_workdir, write_evaluation
 
 from mtjudge_jax.report.examples import choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
@@ -16,69 +16,9 @@ from mtjudge_jax.report.plots import Series, draw_curves, smooth
 from mtjudge_jax.report.read import latest_by_step, read_run
 from mtjudge_jax.report.views import mixture_plot
 from mtjudge_jax.report.write import format_ci, format_duration, write_report
-from mtjudge_jax.tasks import DEMO, TASKS
+from mtjudge_jax.tasks import TASKS
 
-POINTWISE = [name for name, task in DEMO.items() if task.kind == "pointwise_binary"]
 HOSTILE = '<script>document.title="run"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}'
-
-
-def make_prediction(rng, example, *, skill, order=""):
-    words = TASKS[example.task].labels
-    index = example.label.winner if example.kind == "pairwise" else example.label.binary
-    index = 1 - index if order == "ba" else index
-    correct = bool(rng.random() < skill)
-    verdict = words[index if correct else 1 - index]
-    invalid = rng.random() < 0.03
-    reasoning = str(
-        rng.choice(["looks blurry", "looks sharp, parts ordered", "shows a cat, differs", "shows a knife and a dog"])
-    )
-    yes = float(np.clip(rng.normal(0.85 if verdict == "yes" else 0.15, 0.1), 0, 1))
-    return {
-        "example_id": example.example_id, "task": example.task, "group_id": example.group_id, "split": example.split,
-        "label": words[index], "label_index": index, "verdict": None if invalid else verdict,
-        "correct": correct and not invalid,
-        "text": f"<think>{reasoning}</think>" + ("" if invalid else f"<answer>{verdict}</answer>"),
-        "reasoning": "" if invalid else reasoning, "error": "no <answer>" if invalid else "",
-        "reward": 0.0 if invalid else 0.1 + 0.9 * correct, "sampled_accuracy": float(rng.binomial(8, skill) / 8),
-        "probabilities": {"no": 1 - yes, "yes": yes}, "order": order,
-    }  # fmt: skip
-
-
-def score_task(rows, *, pairwise):
-    accuracy = float(np.mean([r["correct"] for r in rows]))
-    sampled = float(np.mean([r["sampled_accuracy"] for r in rows]))
-    around = lambda x: [max(0.0, x - 0.05), min(1.0, x + 0.05)]  # noqa: E731
-    score = {
-        "count": len(rows), "macro_f1": accuracy, "macro_f1_ci": around(accuracy), "accuracy": accuracy,
-        "accuracy_ci": around(accuracy), "sampled_accuracy": sampled, "sampled_accuracy_ci": around(sampled),
-        "invalid_rate": float(np.mean([r["verdict"] is None for r in rows])), "constant_macro_f1": 1 / 3,
-        "label_share": {"no": 0.5, "yes": 0.5}, "verdict_share": {"no": 0.5, "yes": 0.5},
-        "kappa": 2 * accuracy - 1, "ece": 0.125, "official": {"acc_with_tie": accuracy},
-    }  # fmt: skip
-    if pairwise:
-        score |= {
-            "accuracy_ab": accuracy,
-            "accuracy_ba": accuracy,
-            "consistency": 0.7,
-            "consistent_accuracy": accuracy**2,
-        }
-        score |= {"first_share": 0.44, "probability_accuracy": 0.83, "single_accuracy": 0.86}
-    return score
-
-
-def write_evaluation(folder, name, examples, rng, *, skill):
-    rows = []
-    for example in examples:
-        orders = ("ab", "ba") if example.kind == "pairwise" else ("",)
-        rows += [make_prediction(rng, example, skill=skill, order=order) for order in orders]
-    tasks = {}
-    for task in dict.fromkeys(row["task"] for row in rows):
-        tasks[task] = score_task([r for r in rows if r["task"] == task], pairwise=task in PAIRWISE)
-    mean = {key: float(np.mean([tasks[t][key] for t in POINTWISE])) for key in ("macro_f1", "sampled_accuracy")}
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({"tasks": tasks, "mean": mean}))
-    (folder / f"{name}.predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tasks, mean
 
 
 @pytest.fixture(scope="module")
