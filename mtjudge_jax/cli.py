@@ -1,4 +1,4 @@
-"""`mtjudge COMMAND --flag=value ..`, and how a command ends. `python -m mtjudge_jax.COMMAND` is the same."""
+"""The command line `mtjudge COMMAND --flag=value ..`, and how a command ends. `python -m mtjudge_jax.COMMAND` is the same."""
 
 import contextlib
 import os
@@ -13,14 +13,14 @@ from typing import NoReturn
 from absl import app, flags, logging
 
 from mtjudge_jax.errors import UserError, fail, leave, one_line, unknown
-from mtjudge_jax.flags import parse
+from mtjudge_jax.flags import parse_flags
 
 COMMANDS = {
     "demo": "train a tiny judge on this machine, evaluate it and write its report",
     "prepare": "turn a data set into checked records",
-    "plan": "tell whether a run fits on a TPU slice you need not have, and what a step costs",
-    "train": "train with a config: multi-task GRPO, or SFT",
-    "eval": "judge a prepared split with a model and score it",
+    "plan": "predict the memory and the time of a run on a TPU slice, without the slice",
+    "train": "train a judge with a config: multi-task GRPO, or SFT",
+    "eval": "judge a prepared split with a model and score the answers",
     "judge": "judge your own images",
     "export": "write a Hugging Face folder with a model card from a run or one of its checkpoints",
     "report": "write the HTML report of a run, or compare several runs",
@@ -28,9 +28,8 @@ COMMANDS = {
 
 
 def usage() -> str:
-    lines = [f"  {name:8s} {text}" for name, text in COMMANDS.items()]
-    body = "\n".join(lines)
-    return f"usage: mtjudge COMMAND [--flag=value ..]\n\n{body}\n\nmtjudge COMMAND --help lists the flags of a command."
+    body = "\n".join(f"  {name:8s} {text}" for name, text in COMMANDS.items())
+    return f"usage: mtjudge COMMAND [--flag=value ..]\n\n{body}\n\n'mtjudge COMMAND --help' lists the flags of a command."
 
 
 def main() -> None:
@@ -43,25 +42,25 @@ def main() -> None:
     sys.argv = [f"mtjudge {command}", *sys.argv[2:]]
     try:
         runpy.run_module(f"mtjudge_jax.{command}", run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt:  # while it was still being imported
+    except KeyboardInterrupt:  # during the command's imports
         print("stopped", file=sys.stderr)
         sys.exit(130)
 
 
 def run_command(main: Callable[..., None], *, positional: bool = False, workdir: flags.FlagHolder | None = None) -> None:
-    """Runs `main` after parsing the flags. A UserError and an OSError end in one line and exit status 2; anything else is a
+    """Runs `main` after parsing the flags. A UserError or an OSError ends in one line and exit status 2. Any other error is a
     bug and ends in its traceback and exit status 1.
 
-    positional: the arguments that are no flags are allowed, and are main's argument. workdir: the flag with the folder of the
-    run that a stopped command goes on with.
+    positional: passes the arguments that are not flags to main; without it they are refused. workdir: the flag with the folder
+    of the run that the command continues after a stop.
     """
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1 and not positional:
             fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-        logging.set_verbosity(logging.WARNING)  # Orbax and jax log every file they write
+        logging.set_verbosity(logging.WARNING)  # Orbax and jax log every file that they write
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, lambda *_: stop(None if workdir is None else workdir.value))
+            signal.signal(signal.SIGINT, lambda *_: _stop(None if workdir is None else workdir.value))
         try:
             main(argv[1:]) if positional else main()
         except Exception as error:
@@ -74,25 +73,25 @@ def run_command(main: Callable[..., None], *, positional: bool = False, workdir:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n{flags.FLAGS.main_module_help()}")
         sys.exit(0)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # folders only: nothing here opens a connection
-    app.run(guarded, flags_parser=parse)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders: no command downloads one
+    app.run(guarded, flags_parser=parse_flags)
 
 
-def going_on(workdir: str | None) -> str:
-    """What the same command does after a stop. A bucket is not asked: that takes time, and Ctrl-C must not."""
+def resume_text(workdir: str | None) -> str:
+    """What the same command does after a stop. A bucket is not listed, because Ctrl-C must not wait for the network."""
     steps = []
     if workdir and "://" not in workdir:
         with contextlib.suppress(OSError):
             steps = [int(name) for name in os.listdir(Path(workdir) / "checkpoints") if name.isdecimal()]
     if steps:
-        return f"the same command goes on after step {max(steps)}"
-    return "the same command goes on from what it has saved, or begins anew where that is nothing"
+        return f"the same command continues after step {max(steps)}"
+    return "the same command continues from what was saved, or starts from the beginning"
 
 
-def stop(workdir: str | None) -> NoReturn:
-    """What Ctrl-C does. Not by KeyboardInterrupt: raised while jax collects garbage, Python drops it, and the run goes on."""
+def _stop(workdir: str | None) -> NoReturn:
+    """The handler of Ctrl-C. A KeyboardInterrupt would get lost: raised while jax collects garbage, Python drops it."""
     newline = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
-    os.write(2, f"{newline}stopped; {going_on(workdir)}\n".encode())
+    os.write(2, f"{newline}stopped; {resume_text(workdir)}\n".encode())
     os._exit(130)
 
 

@@ -1,5 +1,4 @@
-"""The flags of the commands: how they are defined, parsed and turned into a Config. Imports nothing heavy, so that --help
-answers at once."""
+"""Defines and parses the commands' flags, and returns the Config of --config. Imports nothing heavy: --help must be fast."""
 
 import dataclasses
 import os
@@ -12,12 +11,13 @@ from ml_collections import config_flags
 from mtjudge_jax.config import Config, flatten
 from mtjudge_jax.errors import ConfigError, fail, one_line, unknown
 
-flags.disclaim_key_flags()  # a flag defined here belongs to the command that asked for it, and its --help shows it
+flags.disclaim_key_flags()  # a flag that this module defines belongs to the calling command and appears in its --help
 
 
 def define_config(name: str = "config"):
     """`--config=FILE.py[:argument]` and `--config.field.sub=value`."""
-    return config_flags.DEFINE_config_file(name, None, "Python file with get_config(), see configs/.", lock_config=True)
+    text = "Python file with get_config(), e.g. configs/demo.py; --config.FIELD=VALUE changes a field."
+    return config_flags.DEFINE_config_file(name, None, text, lock_config=True)
 
 
 class _ListFlag(flags.Flag):
@@ -28,20 +28,20 @@ class _ListFlag(flags.Flag):
 
 
 def define_list(name: str, default: list[str], text: str) -> flags.FlagHolder[list[str]]:
-    """A flag of names by commas; given twice it holds both, where absl's own would forget the first."""
+    """A flag of names separated by commas. A flag given twice holds the names of both; absl's own would drop the first."""
     parser, serializer = flags.ListParser(), flags.CsvListSerializer(",")
     return flags.DEFINE_flag(_ListFlag(parser=parser, serializer=serializer, name=name, default=default, help_string=text))
 
 
 def need(*wanted: tuple[flags.FlagHolder, str]) -> None:
-    """Raises ConfigError that names each flag that is not given, and what to give: absl's own text for it is none to read."""
+    """Raises ConfigError that names every missing flag and its remedy, because absl's own message is unreadable."""
     missing = [f"--{flag.name} is missing: {remedy}" for flag, remedy in wanted if not flag.value]
     if missing:
         raise ConfigError("; ".join(missing))
 
 
-def parse(argv: list[str]) -> list[str]:
-    """absl's parser, with the reason alone for a bad flag instead of the whole usage."""
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser; an invalid flag or config file ends in one line and exit status 2, not in the whole usage."""
     fields = flatten(Config())
     for argument in argv:
         name = argument.partition("=")[0].lstrip("-")
@@ -49,19 +49,19 @@ def parse(argv: list[str]) -> list[str]:
             fail(unknown("field", name.removeprefix("config."), fields))
     path = config_file(argv)
     if path and not Path(path).is_file():
-        fail(f"--config={path}: no such file")
+        fail(f"--config={path}: no such file; name a config file, e.g. --config=configs/demo.py")
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
         fail(one_line(error))
-    except Exception as error:  # a config file is a program, it can raise anything
+    except Exception as error:  # a config file is a program and may raise anything
         if os.environ.get("MTJUDGE_TRACEBACK"):
             raise
         fail(f"--config={path}: {type(error).__name__}: {one_line(error)}")
 
 
 def config_file(argv: list[str]) -> str:
-    """The file that `--config=FILE.py[:argument]` or `--config FILE.py` names, "" where there is none."""
+    """The file that `--config=FILE.py[:argument]` or `--config FILE.py` names, or ""."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
@@ -70,37 +70,37 @@ def config_file(argv: list[str]) -> str:
 
 
 def typed(cfg: object) -> Config:
-    """The config of a file's get_config(). Raises ConfigError if it is something else, or has a field that does not exist."""
+    """The Config that a file's get_config() returned. Raises ConfigError for another type or an unknown field."""
     if cfg is None and not config_file(sys.argv):
         raise ConfigError("no --config: name a config file, e.g. --config=configs/demo.py")
     if isinstance(cfg, Config):
-        refuse_strays(cfg)
-        split_names(cfg)
+        _refuse_strays(cfg)
+        _split_names(cfg)
         return cfg
     try:
-        cfg.steps  # noqa: B018  ml_collections raises here what it met when it loaded the file
+        cfg.steps  # noqa: B018  ml_collections raises the errors of loading the file here
     except OSError as error:
         raise ConfigError(f"--config: {one_line(error)}") from error
     except AttributeError:
         pass
-    raise ConfigError(f"get_config() of the --config file gave a {type(cfg).__name__}, not a mtjudge_jax.config.Config")
+    raise ConfigError(f"get_config() of the --config file returned a {type(cfg).__name__}, not a mtjudge_jax.config.Config")
 
 
-def split_names(cfg: object) -> None:
-    """`--config.data.tasks=technical,safety` arrives as one name: ml_collections splits numbers only."""
+def _split_names(cfg: object) -> None:
+    """Splits names at commas: ml_collections leaves `--config.data.tasks=technical,safety` as one name."""
     for f in dataclasses.fields(cfg):
         value = getattr(cfg, f.name)
         if dataclasses.is_dataclass(value):
-            split_names(value)
+            _split_names(value)
         elif isinstance(value, tuple) and all(isinstance(name, str) for name in value):
             setattr(cfg, f.name, tuple(part.strip() for name in value for part in name.split(",")))
 
 
-def refuse_strays(cfg: object, where: str = "") -> None:
-    """A misspelt `cfg.optim.learning_rate = ..` makes a new attribute, which nothing would ever read."""
+def _refuse_strays(cfg: object, where: str = "") -> None:
+    """Raises ConfigError for a misspelt `cfg.optim.learning_rate = ..`, which creates an attribute that nothing reads."""
     fields = {f.name for f in dataclasses.fields(cfg)}
     for name, value in vars(cfg).items():
         if name not in fields:
             raise ConfigError(unknown("field", where + name, [where + known for known in fields]))
         if dataclasses.is_dataclass(value):
-            refuse_strays(value, f"{where}{name}.")
+            _refuse_strays(value, f"{where}{name}.")

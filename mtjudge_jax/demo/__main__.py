@@ -1,4 +1,4 @@
-"""Trains a tiny judge on this machine in minutes: draws the data, judges with the base, trains, judges again, writes a report.
+"""Trains a tiny judge on this machine in minutes: writes data, evaluates the base, trains, evaluates again, writes a report.
 
 mtjudge demo --workdir=runs/demo
 
@@ -12,7 +12,7 @@ from mtjudge_jax.flags import define_list, need
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing, resumed if present.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of sampling and of the order of examples.")
-ARMS = define_list("arms", [], "Instead of the demo: train and compare these arms, or all. A wrong name lists the arms.")
+ARMS = define_list("arms", [], "Train and compare these arms instead, e.g. all. An unknown name lists the arms.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds per arm.", lower_bound=1)
 
 

@@ -1,4 +1,4 @@
-"""Judges a split of prepared data with a model, and writes its scores and predictions.
+"""Judges a split of prepared data with a model and writes scores and predictions.
 
 mtjudge eval --model=runs/demo --data=runs/demo/data --tasks=technical,safety --out=runs/again
 
@@ -15,7 +15,7 @@ from mtjudge_jax.tasks.wording import TEMPLATES
 
 CONFIG = define_config()
 MODEL = flags.DEFINE_string(
-    "model", None, "Hugging Face folder, or workdir of a run (its best/ is used); default: --config's model.path."
+    "model", None, "Hugging Face folder, or workdir of a run, whose best/ is used; default: --config's model.path."
 )
 DATA = flags.DEFINE_string("data", None, "Folder of `mtjudge prepare`, e.g. runs/demo/data.")
 OUT = flags.DEFINE_string("out", None, "Folder for scores and predictions.")

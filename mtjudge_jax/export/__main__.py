@@ -13,7 +13,9 @@ STEP = flags.DEFINE_string("step", "", "Step to export: a number, latest, or bes
 CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Instead of those two: a step's folder, e.g. runs/mine/checkpoints/8.")
 OUT = flags.DEFINE_string("out", None, "Folder to write; it must not exist.")
 DTYPE = flags.DEFINE_enum("dtype", "", ["", "bfloat16", "float32"], "Of the weights; default: as the run computed.")
-ADAPTER = flags.DEFINE_enum("adapter", "merge", ["merge", "peft"], "For a run with LoRA: the whole model, or a PEFT adapter.")
+ADAPTER = flags.DEFINE_enum(
+    "adapter", "merge", ["merge", "peft"], "For a run with LoRA: merge writes the whole model, peft an adapter."
+)
 BASE = flags.DEFINE_string("base", "", "Folder of the starting model, if it has moved.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace an older export in --out.")
 

@@ -1,4 +1,4 @@
-"""Tells whether a run fits on a TPU slice that you need not have, what a step computes, and how long it takes at least.
+"""Predicts the memory of a run on a TPU slice, the work of a step and its least time. You do not need the slice.
 
 mtjudge plan --config=configs/mt_rl_judge.py:30b-a3b,v5p:4x4x4 --topology=v5p:4x4x4
 """
@@ -10,10 +10,10 @@ from mtjudge_jax.flags import define_config, define_list, typed
 from mtjudge_jax.plan.chips import without_a_tpu
 
 CONFIG = define_config()
-TOPOLOGY = define_list("topology", [], "TPU slices that you need not have, e.g. v5p:4x4x4; default: this machine's devices.")
-MODEL = flags.DEFINE_string("model", "", "A published size instead of model.path, e.g. 30b-a3b; no weights are needed.")
-SWEEP = flags.DEFINE_bool("sweep", False, "Rank mesh shapes, and slices, by the roofline time of a step.")
-TRIES = flags.DEFINE_integer("tries", 6, "Variants to compile at most, in a sweep or where it does not fit.", lower_bound=0)
+TOPOLOGY = define_list("topology", [], "TPU slices, e.g. v5p:4x4x4; default: this machine's devices.")
+MODEL = flags.DEFINE_string("model", "", "A published size instead of model.path, e.g. 30b-a3b; needs no weights.")
+SWEEP = flags.DEFINE_bool("sweep", False, "Rank mesh shapes (and slices) by the roofline time of a step.")
+TRIES = flags.DEFINE_integer("tries", 6, "Most variants to compile, in a sweep or if the run does not fit.", lower_bound=0)
 JSON = flags.DEFINE_bool("json", False, "Print JSON instead of tables.")
 
 

@@ -99,7 +99,7 @@ def lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         prompts = _prompt_batch(setup, cfg.rollout.prompts)
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
-        temperature = jax.ShapeDtypeStruct((sampled_answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
+        temperature = jax.ShapeDtypeStruct((_sampled_answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
         return programs.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
         return programs.logp.lower(params, *rollout_batch(setup, cfg.rollout.prompts)[:2])
@@ -112,7 +112,7 @@ def lower(setup: Setup, phase: str) -> jax.stages.Lowered:
     return make_update(setup.state, loss, setup.optimizer, setup.mesh, cfg).lower(setup.state, setup.frozen, batch)
 
 
-def sampled_answers(cfg: Config, phase: str) -> int:
+def _sampled_answers(cfg: Config, phase: str) -> int:
     """Answers per prompt of a sampling phase."""
     return cfg.eval.samples if phase == "evaluation" else cfg.rollout.group_size
 
@@ -166,6 +166,6 @@ def caches(setup: Setup, phase: str) -> list[jax.ShapeDtypeStruct]:
     heads, size, layers = text.num_kv_heads, text.head_dim, text.num_layers
     tensor = "tensor" if heads % setup.mesh.shape["tensor"] == 0 else None
     sharding = NamedSharding(setup.mesh, P(BATCH_AXES, None, tensor))
-    tokens = cfg.data.prompt_tokens + sampled_answers(cfg, phase) * (cfg.rollout.completion_tokens - 1)
+    tokens = cfg.data.prompt_tokens + _sampled_answers(cfg, phase) * (cfg.rollout.completion_tokens - 1)
     shape = (rows, 2 * layers * tokens, heads, size)
     return [jax.ShapeDtypeStruct(shape, jnp.dtype(cfg.model.dtype), sharding=sharding)]

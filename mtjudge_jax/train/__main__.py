@@ -1,8 +1,8 @@
-"""Trains a judge: multi-task GRPO, or SFT where the config's stage is `sft`.
+"""Trains a judge: by multi-task GRPO, or by SFT if the config's stage is `sft`.
 
 mtjudge train --config=configs/demo.py --config.data.path=runs/data --workdir=runs/mine
 
-Killed or stopped at any moment, the same command continues from the newest checkpoint of --workdir.
+After a stop or a kill, the same command continues from the newest checkpoint in --workdir.
 """
 
 import json
@@ -16,10 +16,10 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.flags import define_config, define_list, typed
 
 CONFIG = define_config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if missing, resumed if not.")
-PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Check and print the resolved config, compute nothing.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; created if missing, continued if it has checkpoints.")
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Check and print the config with its overrides, and stop.")
 ALLOW_CHANGE = define_list(
-    "allow_change", [], "Names of what may differ from the run in --workdir: optim.lr, seed, data.path, training_data .."
+    "allow_change", [], "What may differ from the run in --workdir: optim.lr, seed, data.path, training_data .."
 )
 
 

@@ -82,7 +82,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "argument", "says"), WRONG)
-def test_an_argument_that_cannot_be(name, argument, says):
+def test_an_invalid_argument(name, argument, says):
     with pytest.raises(ConfigError) as error:
         config_of(name, argument)
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -202,6 +202,6 @@ def test_the_base_is_judged_as_a_config_lays_it_out():
     assert list(scores["tasks"]) == ["technical"] and scores["tasks"]["technical"]["count"] == 2
 
 
-def test_an_arm_that_there_is_not():
+def test_an_unknown_arm_names_the_nearest():
     ended = commands().run("demo", "--arms=mt_rl_juge", f"--workdir={commands().folder / 'none'}")
     assert (ended.status, ended.err) == (2, "error: --arms: unknown arm 'mt_rl_juge', did you mean 'mt_rl_judge'?\n")

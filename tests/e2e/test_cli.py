@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from mtjudge_jax.cli import COMMANDS, going_on
+from mtjudge_jax.cli import COMMANDS, resume_text
 from mtjudge_jax.policy.model import DEMO_BASE
 
 
@@ -90,28 +90,30 @@ CONFIGS = [
     ("@syntax.py", "SyntaxError: invalid syntax (syntax.py, line 1)"),
     ("@imports.py", "No module named 'no_such_module'"),
     ("@no_get.py", "has no attribute 'get_config'"),
-    ("@a_dict.py", "gave a dict, not a mtjudge_jax.config.Config"),
+    ("@a_dict.py", "returned a dict, not a mtjudge_jax.config.Config"),
     ("@misspelt.py", "unknown field 'optim.learning_rat'"),
     ("@top.py", "unknown field 'stepz', did you mean 'steps'?"),
 ]
 
 
 @pytest.mark.parametrize(("config", "said"), CONFIGS)
-def test_config_files_that_cannot_be_used(config, said):
+def test_unusable_config_files(config, said):
     assert said in refused("train", f"--config={config}", "--workdir=@workdir")
 
 
 def test_a_config_file_without_a_return():
     """ml_collections warns of it first."""
     ended = commands().run("train", f"--config={place() / 'nothing.py'}", "--workdir=x")
-    assert ended.status == 2 and ended.err.splitlines()[-1].startswith("error: get_config() of the --config file gave a NoneType")
+    assert ended.status == 2 and ended.err.splitlines()[-1].startswith(
+        "error: get_config() of the --config file returned a NoneType"
+    )
 
 
 FLAGS = [
     ("--config.rollout.promts=12", "unknown field 'rollout.promts', did you mean 'rollout.prompts'?"),
     ("--config.steps=many", "--config.steps=many"),
     ("--config.steps=0", "steps = 0 must be at least 1"),
-    ("--config.rollout.group_size=1", "rollout.group_size = 1 must be at least 2: one answer has no group"),
+    ("--config.rollout.group_size=1", "rollout.group_size = 1 must be at least 2: a single answer has no group"),
     ("--config.data.tasks=('technical','saftey')", "unknown task 'saftey', did you mean 'safety'?"),
     ("--config.mesh.data=5", "here are 1"),
     ("--config.update.micro_prompts=5", "update.prompts = 12 is not divisible by update.micro_prompts = 5"),
@@ -135,7 +137,7 @@ FLAGS = [
 
 
 @pytest.mark.parametrize(("flag", "said"), FLAGS)
-def test_training_flags_that_cannot_be(flag, said):
+def test_invalid_training_flags(flag, said):
     data = [] if "data.path" in flag else [f"--config.data.path={commands().folder / 'data'}"]
     workdir = [] if "--workdir" in flag else ["--workdir=@workdir"]
     assert said in refused("train", f"--config={commands().config}", *data, *workdir, flag)
@@ -180,11 +182,11 @@ OTHERS = [
         ("judge", MODEL, "--task=technical"),
         "--image is missing: name an image file, e.g. --image=a.jpg",
     ),
-    (("judge", MODEL, "--image=@black.png"), "--task is missing: name one, e.g. --task=technical"),
+    (("judge", MODEL, "--image=@black.png"), "--task is missing: name a task, e.g. --task=technical"),
     (("judge",), "--model is missing: give a model folder or the workdir of a run, e.g. --model=runs/demo; --image is missing: "),
     (("judge", "--model=@nowhere", "--image=@black.png", "--task=my_own"), "nowhere' has no config.json"),
     (("eval", "--model=@nowhere", "--out=@out", "--data=OWN"), "nowhere' has no config.json"),
-    (("eval", MODEL, "--out=@out", "--data=OWN"), "unknown task 'my_own', of which"),
+    (("eval", MODEL, "--out=@out", "--data=OWN"), "unknown task 'my_own', but "),
     (("eval", MODEL, "--out=@out"), "--data is missing: give a folder of mtjudge prepare, e.g. --data=runs/demo/data"),
     (("eval", MODEL, "--data=DATA"), "--out is missing: name a folder for the scores, e.g. --out=runs/demo/eval"),
     (
@@ -205,29 +207,41 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("argv", "said"), OTHERS)
-def test_other_commands_refuse_what_cannot_be(argv, said):
+def test_other_commands_refuse_invalid_input(argv, said):
     given = {"DATA": commands().folder / "data", "OWN": own_data(), "CONFIG": commands().config}
     for name, path in given.items():
         argv = [a.replace(name, str(path)) for a in argv]
     assert said in refused(*argv)
 
 
-def test_a_mistake_of_ours_keeps_its_traceback_and_ends_at_once():
+def raised(kind: str) -> Ended:
     began = time.monotonic()
-    ended: Ended = commands().wait(commands().start_call("command_drills.bug"))
-    assert ended.status == 1 and "Traceback" in ended.err and "KeyError: 'nothing'" in ended.err
-    assert time.monotonic() - began < 20
+    ended: Ended = commands().wait(commands().start_call("command_drills.failing", kind=kind))
+    assert time.monotonic() - began < 20, "a busy thread must not delay the end"
+    return ended
+
+
+@pytest.mark.parametrize("kind", ["KeyError", "ValueError", "RuntimeError", "AssertionError"])
+def test_a_bug_shows_its_traceback_and_ends_with_status_1(kind):
+    ended = raised(kind)
+    assert ended.status == 1 and "Traceback" in ended.err and f"{kind}: " in ended.err
+
+
+@pytest.mark.parametrize("kind", ["UserError", "ConfigError", "OSError", "FileNotFoundError"])
+def test_an_error_of_the_user_is_one_line_and_status_2(kind):
+    ended = raised(kind)
+    assert (ended.status, ended.out, ended.err) == (2, "", "error: first line; second line\n")
 
 
 def test_a_stop_names_the_step_that_is_saved(tmp_path):
-    anew = "the same command goes on from what it has saved, or begins anew where that is nothing"
-    assert going_on(None) == going_on(str(tmp_path)) == going_on("gs://bucket/run") == anew
+    anew = "the same command continues from what was saved, or starts from the beginning"
+    assert resume_text(None) == resume_text(str(tmp_path)) == resume_text("gs://bucket/run") == anew
     for name in ("2.unfinished", "notes"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    assert going_on(str(tmp_path)) == anew
+    assert resume_text(str(tmp_path)) == anew
     for step in (2, 10):
         (tmp_path / "checkpoints" / str(step)).mkdir()
-    assert going_on(str(tmp_path)) == "the same command goes on after step 10"
+    assert resume_text(str(tmp_path)) == "the same command continues after step 10"
 
 
 def test_ctrl_c_before_the_first_save_promises_none():
@@ -237,7 +251,7 @@ def test_ctrl_c_before_the_first_save_promises_none():
     os.kill(run.pid, signal.SIGINT)
     ended = commands().wait(run)
     assert not any(path.name.isdecimal() for path in workdir.glob("checkpoints/*"))
-    assert (ended.status, ended.err) == (130, f"stopped; {going_on(str(workdir))}\n")
+    assert (ended.status, ended.err) == (130, f"stopped; {resume_text(str(workdir))}\n")
 
 
 def test_print_config_needs_no_workdir():
@@ -269,6 +283,16 @@ def test_a_list_that_is_given_twice_is_both():
         values[name].present += 1
         assert given.value == want
     delattr(values, name)
+
+
+def test_a_command_is_also_a_module():
+    call = [sys.executable, "-m", "mtjudge_jax.report"]
+    ended = subprocess.run([*call, "--help"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0 and "--workdir" in ended.stdout, ended.stderr
+    ended = subprocess.run([*call, "--wrkdir=x"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: Unknown command line flag 'wrkdir'. Did you mean: workdir")
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_usage_lists_the_commands():

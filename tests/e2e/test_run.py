@@ -63,7 +63,7 @@ def test_a_run_killed_twice_and_interrupted_ends_as_if_nothing_had_happened():
     ended = hit(run, signal.SIGINT, within=0.2)
     assert ended.status == 130, ended.err
     saved = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    assert ended.err.splitlines() == [f"stopped; the same command goes on after step {saved}"]
+    assert ended.err.splitlines() == [f"stopped; the same command continues after step {saved}"]
 
     ended = commands().wait(commands().train(workdir))
     assert ended.status == 0, ended.err[-3000:]

@@ -6,15 +6,20 @@ import commands
 from drills import config, damage, message
 
 
-def bug() -> None:
-    """A command with a mistake of ours in it, while a reader thread is busy."""
+def failing(*, kind: str) -> None:
+    """A command that raises an error of that class, while a reader thread is busy."""
+    import builtins
     import threading
     import time
 
+    from mtjudge_jax import errors
     from mtjudge_jax.cli import run_command
 
+    def command() -> None:
+        raise (vars(builtins) | vars(errors))[kind]("first line\nsecond line")
+
     threading.Thread(target=time.sleep, args=(60,)).start()
-    run_command(lambda: {}["nothing"])
+    run_command(command)
 
 
 def judging(*, folder: str) -> dict:

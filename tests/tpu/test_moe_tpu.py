@@ -1,7 +1,7 @@
-"""Experts compiled for TPUs on a machine without one: as much work as the choices ask for, and memory by choices, not experts.
+"""Experts compiled for TPUs on a machine without one: the work and the memory grow with the choices, not with the experts.
 
 By hand, for any topology, mesh (data, fsdp, expert, tensor) and tokens a device, at the sizes of 30B-A3B:
-`JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python tests/test_moe_tpu.py v5p:4x4x4 1,8,8,1 22528`.
+`JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python tests/tpu/test_moe_tpu.py v5p:4x4x4 1,8,8,1 22528`.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """Splash attention compiled for TPUs on a machine without one: the real head sizes, forward and backward.
 
-By hand, for any topology: `JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python tests/test_tpu_compile.py v5p:4x4x4 v6e:8x8`.
+By hand, for any topology: `JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python tests/tpu/test_tpu_compile.py v5p:4x4x4 v6e:8x8`.
 """
 
 import importlib.util
