@@ -217,7 +217,8 @@ def test_predictions_carry_what_official_metrics_read():
 
 
 def test_no_usable_record_is_told_with_what_helps():
-    for error, remedy in (("image_hash: x", "Prepare the data again"), ("too_many_patches: x", "Change the config as the reasons say")):
+    remedies = {"image_hash: x": "Prepare the data again", "too_many_patches: x": "Change the config as the reasons say"}
+    for error, remedy in remedies.items():
         with pytest.raises(ValueError, match=rf"^no record of t can be used, e: {error}\. {remedy}"):
             evaluate.usable([{"task": "t", "example_id": "e", "error": error, "unusable": True}])
 
