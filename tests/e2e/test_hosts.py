@@ -208,7 +208,7 @@ def test_when_a_peer_is_killed_the_other_stops_within_the_heartbeat_with_its_sta
     assert "step_fn" in left  # by what the collective raised, or by the signal that the runtime ended it with
 
 
-def test_a_step_that_stands_still_is_ended_by_the_watch():
+def test_a_step_without_progress_is_ended_by_the_watch():
     workdir = commands().folder / "stuck"
     run = start_command(workdir, "hosts.stuck_seconds=12", "hosts.heartbeat_seconds=60", stuck=True)
     ended = wait_all(run)

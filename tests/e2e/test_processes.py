@@ -88,7 +88,7 @@ def test_what_one_of_two_processes_cannot_read_neither_uses(written, what):
         assert fact["seconds"] < 60
 
 
-def test_a_save_that_one_of_two_processes_cannot_write_is_told_by_both(tmp_path):
+def test_a_save_that_one_of_two_processes_cannot_write_is_reported_by_both(tmp_path):
     first, second = run("failing", tmp_path / "c")
     assert first["said"][0].startswith(f"{tmp_path / 'c'}: the checkpoint of step 2 was not written (OSError: process 1 could")
     assert "No space left" in second["said"][0] and "good checkpoints kept: step 1" in second["said"][0]

@@ -211,7 +211,7 @@ def test_a_request_that_failed_is_replaced_and_one_that_fails_is_said(tmp_path):
     assert (ended.status, cloud.calls()) == (0, [LIST, LIST, delete, made, LIST, COUNT])
     cloud.write("states", "\nFAILED\n")
     ended = cloud.run("tpu_create.sh", "judge", *WHERE, "--topology=v6e:4x4", "--poll=0")
-    said = "error: judge is FAILED: another zone or another size may be free; the same command asks anew"
+    said = "error: judge is FAILED: another zone or another size may be free; the same command requests it again"
     assert (ended.status, ended.err.splitlines()[-1]) == (1, said)
     assert cloud.calls()[-1] == [*QUEUE, "describe", "judge", *WHERE, "--format=yaml(state)"]
 

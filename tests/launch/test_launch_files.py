@@ -73,7 +73,7 @@ def test_what_the_jobset_says(tmp_path):
     pod = job["template"]["spec"]
     assert document["metadata"]["name"] == "judge"
     assert spec["failurePolicy"]["maxRestarts"] == 7
-    rule = {"name": "forTheUserToMend", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    rule = {"name": "forTheUserToFix", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     assert spec["failurePolicy"]["rules"] == [rule]
     exit_codes = {"containerName": "judge", "operator": "In", "values": [2, 130]}
     assert job["podFailurePolicy"] == {"rules": [{"action": "FailJob", "onExitCodes": exit_codes}]}

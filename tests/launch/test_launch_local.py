@@ -122,15 +122,15 @@ def test_the_others_get_a_time_to_end_and_are_then_killed(tmp_path, program):
     start = time.monotonic()
     ended = local(tmp_path, program, "0:work 1:1 2:deaf", flags=["--grace=1"], processes=3)
     assert (ended.status, 0.9 < time.monotonic() - start < 10) == (1, True)
-    said = "process 1 ended with 1; the others get up to 1 s to end by themselves"
-    assert ended.err.splitlines()[1:] == [said, "local_multiprocess.sh: 2 left after 1 s: SIGKILL"]
+    said = "process 1 ended with status 1; the others have up to 1 s to end"
+    assert ended.err.splitlines()[1:] == [said, "local_multiprocess.sh: 2 processes left after 1 s: sending SIGKILL"]
     assert not alive(tmp_path, 3)
 
 
 def test_a_process_that_a_signal_ended_is_said_at_once_and_by_this_script_only(tmp_path, program):
     flags = ["-n", 2, f"--logs={tmp_path / 'logs'}", "--", *program, "0:work 1:after-9"]
     process = Cloud(tmp_path).start("local_multiprocess.sh", *flags)
-    said = "process 1 ended with 137; the others get up to 120 s to end by themselves\n"
+    said = "process 1 ended with status 137; the others have up to 120 s to end\n"
     assert [process.stderr.readline() for _ in range(2)][1] == said
     assert process.poll() is None
     ready(tmp_path, 1)
@@ -161,7 +161,7 @@ def test_restarts(plans, restarts, status, times, tmp_path, program):
     assert (ended.status, starts(tmp_path, 0), starts(tmp_path, 1)) == (status, times, times)
     ports = re.findall(r"at 127.0.0.1:(\d+)", (tmp_path / "logs/0.log").read_text())
     assert len(ports) == times and len(set(ports)) == times  # the old one may still be taken
-    assert ended.err.count(" more\n") == times - 1
+    assert ended.err.count(f" of at most {restarts}\n") == times - 1
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -253,7 +253,7 @@ def test_restart_by_status(plans, status, times, tmp_path, program):
 def test_restart_counts(tmp_path, program):
     ended = restart(tmp_path, program, "0:1", flags=["--restarts=2"])
     assert (ended.status, starts(tmp_path)) == (1, 3)
-    assert ended.err.splitlines()[-1] == "no restart is left of --restarts=2: the reason is above"
+    assert ended.err.splitlines()[-1] == "all --restarts=2 are used: the reason is above"
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

@@ -119,7 +119,7 @@ def test_the_folder_of_the_lock_is_made_and_one_that_cannot_be_is_said_first(tmp
     cloud.copy_of_repository()
     (tmp_path / "file").touch()
     wrong = cloud.run("tpu_setup.sh", *SETUP, "--lock=file/pod.lock")
-    assert (wrong.status, wrong.err) == (2, "error: --lock=file/pod.lock: cannot be written there\n")
+    assert (wrong.status, wrong.err) == (2, "error: --lock=file/pod.lock: cannot be written\n")
     assert (cloud.calls(), cloud.host(0).exists()) == ([], False)
     ended = cloud.run("tpu_setup.sh", *SETUP, "--lock=runs/pod.lock")
     assert (ended.status, ended.err.splitlines()[-2]) == (0, "runs/pod.lock: written, the packages of all hosts")
@@ -161,10 +161,10 @@ def test_a_run_goes_on_without_the_terminal_and_is_stopped_with_its_save(pod):
 
     second = start(pod, "true")
     assert second.status == 2
-    assert "error: host-0: a run is alive already: launch/tpu_stop.sh first" in second.err.splitlines()
+    assert "error: host-0: a run is already alive: run launch/tpu_stop.sh first" in second.err.splitlines()
     again = pod.run("tpu_setup.sh", *SETUP)
     assert again.status == 2
-    assert "error: host-0: a run is alive, its code must not change under it: launch/tpu_stop.sh first" in again.err
+    assert "error: host-0: a run is alive and its code must not change: run launch/tpu_stop.sh first" in again.err
 
     stopped = pod.run("tpu_stop.sh", "judge", *WHERE)
     assert (stopped.status, facts(stopped)) == (0, [f"host host-{w} stopped after 0 s, status=75" for w in range(3)])
@@ -205,7 +205,8 @@ def test_a_run_that_does_not_save_in_time_is_killed_with_all_that_it_started(pod
 def test_hosts_that_do_not_start_are_counted(pod):
     pod.write("dead", "2\n")
     ended = start(pod, "sleep", "100")
-    line = "error: started on 2 of 3 hosts; the rest would wait for them: launch/tpu_stop.sh judge --zone=us-east5-a, then again"
+    stop = "run launch/tpu_stop.sh judge --zone=us-east5-a, then this command again"
+    line = f"error: started on 2 of 3 hosts, which wait for the others: {stop}"
     assert (ended.status, ended.err.splitlines()[-1]) == (1, line)
     stopped = pod.run("tpu_stop.sh", "judge", *WHERE)
     assert (stopped.status, len(facts(stopped))) == (1, 2)
@@ -215,7 +216,7 @@ def test_a_tpu_that_another_process_holds(pod):
     pod.write("holders.host-1", "p4000000\ncjupyter\nf8\n")  # as lsof -F pc writes it
     ended = start(pod, "sleep", "100")
     assert (ended.status, len(facts(ended))) == (2, 2)
-    assert "error: host-1: the TPU is held by 4000000 jupyter: launch/tpu_stop.sh --force ends it" in ended.err.splitlines()
+    assert "error: host-1: the TPU is held by 4000000 jupyter: end it with launch/tpu_stop.sh --force" in ended.err.splitlines()
     stopped = pod.run("tpu_stop.sh", "judge", *WHERE)
     assert stopped.status == 1
     assert "error: host-1: the TPU is still held by 4000000 jupyter: --force ends it" in stopped.err.splitlines()
@@ -233,7 +234,7 @@ def test_status_of_a_slice_that_is_gone(pod):
     pod.write("dead", "0\n1\n2\n")
     pod.write("states", "SUSPENDED\n")
     ended = pod.run("tpu_status.sh", "judge", *WHERE, "--wait", "--poll=0")
-    line = "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh asks anew"
+    line = "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh requests it again"
     assert (ended.status, ended.err.splitlines()[-1]) == (75, line)
 
 
@@ -269,8 +270,8 @@ def test_keep_takes_another_slice_when_the_first_is_gone(tmp_path):
     out, err = keep.communicate(timeout=60)
     assert keep.returncode == 0, err
     assert err.splitlines()[0] == "to stop: Ctrl-C here first, then tpu_stop.sh"
-    assert "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh asks anew" in err
-    assert "judge: SUSPENDED, asking anew" in err
+    assert "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh requests it again" in err
+    assert "judge: SUSPENDED, requesting it again" in err
     assert out.splitlines()[-1].startswith("host host-1 ended status=0 restarts=0")
     assert [("--spot" in call, "--accelerator-type=v6e-8" in call) for call in creates(cloud.calls())] == [(True, True)]
 

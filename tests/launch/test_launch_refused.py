@@ -13,37 +13,37 @@ REFUSED = [  # script, flags, the line
     ("tpu_create.sh", ["--topology=v5p:4x4x4", *WHERE], "one name is needed, 0 are given: see --help"),
     ("tpu_create.sh", ["a", "b", *WHERE], "one name is needed, 2 are given (a b): see --help"),
     ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4"], "--zone=.. is missing: see --help"),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", "--zone=europe"], "--zone=europe: a zone is needed, such as us-east5-a"),
+    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", "--zone=europe"], "--zone=europe: must be a zone such as us-east5-a"),
     (
         "tpu_create.sh",
         ["judge", "--topology=v5p:4x4x4", *WHERE, "--spot", "--reserved"],
-        "--spot and --reserved: one of the two",
+        "--spot and --reserved: give only one",
     ),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--spt"], "no flag --spt: see --help"),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "-s"], "no flag -s: see --help"),
+    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--spt"], "unknown flag --spt: see --help"),
+    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "-s"], "unknown flag -s: see --help"),
     ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--spot=1"], "--spot takes no value"),
     ("tpu_create.sh", ["judge", "--topology="], "--topology= is empty"),
     ("tpu_create.sh", ["judge", "--topology"], "--topology needs a value: --topology=.."),
-    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--poll=1s"], "--poll=1s: a whole number, 0 or more"),
+    ("tpu_create.sh", ["judge", "--topology=v5p:4x4x4", *WHERE, "--poll=1s"], "--poll=1s: must be a whole number, 0 or more"),
     (
         "tpu_create.sh",
         ["Judge_1", "--topology=v5p:4x4x4", *WHERE],
-        "name Judge_1: at most 40 of a-z, 0-9 and -, first a letter, last no -",
+        "name Judge_1: use at most 40 of a-z, 0-9 and -, with a letter first and no - last",
     ),
     (
         "tpu_create.sh",
         ["judge", "--topology=tpu7x:4x4x4", *WHERE],
-        "--topology=tpu7x:4x4x4: the Cloud TPU API has no tpu7x, GKE has: launch/xpk_run.sh or launch/jobset_run.sh",
+        "--topology=tpu7x:4x4x4: the Cloud TPU API has no tpu7x, but GKE has: use launch/xpk_run.sh or launch/jobset_run.sh",
     ),
     (
         "tpu_keep.sh",
         ["judge", "--topology=tpu7x-8", *WHERE, "--jax=0.10.2", "--lock=l", "--", "x"],
-        "--topology=tpu7x:2x2x1: the Cloud TPU API has no tpu7x, GKE has: launch/xpk_run.sh or launch/jobset_run.sh",
+        "--topology=tpu7x:2x2x1: the Cloud TPU API has no tpu7x, but GKE has: use launch/xpk_run.sh or launch/jobset_run.sh",
     ),
     (
         "sky_run.sh",
         ["judge", "--topology=tpu7x:4x4x4", *WHERE[:1], "--", "x"],
-        "--topology=tpu7x:4x4x4: the Cloud TPU API has no tpu7x, GKE has: launch/xpk_run.sh or launch/jobset_run.sh",
+        "--topology=tpu7x:4x4x4: the Cloud TPU API has no tpu7x, but GKE has: use launch/xpk_run.sh or launch/jobset_run.sh",
     ),
     (
         "sky_run.sh",
@@ -52,30 +52,30 @@ REFUSED = [  # script, flags, the line
         "workspaces: {default: {gcp: {project_id: mine}}}, or gcloud config set project mine",
     ),
     ("tpu_setup.sh", ["judge", *WHERE], "--jax=.. is missing: see --help"),
-    ("tpu_setup.sh", ["judge", *WHERE, "--jax=>=0.10"], "--jax=>=0.10: one version, such as 0.10.2"),
-    ("tpu_setup.sh", ["judge", *WHERE, "--jax=0.10.2", "--python=python3"], "--python=python3: such as 3.12"),
+    ("tpu_setup.sh", ["judge", *WHERE, "--jax=>=0.10"], "--jax=>=0.10: must be one version, such as 0.10.2"),
+    ("tpu_setup.sh", ["judge", *WHERE, "--jax=0.10.2", "--python=python3"], "--python=python3: must be a version such as 3.12"),
     (
         "tpu_run.sh",
         ["judge", *WHERE],
         "nothing to run: end the line with -- mtjudge train --config=.. --workdir=gs://..",
     ),
-    ("tpu_run.sh", ["judge", *WHERE, "--run=a/b", "--", "x"], "--run=a/b: of A-Z, a-z, 0-9, _ and -"),
-    ("tpu_run.sh", ["judge", *WHERE, "--iap", "--internal-ip", "--", "x"], "--internal-ip and --iap: one of the two"),
-    ("tpu_logs.sh", ["judge", *WHERE, "--worker=first"], "--worker=first: a number, or all"),
+    ("tpu_run.sh", ["judge", *WHERE, "--run=a/b", "--", "x"], "--run=a/b: use only A-Z, a-z, 0-9, _ and -"),
+    ("tpu_run.sh", ["judge", *WHERE, "--iap", "--internal-ip", "--", "x"], "--internal-ip and --iap: give only one"),
+    ("tpu_logs.sh", ["judge", *WHERE, "--worker=first"], "--worker=first: must be a number or all"),
     (
         "tpu_model.sh",
         ["judge", *WHERE, "--model=Qwen/Q", "--to=/data"],
-        "--to=/data: a path in a bucket is needed, gs://bucket/path",
+        "--to=/data: must be a path in a bucket, gs://bucket/path",
     ),
     (
         "tpu_model.sh",
         ["judge", *WHERE, "--model=Qwen", "--to=gs://bucket/q"],
-        "--model=Qwen: as on the hub, Qwen/Qwen3-VL-8B-Instruct",
+        "--model=Qwen: give its name on the hub, such as Qwen/Qwen3-VL-8B-Instruct",
     ),
     (
         "xpk_run.sh",
         ["judge" * 9, *WHERE, "--cluster=c", IMAGE, "--topology=v5p:4x4x4", "--", "x"],
-        f"name {'judge' * 9}: at most 40 of a-z, 0-9 and -, first a letter, last no -",
+        f"name {'judge' * 9}: use at most 40 of a-z, 0-9 and -, with a letter first and no - last",
     ),
     (
         "xpk_run.sh",
@@ -85,39 +85,39 @@ REFUSED = [  # script, flags, the line
     (
         "jobset_run.sh",
         ["judge-", "--topology=v5p:4x4x4", IMAGE, "--", "x"],
-        "name judge-: at most 40 of a-z, 0-9 and -, first a letter, last no -",
+        "name judge-: use at most 40 of a-z, 0-9 and -, with a letter first and no - last",
     ),
     (
         "jobset_run.sh",
         ["judge", "--topology=v5p:4x4x4", "--image=a b", "--", "x"],
-        "--image=a b: such as registry/repository/mtjudge:1",
+        "--image=a b: must be an image such as registry/repository/mtjudge:1",
     ),
     (
         "jobset_run.sh",
         ["judge", "--topology=v5p:4x4x4", IMAGE, "--service-account=j@mine.iam", "--", "x"],
-        "--service-account=j@mine.iam: a name in Kubernetes, no e-mail address",
+        "--service-account=j@mine.iam: must be a name in Kubernetes, not an e-mail address",
     ),
     (
         "xpk_run.sh",
         ["judge", *WHERE, "--cluster=c", "--image=ADDRESS/mtjudge:1", "--topology=v5p:4x4x4", "--", "x"],
-        "--image=ADDRESS/mtjudge:1: such as registry/repository/mtjudge:1",
+        "--image=ADDRESS/mtjudge:1: must be an image such as registry/repository/mtjudge:1",
     ),
     (
         "tpu_run.sh",
         ["judge", *WHERE, "mtjudge", "train", "--config=c"],
-        "no flag --config: put -- before the command, -- mtjudge ..",
+        "unknown flag --config: put -- before the command, -- mtjudge ..",
     ),
     (
         "tpu_run.sh",
         ["judge", *WHERE, "mtjudge", "train"],
         "one name is needed, 3 are given (judge mtjudge train): see --help; put -- before the command, -- mtjudge ..",
     ),
-    ("tpu_run.sh", ["judge", *WHERE, "-n", "2", "--", "x"], "no flag -n: see --help"),
+    ("tpu_run.sh", ["judge", *WHERE, "-n", "2", "--", "x"], "unknown flag -n: see --help"),
     ("local_multiprocess.sh", ["--devices=2", "-n"], "--processes needs a value: --processes=.."),
     ("local_multiprocess.sh", ["--", "x"], "--processes=.. is missing: see --help"),
-    ("local_multiprocess.sh", ["-n", "0", "--", "x"], "--processes=0: 1 or more"),
+    ("local_multiprocess.sh", ["-n", "0", "--", "x"], "--processes=0: must be 1 or more"),
     ("local_multiprocess.sh", ["-n", "2", "mtjudge", "--", "x"], "unexpected mtjudge: the command goes after --"),
-    ("local_multiprocess.sh", ["-n", "2", "--devices=many", "--", "x"], "--devices=many: a whole number, 0 or more"),
+    ("local_multiprocess.sh", ["-n", "2", "--devices=many", "--", "x"], "--devices=many: must be a whole number, 0 or more"),
     ("tpu_keep.sh", ["judge", *WHERE, "--topology=v5p:4x4x4", "--jax=0.10.2", "--", "x"], "--lock=.. is missing: see --help"),
 ]
 
@@ -188,7 +188,9 @@ def test_before_the_slice_is_there(script, flags, tmp_path):
     cloud.copy_of_repository()
     cloud.write("states", "")
     ended = cloud.run(script, "judge", *WHERE, *flags)
-    first = "error: judge is not in us-east5-a: launch/tpu_create.sh judge --zone=us-east5-a --project=mine --topology=.. first"
+    first = (
+        "error: judge is not in us-east5-a: run launch/tpu_create.sh judge --zone=us-east5-a --project=mine --topology=.. first"
+    )
     assert (ended.status, ended.err.splitlines()) == (2, ["ERROR: NOT_FOUND", first])
     assert cloud.calls()[-1] == LIST
 
@@ -199,7 +201,7 @@ def test_a_slice_of_that_name_and_of_another_shape(tmp_path):
     assert cloud.run("tpu_create.sh", "judge", *WHERE, SLICE).status == 0
     cloud.calls()
     ended = cloud.run("tpu_create.sh", "judge", *WHERE, "--topology=v5p:8x8x8")
-    line = "error: judge is there as v5p-128 (ACTIVE), v5p:8x8x8 is v5p-1024: take another name, or "
+    line = "error: judge exists as v5p-128 (ACTIVE), but v5p:8x8x8 is v5p-1024: take another name, or run "
     delete = "launch/tpu_delete.sh judge --zone=us-east5-a --project=mine first"
     assert (ended.status, ended.err.splitlines()[1:], cloud.calls()) == (2, [line + delete], [LIST])
 
@@ -217,7 +219,7 @@ BEFORE_SETUP = {
 def test_before_the_set_up(script, tmp_path):
     cloud = Cloud(tmp_path, hosts=3)
     ended = cloud.run(script, *ZONE, *BEFORE_SETUP[script])
-    line = "error: not set up: launch/tpu_setup.sh judge --zone=us-east5-a --jax=.. first\n"
+    line = "error: not set up: run launch/tpu_setup.sh judge --zone=us-east5-a --jax=.. first\n"
     assert (ended.status, ended.out, ended.err) == (2, "", line)
 
 
@@ -228,7 +230,7 @@ def test_another_commit_than_that_of_the_hosts(tmp_path):
     old = cloud.commit
     new = cloud.commit_all("Second", "new.py")
     ended = cloud.run("tpu_run.sh", *ZONE, "--", "true")
-    line = f"this host has commit {old[:12]}, {new[:12]} is asked for: launch/tpu_setup.sh again, or --as-set-up"
+    line = f"this host has commit {old[:12]}, not {new[:12]}: run launch/tpu_setup.sh again, or give --as-set-up"
     assert (ended.status, ended.err.splitlines()[0]) == (2, f"error: host-0: {line}")
     assert not (cloud.host(0) / "mtjudge/runs").exists()
     assert cloud.run("tpu_run.sh", *ZONE, "--as-set-up", "--", "true").status == 0
@@ -242,7 +244,7 @@ def test_a_jax_that_is_not_that_of_the_lock(tmp_path):
     cloud.copy_of_repository()
     lock = tmp_path / "pod.lock"
     lock.write_text("jax==0.10.2\njaxlib==0.10.2\n")
-    line = f"error: --jax=0.11.0: {lock} has jax 0.10.2: --jax=0.10.2, or a new file as --lock\n"
+    line = f"error: --jax=0.11.0: {lock} has jax 0.10.2: give --jax=0.10.2, or a new file as --lock\n"
     given = [*ZONE, "--jax=0.11.0", f"--lock={lock}"]
     for script, flags in (("tpu_setup.sh", []), ("tpu_keep.sh", ["--topology=v6e:2x4", "--", "true"])):
         ended = cloud.run(script, *given, *flags)

@@ -44,5 +44,5 @@ def train(workdir: Path, data: str, refused: int) -> dict:
     ending = drills.ending(workdir)
     ending["metrics"] = [line for line in ending["metrics"] if line["kind"] != "warning"]
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((workdir / "best").iterdir())}
-    told = [line for line in lines if "best model" in line]
-    return {"written": written, "said": told, "files": files, "saved": saved, "ending": ending}
+    said = [line for line in lines if "best model" in line]
+    return {"written": written, "said": said, "files": files, "saved": saved, "ending": ending}

@@ -105,6 +105,6 @@ def exchange(*, port: int, process: int, processes: int) -> dict:
 
 
 def last_step(workdir: str | Path) -> int:
-    """Of the checkpoints, 0 where there is none."""
+    """The newest step in the checkpoints, or 0."""
     folder = Path(workdir) / "checkpoints"
     return max((int(path.name) for path in folder.iterdir() if path.name.isdecimal()), default=0) if folder.is_dir() else 0

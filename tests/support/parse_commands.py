@@ -14,11 +14,11 @@ import sys
 def why_not(command: str, argv: list[str]) -> str:
     """Runs in a fork: nothing here is undone."""
     from mtjudge_jax.config_check import check
-    from mtjudge_jax.flags import parse, typed
+    from mtjudge_jax.flags import parse_flags, typed
 
     module = sys.modules[f"mtjudge_jax.{command}.__main__"]
     sys.argv = [f"mtjudge {command}", *argv]
-    rest = parse(sys.argv)[1:]
+    rest = parse_flags(sys.argv)[1:]
     if rest and command != "report":
         return f"{rest} are no flags"
     if any(word.startswith("--config=") for word in argv):

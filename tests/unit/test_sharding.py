@@ -39,10 +39,10 @@ def test_every_line_has_a_parameter():
 
 def test_a_line_too_few_or_too_many_is_an_error(monkeypatch):
     mesh = make_mesh(MeshConfig(2, 2, 1, 2))
-    with pytest.raises(ValueError, match=r"'text/layers/z_ldf' has 0 lines"):
+    with pytest.raises(ValueError, match=r"'text/layers/z_ldf' matches 0 lines"):
         param_spec("text/layers/z_ldf", (2, 4, 8), mesh)
     monkeypatch.setattr(sharding, "RULES", (*RULES, (r"norm_d$", P())))
-    with pytest.raises(ValueError, match=r"'text/norm_d' has 2 lines"):
+    with pytest.raises(ValueError, match=r"'text/norm_d' matches 2 lines"):
         param_spec("text/norm_d", (4,), mesh)
 
 

@@ -128,7 +128,7 @@ def test_arrays_may_be_donated_once_save_returned(tmp_path, mesh):
 
 
 def test_fifty_harms_to_any_file_of_the_newest_step_are_named_and_the_one_before_is_used(tmp_path, mesh):
-    """30 bits flipped, 10 files cut, 10 deleted; files and places by a seed, a file as likely as another, then by its size."""
+    """30 flipped bits, 10 cut files, 10 deleted files. A seed chooses files and places, every file equally often or by its size."""
     whole = tmp_path / "whole"
     saved(whole, mesh)
     like, want = abstract(make_state(0, mesh), mesh), hosted(make_state(1, mesh))
@@ -177,8 +177,8 @@ def test_every_byte_counts(tmp_path, mesh):
     assert records.damage_in(whole / "2", record["files"], 0, 1) == ""
 
 
-def test_digests_notice_what_the_files_do_not_tell(tmp_path, mesh):
-    """Files and record agree, and yet another state comes out: as where the library that wrote or reads them is wrong."""
+def test_digests_find_what_checksums_cannot(tmp_path, mesh):
+    """Files and record agree, yet another state comes out, as if the library that writes or reads them had a bug."""
     checkpoints = saved(tmp_path, mesh)
     path = tmp_path / "2" / "record.json"
     record = records.read_record(path.parent, 2)
@@ -262,7 +262,7 @@ def test_disk_full_is_found_before_writing(tmp_path, mesh, monkeypatch):
     assert ck.saved_steps(checkpoints) == [1, 3]
 
 
-def test_a_failed_write_is_told_by_the_next_call_with_its_step(tmp_path, mesh):
+def test_a_failed_write_is_reported_by_the_next_call_with_its_step(tmp_path, mesh):
     checkpoints = saved(tmp_path, mesh, (1,))
     failed = Future()
     failed.set_exception(OSError(28, "No space left on device"))

@@ -12,7 +12,7 @@ from feeding import COUNTS, NAMES, write_data
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.train import opening
+from mtjudge_jax.train import start
 from mtjudge_jax.train.fit import when_best
 from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health
 from mtjudge_jax.train.monitor.messages import opening_lines
@@ -52,7 +52,7 @@ def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt
 def test_sft_without_a_gold_reasoning_says_what_it_teaches(data, fmt, monkeypatch):
     assert len(check_records(config("sft"), data, fmt)) == 1  # these have one
     plain = lambda *place: [replace(e, rationale=" ") for e in read_split(*place)]  # noqa: E731
-    monkeypatch.setattr(opening, "open_split", plain)
+    monkeypatch.setattr(start, "open_split", plain)
     _, said = check_records(config("sft"), data, fmt)
     assert said.startswith("warning: technical, safety, alignment: no record checked has gold reasoning")
     cfg = config("sft")
