@@ -214,7 +214,7 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path):
     for step, said in (
         ("latest", "has no complete step yet: use --step=best, or continue training"),
         ("best", "best has no model yet: .* has no complete step"),
-        ("8", "no checkpoint of step 8: no step is complete there"),
+        ("8", "no checkpoint of step 8: no step there is complete"),
     ):
         with pytest.raises((ConfigError, checkpoint.CheckpointError), match=said):
             write(tmp_path / "out", workdir=tmp_path / "run", step=step)
