@@ -1,9 +1,9 @@
 """How long a save blocks the run: `python benchmarks/checkpoint_save.py [--gigabytes=1] [--saves=5] [--folder=/tmp]`.
 
-A state of random numbers, which do not compress, is saved again and again by `checkpoint.save`, each time followed by a step
-that donates it, as training does. Printed for every save: seconds until `save` returned (digests begun, arrays handed over),
-seconds until the step was complete on disk, read back and checked, their ratio, and how much longer that step took than one
-without a save behind it. Exit status 1 where the median ratio is above `--most`.
+Saves a state of random numbers, which do not compress, several times by `checkpoint.save`. A step that donates the state
+follows each save, as in training. Prints for every save: seconds until `save` returned, seconds until the step was complete on
+disk, read back and checked, the ratio of the two, and how much longer the following step took than a step without a save. Exit
+status 1 if the median ratio is above `--most`.
 """
 
 import statistics
@@ -18,9 +18,9 @@ from absl import app, flags, logging
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import CheckpointConfig
 
-GIGABYTES = flags.DEFINE_float("gigabytes", 1.0, "Of state.")
-SAVES = flags.DEFINE_integer("saves", 5, "How many, after one that is not counted.")
-FOLDER = flags.DEFINE_string("folder", "", "Where to write; default: the system's folder for temporary files.")
+GIGABYTES = flags.DEFINE_float("gigabytes", 1.0, "Size of the state.")
+SAVES = flags.DEFINE_integer("saves", 5, "How many saves are measured, after a first one.")
+FOLDER = flags.DEFINE_string("folder", "", "Where to write; by default the temporary folder of the system.")
 MOST = flags.DEFINE_float("most", 0.1, "The largest median ratio of blocking to whole time that passes.")
 
 
@@ -51,7 +51,7 @@ def main(_) -> None:
         plain.append(seconds)
     version = f"Python {sys.version.split()[0]}, jax {jax.__version__}, {jax.devices()[0].device_kind}"
     print(f"{size / 1e9:.2f} GB of state, {version}; a step without a save: {statistics.median(plain[1:]):.2f} s")
-    ratios, held = [], []
+    ratios, with_step = [], []
     with tempfile.TemporaryDirectory(dir=FOLDER.value or None) as folder:
         opened = checkpoint.open_checkpoints(Path(folder) / "checkpoints", CheckpointConfig(keep=1))
         for number in range(SAVES.value + 1):
@@ -65,10 +65,10 @@ def main(_) -> None:
             if number:  # the first compiles the digests
                 late = max(0.0, seconds - statistics.median(plain[1:]))
                 ratios.append(blocked / whole)
-                held.append((blocked + late) / whole)
+                with_step.append((blocked + late) / whole)
                 print(f"save {number}: blocked {blocked:.3f} s of {whole:.2f} s ({ratios[-1]:.1%}); next step {late:.2f} s late")
     print(f"blocking share: median {statistics.median(ratios):.1%}, largest {max(ratios):.1%}")
-    print(f"with the next step's lateness, which shares the cores with the writing: median {statistics.median(held):.1%}")
+    print(f"with the delay of the next step, which shares the cores with the writing: median {statistics.median(with_step):.1%}")
     sys.exit(statistics.median(ratios) > MOST.value)
 
 

@@ -128,7 +128,7 @@ def test_arrays_may_be_donated_once_save_returned(tmp_path, mesh):
 
 
 def test_fifty_harms_to_any_file_of_the_newest_step_are_named_and_the_one_before_is_used(tmp_path, mesh):
-    """30 flipped bits, 10 cut files, 10 deleted files. A seed chooses files and places, every file equally often or by its size."""
+    """30 flipped bits, 10 cut files, 10 deleted files. A seed chooses files and places, files equally often or by their size."""
     whole = tmp_path / "whole"
     saved(whole, mesh)
     like, want = abstract(make_state(0, mesh), mesh), hosted(make_state(1, mesh))
