@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the tpu_*.sh scripts run on each host by ssh. It prints facts as lines "host NAME ..".
+# The tpu_*.sh scripts run this on each host by ssh. It prints facts as lines "host NAME ..".
 #
 #   host.sh setup --archive=FILE --commit=HASH --jax=V --python=V --extras=tpu [--lock=FILE]
 #   host.sh start --run=train --restarts=50 [--commit=HASH] -- COMMAND ..
@@ -8,7 +8,7 @@
 #   host.sh stop --grace=300 [--force]
 #   host.sh model --model=ID --to=gs://.. [--revision=] [--scratch=]
 #
-# All lies in ~/mtjudge: code/ (the commit, which is in commit), venv/, freeze.txt, pid (of the run), runs/NAME/{log,status}.
+# Everything is in ~/mtjudge: code/, commit (its hash), venv/, freeze.txt, pid (of the run), runs/NAME/{log,status}.
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -19,12 +19,12 @@ scratch=$base
 
 fact() { echo "host $HOSTNAME $*"; }
 
-refuse() { # of one host among many: with its name
+refuse() { # an error of one host among many, with its name
   echo "error: $HOSTNAME: $*" >&2
   exit 2
 }
 
-alive() { # whether a run is alive; a number that another process has got by now is not one
+alive() { # whether a run is alive; another process may have its number by now
   [[ -s $base/pid ]] && grep -qsa restart.sh "/proc/$(<"$base/pid")/cmdline"
 }
 
@@ -35,7 +35,7 @@ holders() { # "pid command" of processes that hold a TPU
 digest() { sha256sum "$@" | cut -c1-12; }
 
 setup() {
-  ! alive || refuse "a run is alive, its code must not change under it: launch/tpu_stop.sh first"
+  ! alive || refuse "a run is alive and its code must not change: run launch/tpu_stop.sh first"
   rm -rf "$base/code"
   mv "$base/code.new" "$base/code"
   echo "$commit" >"$base/commit"
@@ -46,7 +46,7 @@ setup() {
   stamp="$python $jax $extras $(digest code/pyproject.toml) $([[ ! $lock ]] || digest "$HOME/$lock")"
   if [[ $stamp != "$(cat stamp 2>/dev/null)" ]]; then
     rm -rf stamp venv
-    uv venv --quiet --python "$python" venv || exit 1 # its own 2 is no error that the user has to mend
+    uv venv --quiet --python "$python" venv || exit 1 # not uv's own 2, which would mean an error that the user must fix
     uv pip install --quiet --python venv/bin/python ${lock:+--constraint "$HOME/$lock"} -e "./code[$extras]" "jax==$jax" || exit 1
     uv pip freeze --python venv/bin/python --exclude-editable >freeze.txt
     echo "$stamp" >stamp
@@ -60,14 +60,14 @@ setup() {
 start() {
   local dir=$base/runs/$run held have
   need_command
-  [[ -x $base/venv/bin/python ]] || refuse "not set up: launch/tpu_setup.sh first"
-  ! alive || refuse "a run is alive already: launch/tpu_stop.sh first"
+  [[ -x $base/venv/bin/python ]] || refuse "not set up: run launch/tpu_setup.sh first"
+  ! alive || refuse "a run is already alive: run launch/tpu_stop.sh first"
   have=$(cat "$base/commit" 2>/dev/null) || true
   [[ ! $commit || $commit == "$have" ]] ||
-    refuse "this host has commit ${have:0:12}, ${commit:0:12} is asked for: launch/tpu_setup.sh again, or --as-set-up"
+    refuse "this host has commit ${have:0:12}, not ${commit:0:12}: run launch/tpu_setup.sh again, or give --as-set-up"
   held=$(holders)
-  [[ ! $held ]] || refuse "the TPU is held by ${held//$'\n'/, }: launch/tpu_stop.sh --force ends it"
-  rm -f "$lockfile" 2>/dev/null || sudo -n rm -f "$lockfile" # nobody holds the TPU, so a dead process left it
+  [[ ! $held ]] || refuse "the TPU is held by ${held//$'\n'/, }: end it with launch/tpu_stop.sh --force"
+  rm -f "$lockfile" 2>/dev/null || sudo -n rm -f "$lockfile" # no process holds the TPU, so a dead one left the file
   mkdir -p "$dir"
   rm -f "$dir/status"
   cd "$base/code"
@@ -87,10 +87,10 @@ status() {
     read -r ended used seconds <"$dir/status"
     fact "ended status=$ended restarts=$used seconds=$seconds $last"
   elif alive && [[ $run == "$(<"$base/run")" ]]; then
-    used=$(grep -aoE "$number" "$dir/log" | tail -n 1 | sed -E 's/.* ([0-9]+): $/\1/') || true # the log has earlier runs too
+    used=$(grep -aoE "$number" "$dir/log" | tail -n 1 | sed -E 's/.* ([0-9]+): $/\1/') || true # the log also has earlier runs
     fact "running restarts=${used:-0} $last"
   elif [[ -e $dir/log ]]; then
-    fact "ended status=137 restarts=? seconds=? killed without a word, or the host was rebooted: $last"
+    fact "ended status=137 restarts=? seconds=? killed without a message, or the host was rebooted: $last"
   else
     fact "ended status=2 restarts=0 seconds=0 no run $run was started here"
   fi
@@ -111,7 +111,7 @@ stop() {
       waited=$((waited + 1))
     done
     if alive; then
-      pkill -KILL -s "$pid" || true # the session: also what the command started
+      pkill -KILL -s "$pid" || true # the session: also the processes that the command started
       fact "killed: not saved within $grace s"
     else
       fact "stopped after $((waited / 10)) s, status=$(cut -d' ' -f1 "$base/runs/$(<"$base/run")/status" 2>/dev/null || echo unknown)"
@@ -131,7 +131,7 @@ stop() {
 
 model() {
   local folder=$scratch/${model##*/}
-  [[ -x $base/venv/bin/python ]] || refuse "not set up: launch/tpu_setup.sh first"
+  [[ -x $base/venv/bin/python ]] || refuse "not set up: run launch/tpu_setup.sh first"
   PATH=$base/venv/bin:$PATH
   HF_HUB_OFFLINE=0 hf download "$model" ${revision:+--revision "$revision"} --local-dir "$folder"
   rm -rf "$folder/.cache"

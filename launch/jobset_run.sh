@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Starts a run on a GKE cluster with a TPU node pool and JobSet installed: fills in launch/jobset.yaml and creates it.
+# Starts a run on a GKE cluster that has a TPU node pool and JobSet: fills in launch/jobset.yaml and creates the JobSet.
 #
 #   launch/jobset_run.sh NAME --topology=v5p:4x4x4 --image=REGISTRY/mtjudge:1 --service-account=judge \
 #     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
-# 75, crashes and lost nodes restart all hosts; 2 fails the JobSet at once.
+# Status 75, crashes and lost nodes restart all hosts; status 2 fails the JobSet at once.
 #
 #   --topology=V5P:4X4X4    the slice, as in `mtjudge plan`
-#   --image=                made with launch/Dockerfile and pushed
-#   --service-account=      of Kubernetes, which may read and write your bucket; default: default
-#   --restarts=50           how often
-#   --grace=600             seconds between SIGTERM and SIGKILL: more than a save takes
-#   --spot                  on Spot nodes
-#   --namespace=            of Kubernetes
-#   --out=NAME.jobset.yaml  where the filled file is written; with --dry-run too
-#   --dry-run               writes that file, prints the command and does not run it
+#   --image=                an image built from launch/Dockerfile and pushed
+#   --service-account=      Kubernetes service account that may read and write your bucket; default: default
+#   --restarts=50           most restarts
+#   --grace=600             seconds between SIGTERM and SIGKILL; must exceed the time of a save
+#   --spot                  runs on Spot nodes
+#   --namespace=            Kubernetes namespace
+#   --out=NAME.jobset.yaml  the filled-in file; also written with --dry-run
+#   --dry-run               writes that file and prints the command without running it
 
 set -euo pipefail
 # shellcheck source=launch/common.sh
@@ -27,12 +27,12 @@ need_number restarts grace
 need_command
 slice "$topology"
 need_image
-[[ $service_account =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] || die "--service-account=$service_account: a name in Kubernetes, no e-mail address"
+[[ $service_account =~ ^[a-z0-9]([-a-z0-9]*[a-z0-9])?$ ]] || die "--service-account=$service_account: must be a name in Kubernetes, not an e-mail address"
 need_tools kubectl
 
 list='' # the command as a JSON list; Kubernetes expands $(..) in it, $$ stands for $
 for word in "${COMMAND[@]}"; do
-  [[ $word != *[[:cntrl:]]* ]] || die "a line break in the command: $(quote "$word")"
+  [[ $word != *[[:cntrl:]]* ]] || die "the command has a line break: $(quote "$word")"
   word=${word//\\/\\\\}
   word=${word//\"/\\\"}
   list+=", \"${word//\$/\$\$}\""

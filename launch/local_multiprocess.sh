@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs a command as n processes on this machine, which find each other as the hosts of a pod do.
+# Runs a command as n processes on this machine, which find each other like the hosts of a pod.
 #
 #   launch/local_multiprocess.sh -n 2 --devices=4 -- mtjudge train --config=configs/demo.py --workdir=runs/two
 #
-# Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Each writes a log, process 0 also to the
-# terminal. SIGTERM and Ctrl-C go to all. When one ends badly the others get a time to end by themselves, then SIGKILL.
-# Exit status: what they say together: 2, else 130, else 75 (saved, restart), else that of the first to crash.
+# Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID and writes a log; process 0 also writes to the
+# terminal. SIGTERM and Ctrl-C go to all processes. If one fails, the others have --grace seconds to end, then they get SIGKILL.
+# Exit status: 2 if any process ends with it, else 130, else 75 (saved, restart), else the status of the first crash.
 #
-#   -n N, --processes=N   how many; must be given
-#   --devices=4         fake CPU devices a process, with JAX_PLATFORMS=cpu unless it is set
-#   --restarts=0        how often all start again after 75, a crash (1) or a signal; never after 2 or 130
-#   --heartbeat=10      seconds: --config.hosts.heartbeat_seconds=10 for the command
-#   --grace=            seconds that the others get; default: 20 more than the heartbeat, which is 100 unless said
-#   --logs=DIR          for DIR/0.log, DIR/1.log ..; default: a new folder in /tmp
-#   --port=             of the coordinator; default: a free one
+#   -n N, --processes=N   number of processes; required
+#   --devices=4         fake CPU devices per process; sets JAX_PLATFORMS=cpu unless it is set
+#   --restarts=0        most restarts of all processes, after 75, a crash (1) or a signal; never after 2 or 130
+#   --heartbeat=10      adds --config.hosts.heartbeat_seconds=10 to the command
+#   --grace=            seconds that the other processes have to end; default: the heartbeat (100) plus 20
+#   --logs=DIR          writes DIR/0.log, DIR/1.log ..; default: a new folder in /tmp
+#   --port=             port of the coordinator; default: a free one
 #   --dry-run           prints the commands and runs nothing
 
 set -euo pipefail
@@ -25,11 +25,11 @@ parse 'processes= devices= restarts= heartbeat= grace= logs= port=' "$@"
 need processes
 grace=${grace:-$((${heartbeat:-100} + 20))}
 need_number processes restarts grace ${devices:+devices} ${heartbeat:+heartbeat} ${port:+port}
-((processes > 0)) || die "--processes=$processes: 1 or more"
+((processes > 0)) || die "--processes=$processes: must be 1 or more"
 need_command
 [[ ! $heartbeat ]] || COMMAND+=("--config.hosts.heartbeat_seconds=$heartbeat")
 
-free_port() { # below the ports that the kernel gives to connections; one that refuses a connection is free
+free_port() { # below the ports that the kernel gives to connections; a port that refuses a connection is free
   local number
   while number=$((20000 + RANDOM % 12000)); do
     (exec 3<>"/dev/tcp/127.0.0.1/$number") 2>/dev/null || break
@@ -37,7 +37,7 @@ free_port() { # below the ports that the kernel gives to connections; one that r
   echo "$number"
 }
 
-command_of() { # command_of process port: into WORDS
+command_of() { # command_of process port: sets WORDS
   local flags="${XLA_FLAGS:-}${XLA_FLAGS:+ }--xla_force_host_platform_device_count=$devices" platforms=${JAX_PLATFORMS-cpu}
   WORDS=(env "JAX_COORDINATOR_ADDRESS=127.0.0.1:$2" "JAX_NUM_PROCESSES=$processes" "JAX_PROCESS_ID=$1"
     ${devices:+"XLA_FLAGS=$flags" "JAX_PLATFORMS=$platforms"} "${COMMAND[@]}")
@@ -50,10 +50,10 @@ forward() {
   ((!${#PIDS[@]})) || kill "-$1" "${PIDS[@]}" 2>/dev/null || true
 }
 trap 'forward TERM; NEWS="SIGTERM: passed on; each process saves after its step"' TERM
-trap 'forward TERM' HUP # there may be no terminal left to write to
+trap 'forward TERM' HUP # the terminal may be gone, so print nothing
 trap 'forward INT' INT
 
-start_all() { # into PIDS
+start_all() { # sets PIDS
   local process
   exec {terminal}> >(trap '' INT TERM; exec tee -a "$logs/0.log")
   TEE=$!
@@ -67,10 +67,10 @@ start_all() { # into PIDS
     PIDS+=($!) NUMBERS[$!]=$process
   done
   exec {terminal}>&-
-  [[ ! $STOP ]] || kill -TERM "${PIDS[@]}" 2>/dev/null || true # it came before there was anything to pass it on to
+  [[ ! $STOP ]] || kill -TERM "${PIDS[@]}" 2>/dev/null || true # the signal came before there was a process to pass it on to
 }
 
-reap() { # takes what ended out of PIDS, and what it left behind out of the machine; its status goes to SAID
+reap() { # removes ended processes from PIDS, adds their statuses to SAID and kills the processes that they left behind
   local pid status left=() bad=''
   for pid in "${PIDS[@]}"; do
     if kill -0 "$pid" 2>/dev/null; then
@@ -79,32 +79,32 @@ reap() { # takes what ended out of PIDS, and what it left behind out of the mach
       status=0
       wait "$pid" || status=$?
       [[ $KILLED ]] || SAID+=("$status")
-      ((!status)) || bad=${bad:-process ${NUMBERS[pid]} ended with $status}
+      ((!status)) || bad=${bad:-process ${NUMBERS[pid]} ended with status $status}
       kill -KILL "-$pid" 2>/dev/null || true
     fi
   done
   PIDS=("${left[@]}")
   [[ $bad ]] || return 0
-  [[ $BAD$STOP$KILLED ]] || NEWS="$bad${left[*]:+; the others get up to $grace s to end by themselves}"
+  [[ $BAD$STOP$KILLED ]] || NEWS="$bad${left[*]:+; the others have up to $grace s to end}"
   BAD=yes
 }
 
-wait_all() { # into STATUS what the processes say together. It looks 10 times a second: bash's wait -n forgets some
+wait_all() { # sets STATUS, the status of all processes together. Polls 10 times a second: bash's wait -n misses some
   local end='' now never news
   SAID=() BAD='' KILLED=''
   exec {never}<> <(:)
   while ((${#PIDS[@]})); do
-    { # without bash's own lines about processes that a signal ended
-      read -r -t 0.1 -u "$never" || true # sleeps without a process of its own
+    { # hides bash's own messages about processes that a signal ended
+      read -r -t 0.1 -u "$never" || true # sleeps without starting a process
       reap
     } 2>/dev/null
-    news=$NEWS NEWS='' # in one command: a trap may write the next between two
+    news=$NEWS NEWS='' # in one command: a trap may set NEWS between two commands
     [[ ! $news ]] || say "$news"
     now=${EPOCHREALTIME/[.,]/} # microseconds
     if [[ ! $end && $STOP$BAD ]]; then end=$((now + grace * 1000000)); fi
     if [[ $end && ! $KILLED ]] && ((now >= end && ${#PIDS[@]})); then
-      say "$(basename "$0"): ${#PIDS[@]} left after $grace s: SIGKILL"
-      { kill -KILL "${PIDS[@]/#/-}" && wait "${PIDS[@]}"; } 2>/dev/null || true # without bash's own lines about them
+      say "$(basename "$0"): ${#PIDS[@]} processes left after $grace s: sending SIGKILL"
+      { kill -KILL "${PIDS[@]/#/-}" && wait "${PIDS[@]}"; } 2>/dev/null || true # hides bash's own messages about them
       KILLED=yes
     fi
   done
@@ -123,12 +123,12 @@ fi
 logs=${logs:-$(mktemp -d "${TMPDIR:-/tmp}/mtjudge-processes.XXXXXX")}
 mkdir -p "$logs"
 say "$processes processes, logs in $logs"
-set -m # groups of their own for the processes, and no ignored SIGINT, which bash gives to what runs in the background
+set -m # gives each process its own group, and SIGINT, which bash ignores in background processes
 for ((used = 0; ; used++)); do
   start_all "${port:-$(free_port)}"
   wait_all
   wait "$TEE" || true
   if [[ $STOP ]] || ((used >= restarts)) || ! may_restart "$STATUS"; then break; fi
-  say "status $STATUS: start $((used + 1)) of at most $restarts more"
+  say "status $STATUS: restart $((used + 1)) of at most $restarts"
 done
 exit "$STATUS"

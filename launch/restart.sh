@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs a command and restarts it where that helps: after a preemption (status 75: saved), a crash (1), or a signal such as
-# SIGKILL or SIGABRT. Never after 0, nor after an error that the user has to mend (2), nor after Ctrl-C (130).
+# Runs a command and restarts it after a preemption (status 75: saved), a crash (1), or a signal such as SIGKILL or SIGABRT. It
+# does not restart after 0, after an error that the user must fix (2), or after Ctrl-C (130).
 #
 #   launch/restart.sh --restarts=50 -- mtjudge train --config=.. --workdir=..
 #
-# SIGTERM goes to the command, which saves and ends; it is not restarted then. The exit status is the command's.
+# SIGTERM goes to the command, which saves and ends and is not restarted. The exit status is the command's.
 #
-#   --restarts=50     how often
-#   --pause=10        seconds before a restart: a broken host must not spin
-#   --status=FILE     where to write, at the end, "status restarts seconds"
+#   --restarts=50     most restarts
+#   --pause=10        seconds before a restart, so that a broken host does not restart in a tight loop
+#   --status=FILE     the file that gets "status restarts seconds" at the end
 #   --dry-run         prints the command and runs nothing
 
 set -euo pipefail
@@ -28,18 +28,18 @@ forward() {
 }
 trap 'forward TERM' TERM HUP
 trap 'forward INT' INT
-set -m # a group of its own for the command, and no ignored SIGINT, which bash gives to what runs in the background
+set -m # gives the command its own group, and SIGINT, which bash ignores in background processes
 
-run_once() { # into ENDED the command's status
+run_once() { # sets ENDED to the command's status
   "${COMMAND[@]}" &
   CHILD=$!
-  [[ ! $STOP ]] || kill -TERM "$CHILD" 2>/dev/null || true # it came before there was anything to pass it on to
+  [[ ! $STOP ]] || kill -TERM "$CHILD" 2>/dev/null || true # the signal came before there was a process to pass it on to
   while true; do
     SIGNALLED='' ENDED=0
     wait -f "$CHILD" || ENDED=$?
     [[ $SIGNALLED ]] || break # a signal to this script ends the wait, not the command
   done
-  kill -KILL "-$CHILD" 2>/dev/null || true # data workers that it left would hold the TPU
+  kill -KILL "-$CHILD" 2>/dev/null || true # data workers that are left would hold the TPU
   CHILD=''
 }
 
@@ -49,10 +49,10 @@ for ((used = 0; ; used++)); do
   say "$(date -u +%FT%TZ) $HOSTNAME: status $ENDED, $SECONDS s since the first start"
   if [[ $STOP ]] || ! may_restart "$ENDED"; then break; fi
   if ((used >= restarts)); then
-    say "no restart is left of --restarts=$restarts: the reason is above"
+    say "all --restarts=$restarts are used: the reason is above"
     break
   fi
-  sleep "$pause" & # in the background: a signal need not wait for its end
+  sleep "$pause" & # in the background, so that a signal does not wait for it
   wait $! || true
   [[ ! $STOP ]] || break
 done

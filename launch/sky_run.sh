@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Starts a run by SkyPilot's managed jobs: it gets the slice, sets it up, and gets another where Spot VMs are taken away.
+# Starts a run as a managed job of SkyPilot, which creates the slice, sets it up, and creates another if Spot VMs are preempted.
 #
 #   launch/sky_run.sh NAME --topology=v6e:8x8 --zone=us-east5-b --spot -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
 # Not tried on real hardware. Then: sky jobs queue; sky jobs logs -n NAME; sky jobs cancel -n NAME.
 #
 #   --topology=V6E:8X8   the slice, as in `mtjudge plan`
-#   --zone=              where; its region should be the bucket's
-#   --project=           is refused: the project is that of SkyPilot's own config, see docs/pods.md
-#   --spot               Spot VMs
-#   --restarts=50        after crashes, on the same slice
+#   --zone=              the zone; use the region of the bucket
+#   --project=           refused: SkyPilot takes the project from its own config, see docs/pods.md
+#   --spot               uses Spot VMs
+#   --restarts=50        most restarts after crashes, on the same slice
 #   --jax=0.10.2         the version of jax
 #   --dry-run            prints the command and runs nothing
 
@@ -18,7 +18,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 topology='' spot='' restarts=50 jax=0.10.2
 parse 'zone= project= topology= spot restarts= jax=' "$@"
-# Its server alone reads the project (0.14 drops `workspaces` from what a command sends), so a flag would be silently of no use.
+# Only SkyPilot's server reads the project (0.14 drops `workspaces` from what a command sends), so a flag would have no effect.
 [[ -z $project ]] || die "--project=$project: SkyPilot takes no project with a command: in ~/.sky/config.yaml write\
  workspaces: {default: {gcp: {project_id: $project}}}, or gcloud config set project $project"
 name_from_args

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Deletes a slice and its request: the end of what it costs. Run launch/tpu_stop.sh first, it waits for the save.
+# Deletes a slice and its request, which ends their cost. Run launch/tpu_stop.sh first: it waits for the save.
 #
 #   launch/tpu_delete.sh NAME --zone=us-east5-a [--project=] [--yes] [--dry-run]
 #
-# gcloud asks before it deletes; --yes says yes. The bucket stays as it is.
+# gcloud asks before it deletes; --yes answers yes. The bucket is not changed.
 
 set -euo pipefail
 # shellcheck source=launch/tpu.sh

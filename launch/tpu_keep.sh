@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Create, set up, run and watch in one command, again and again until the run has ended well, also when Spot VMs are taken away.
+# Creates, sets up, runs and watches in one command, again and again until the run succeeds, also if Spot VMs are preempted.
 #
 #   launch/tpu_keep.sh NAME --topology=v5p:4x4x4 --zone=us-east5-a --spot --jax=0.10.2 --lock=runs/pod.lock \
 #     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
-# Leave it running in tmux on a machine that stays on. The same command again takes up a run that goes on. It ends with the
-# run's status: 0, or 2 for what you have to mend, or that of a run that crashed more than --restarts times.
-# It deletes nothing at the end: launch/tpu_delete.sh does. It starts again a run that something else has stopped, so
+# Leave it running in tmux on a machine that stays on. The same command watches a run that is still alive. It ends with the run's
+# status: 0, 2 for an error that you must fix, or the status of a run that crashed more than --restarts times.
+# It deletes nothing at the end; launch/tpu_delete.sh does. It restarts a run that something else has stopped, so
 # to stop: Ctrl-C here first, then tpu_stop.sh
 #
 #   --topology= --spot --reserved --service-account= --network= --subnetwork= --internal-ips --runtime= --valid-until=
 #                                            as in tpu_create.sh
 #   --jax= --lock= --python= --extras= --committed
-#                                            as in tpu_setup.sh; a lock is needed: slices may be weeks apart
+#                                            as in tpu_setup.sh; a lock is required: slices may be weeks apart
 #   --restarts=50                            as in tpu_run.sh
-#   --poll=60                                seconds between questions, and before what failed is tried again
-#   --tries=5                                as often in a row the same step may fail; 10 minutes of work are no failure
-#   --zone= --project= --internal-ip --iap   where NAME is and how it is reached
+#   --poll=60                                seconds between checks, and before a failed step is tried again
+#   --tries=5                                successive failures of a step; one after 10 minutes of work counts as the first
+#   --zone= --project= --internal-ip --iap   where NAME is and how ssh reaches it
 #   --dry-run                                prints the commands and runs nothing
 
 set -euo pipefail
@@ -32,14 +32,14 @@ name_from_args
 need topology jax lock
 need_number restarts poll tries
 need_command
-[[ -z $spot || -z $reserved ]] || die "--spot and --reserved: one of the two"
+[[ -z $spot || -z $reserved ]] || die "--spot and --reserved: give only one"
 reach
 slice "$topology"
 need_cloud_tpu
-need_packages # what would be refused later is refused before it costs anything
+need_packages # refuse before anything costs money
 need_commit
 
-flags() { # flags "name= switch ..": those of them that are set, for another script, into FLAGS
+flags() { # flags "name= switch ..": sets FLAGS to those that are set, for another script
   local name variable
   FLAGS=("${WHERE[@]}" ${dry_run:+--dry-run})
   for name in $1; do
@@ -50,7 +50,7 @@ flags() { # flags "name= switch ..": those of them that are set, for another scr
   done
 }
 
-step() { # step script flag..: 2 is the user's to mend and ends all; 75 (taken away) is tried again, the rest not for ever
+step() { # step script flag..: status 2 (the user must fix it) ends the script, 75 (preempted) is retried, others at most --tries times
   local status=0 began=$SECONDS
   "$HERE/$1" "$NAME" "${@:2}" || status=$?
   [[ $status != 2 ]] || exit 2
@@ -79,6 +79,6 @@ while true; do
     "$HERE/tpu_status.sh" "$NAME" "${FLAGS[@]}" --wait "--poll=$poll" || status=$?
     [[ $status == 75 ]] || exit "$status"
   fi
-  say "$NAME: once more in $poll s"
+  say "$NAME: trying again in $poll s"
   sleep "$poll"
 done

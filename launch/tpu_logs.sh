@@ -3,11 +3,11 @@
 #
 #   launch/tpu_logs.sh NAME --zone=us-east5-a --follow
 #
-#   --worker=0      whose; all = of every host
-#   --lines=50      how many
-#   --follow        goes on with new lines
+#   --worker=0      the host; all = every host
+#   --lines=50      lines to show
+#   --follow        continues with new lines
 #   --run=train     as in tpu_run.sh
-#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached
+#   --zone= --project= --internal-ip --iap     where NAME is and how ssh reaches it
 #   --dry-run       prints the command and runs nothing
 
 set -euo pipefail
@@ -18,5 +18,5 @@ parse "$TPU_FLAGS run= lines= worker= follow" "$@"
 name_from_args
 need_number lines
 reach
-[[ $worker =~ ^(all|[0-9]+)$ ]] || die "--worker=$worker: a number, or all"
+[[ $worker =~ ^(all|[0-9]+)$ ]] || die "--worker=$worker: must be a number or all"
 remote "$worker" "$(host logs "--run=$run" "--lines=$lines" ${follow:+--follow})"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Brings a model from the Hugging Face hub into your bucket: one host downloads it, once, for all hosts and all runs.
+# Copies a model from the Hugging Face hub to your bucket: one host downloads it once, for all hosts and all runs.
 #
 #   launch/tpu_model.sh NAME --zone=us-east5-a --model=Qwen/Qwen3-VL-8B-Instruct --to=gs://bucket/models/Qwen3-VL-8B-Instruct
 #
-# Then train with --config.model.path=gs://bucket/models/..: each host reads from the bucket the slices that it needs.
-# Files that are in the bucket already are not sent again.
+# Then train with --config.model.path=gs://bucket/models/..: each host reads the parts that it needs from the bucket.
+# Files that are already in the bucket are not sent again.
 #
-#   --revision=     of the hub's repository: a commit, so that the model stays the same
+#   --revision=     a commit of the hub's repository, so that the model stays the same
 #   --scratch=      a folder of the host with room for the model; default ~/mtjudge (a TPU VM has a disk of 100 GB); /dev/shm is memory
-#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached
+#   --zone= --project= --internal-ip --iap     where NAME is and how ssh reaches it
 #   --dry-run       prints the command and runs nothing
 
 set -euo pipefail
@@ -20,6 +20,6 @@ name_from_args
 need model to
 need_bucket to
 reach
-[[ $model =~ ^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$ ]] || die "--model=$model: as on the hub, Qwen/Qwen3-VL-8B-Instruct"
+[[ $model =~ ^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$ ]] || die "--model=$model: give its name on the hub, such as Qwen/Qwen3-VL-8B-Instruct"
 remote 0 "$(host model "--model=$model" "--to=$to" ${revision:+"--revision=$revision"} \
   ${scratch:+"--scratch=$scratch"})"

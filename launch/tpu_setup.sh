@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Puts the same code and the same packages on every host of a slice, and compares: it fails where one host differs.
+# Installs the same code and packages on every host of a slice and compares them: it fails if one host differs.
 #
 #   launch/tpu_setup.sh NAME --zone=us-east5-a --jax=0.10.2 --lock=runs/pod.lock
 #
-# Sends the last commit of this repository. May be called again at any time: what is there already is not installed twice.
+# Sends the last commit of this repository. It may be called again at any time and does not reinstall unchanged packages.
 #
-#   --jax=0.10.2     the version of jax, with the libtpu that belongs to it
-#   --lock=FILE      all packages by version: read where the file exists, written where it does not. Keep it: a slice that
-#                    replaces this one, also weeks later, gets the same packages. git ignores runs/: keep a copy elsewhere
-#   --python=3.12    of the hosts' virtual environment, by uv
-#   --extras=tpu,gcs of this package
-#   --committed      leaves out uncommitted changes; without it they are refused
-#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached (--iap: by Google's tunnel)
+#   --jax=0.10.2     the version of jax; libtpu follows from it
+#   --lock=FILE      the versions of all packages: read if the file exists, else written. Keep it: a slice that replaces
+#                    this one weeks later gets the same packages. git ignores runs/, so keep a copy elsewhere
+#   --python=3.12    Python of the hosts' virtual environment, made by uv
+#   --extras=tpu,gcs extras of this package
+#   --committed      ignores uncommitted changes; without it they are refused
+#   --zone= --project= --internal-ip --iap     where NAME is and how ssh reaches it (--iap: by Google's tunnel)
 #   --dry-run        prints the commands and runs nothing
 
 set -euo pipefail

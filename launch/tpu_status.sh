@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Says of each host whether the run goes on there, or how it ended, and its last line.
+# Prints for each host whether the run is alive or how it ended, and the last line of its log.
 #
 #   launch/tpu_status.sh NAME --zone=us-east5-a
 #
-# Exit status: 0 while it runs or where all ended well, else what the hosts say together (2, 130, 75, or the first crash);
-# 75 also where the slice is gone.
+# Exit status: 0 if the run is alive or all hosts succeeded, else that of the hosts together (2, 130, 75, or the first crash);
+# also 75 if the slice is gone.
 #
-#   --wait          asks until no host runs any more, or the slice is gone
-#   --poll=60       seconds between questions
+#   --wait          checks until the run is alive on no host, or the slice is gone
+#   --poll=60       seconds between checks
 #   --run=train     as in tpu_run.sh
-#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached
+#   --zone= --project= --internal-ip --iap     where NAME is and how ssh reaches it
 #   --dry-run       prints the command and runs nothing
 
 set -euo pipefail
@@ -21,7 +21,7 @@ name_from_args
 need_number poll
 reach
 status=$(host status "--run=$run")
-gone() { # whether the slice was taken away; a network that fails for a moment is not that
+gone() { # whether the slice was preempted or deleted, and not only the network failed for a moment
   state ''
   [[ $STATE != ACTIVE ]]
 }
@@ -30,7 +30,7 @@ running() { printf '%s\n' "${FACTS[@]}" | grep -q ' running '; }
 
 while true; do
   if ! ask_hosts all "$status" && gone; then
-    say "$NAME: ${STATE:-not there}: taken away, or deleted; launch/tpu_create.sh asks anew"
+    say "$NAME: ${STATE:-not there}: preempted or deleted; launch/tpu_create.sh requests it again"
     exit 75
   fi
   [[ ! $dry_run ]] || exit 0

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Stops the run on all hosts: SIGTERM, on which all hosts save the same step, then waits, then SIGKILL.
+# Stops the run on all hosts: sends SIGTERM, on which all hosts save the same step, waits, then sends SIGKILL.
 #
 #   launch/tpu_stop.sh NAME --zone=us-east5-a
 #
-# A tpu_keep.sh would start it again: end that first, with Ctrl-C where it runs.
-# Removes the lock file that a dead process leaves. The same tpu_run.sh command goes on from what was saved.
+# End a tpu_keep.sh first, with Ctrl-C where it runs: it would restart the run.
+# Removes the lock file of a dead process. The same tpu_run.sh command continues from the save.
 #
 #   --grace=300     seconds for the save
-#   --force         also ends processes of others that hold a TPU: notebooks, TensorBoard, another user's run
-#   --zone= --project= --internal-ip --iap     where NAME is and how it is reached
+#   --force         also ends other processes that hold a TPU: notebooks, TensorBoard, another user's run
+#   --zone= --project= --internal-ip --iap     where NAME is and how ssh reaches it
 #   --dry-run       prints the command and runs nothing
 
 set -euo pipefail

@@ -4,13 +4,13 @@
 #   launch/xpk_run.sh NAME --cluster=tpus --zone=us-east5-a --topology=v5p:4x4x4 --image=REGISTRY/mtjudge:1 \
 #     -- mtjudge train --config=.. --workdir=gs://bucket/run
 #
-# XPK by itself never restarts (--max-restarts=0) and allows 30 s for a save. Here: 75, 1 and signals restart, 2 does not.
+# By default XPK never restarts (--max-restarts=0) and allows 30 s for a save. Here status 75, 1 and signals restart; 2 does not.
 #
 #   --topology=V5P:4X4X4    the slice, as in `mtjudge plan`
-#   --image=                made with launch/Dockerfile and pushed
-#   --restarts=50           how often
-#   --grace=600             seconds between SIGTERM and SIGKILL: more than a save takes
-#   --priority=medium       of XPK's queue
+#   --image=                an image built from launch/Dockerfile and pushed
+#   --restarts=50           most restarts
+#   --grace=600             seconds between SIGTERM and SIGKILL; must exceed the time of a save
+#   --priority=medium       priority in XPK's queue
 #   --project= --zone=      of the cluster
 #   --dry-run               prints the command and runs nothing
 

@@ -234,7 +234,7 @@ def test_status_of_a_slice_that_is_gone(pod):
     pod.write("dead", "0\n1\n2\n")
     pod.write("states", "SUSPENDED\n")
     ended = pod.run("tpu_status.sh", "judge", *WHERE, "--wait", "--poll=0")
-    line = "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh requests it again"
+    line = "judge: SUSPENDED: preempted or deleted; launch/tpu_create.sh requests it again"
     assert (ended.status, ended.err.splitlines()[-1]) == (75, line)
 
 
@@ -270,7 +270,7 @@ def test_keep_takes_another_slice_when_the_first_is_gone(tmp_path):
     out, err = keep.communicate(timeout=60)
     assert keep.returncode == 0, err
     assert err.splitlines()[0] == "to stop: Ctrl-C here first, then tpu_stop.sh"
-    assert "judge: SUSPENDED: taken away, or deleted; launch/tpu_create.sh requests it again" in err
+    assert "judge: SUSPENDED: preempted or deleted; launch/tpu_create.sh requests it again" in err
     assert "judge: SUSPENDED, requesting it again" in err
     assert out.splitlines()[-1].startswith("host host-1 ended status=0 restarts=0")
     assert [("--spot" in call, "--accelerator-type=v6e-8" in call) for call in creates(cloud.calls())] == [(True, True)]
