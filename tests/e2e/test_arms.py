@@ -187,7 +187,7 @@ def test_a_second_start_does_what_is_missing():
     changed["config"]["optim"]["lr"] = 5.0
     first.write_text(json.dumps(changed))
     ended = start(workdir)
-    assert ended.status == 2 and "is of another config: optim.lr: 5.0 -> 0.002" in ended.err
+    assert ended.status == 2 and "has another config: optim.lr: 5.0 -> 0.002" in ended.err
 
 
 def test_the_base_is_judged_as_a_config_lays_it_out():

@@ -91,6 +91,6 @@ def arms(*, workdir: str, names: str) -> None:
     from mtjudge_jax import cli
 
     module.write_demo_data = functools.partial(module.write_demo_data, train=12, val=4, test=4, pairwise=4)
-    module.get_config, module.STEPS, module.EVAL_BATCH = config, 1, 12
+    module.get_config, module._STEPS, module._EVAL_BATCH = config, 1, 12
     sys.argv = ["mtjudge", "demo", f"--arms={names}", "--seeds=1", f"--workdir={workdir}"]
     cli.main()
