@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_named_with_those_that_are_left(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match=r"step 8 is damaged \(.*\): choose another step, there are 4"):
         write(tmp_path / "out", checkpoint=tmp_path / "checkpoints" / "8")
     (tmp_path / "checkpoints" / "4" / "record.json").write_text("{}")
-    with pytest.raises(checkpoint.CheckpointError, match=r"step 4 is damaged \(.*\): take another, there are 8"):
+    with pytest.raises(checkpoint.CheckpointError, match=r"step 4 is damaged \(.*\): choose another step, there are 8"):
         write(tmp_path / "out", checkpoint=tmp_path / "checkpoints" / "4")
     assert not (tmp_path / "out").exists()
 
