@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from mtjudge_jax.data.bucket_cache import local_copy
 from mtjudge_jax.data.tf_example import record_in
@@ -39,6 +38,9 @@ class RecordSource:
         self.file = os.fspath(file)
         if not os.path.isfile(self.file):
             raise UserError(f"{self.file} missing; prepare the data first")
+        # A slow import, which `mtjudge prepare --help` must not wait for.
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
         try:
             self._records = ArrayRecordDataSource([self.file])
         except Exception as e:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from mtjudge_jax.cli import run_command
+from mtjudge_jax.data.sources import read_manifest
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.flags import define_list
 from mtjudge_jax.paths import absolute, as_path
@@ -47,8 +48,6 @@ def main() -> None:
         _prepare_demo()
     else:
         _prepare_source()
-    from mtjudge_jax.data.sources import read_manifest  # imports array_record, which --help must not wait for
-
     files = read_manifest(OUT.value)["files"]
     for name, entry in files.items():
         print(f"{name:32s} {entry['count']:6d} records")
@@ -65,7 +64,7 @@ def _prepare_demo() -> None:
     for flag in (SOURCE, OPTION, ALLOW_TERMS, LIMIT):
         if flag.present:
             raise ConfigError(f"--{flag.name}: the demo's data are drawn, not read: leave it out, or name another --dataset")
-    from mtjudge_jax.demo.dataset import write_demo_data  # slow to import, too
+    from mtjudge_jax.demo.dataset import write_demo_data  # a slow import, which --help must not wait for
 
     write_demo_data(OUT.value, seed=SEED.value)
 

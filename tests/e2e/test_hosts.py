@@ -210,11 +210,11 @@ def test_when_a_peer_is_killed_the_other_stops_within_the_heartbeat_with_its_sta
 
 def test_a_step_without_progress_is_ended_by_the_watch():
     workdir = commands().folder / "stuck"
-    run = start_command(workdir, "hosts.stuck_seconds=12", "hosts.heartbeat_seconds=60", stuck=True)
+    run = start_command(workdir, "hosts.stuck_seconds=30", "hosts.heartbeat_seconds=60", stuck=True)
     ended = wait_all(run)
     assert 1 in [one.status for one in ended]
     errors = "\n".join(one.err for one in ended)
-    assert f"error: no progress for 12 s after: step 3 rollout; the stacks are in {workdir / 'hosts'}" in errors
+    assert f"error: no progress for 30 s after: step 3 rollout; the stacks are in {workdir / 'hosts'}" in errors
     stacks = [(workdir / "hosts" / f"{i}.txt").read_text() for i in (0, 1)]
     assert any("most recent call first" in text and "step_fn" in text for text in stacks)
 
