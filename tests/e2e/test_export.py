@@ -21,6 +21,7 @@ from parity import HERE, hub_config, write_moe
 from safetensors.numpy import load_file, safe_open
 
 from mtjudge_jax import checkpoint
+from mtjudge_jax.checkpoint import restoring
 from mtjudge_jax.config import Config, LoraConfig, to_dict
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.export.export import choose_weights, export
@@ -133,8 +134,8 @@ def test_the_export_knows_the_sizes_it_was_trained_with(tmp_path):
 def test_only_the_parameters_of_a_state_are_read(monkeypatch):
     """The optimizer's moments are twice as large and nobody asked for them."""
     asked = []
-    load = checkpoint.ocp.load
-    monkeypatch.setattr(checkpoint.ocp, "load", lambda path, tree: asked.append(tree) or load(path, tree))
+    load = restoring.ocp.load
+    monkeypatch.setattr(restoring.ocp, "load", lambda path, tree: asked.append(tree) or load(path, tree))
     saved = checkpoint.read_saved(plain().workdir / "checkpoints", 8)
     whole = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     part = checkpoint.restore_part(saved, "params", lambda path, shape: whole)
