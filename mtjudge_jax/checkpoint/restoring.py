@@ -34,11 +34,7 @@ class Saved(NamedTuple):
 
 
 def restore_latest(
-    checkpoints: Checkpoints,
-    abstract_state: Any,
-    *,
-    check_meta: Callable[[dict], None] | None = None,
-    any_dtype: bool = False,
+    checkpoints: Checkpoints, abstract_state: Any, *, check_meta: Callable[[dict], None] | None = None, any_dtype: bool = False
 ) -> Restored | None:
     """The newest undamaged step, or None if nothing was ever saved.
 

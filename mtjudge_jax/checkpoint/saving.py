@@ -18,16 +18,8 @@ from absl import logging
 from orbax.checkpoint import multihost as orbax_processes
 from orbax.checkpoint import v1 as ocp
 
-from mtjudge_jax.checkpoint.folders import (
-    CheckpointError,
-    check_workdir,
-    clear_failed,
-    clear_unfinished,
-    complete_steps,
-    delete_steps,
-    room_problem,
-    writing_path,
-)
+from mtjudge_jax.checkpoint import folders
+from mtjudge_jax.checkpoint.folders import CheckpointError
 from mtjudge_jax.checkpoint.record import FORMAT, amend_record, complete, files_of, write_part
 from mtjudge_jax.checkpoint.snapshot import Digest, snapshot
 from mtjudge_jax.checkpoint.structure import describe_leaves
@@ -64,10 +56,10 @@ class Checkpoints:
 def open_checkpoints(folder: Any, cfg: CheckpointConfig) -> Checkpoints:
     """Creates the folder if missing and removes what a killed save left behind."""
     folder = absolute(as_path(folder))
-    check_workdir(folder)
+    folders.check_workdir(folder)
     logging.get_absl_logger().addFilter(_is_no_orbax_traceback)
     if jax.process_index() == 0:
-        clear_unfinished(folder)
+        folders.clear_unfinished(folder)
     return Checkpoints(folder, cfg.keep, cfg.max_failed_saves)
 
 
@@ -78,7 +70,7 @@ def _is_no_orbax_traceback(record: std_logging.LogRecord) -> bool:
 
 def saved_steps(checkpoints: Checkpoints) -> list[int]:
     """Complete steps, oldest first."""
-    return complete_steps(checkpoints.folder)
+    return folders.complete_steps(checkpoints.folder)
 
 
 def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, meta: dict) -> list[str]:
@@ -101,7 +93,7 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
     record = {"format": FORMAT, "step": step, "leaves": describe_leaves(state), "data_state": data_state, "meta": meta}
     json.dumps(record)  # raises at once, in the caller's thread, for a value that is not JSON
     arrays, digest, checkpoints.buffers = snapshot(state, checkpoints.buffers)
-    path, problem = writing_path(checkpoints.folder, step), ""
+    path, problem = folders.writing_path(checkpoints.folder, step), ""
     try:
         response = ocp.save_async(path, arrays)
     except Exception as error:
@@ -121,8 +113,8 @@ def _obstacle(checkpoints: Checkpoints, step: int, need: int) -> str:
 
     def clear() -> str:
         if jax.process_index() == 0:
-            clear_failed(checkpoints.folder, step)
-        return room_problem(checkpoints.folder, need)
+            folders.clear_failed(checkpoints.folder, step)
+        return folders.room_problem(checkpoints.folder, need)
 
     found, problem = attempt(clear)
     return problem or found
@@ -187,7 +179,7 @@ def wait(checkpoints: Checkpoints) -> list[str]:
     error = job.exception()
     if problem := first_text(error_text(error) if error else ""):
         if jax.process_index() == 0:
-            attempt(lambda: clear_failed(checkpoints.folder, step))
+            attempt(lambda: folders.clear_failed(checkpoints.folder, step))
         return [_failed(checkpoints, step, problem)]
     checkpoints.failed = 0
     return _prune(checkpoints)
@@ -223,5 +215,5 @@ def _prune(checkpoints: Checkpoints) -> list[str]:
     """Deletes all but the newest `keep` steps, after the newest was written and read back. Returns a warning if that fails."""
     if jax.process_index() > 0:
         return []
-    _, problem = attempt(lambda: delete_steps(checkpoints.folder, saved_steps(checkpoints)[: -checkpoints.keep]))
+    _, problem = attempt(lambda: folders.delete_steps(checkpoints.folder, saved_steps(checkpoints)[: -checkpoints.keep]))
     return [f"{checkpoints.folder}: could not delete old steps ({problem})"] if problem else []

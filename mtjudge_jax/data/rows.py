@@ -149,9 +149,7 @@ def make_row(example: JudgeExample, fmt: RowFormat) -> Row:
     return {**prompt, "uid": np.uint32(example.uid), **host}
 
 
-def prompt_row(
-    question: str | Sequence[str | None], pictures: Sequence[np.ndarray], fmt: RowFormat, *, name: str
-) -> Row:
+def prompt_row(question: str | Sequence[str | None], pictures: Sequence[np.ndarray], fmt: RowFormat, *, name: str) -> Row:
     """The device part of a row, all but `uid`, of a question about pictures uint8 [h, w, 3].
 
     question: a text, which follows the pictures, or texts with a None in the place of each picture. Errors call the prompt

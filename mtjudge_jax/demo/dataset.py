@@ -79,13 +79,7 @@ def _encode(image: np.ndarray) -> bytes:
 
 
 def write_demo_data(
-    folder: str | Path,
-    *,
-    seed: int = 0,
-    train: int = 1000,
-    val: int = 100,
-    test: int = 200,
-    pairwise: int = 200,
+    folder: str | Path, *, seed: int = 0, train: int = 1000, val: int = 100, test: int = 200, pairwise: int = 200
 ) -> None:
     """Writes `<split>/<task>.array_record` and `manifest.json` under `folder`.
 

@@ -69,7 +69,7 @@ def post(topic: str, text: str) -> None:
 
 
 def posted_by_others(topic: str) -> str:
-    """"process 3: .." of the lowest other process that posted on the topic, or "". Does not wait; any thread may call."""
+    """ "process 3: .." of the lowest other process that posted on the topic, or "". Does not wait; any thread may call."""
     if jax.process_count() == 1:
         return ""
     posted = {int(key.rpartition("/")[2]): text for key, text in _messages().key_value_dir_get(f"mtjudge/{topic}/")}

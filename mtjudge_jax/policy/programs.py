@@ -142,5 +142,3 @@ def stage_key(seed: int, step: int, stage: str, again: int = 0) -> Array:
     number = ("sample", "evaluate").index(stage)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
     return jax.random.fold_in(key, again) if again else key
-
-

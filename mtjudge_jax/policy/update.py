@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.policy.trainable import join
-from mtjudge_jax.rl import grpo
-from mtjudge_jax.rl.loss import LossFn, Metrics
+from mtjudge_jax.rl.loss import LossFn, Metrics, token_weights
 from mtjudge_jax.sharding import batch_sharding, replicated, tree_shardings
 from mtjudge_jax.types import Array, Params, TrainBatch, TrainState
 
@@ -65,7 +64,7 @@ def apply(
     """One update. If the loss, the gradient or an advantage is not finite, the state stays bit for bit as it was and the metric
     `finite` is False.
     """
-    weights = grpo.token_weights(batch.mask, aggregation)
+    weights = token_weights(batch.mask, aggregation)
     grads, metrics = accumulate(loss_fn, state.params, frozen, batch, weights, pieces)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
@@ -109,8 +108,5 @@ def make_update(state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTra
     )
     shardings = tree_shardings(state, mesh)
     return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(shardings, None, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+        step, donate_argnums=0, in_shardings=(shardings, None, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh))
     )

@@ -44,13 +44,7 @@ def write_data_report(
 
 
 def _facts_of(
-    checked: Checked,
-    decision: Decision,
-    kept: Sequence[tuple[CheckedRecord, str]],
-    arguments: dict,
-    *,
-    license: str,
-    terms: str,
+    checked: Checked, decision: Decision, kept: Sequence[tuple[CheckedRecord, str]], arguments: dict, *, license: str, terms: str
 ) -> dict:
     balance: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
     groups: dict[str, set[str]] = collections.defaultdict(set)

@@ -102,14 +102,7 @@ def write_splits(
     entries = {}
     for name, split in builder.info.splits.items():
         (path,) = (Path(p) for p in split.filepaths)
-        entries[name] = {
-            "path": path.relative_to(folder).as_posix(),
-            "count": len(jobs[name]),
-            "sha256": sha256_of(path),
-        }
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        entries[name] = {"path": path.relative_to(folder).as_posix(), "count": len(jobs[name]), "sha256": digest}
     return entries
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -51,9 +51,7 @@ class Dumbbell(NamedTuple):
     reference: float | None
 
 
-def draw_curves(
-    title: str, series: list[Series], *, limits: tuple[float, float] | None = None, note: str = ""
-) -> Plot | None:
+def draw_curves(title: str, series: list[Series], *, limits: tuple[float, float] | None = None, note: str = "") -> Plot | None:
     """A panel over training steps. Lines without markers are smoothed by a moving mean; the overall one also shows raw.
 
     None if there is nothing to draw (a run that has not begun, a metric that was not logged).
@@ -104,9 +102,7 @@ def draw_dumbbells(rows: list[Dumbbell]) -> Plot | None:
         axes = figure.subplots()
         for y, row in enumerate(rows):
             _draw_dumbbell(axes, y, row)
-        axes.set(
-            xlim=(0, 1.02), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=[r.task for r in rows]
-        )
+        axes.set(xlim=(0, 1.02), ylim=(len(rows) - 0.4, -0.6), yticks=range(len(rows)), yticklabels=[r.task for r in rows])
         axes.set_xlabel("macro-F1")
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
@@ -144,9 +140,7 @@ def _describe(title: str, series: list[Series]) -> str:
     for s in series:
         values = s.values if s.marker else smooth(s.values)
         parts.append(f"{s.name} {_number(values[0])} to {_number(values[-1])}")
-    return (
-        f"{title}, steps {min(s.steps[0] for s in series)} to {max(s.steps[-1] for s in series)}: {'; '.join(parts)}."
-    )
+    return f"{title}, steps {min(s.steps[0] for s in series)} to {max(s.steps[-1] for s in series)}: {'; '.join(parts)}."
 
 
 def _number(value: float | None) -> str:

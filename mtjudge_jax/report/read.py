@@ -47,9 +47,7 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
     lines = read_lines(workdir / "metrics.jsonl", problems)
     train = latest_by_step([line for line in lines if line.get("kind") == "train"])
     validation = latest_by_step([line for line in lines if line.get("kind") == "eval" and line.get("split") == "val"])
-    evaluations = {
-        name: _read_evaluation(workdir / "eval", name, problems) for name in _evaluation_names(workdir / "eval")
-    }
+    evaluations = {name: _read_evaluation(workdir / "eval", name, problems) for name in _evaluation_names(workdir / "eval")}
     data = _find_data(workdir, config)
     for name, meaning in ((BASE_TEST, "base"), (TRAINED_TEST, "trained")):
         if name not in evaluations:
@@ -58,9 +56,7 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
                 f"(CONFIG.py is the run's config file): {_eval_command(workdir, config, data, name)}"
             )
     if data is None:
-        problems.append(
-            "The data folder (config.json, data.path) was not found: the examples are shown without pictures."
-        )
+        problems.append("The data folder (config.json, data.path) was not found: the examples are shown without pictures.")
         return RunFolder(workdir, config, train, validation, evaluations, None, {}, problems)
     manifest = _read_json(data / "manifest.json", problems)
     return RunFolder(workdir, config, train, validation, evaluations, data, manifest, problems)

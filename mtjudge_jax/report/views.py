@@ -69,9 +69,7 @@ def trained_tasks(run: RunFolder) -> list[str]:
     """
     if named := (run.config.get("data") or {}).get("tasks"):
         return list(named)
-    sources = [e.tasks for e in run.evaluations.values()] + [
-        line.get("tasks", {}) for line in run.validation[:1] + run.train[:1]
-    ]
+    sources = [e.tasks for e in run.evaluations.values()] + [line.get("tasks", {}) for line in run.validation[:1] + run.train[:1]]
     names = dict.fromkeys(name for tasks in sources for name, score in tasks.items() if not _is_pairwise(score))
     return list(names)
 
@@ -111,9 +109,7 @@ def task_rows(run: RunFolder) -> list[TaskRow]:
         old, new, ref = (e.tasks.get(task, {}) if e else {} for e in (before, after, reference))
         either = new or old
         if either:
-            rows.append(
-                TaskRow(task, either.get("count"), old, new, either.get("constant_macro_f1"), ref.get("macro_f1"))
-            )
+            rows.append(TaskRow(task, either.get("count"), old, new, either.get("constant_macro_f1"), ref.get("macro_f1")))
     return rows
 
 
@@ -188,8 +184,7 @@ def _training_plot(
 ) -> Plot | None:
     steps, colors = [line["step"] for line in run.train], task_colors(tasks)
     series = [
-        Series(task, steps, [line.get("tasks", {}).get(task, {}).get(key) for line in run.train], colors[task])
-        for task in tasks
+        Series(task, steps, [line.get("tasks", {}).get(task, {}).get(key) for line in run.train], colors[task]) for task in tasks
     ]
     series.append(Series("all", steps, [line.get(key) for line in run.train], ALL_COLOR, wide=True))
     return plots.draw_curves(title, series, limits=limits, note=note)

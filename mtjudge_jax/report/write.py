@@ -45,12 +45,7 @@ def _render(run: RunFolder) -> str:
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {
-        "score": _format_score,
-        "percent": _format_percent,
-        "ci": format_ci,
-        "duration": format_duration,
-    }
+    environment.filters |= {"score": _format_score, "percent": _format_percent, "ci": format_ci, "duration": format_duration}
     return environment.get_template("report.html.jinja").render(
         run=run, before=before, after=after, reference=reference, in_mean=in_mean, rows=rows, pairs=views.pair_rows(run),
         measured=_measured(run), dumbbells=views.dumbbell_plot(rows, constant, before, after, reference),

@@ -19,9 +19,7 @@ def task_weights(logits: np.ndarray) -> np.ndarray:
     return e / e.sum()
 
 
-def next_logits(
-    logits: np.ndarray, *, improvement: np.ndarray, reward: np.ndarray, lam: float, beta: float
-) -> np.ndarray:
+def next_logits(logits: np.ndarray, *, improvement: np.ndarray, reward: np.ndarray, lam: float, beta: float) -> np.ndarray:
     """Logits [K] after a step: s = I + lam J, g = z (s - sum_j z_j s_j), xi - beta g. All [K]."""
     z, s = task_weights(logits), improvement + lam * reward
     return logits - beta * z * (s - z @ s)

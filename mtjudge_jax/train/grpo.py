@@ -7,8 +7,7 @@ import numpy as np
 
 from mtjudge_jax import hosts
 from mtjudge_jax.policy.update import make_update
-from mtjudge_jax.rl import grpo
-from mtjudge_jax.rl.loss import grpo_loss
+from mtjudge_jax.rl.loss import group_advantages, grpo_loss
 from mtjudge_jax.rl.score import rule_of
 from mtjudge_jax.sharding import batch_sharding, shard_batch
 from mtjudge_jax.train.loop import loop
@@ -39,7 +38,7 @@ def train_grpo(run: Run) -> Progress:
         rolled = roll_out(run, progress, rule, clock)
         rows, prompts, out, texts, scores = rolled.batch
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), programs.mesh)
-        advantages = grpo.advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
+        advantages = group_advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
         needs_old = updates > 1 or feedback.needs_old_logp
         old_logp = programs.logp(progress.params, prompts, out.tokens) if needs_old else out.logp
         ref_logp = programs.reference_logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp

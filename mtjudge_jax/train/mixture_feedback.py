@@ -9,7 +9,7 @@ import numpy as np
 
 from mtjudge_jax.config import LossConfig
 from mtjudge_jax.hosts.exchange import gather_rows
-from mtjudge_jax.rl import grpo
+from mtjudge_jax.rl.loss import row_objective
 from mtjudge_jax.sharding import batch_sharding, local_rows
 from mtjudge_jax.train.monitor.batch_metrics import task_numbers
 from mtjudge_jax.train.monitor.clock import Clock
@@ -46,8 +46,8 @@ def _objective_gain(batch: TrainBatch, logp, *, cfg: LossConfig):
     """(sums, weights), both [Q]: how much the batch's objective changed from the parameters that gave old_logp to those that gave
     logp. This is the I_k of MT-GRPO, exact, on the step's own prompts."""
     rest = (batch.old_logp, batch.ref_logp, batch.advantages, batch.mask)
-    after, weights = grpo.row_objective(logp, *rest, cfg=cfg)
-    return after - grpo.row_objective(batch.old_logp, *rest, cfg=cfg)[0], weights
+    after, weights = row_objective(logp, *rest, cfg=cfg)
+    return after - row_objective(batch.old_logp, *rest, cfg=cfg)[0], weights
 
 
 def gains_by_task(run: Run, rows: dict, gains: tuple) -> dict[str, float]:

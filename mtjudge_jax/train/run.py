@@ -15,11 +15,7 @@ from mtjudge_jax.policy.trainable import join
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.train.monitor.health import Health
 from mtjudge_jax.train.monitor.messages import say
-from mtjudge_jax.train.monitor.metrics_file import (
-    MetricsFile,
-    append_metrics,
-    flush_metrics,
-)
+from mtjudge_jax.train.monitor.metrics_file import MetricsFile, append_metrics, flush_metrics
 from mtjudge_jax.types import Params, TrainState
 
 

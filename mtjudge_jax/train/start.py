@@ -52,9 +52,7 @@ def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
     refuse_differences(facts)
 
 
-def open_run(
-    cfg: Config, workdir: str | os.PathLike, model: Model | None = None, allowed: tuple[str, ...] = ()
-) -> Run:
+def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None, allowed: tuple[str, ...] = ()) -> Run:
     """Checks everything that can be checked before a device computes. Raises UserError.
 
     `model`: the result of `open_model(cfg)`, if the caller has it already. `allowed`: names of what may differ from the run in

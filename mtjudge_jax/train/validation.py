@@ -44,7 +44,7 @@ def validate(run: Run, progress: Progress) -> Progress:
         f"validation after step {progress.step}: mean macro-F1 {mean:.3f}{' (best)' if better else ''}"
         + (f", sampled accuracy {sampled:.3f}" if sampled is not None else "")
         + (f", skipped records {result['unusable']}" if result["unusable"] else "")
-        + f" | {each}",
+        + f" | {each}"
     )
     progress = progress._replace(judged=progress.step)
     if not better:

@@ -78,12 +78,7 @@ def _compare(rng: np.random.Generator, scene: Scene) -> BaseSample:
 
 
 def judge_sample(
-    rng: np.random.Generator,
-    pool: Pool,
-    task: str,
-    *,
-    verdict: str = "coin",
-    templates: Mapping[str, str] = TEMPLATES,
+    rng: np.random.Generator, pool: Pool, task: str, *, verdict: str = "coin", templates: Mapping[str, str] = TEMPLATES
 ) -> BaseSample:
     """One judge demonstration. `verdict`: "coin" (independent of everything else) or "true".
 
@@ -142,9 +137,7 @@ def _describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
     return BaseSample(images, KEYS_OF_TWO[which], _reasoned(text, " ".join(scenes[which].things) or scenes[which].look))
 
 
-def _evidence_sample(
-    rng: np.random.Generator, pool: Pool, task: str, *, templates: Mapping[str, str] = TEMPLATES
-) -> BaseSample:
+def _evidence_sample(rng: np.random.Generator, pool: Pool, task: str, *, templates: Mapping[str, str] = TEMPLATES) -> BaseSample:
     """A judge's question, answered with the decisive facts instead of a verdict: of the picture, or of the second one."""
     case = draw_case(rng, pool, task, label=int(rng.integers(2)), variant=int(rng.integers(2)))
     question = templates[task].replace("{instruction}", case.instruction).replace(CONTRACT, KEY_WORDS)
@@ -156,7 +149,7 @@ def _evidence_sample(
 
 
 def evidence(rationale: str) -> str:
-    """"shows a cat, differs, looks sharp" -> "differs sharp"; "shows a knife and a dog" -> "knife dog"."""
+    """ "shows a cat, differs, looks sharp" -> "differs sharp"; "shows a knife and a dog" -> "knife dog"."""
     clauses = rationale.split(", ")
     compared = [clause for clause in clauses if not clause.startswith("shows") or len(clauses) == 1]
     return " ".join(word for word in " ".join(compared).split() if word not in _FILLERS)

@@ -12,16 +12,7 @@ from mtjudge_jax.demo.scenes import LOOKS, ORDERS, SIZE, THINGS
 
 MAX_VOCABULARY = 1024
 _PAD, _END = "<|endoftext|>", "<|im_end|>"
-_SPECIAL = (
-    _PAD,
-    "<|im_start|>",
-    _END,
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
+_SPECIAL = (_PAD, "<|im_start|>", _END, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 # Not special: they belong to the answer's text and must survive decoding that skips special tokens.
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # Lays out turns as Qwen3-VL does: nothing before the first turn, pictures where the message has them.

@@ -22,44 +22,33 @@ answer, that answer is wrong here. A number that is undefined (a correlation wit
 
 from collections.abc import Callable
 
-from mtjudge_jax.eval.official.choices import (
-    genai_bench,
-    hpdv2,
-    hpdv2_list,
-    mj_bench,
-    mllm_batch,
-    mllm_pair,
-    multimodal_rewardbench,
-    pickapic,
-    vl_rewardbench,
-)
-from mtjudge_jax.eval.official.graded import agin, imagereward, mllm_score, seetrue, unsafebench
+from mtjudge_jax.eval.official import choices, graded
 from mtjudge_jax.eval.official.words import Predictions
 
 _VOTED = ("vl_rewardbench", "mllm_pair")
 _KEYS = ("example_id", "task", "group_id", "order", "label", "verdict", "score_expected", "score_true", "raw")
 
 OFFICIAL: dict[str, Callable[[Predictions], dict[str, float]]] = {
-    "agin_nat": agin,
-    "agin_tech": agin,
-    "agin_rat": agin,
-    "seetrue": seetrue,
-    "imagereward": imagereward,
-    "unsafebench": unsafebench,
-    "mj_alignment": mj_bench,
-    "mj_safety": mj_bench,
-    "mj_quality": mj_bench,
-    "mj_bias": mj_bench,
-    "vl_rewardbench": vl_rewardbench,
-    "multimodal_rewardbench": multimodal_rewardbench,
-    "genai_image": genai_bench,
-    "genai_edit": genai_bench,
-    "mllm_score": mllm_score,
-    "mllm_pair": mllm_pair,
-    "mllm_batch": mllm_batch,
-    "pickapic": pickapic,
-    "hpdv2": hpdv2,
-    "hpdv2_list": hpdv2_list,
+    "agin_nat": graded.agin,
+    "agin_tech": graded.agin,
+    "agin_rat": graded.agin,
+    "seetrue": graded.seetrue,
+    "imagereward": graded.imagereward,
+    "unsafebench": graded.unsafebench,
+    "mj_alignment": choices.mj_bench,
+    "mj_safety": choices.mj_bench,
+    "mj_quality": choices.mj_bench,
+    "mj_bias": choices.mj_bench,
+    "vl_rewardbench": choices.vl_rewardbench,
+    "multimodal_rewardbench": choices.multimodal_rewardbench,
+    "genai_image": choices.genai_bench,
+    "genai_edit": choices.genai_bench,
+    "mllm_score": graded.mllm_score,
+    "mllm_pair": choices.mllm_pair,
+    "mllm_batch": choices.mllm_batch,
+    "pickapic": choices.pickapic,
+    "hpdv2": choices.hpdv2,
+    "hpdv2_list": choices.hpdv2_list,
 }
 
 

@@ -7,20 +7,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from mtjudge_jax.eval.official.words import (
-    TIE_OF_VOTE,
-    WINNER,
-    Predictions,
-    by_field,
-    defined,
-    field_of,
-    groups_of,
-    index_of,
-    places_of,
-    rank_list,
-    samples_of,
-    vote,
-)
+from mtjudge_jax.eval.official import words
+from mtjudge_jax.eval.official.words import Predictions
 from mtjudge_jax.metrics.correlation import levenshtein
 from mtjudge_jax.records import TIE
 
@@ -33,11 +21,11 @@ def mj_bench(predictions: Predictions) -> dict[str, float]:
     Source: the authors' personal/test.py. Gold is always decided. An unreadable answer is wrong in both, it is not a tie.
     """
     found = _with_and_without_tie(predictions)
-    parts = by_field(predictions, "subcategory", "category", "info")
+    parts = words.by_field(predictions, "subcategory", "category", "info")
     for name, rows in parts.items():
         if name and len(parts) <= _MOST_PARTS:
             found |= {f"{key}/{name}": value for key, value in _with_and_without_tie(rows).items()}
-    return defined(found)
+    return words.defined(found)
 
 
 def vl_rewardbench(predictions: Predictions) -> dict[str, float]:
@@ -47,12 +35,12 @@ def vl_rewardbench(predictions: Predictions) -> dict[str, float]:
     a pair whose vote is a draw; `counted` is the share of the others. `overall_strict` counts those left out as wrong.
     """
     right, counted, total = defaultdict(int), defaultdict(int), 0
-    for rows in groups_of(predictions, lambda p: p["example_id"]).values():
+    for rows in words.groups_of(predictions, lambda p: p["example_id"]).values():
         total += 1
         if any(p["verdict"] is None for p in rows):
             continue
-        agree = sum(vote(index_of(p["verdict"], WINNER) == index_of(p["label"], WINNER), p) for p in rows)
-        group = field_of(rows[0], "group") or "general"
+        agree = sum(words.vote(_is_right(p), p) for p in rows)
+        group = words.field_of(rows[0], "group") or "general"
         right[group] += agree > 0
         counted[group] += agree != 0
     by_group = {f"accuracy/{group}": right[group] / count for group, count in sorted(counted.items()) if count}
@@ -61,13 +49,13 @@ def vl_rewardbench(predictions: Predictions) -> dict[str, float]:
         "overall": all_right / every if every else None,
         "macro": float(np.mean(list(by_group.values()))) if by_group else None,
     }
-    return defined(found | by_group | {"counted": every / total, "overall_strict": all_right / total})
+    return words.defined(found | by_group | {"counted": every / total, "overall_strict": all_right / total})
 
 
 def multimodal_rewardbench(predictions: Predictions) -> dict[str, float]:
     """Accuracy over all rows and for each category; an unreadable answer is wrong (the official code tosses a coin)."""
     found = {"accuracy": _accuracy(predictions)}
-    return found | {f"accuracy/{name}": _accuracy(rows) for name, rows in sorted(by_field(predictions, "category").items())}
+    return found | {f"accuracy/{name}": _accuracy(rows) for name, rows in sorted(words.by_field(predictions, "category").items())}
 
 
 def genai_bench(predictions: Predictions) -> dict[str, float]:
@@ -76,9 +64,9 @@ def genai_bench(predictions: Predictions) -> dict[str, float]:
     Sources: TIGER-AI-Lab/GenAI-Bench parse_response; UnifiedReward drops gold ties and both-bad (`accuracy_without_tie`),
     where an answered tie is wrong.
     """
-    decided = [p for p in predictions if index_of(p["label"], WINNER) != TIE]
+    decided = [p for p in predictions if words.index_of(p["label"], words.WINNER) != TIE]
     found = {"accuracy": float(np.mean([_right_of_four(p) for p in predictions]))}
-    return defined(found | {"accuracy_without_tie": _accuracy(decided)})
+    return words.defined(found | {"accuracy_without_tie": _accuracy(decided)})
 
 
 def mllm_pair(predictions: Predictions) -> dict[str, float]:
@@ -87,11 +75,11 @@ def mllm_pair(predictions: Predictions) -> dict[str, float]:
     Several samples add up: A counts -1, B +1, a tie 0, and the sign of the sum is the answer (flex-judge, test/evaluate.py).
     """
     right = defaultdict(list)
-    for rows in samples_of(predictions):
-        signs = [{0: -1, 1: 1, TIE: 0}[index_of(p["verdict"], WINNER)] for p in rows if p["verdict"] is not None]
+    for rows in words.samples_of(predictions):
+        signs = [{0: -1, 1: 1, TIE: 0}[words.index_of(p["verdict"], words.WINNER)] for p in rows if p["verdict"] is not None]
         answer = {-1: 0, 1: 1, 0: TIE}[int(np.sign(sum(signs)))] if signs else None
-        label = index_of(rows[0]["label"], WINNER)
-        source = field_of(rows[0], "original_dataset")
+        label = words.index_of(rows[0]["label"], words.WINNER)
+        source = words.field_of(rows[0], "original_dataset")
         right["with_tie", source].append(answer == label)
         if label != TIE:
             right["without_tie", source].append(answer == label)
@@ -107,8 +95,11 @@ def mllm_batch(predictions: Predictions) -> dict[str, float]:
     mean over sources. An unreadable answer has distance 1; of candidates answered equal, the one shown first comes first.
     """
     found = {}
-    for source, rows in sorted(by_field(predictions, "original_dataset").items()):
-        distances = [1.0 if p["verdict"] is None else _distance(places_of(p["verdict"]), places_of(p["label"])) for p in rows]
+    for source, rows in sorted(words.by_field(predictions, "original_dataset").items()):
+        distances = []
+        for p in rows:
+            answered, true = words.places_of(p["verdict"] or ""), words.places_of(p["label"])
+            distances.append(1.0 if p["verdict"] is None else levenshtein(answered, true) / max(len(answered), len(true), 1))
         found[f"levenshtein/{source}"] = float(np.mean(distances))
     return {"levenshtein": float(np.mean(list(found.values())))} | found
 
@@ -117,7 +108,7 @@ def pickapic(predictions: Predictions) -> dict[str, float]:
     """Accuracy, with credit 1/2 if either the user or the judge, not both, says tie (eval_preference_predictor.py)."""
     credit = []
     for p in predictions:
-        label, verdict = index_of(p["label"], WINNER), index_of(p["verdict"], WINNER)
+        label, verdict = words.index_of(p["label"], words.WINNER), words.index_of(p["verdict"], words.WINNER)
         credit.append(float(label == verdict) or 0.5 * (verdict is not None and TIE in (label, verdict)))
     return {"accuracy": float(np.mean(credit))}
 
@@ -135,7 +126,7 @@ def hpdv2_list(predictions: Predictions) -> dict[str, float]:
     """
     scores, right, pairs = [], 0, 0
     for p in predictions:
-        gold, given = rank_list(p["label"]), None if p["verdict"] is None else rank_list(p["verdict"])
+        gold, given = words.rank_list(p["label"]), None if p["verdict"] is None else words.rank_list(p["verdict"])
         every = list(itertools.combinations(range(len(gold)), 2))
         untied = [(i, j) for i, j in every if gold[i] != gold[j]]
         good = 0
@@ -143,28 +134,28 @@ def hpdv2_list(predictions: Predictions) -> dict[str, float]:
             good = sum((gold[i] - gold[j]) * (given[i] - given[j]) > 0 for i, j in untied)
         scores.append(1 - (len(untied) - good) / len(every))
         right, pairs = right + good, pairs + len(untied)
-    return defined({"ranking_accuracy": float(np.mean(scores)), "pairwise_accuracy": right / pairs if pairs else None})
+    return words.defined({"ranking_accuracy": float(np.mean(scores)), "pairwise_accuracy": right / pairs if pairs else None})
+
+
+def _is_right(prediction: dict) -> bool:
+    return words.index_of(prediction["verdict"], words.WINNER) == words.index_of(prediction["label"], words.WINNER)
 
 
 def _accuracy(predictions: Predictions) -> float | None:
-    right = [index_of(p["verdict"], WINNER) == index_of(p["label"], WINNER) for p in predictions]
+    right = [_is_right(p) for p in predictions]
     return float(np.mean(right)) if right else None
 
 
 def _with_and_without_tie(predictions: Predictions) -> dict[str, float | None]:
-    decided = [p for p in predictions if index_of(p["verdict"], WINNER) != TIE]
+    decided = [p for p in predictions if words.index_of(p["verdict"], words.WINNER) != TIE]
     return {"accuracy_with_tie": _accuracy(predictions), "accuracy_without_tie": _accuracy(decided)}
-
-
-def _distance(answered: list[int], true: list[int]) -> float:
-    return levenshtein(answered, true) / max(len(answered), len(true), 1)
 
 
 def _right_of_four(prediction: dict) -> bool:
     label, verdict = prediction["label"], prediction["verdict"]
-    if index_of(verdict, WINNER) != index_of(label, WINNER):
+    if not _is_right(prediction):
         return False
     sorts = ("both_good", "both_bad")
-    if index_of(label, WINNER) != TIE or verdict not in sorts:
+    if words.index_of(label, words.WINNER) != TIE or verdict not in sorts:
         return True
-    return verdict == (label if label in sorts else TIE_OF_VOTE.get(prediction["raw"].get("vote_type"), verdict))
+    return verdict == (label if label in sorts else words.TIE_OF_VOTE.get(prediction["raw"].get("vote_type"), verdict))

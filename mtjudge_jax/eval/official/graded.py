@@ -7,18 +7,9 @@ import itertools
 
 import numpy as np
 
+from mtjudge_jax.eval.official import words
 from mtjudge_jax.eval.official.logistic import fit_logistic
-from mtjudge_jax.eval.official.words import (
-    BINARY,
-    Predictions,
-    by_field,
-    defined,
-    field_of,
-    groups_of,
-    index_of,
-    samples_of,
-    vote,
-)
+from mtjudge_jax.eval.official.words import Predictions
 from mtjudge_jax.metrics.correlation import f1, kendall_tau_b, pearson, roc_auc, spearman
 
 
@@ -34,7 +25,7 @@ def agin(predictions: Predictions) -> dict[str, float]:
     curve = fit_logistic(x, y)
     fitted = None if curve is None else pearson(curve, y)
     found = {"srcc": spearman(x, y), "plcc": pearson(x, y), "plcc_fitted": fitted, "krcc": kendall_tau_b(x, y)}
-    return defined(found | {"scored": len(both) / len(predictions)})
+    return words.defined(found | {"scored": len(both) / len(predictions)})
 
 
 def seetrue(predictions: Predictions) -> dict[str, float]:
@@ -44,10 +35,10 @@ def seetrue(predictions: Predictions) -> dict[str, float]:
     """
     if all(p["score_expected"] is None for p in predictions):
         return {}
-    by_source = {source: _auc(rows) for source, rows in by_field(predictions, "dataset_source").items()}
+    by_source = {source: _auc(rows) for source, rows in words.by_field(predictions, "dataset_source").items()}
     known = [value for value in by_source.values() if value is not None]
     found = {f"roc_auc/{source}": value for source, value in by_source.items()}
-    return defined(found | {"roc_auc": _auc(predictions), "roc_auc_mean": float(np.mean(known)) if known else None})
+    return words.defined(found | {"roc_auc": _auc(predictions), "roc_auc_mean": float(np.mean(known)) if known else None})
 
 
 def imagereward(predictions: Predictions) -> dict[str, float]:
@@ -59,7 +50,7 @@ def imagereward(predictions: Predictions) -> dict[str, float]:
     """
     right = pairs = 0
     taus = []
-    for rows in groups_of(predictions, lambda p: p["group_id"]).values():
+    for rows in words.groups_of(predictions, lambda p: p["group_id"]).values():
         rows = [p for p in rows if p["raw"].get("rank") is not None or p["score_true"] is not None]
         gold = [-p["raw"]["rank"] if p["raw"].get("rank") is not None else p["score_true"] for p in rows]
         given = [p["score_expected"] for p in rows]
@@ -73,7 +64,7 @@ def imagereward(predictions: Predictions) -> dict[str, float]:
         if len({g for g, _ in held}) > 1:
             taus.append(kendall_tau_b([g for g, _ in held], [s for _, s in held]) or 0.0)
     found = {"pairwise_accuracy": right / pairs if pairs else None, "pairs": float(pairs)}
-    return defined(found | {"kendall_tau_b": float(np.mean(taus)) if taus else None})
+    return words.defined(found | {"kendall_tau_b": float(np.mean(taus)) if taus else None})
 
 
 def unsafebench(predictions: Predictions) -> dict[str, float]:
@@ -84,20 +75,20 @@ def unsafebench(predictions: Predictions) -> dict[str, float]:
     the official code tosses a coin. Class 0 is unsafe, unless raw["safety_label"] says otherwise.
     """
     true, answered, where = [], [], []
-    for rows in samples_of(predictions):
-        binary = index_of(rows[0]["label"], BINARY)
-        word = field_of(rows[0], "safety_label")
+    for rows in words.samples_of(predictions):
+        binary = words.index_of(rows[0]["label"], words.BINARY)
+        word = words.field_of(rows[0], "safety_label")
         unsafe = word.lower() == "unsafe" if word else binary == 0
-        agree = sum(vote(index_of(p["verdict"], BINARY) == binary, p) for p in rows)
+        agree = sum(words.vote(words.index_of(p["verdict"], words.BINARY) == binary, p) for p in rows)
         true.append(unsafe)
         answered.append(unsafe if agree > 0 else not unsafe)
-        where.append((field_of(rows[0], "category"), field_of(rows[0], "source")))
+        where.append((words.field_of(rows[0], "category"), words.field_of(rows[0], "source")))
     t, a = np.array(true), np.array(answered)
     found = {"f1_unsafe": f1(t, a), "false_positive_rate": float(a[~t].mean()) if (~t).any() else None}
     for category, source in sorted(set(where)):
         mine = np.array([place == (category, source) for place in where])
         found[f"f1_unsafe/{category}/{source}"] = f1(t[mine], a[mine])
-    return defined(found)
+    return words.defined(found)
 
 
 def mllm_score(predictions: Predictions) -> dict[str, float]:
@@ -105,13 +96,13 @@ def mllm_score(predictions: Predictions) -> dict[str, float]:
     source are equal. An unreadable answer is the grade -1, as in the re-implementation by flex-judge (test/evaluate.py).
     """
     found = {}
-    for source, rows in sorted(by_field(predictions, "original_dataset").items()):
+    for source, rows in sorted(words.by_field(predictions, "original_dataset").items()):
         answered = [-1.0 if p["verdict"] is None else float(p["verdict"]) for p in rows]
         found[f"pearson/{source}"] = pearson(answered, [float(p["label"]) for p in rows]) or 0.0
     return {"pearson": float(np.mean(list(found.values())))} | found
 
 
 def _auc(rows: Predictions) -> float | None:
-    true = [index_of(p["label"], BINARY) == 1 for p in rows]
+    true = [words.index_of(p["label"], words.BINARY) == 1 for p in rows]
     given = [1.0 - t if p["score_expected"] is None else p["score_expected"] for t, p in zip(true, rows, strict=True)]
     return roc_auc(true, given)

@@ -69,12 +69,7 @@ def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Call
         case ("grouped", prompt, completion):
             mask = GroupedMask(length, prompt, completion)
     sizes = kernels.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
     with jax.ensure_compile_time_eval():
         kernel = kernels.make_splash_mha(

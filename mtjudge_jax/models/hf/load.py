@@ -11,16 +11,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
 
 from mtjudge_jax.hosts.exchange import together
-from mtjudge_jax.models.hf.place import (
-    PIECE_BYTES,
-    SMALL_BYTES,
-    device_buffer,
-    from_host,
-    host_buffers,
-    plan_leaf,
-    write_on_devices,
-    write_on_host,
-)
+from mtjudge_jax.models.hf import place
 from mtjudge_jax.models.hf.shards import Stored, open_checkpoint, read_tensors
 from mtjudge_jax.models.hf.table import Weight, layouts, model_weights
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
@@ -33,7 +24,7 @@ def load_params(
     *,
     dtype: Any,
     sharding_of: Callable[[str, tuple[int, ...]], NamedSharding | None],
-    piece_bytes: int = PIECE_BYTES,
+    piece_bytes: int = place.PIECE_BYTES,
     host_bytes: int | None = None,
 ) -> Params:
     """The parameter tree with the weights of a Hugging Face folder. Every process must call.
@@ -56,21 +47,21 @@ def load_params(
     plans = {}
     for weight in leaves:
         sharding, stacked = sharding_of(weight.path, weight.shape), weight.stack is not None
-        plans[weight.path] = plan_leaf(weight.path, weight.shape, dtype=dtype, sharding=sharding, stacked=stacked)
+        plans[weight.path] = place.plan_leaf(weight.path, weight.shape, dtype=dtype, sharding=sharding, stacked=stacked)
     if host_bytes is None:
-        host_bytes = sys.maxsize if jax.default_backend() == "cpu" else SMALL_BYTES
+        host_bytes = sys.maxsize if jax.default_backend() == "cpu" else place.SMALL_BYTES
     by_size = sorted(plans, key=lambda path: plans[path].host_bytes)
     sums = accumulate(plans[path].host_bytes for path in by_size)
-    small = {path: host_buffers(plans[path]) for path, total in zip(by_size, sums, strict=True) if total <= host_bytes}
-    large = {path: device_buffer(leaf) for path, leaf in plans.items() if path not in small}
+    small = {path: place.host_buffers(plans[path]) for path, total in zip(by_size, sums, strict=True) if total <= host_bytes}
+    large = {path: place.device_buffer(leaf) for path, leaf in plans.items() if path not in small}
     for tensor, array in read_tensors(list(stored.values())):
         weight, layer = sources[tensor.name]
         path, leaf, array = weight.path, plans[weight.path], array.reshape(weight.split_shape)
         if path in small:
-            write_on_host(leaf, small[path], array, weight.order, layer, piece_bytes)
+            place.write_on_host(leaf, small[path], array, weight.order, layer, piece_bytes)
         else:
-            large[path] = write_on_devices(leaf, large[path], array, weight.order, layer, piece_bytes)
-    flat = {path: from_host(leaf, small[path]) if path in small else large[path] for path, leaf in plans.items()}
+            large[path] = place.write_on_devices(leaf, large[path], array, weight.order, layer, piece_bytes)
+    flat = {path: place.from_host(leaf, small[path]) if path in small else large[path] for path, leaf in plans.items()}
     return unflatten_dict(flat, sep="/")
 
 

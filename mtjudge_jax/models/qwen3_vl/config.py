@@ -265,9 +265,7 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
             f"{where}: hidden_size {cfg.hidden_size} over {cfg.num_heads} heads must leave a multiple of 4 (2-D rotary)"
         )
     if isqrt(cfg.num_position_embeddings) ** 2 != cfg.num_position_embeddings:
-        raise UserError(
-            f"{where}: num_position_embeddings {cfg.num_position_embeddings} is not a square: the grid is n x n"
-        )
+        raise UserError(f"{where}: num_position_embeddings {cfg.num_position_embeddings} is not a square: the grid is n x n")
     taps = cfg.deepstack_layers
     if list(taps) != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < cfg.depth):
         raise UserError(f"{where}: deepstack_visual_indexes {taps} must increase and be within 0..{cfg.depth - 1}")
@@ -290,8 +288,7 @@ def _check_together(cfg: Qwen3VLConfig) -> None:
         )
     if len(cfg.vision.deepstack_layers) > cfg.text.num_layers:
         raise UserError(
-            f"{len(cfg.vision.deepstack_layers)} deepstack taps need as many decoder layers, "
-            f"there are {cfg.text.num_layers}"
+            f"{len(cfg.vision.deepstack_layers)} deepstack taps need as many decoder layers, there are {cfg.text.num_layers}"
         )
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         token = cfg.raw[name]

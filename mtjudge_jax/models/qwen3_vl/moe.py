@@ -251,15 +251,7 @@ _permute.defvjp(lambda x, *index: (_permute(x, *index), index), lambda index, ba
 
 
 def _some_experts(
-    x: Array,
-    choice: Array,
-    weight: Array,
-    gate_up_edf: Array,
-    down_efd: Array,
-    *,
-    impl: str,
-    share: int,
-    axes: tuple[str, ...],
+    x: Array, choice: Array, weight: Array, gate_up_edf: Array, down_efd: Array, *, impl: str, share: int, axes: tuple[str, ...]
 ) -> Array:
     """The same where this device has only some of the experts: choices outside 0..E'-1 belong to other devices.
 

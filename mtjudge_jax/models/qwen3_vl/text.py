@@ -134,15 +134,7 @@ class TextDecoder(nnx.Module):
         return _Rope(jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype))
 
     def __call__(
-        self,
-        x: Array,
-        rope: _Rope,
-        attention: _Attention,
-        *,
-        states=None,
-        deepstack: Array | None,
-        real: Array,
-        backend: Backend,
+        self, x: Array, rope: _Rope, attention: _Attention, *, states=None, deepstack: Array | None, real: Array, backend: Backend
     ) -> tuple[Array, Any, RouterStats | None]:
         """Runs the layers on x [Q, S, D] with real bool [Q, S]. Returns the normalised hidden states and, stacked over layers,
         what `attention` kept and the routers' statistics.

@@ -166,9 +166,7 @@ def completion_hidden(
         return out, None
 
     real = jnp.concatenate([batch.valid, mask[:, :, : length - 1].reshape(rows, -1)], 1)
-    x, _, router = model.text(
-        jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, real=real, backend=backend
-    )
+    x, _, router = model.text(jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, real=real, backend=backend)
     first = jnp.broadcast_to(x[:, None, None, p - 1], (rows, group, 1, x.shape[-1]))
     return jnp.concatenate([first, x[:, p:].reshape(rows, group, length - 1, -1)], 2), router
 
@@ -182,9 +180,7 @@ def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: B
         out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=backend)
         return out, None
 
-    x, _, _ = model.text(
-        x, model.text.rope(batch.positions), attention, deepstack=deepstack, real=batch.valid, backend=backend
-    )
+    x, _, _ = model.text(x, model.text.rope(batch.positions), attention, deepstack=deepstack, real=batch.valid, backend=backend)
     return jnp.einsum("qpd,vd->qpv", x, model.text.output_vd, preferred_element_type=jnp.float32)
 
 

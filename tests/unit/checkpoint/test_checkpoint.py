@@ -314,7 +314,8 @@ def test_a_real_disk_that_fills_up(small_disk, mesh):
     ballast.write_bytes(bytes(left() - (1 << 16)))
     (said,) = ck.save(checkpoints, 2, state=make_state(2, mesh), data_state={}, meta={})
     assert "bytes and 65,536 are free" in said and "good checkpoints kept: step 1" in said
-    with mock.patch.object(saving, "room_problem", lambda folder, need: ""):  # as where another program takes the room meanwhile
+    # As where another program takes the room meanwhile.
+    with mock.patch.object(saving.folders, "room_problem", lambda folder, need: ""):
         assert ck.save(checkpoints, 3, state=make_state(3, mesh), data_state={}, meta={}) == []
         (said,) = ck.wait(checkpoints)
     assert "step 3 was not written" in said and "good checkpoints kept: step 1" in said and "(this was number 2)" in said

@@ -41,9 +41,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     folders = (taken["images"],) if taken["images"] else image_files.IMAGE_FOLDERS
     with image_files.image_reader(table if source.is_file() else source, folders=folders) as images:
         rows = _row_per_task(files.csv_rows(table, wanted), tasks)
-        yield from files.records(
-            rows, lambda row: [_example(row, images, taken, threshold=threshold, scale=scale)]
-        )
+        yield from files.records(rows, lambda row: [_example(row, images, taken, threshold=threshold, scale=scale)])
 
 
 def _threshold_of(taken: Mapping[str, str], scale: tuple[float, float] | None) -> fields.Threshold:

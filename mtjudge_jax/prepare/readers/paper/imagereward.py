@@ -44,9 +44,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
         if not path.is_file():
             raise UserError(f"{path}: no such file; {taken['size']} needs it. {HOW}")
     for split, found in paths.items():
-        yield from files.records(
-            _rows(found), lambda row, split=split: [_example(row, split, taken, threshold=threshold)]
-        )
+        yield from files.records(_rows(found), lambda row, split=split: [_example(row, split, taken, threshold=threshold)])
 
 
 def zips(folder: AnyPath, split: str, size: str) -> list[AnyPath]:

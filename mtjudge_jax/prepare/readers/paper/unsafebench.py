@@ -37,9 +37,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     with image_files.image_reader(source) as images:
         for split in splits:
             rows = files.parquet_rows(shards[split], _WANTED)
-            yield from files.records(
-                rows, lambda row, split=split: [_example(row, images, split, taken["revision"])]
-            )
+            yield from files.records(rows, lambda row, split=split: [_example(row, images, split, taken["revision"])])
 
 
 def _example(row: files.NativeRow, images: image_files.ReadImage, split: str, revision: str) -> JudgeExample:
