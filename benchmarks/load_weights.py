@@ -123,9 +123,9 @@ def load(folder: Path, *, dtype: str, devices: int, way: str) -> dict:
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
-    from mtjudge_jax.models.hf.load import load_params
 
     from mtjudge_jax.config import MeshConfig
+    from mtjudge_jax.models.hf.load import load_params
     from mtjudge_jax.models.hf.place import SMALL_BYTES
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.sharding import make_mesh, param_sharding

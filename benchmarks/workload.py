@@ -17,7 +17,7 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
 from mtjudge_jax.policy.programs import Programs, make_programs, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
-from mtjudge_jax.rl import grpo
+from mtjudge_jax.rl import loss as formulas
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import batch_sharding, make_mesh, shard_batch, tree_shardings
@@ -84,7 +84,7 @@ def run_step(work: Work, number: int, *, clock: Callable[[], float]) -> dict[str
     lap(old_logp)
     ref_logp = programs.logp(work.reference, work.prompts, out.tokens)
     lap(ref_logp)
-    advantages = grpo.advantages(toy_reward(out.tokens), std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
+    advantages = formulas.group_advantages(toy_reward(out.tokens), std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
     batch = TrainBatch(work.prompts, out.tokens, out.mask, advantages, old_logp, ref_logp)
     for i in range(updates):
         work.state, metrics = work.update(work.state, {}, batch if updates == 1 else work.take(batch, i))

@@ -17,7 +17,7 @@ from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
-from mtjudge_jax.rl import grpo
+from mtjudge_jax.rl import loss as formulas
 from mtjudge_jax.rl.logp import completion_logp
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer, schedule
@@ -231,7 +231,7 @@ def test_nothing_to_learn_changes_nothing():
     w = world("one device", "adamw")
     assert w.cfg.loss.kl_coef == w.cfg.optim.weight_decay == 0
     rewards = np.repeat(np.array([0.1, 0.9, 1 / 3, 1, 0, 0.1, 0.7, 0.3], np.float32)[:, None], GROUP, 1)
-    advantages = np.asarray(grpo.advantages(rewards, std="unbiased", eps=1e-6))
+    advantages = np.asarray(formulas.group_advantages(rewards, std="unbiased", eps=1e-6))
     state, metrics = w.update(fresh(w), {}, batch(w, advantages=advantages))
     assert bool(metrics["finite"])
     assert float(metrics["grad_norm"]) == 0
@@ -266,7 +266,7 @@ def test_one_trace_a_function_over_several_steps():
     caches = []
     for step in range(3):
         out = w.programs.sample(state.params, prompts, stage_key(0, step, "sample"), temperature, LENGTH)
-        advantages = grpo.advantages((out.tokens < 20).mean(-1), std="unbiased", eps=1e-6)
+        advantages = formulas.group_advantages((out.tokens < 20).mean(-1), std="unbiased", eps=1e-6)
         old, ref = (w.programs.logp(params, prompts, out.tokens) for params in (state.params, w.state.params))
         largest = max(largest, float(jnp.abs(jnp.where(out.mask, old - out.logp, 0)).max()))
         state, metrics = w.update(state, {}, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref))
