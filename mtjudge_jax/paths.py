@@ -12,6 +12,7 @@ size of every file by a request. gcsfs comes with `pip install 'mtjudge_jax[gcs]
 import contextlib
 import functools
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -133,6 +134,17 @@ def read_ranges(path: AnyPath, ranges: Sequence[tuple[int, int]]) -> list[bytes]
     starts, stops = zip(*flat, strict=True) if flat else ((), ())
     got = iter(bucket_files().cat_ranges([os.fspath(path)] * len(flat), list(starts), list(stops), on_error="raise"))
     return [b"".join(next(got) for _ in part) for part in cuts]
+
+
+def read_object(path: AnyPath, remedy: str = "copy it again") -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds a {type(found).__name__} instead of an object; {remedy}")
+    return found
 
 
 def write_whole(path: AnyPath, data: bytes) -> None:

@@ -28,7 +28,7 @@ from mtjudge_jax.models.hf.shards import FLOATS
 from mtjudge_jax.models.hf.table import TABLE, Weight, to_ours
 from mtjudge_jax.models.qwen3_vl.config import DENSE_TYPE, MOE_TYPE, AdapterConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.text import LORA_AXES, lora_shapes
-from mtjudge_jax.paths import AnyPath, as_path, nearby, size_of
+from mtjudge_jax.paths import AnyPath, as_path, nearby, read_object, size_of
 from mtjudge_jax.types import Params
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -176,12 +176,7 @@ def read_peft_config(folder: str | os.PathLike) -> AdapterConfig:
     path = as_path(folder) / ADAPTER_CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give a folder that PEFT's save_pretrained or `mtjudge export` wrote")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy it again") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds a {type(raw).__name__} instead of an object; copy it again")
+    raw = read_object(path)
     problems = _refused(raw)
     rank, alpha, modules = raw.get("r"), raw.get("lora_alpha"), raw.get("target_modules")
     if not (isinstance(rank, int) and rank >= 1):

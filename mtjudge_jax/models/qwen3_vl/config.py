@@ -5,7 +5,6 @@ The file has two spellings, and both are read. The hub's has `rope_theta` and `r
 become another number, and every rotary angle would be wrong.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +12,10 @@ from math import isqrt
 from typing import Any
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.paths import as_path
+from mtjudge_jax.paths import as_path, read_object
 
 DENSE_TYPE, MOE_TYPE = "qwen3_vl", "qwen3_vl_moe"
+_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,7 @@ def load_config(folder: str | os.PathLike) -> Qwen3VLConfig:
     path = as_path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; give the folder of a Hugging Face model")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy it again from the model's source") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: holds a {type(raw).__name__} instead of an object; copy it again from the model's source")
-    return from_hf(raw)
+    return from_hf(read_object(path, "copy it again from the model's source"))
 
 
 def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
@@ -129,31 +123,25 @@ def from_hf(raw: Mapping[str, Any]) -> Qwen3VLConfig:
 
     Raises UserError for another model family, a missing value, or an option that is not implemented.
     """
-    _check_model_type(raw)
+    if raw.get("model_type") not in (DENSE_TYPE, MOE_TYPE):  # others could load with plausible shapes and wrong numbers
+        raise UserError(f"model_type {raw.get('model_type')!r} is not supported; supported: {DENSE_TYPE}, {MOE_TYPE}")
     if raw.get("quantization_config"):
         method = raw["quantization_config"].get("quant_method")
         raise UserError(f"quantization_config: weights quantised by {method!r} cannot be trained; take unquantised ones")
     text_raw = _need(raw, "text_config", "config.json")
     vision_raw = _need(raw, "vision_config", "config.json")
+    eos = raw.get("eos_token_id", text_raw.get("eos_token_id"))
+    if isinstance(eos, list):  # all of them end an answer
+        eos = eos[0] if eos else None
     cfg = Qwen3VLConfig(
         text=_text(text_raw, tied=bool(raw.get("tie_word_embeddings", False)), moe=raw["model_type"] == MOE_TYPE),
         vision=_vision(vision_raw),
-        image_token_id=int(_need(raw, "image_token_id", "config.json")),
-        vision_start_token_id=int(_need(raw, "vision_start_token_id", "config.json")),
-        vision_end_token_id=int(_need(raw, "vision_end_token_id", "config.json")),
-        video_token_id=int(_need(raw, "video_token_id", "config.json")),
-        eos_token_id=_eos(raw.get("eos_token_id", text_raw.get("eos_token_id"))),
+        **{name: int(_need(raw, name, "config.json")) for name in _TOKENS},
+        eos_token_id=None if eos is None else int(eos),
         raw=dict(raw),
     )
     _check_together(cfg)
     return cfg
-
-
-def _check_model_type(raw: Mapping[str, Any]) -> None:
-    """Other families could load with plausible shapes and wrong numbers."""
-    model_type = raw.get("model_type")
-    if model_type not in (DENSE_TYPE, MOE_TYPE):
-        raise UserError(f"model_type {model_type!r} is not supported; supported: {DENSE_TYPE}, {MOE_TYPE}")
 
 
 def _need(raw: Mapping[str, Any], key: str, where: str) -> Any:
@@ -248,35 +236,18 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
     _only(raw, "hidden_act", "gelu_pytorch_tanh", where)
     _only(raw, "in_channels", 3, where)
     _only(raw.get("rope_parameters") or {}, "rope_theta", 10000.0, f"{where}.rope_parameters")
-    cfg = VisionConfig(
-        depth=int(_need(raw, "depth", where)),
-        hidden_size=int(_need(raw, "hidden_size", where)),
-        intermediate_size=int(_need(raw, "intermediate_size", where)),
-        num_heads=int(_need(raw, "num_heads", where)),
-        patch_size=int(_need(raw, "patch_size", where)),
-        temporal_patch_size=int(_need(raw, "temporal_patch_size", where)),
-        spatial_merge_size=int(_need(raw, "spatial_merge_size", where)),
-        out_hidden_size=int(_need(raw, "out_hidden_size", where)),
-        num_position_embeddings=int(_need(raw, "num_position_embeddings", where)),
-        deepstack_layers=tuple(int(layer) for layer in _need(raw, "deepstack_visual_indexes", where)),
-    )
+    taps = tuple(int(layer) for layer in _need(raw, "deepstack_visual_indexes", where))
+    sizes = {name: int(_need(raw, name, where)) for name in VisionConfig.__dataclass_fields__ if name != "deepstack_layers"}
+    cfg = VisionConfig(**sizes, deepstack_layers=taps)
     if cfg.hidden_size % (4 * cfg.num_heads):
         raise UserError(
             f"{where}: hidden_size {cfg.hidden_size} over {cfg.num_heads} heads must leave a multiple of 4 (2-D rotary)"
         )
     if isqrt(cfg.num_position_embeddings) ** 2 != cfg.num_position_embeddings:
         raise UserError(f"{where}: num_position_embeddings {cfg.num_position_embeddings} is not a square: the grid is n x n")
-    taps = cfg.deepstack_layers
     if list(taps) != sorted(set(taps)) or (taps and not 0 <= taps[0] <= taps[-1] < cfg.depth):
         raise UserError(f"{where}: deepstack_visual_indexes {taps} must increase and be within 0..{cfg.depth - 1}")
     return cfg
-
-
-def _eos(value: object) -> int | None:
-    """The token that ends an answer; the first one of a list."""
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return None if value is None else int(value)
 
 
 def _check_together(cfg: Qwen3VLConfig) -> None:
@@ -290,7 +261,7 @@ def _check_together(cfg: Qwen3VLConfig) -> None:
         raise UserError(
             f"{len(cfg.vision.deepstack_layers)} deepstack taps need as many decoder layers, there are {cfg.text.num_layers}"
         )
-    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+    for name in _TOKENS:
         token = cfg.raw[name]
         if not 0 <= token < cfg.text.vocab_size:
             raise UserError(f"{name} {token} is outside the vocabulary of {cfg.text.vocab_size} ids")
