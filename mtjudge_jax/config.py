@@ -89,7 +89,7 @@ class RewardConfig:
     # consistency=.. draws every pair in both orders and rewards answers that agree; weight 0 only measures it
     tie_credit: float = 0.0  # part ties: reward of a tie where the label has a winner, and the reverse
     overlong_buffer: int = 0  # part overlong: falls to -1 over the last so many tokens before rollout.completion_tokens
-    custom: tuple[str, ...] = ()  # module:function(facts, text, parsed) -> float, see rl/score.py
+    custom: tuple[str, ...] = ()  # module:function(facts, text, parsed) -> float, see tasks/reward.py
 
 
 @dataclass

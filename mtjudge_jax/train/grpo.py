@@ -8,7 +8,7 @@ import numpy as np
 from mtjudge_jax import hosts
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl.loss import group_advantages, grpo_loss
-from mtjudge_jax.rl.score import rule_of
+from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.sharding import batch_sharding, shard_batch
 from mtjudge_jax.train.loop import loop
 from mtjudge_jax.train.mixture_feedback import mixture_feedback

@@ -17,9 +17,8 @@ from mtjudge_jax.data.rows import HOST_KEYS
 from mtjudge_jax.hosts.exchange import gather, gather_rows
 from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.rl import mt_grpo
-from mtjudge_jax.rl.score import Scores, score
 from mtjudge_jax.sharding import batch_sharding, local_rows
-from mtjudge_jax.tasks.reward import Rule
+from mtjudge_jax.tasks.reward import Rule, Scores, score
 from mtjudge_jax.train.monitor.batch_metrics import Answers, all_equal, task_numbers
 from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.run import Progress, Run

@@ -17,10 +17,10 @@ from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import TIE, BadRecord, Label, swapped
-from mtjudge_jax.rl.score import rule_of, score
+from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.tasks import TASKS, tasks_with
 from mtjudge_jax.tasks.parse import TAGS
-from mtjudge_jax.tasks.reward import Rule
+from mtjudge_jax.tasks.reward import Rule, score
 from mtjudge_jax.tasks.truth import read_truth, truth_of, write_truth
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 

@@ -110,7 +110,7 @@ PROTOCOLS = {"read", "TASKS", "LICENSE", "TERMS", "OPTIONS", "HOW", "attend", "r
 
 
 def test_one_public_name_has_one_meaning():
-    """A name without an underscore is defined in one module only. The `__main__` of a command is never imported and may repeat."""
+    """A name without an underscore is defined in one module only. The `__main__` of a command is never imported."""
     homes: dict[str, set[str]] = {}
     for path in FILES:
         if path.name == "__main__.py":

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.rl.score import Scores
 from mtjudge_jax.tasks import TASKS, Task
+from mtjudge_jax.tasks.reward import Scores
 
 
 class Answers(NamedTuple):

@@ -11,8 +11,8 @@ import numpy as np
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.hosts.exchange import gather
 from mtjudge_jax.paths import AnyPath, write_whole
-from mtjudge_jax.rl.score import Scores
 from mtjudge_jax.sharding import local_rows
+from mtjudge_jax.tasks.reward import Scores
 from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.types import TrainBatch

@@ -249,7 +249,7 @@ def test_incomplete_folders_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer_config\.json is damaged .*copy it again"):
         load_tokenizer(folder)
     (folder / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"holds a list, it must hold an object"):
+    with pytest.raises(ValueError, match=r"holds a list instead of an object"):
         load_tokenizer(folder)
 
 

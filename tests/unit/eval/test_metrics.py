@@ -9,8 +9,8 @@ import pytest
 from mtjudge_jax.eval.scores import mean_score, pairwise_score, task_score
 from mtjudge_jax.metrics.bootstrap import bootstrap_interval
 from mtjudge_jax.metrics.confusion import accuracy, constant_macro_f1, group_confusion, macro_f1
-from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks.reward import score
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 
 TASK_SCORE_KEYS = {

@@ -33,7 +33,8 @@ def test_advantages_by_hand(std, want):
 
 
 def test_eps_is_added_to_the_standard_deviation():
-    assert np.allclose(formulas.group_advantages(f32([1, 0, 0, 1]), std="population", eps=0.5), [[0.5, -0.5, -0.5, 0.5]], atol=1e-7)
+    got = formulas.group_advantages(f32([1, 0, 0, 1]), std="population", eps=0.5)
+    assert np.allclose(got, [[0.5, -0.5, -0.5, 0.5]], atol=1e-7)
 
 
 def test_one_success_of_twenty():

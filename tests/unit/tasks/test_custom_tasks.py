@@ -17,9 +17,9 @@ from mtjudge_jax.eval.scores import task_score
 from mtjudge_jax.judge.judge import question_example
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
 from mtjudge_jax.records import Label
-from mtjudge_jax.rl.score import score
 from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.tasks import TASKS, task_of
+from mtjudge_jax.tasks.reward import score
 from mtjudge_jax.tasks.truth import truth_of, write_truth
 from mtjudge_jax.train.workdir import wording_hashes
 

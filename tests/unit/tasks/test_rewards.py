@@ -12,9 +12,9 @@ from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.metrics.correlation import kendall_tau_b
 from mtjudge_jax.records import TIE, Label
-from mtjudge_jax.rl.score import rule_of, score
+from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, ranking, ties, weights_of
+from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, ranking, score, ties, weights_of
 from mtjudge_jax.tasks.truth import Truth, truth_of, write_truth
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.train.monitor.nonfinite import suspects

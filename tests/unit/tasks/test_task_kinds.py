@@ -17,10 +17,9 @@ from mtjudge_jax.data.rows import DEVICE_KEYS, RowFormat, to_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.policy.model import true_target
 from mtjudge_jax.records import TIE, Candidate, JudgeExample, Label, candidates_of, reordered, swapped
-from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import DEMO, TASKS, tasks_with
 from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, dense, parse_lenient, parse_strict, ranking_text
-from mtjudge_jax.tasks.reward import NEEDS_FORM, Rule
+from mtjudge_jax.tasks.reward import NEEDS_FORM, Rule, score
 from mtjudge_jax.tasks.truth import answer_text, read_truth, truth_of, write_truth
 from mtjudge_jax.tasks.wording import IMAGE, order_of
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtjudge_jax.hosts.watchdog import Watch, watch_path
-from mtjudge_jax.rl.score import Scores
+from mtjudge_jax.tasks.reward import Scores
 from mtjudge_jax.train.monitor.health import COLLAPSE, WINDOW, Health
 from mtjudge_jax.train.monitor.nonfinite import MOST_FILES, dump_batch, skipped_line, suspects
 

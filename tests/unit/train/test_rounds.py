@@ -12,9 +12,9 @@ from feeding import NAMES, iterator, write_data
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.data.pipeline import Shard
 from mtjudge_jax.rl import mt_grpo
-from mtjudge_jax.rl.score import Scores
 from mtjudge_jax.sharding import local_rows, make_mesh, shard_batch
 from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks.reward import Scores
 from mtjudge_jax.train import rollouts
 from mtjudge_jax.train.monitor.batch_metrics import Answers
 from mtjudge_jax.types import Rollout

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from mtjudge_jax.rl.score import score
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.parse import parse_strict
-from mtjudge_jax.tasks.reward import check_alpha, reward_of
+from mtjudge_jax.tasks.reward import check_alpha, reward_of, score
 
 YES, NO = "<think>looks sharp</think><answer>yes</answer>", "<think>looks blurry</think><answer>no</answer>"
 TEXTS = [[YES, NO, "yes"], [NO, NO, YES + YES]]
