@@ -1,6 +1,7 @@
 """Restores the newest whole step, or one part of a given step, and proves that the bits are those that were saved."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,11 +58,14 @@ def restore_latest(
                 check_meta(record["meta"])
             wanted = with_saved_dtypes(abstract_state, record["leaves"]) if any_dtype else abstract_state
             check_structure(path, record["leaves"], wanted)
-            reason = first_text(_damage(path, record["files"]))
+            found, reason = attempt(partial(damage_in, path, record["files"], jax.process_index(), jax.process_count()))
+            reason = first_text(reason or found)
         if not reason:
             state, reason = _load(path, record["leaves"], wanted)
             if not (reason := first_text(reason)):
-                _set_all_aside(checkpoints, damaged)
+                with together():
+                    for bad, why in damaged.items() if jax.process_index() == 0 else ():
+                        set_aside(checkpoints.folder, bad, why)
                 texts = tuple(f"step {step}: {reason}" for step, reason in damaged.items())
                 return Restored(step, state, record["data_state"], record["meta"], texts)
         damaged[step] = reason
@@ -82,11 +86,6 @@ def _listed(folder: AnyPath) -> list[int]:
     if problem := first_text(problem):
         raise CheckpointError(f"{folder}: cannot be listed ({problem}): fix its permissions or the disk, and start again")
     return gather(steps)[0]
-
-
-def _damage(path: AnyPath, files: dict[str, str]) -> str:
-    found, reason = attempt(lambda: damage_in(path, files, jax.process_index(), jax.process_count()))
-    return reason or found
 
 
 def read_saved(folder: AnyPath, step: int) -> Saved:
@@ -141,9 +140,3 @@ def _load(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> tuple[A
         if found != saved[name]["digest"]
     ]
     return (None, first_few(wrong)) if wrong else (state, "")
-
-
-def _set_all_aside(checkpoints: Checkpoints, damaged: dict[int, str]) -> None:
-    with together():
-        for step, reason in damaged.items() if jax.process_index() == 0 else ():
-            set_aside(checkpoints.folder, step, reason)

@@ -17,6 +17,8 @@ def pair_details(winner: np.ndarray, ab: np.ndarray, ba: np.ndarray, group: np.n
     tie_rate: share of answers that say tie.
     position_bias: share of choices for the candidate shown first, minus the share of those questions where it is the better one.
     both_orders_accuracy: one decision per pair, the one that both orders agree on, otherwise a tie.
+    consistency: share of pairs where the same picture wins in both orders; an invalid answer has no winner.
+    consistent_accuracy: share of pairs that are right in both orders.
     """
     twice = np.concatenate([group, group])
     said, true = np.concatenate([ab, ba]), np.concatenate([winner, winner])

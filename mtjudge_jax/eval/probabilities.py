@@ -16,11 +16,6 @@ _ANSWER_TAG = "<answer>"
 _MOST_WORDS = 11  # a task with more labels gets no probabilities; neither does a list
 
 
-def _words_of(task: Task, example: JudgeExample) -> tuple[tuple[str, str], ...]:
-    """(label, its answer word) for each label that is a legal answer."""
-    return tuple(zip(task.labels, truth_of(task, example).words, strict=False))
-
-
 def add_probabilities(
     rows: list[dict],
     examples: Sequence[JudgeExample],
@@ -42,7 +37,11 @@ def add_probabilities(
     tokenizer = programs.tokenizer
     shape = (prompts.tokens.shape[0] // jax.process_count(), len(task.labels), length)
     tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
-    words = [() if row["unusable"] else _words_of(task, example) for row, example in zip(rows, examples, strict=True)]
+    # (label, its answer word) for each label that is a legal answer
+    words = [
+        () if row["unusable"] else tuple(zip(task.labels, truth_of(task, example).words, strict=False))
+        for row, example in zip(rows, examples, strict=True)
+    ]
     for i, row in enumerate(rows):
         before, tag, _ = row["text"].partition(_ANSWER_TAG)
         answers = [tokenizer.encode_answer(f"{before}{tag}{word}</answer>") for _, word in words[i]]

@@ -55,8 +55,6 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
 
     Keys, beside those of `task_score` and `pairs.pair_details`:
     accuracy_ab, accuracy_ba: accuracy in each order.
-    consistency: share of pairs where the same picture wins in both orders; an invalid answer has no winner.
-    consistent_accuracy: share of pairs that are right in both orders.
     first_share: share of valid answers that prefer the picture shown first; 1/2 without position bias, None if none is valid.
     probability_accuracy: share of decided pairs whose true winner has the larger probability, added over both orders; a tie
     counts half.
@@ -82,19 +80,14 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
         alone = checked_shares([single_yes[name] for name in ids], "single_yes")
         single = _winner_share((alone[:, 1] - alone[:, 0])[decided], winner[decided])
     pairs = pair_details(winner, verdict_ab, _turned(verdict_ba), group_numbers(ab))
-    return (
-        task_score(predictions)
-        | pairs
-        | {
-            "accuracy_ab": float(right_ab.mean()),
-            "accuracy_ba": float(right_ba.mean()),
-            "consistency": float(np.mean((verdict_ab >= 0) & (verdict_ab == _turned(verdict_ba)))),
-            "consistent_accuracy": float(np.mean(right_ab & right_ba)),
-            "first_share": float(np.mean(valid == 0)) if len(valid) else None,
-            "probability_accuracy": _winner_share(margin[decided], winner[decided]),
-            "single_accuracy": single,
-        }
-    )
+    own = {
+        "accuracy_ab": float(right_ab.mean()),
+        "accuracy_ba": float(right_ba.mean()),
+        "first_share": float(np.mean(valid == 0)) if len(valid) else None,
+        "probability_accuracy": _winner_share(margin[decided], winner[decided]),
+        "single_accuracy": single,
+    }
+    return task_score(predictions) | pairs | own
 
 
 def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dict:

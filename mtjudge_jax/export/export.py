@@ -122,10 +122,8 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     origin = origin_of(start, source)
     if cfg.model.path == "demo":
         origin = origin._replace(name="the demo base of mtjudge_jax")
-    best = chosen.saved is None
-    card = model_card(
-        chosen.cfg, title=out.name, origin=origin, step=chosen.step, best=best, workdir=chosen.workdir, dtype=dtype, adapter=peft
-    )
+    what = {"title": out.name, "origin": origin, "step": chosen.step, "best": chosen.saved is None, "workdir": chosen.workdir}
+    card = model_card(chosen.cfg, **what, dtype=dtype, adapter=peft)
     files = {_CARD: card.encode()}
     if jax.process_index() == 0:
         print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
@@ -135,7 +133,11 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
         settings = {"base_model": base_model, "dtype": jnp.dtype(dtype), "overwrite": overwrite, "files": files}
         lora.save_peft(_restore(chosen.saved, model), out, model.cfg, **settings)
         return
-    params = _best_params(source, cfg, dtype) if chosen.saved is None else _whole_params(chosen.saved, cfg)
+    if chosen.saved is None:
+        sharding_of = partial(param_sharding, mesh=make_mesh(cfg.mesh))
+        params = load_params(source, load_config(source), dtype=dtype, sharding_of=sharding_of)
+    else:
+        params = _whole_params(chosen.saved, cfg)
     files |= {JUDGE_FILE: chosen.judge}
     save_hf(params, out, source_folder=source, dtype=jnp.dtype(dtype), overwrite=overwrite, files=files)
 
@@ -157,11 +159,6 @@ def _here(cfg: Config, base: str) -> Config:
 def _restore(saved: checkpoint.Saved, model: Model) -> Params:
     """The trained weights of a checkpoint."""
     return checkpoint.restore_part(saved, "params", partial(param_sharding, mesh=model.programs.mesh))
-
-
-def _best_params(folder: AnyPath, cfg: Config, dtype: str) -> Params:
-    mesh = make_mesh(cfg.mesh)
-    return load_params(folder, load_config(folder), dtype=dtype, sharding_of=partial(param_sharding, mesh=mesh))
 
 
 def _whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:

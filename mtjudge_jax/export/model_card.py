@@ -172,18 +172,10 @@ def _score_table(before: dict, after: dict, *, title: str, chosen: bool) -> _Sco
     rows = []
     for name, new in after["tasks"].items():
         old = before.get("tasks", {}).get(name, {})
-        rows.append(
-            _Row(
-                name,
-                name in TASKS and TASKS[name].ood,
-                str(new.get("count", "–")),
-                _number(new.get("constant_macro_f1")),
-                _f1(old),
-                _f1(new),
-                _number(old.get("invalid_rate")),
-                _number(new.get("invalid_rate")),
-            )
-        )
+        measures = (new.get("constant_macro_f1"), old.get("invalid_rate"), new.get("invalid_rate"))
+        constant, *invalid = map(_number, measures)
+        unseen = name in TASKS and TASKS[name].ood
+        rows.append(_Row(name, unseen, str(new.get("count", "–")), constant, _f1(old), _f1(new), *invalid))
     means = [_number((result.get("mean") or {}).get("macro_f1")) for result in (before, after)]
     return _Scores(title, chosen, rows, *means)
 

@@ -139,25 +139,14 @@ def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, in
     layer_inputs = text.num_layers * t.stream * text.hidden_size * mean
     layer = sum(count.values()) / text.num_layers / mesh["tensor"] / mesh["expert"] * mean * 2
     logits = cfg.model.head_chunk / shards * text.vocab_size / mesh["tensor"] * 12
-    width = (
-        text.moe.experts_per_token * (2 * text.hidden_size + 3 * text.moe.intermediate_size)
-        if text.moe
-        else 3 * text.intermediate_size
-    )
+    width = 3 * text.intermediate_size
+    if text.moe:
+        width = text.moe.experts_per_token * (2 * text.hidden_size + 3 * text.moe.intermediate_size)
     work = rows * t.stream * (width + 8 * text.hidden_size) * mean * 2 / mesh["tensor"]
     update = own * (itemsize + mean) + rows * layer_inputs * (1 if cfg.model.remat == "full" else 5) + layer + logits + work
     sampled = (cfg.rollout.micro_prompts or cfg.rollout.prompts) / shards
-    cache = (
-        4
-        * text.num_layers
-        * text.num_kv_heads
-        * text.head_dim
-        * (t.prompt + t.group * t.answer)
-        * sampled
-        / mesh["tensor"]
-        * mean
-        / 2
-    )
+    numbers = 4 * text.num_layers * text.num_kv_heads * text.head_dim * (t.prompt + t.group * t.answer)  # of one prompt
+    cache = numbers * sampled / mesh["tensor"] * mean / 2
     rollout = 0 if cfg.stage == "sft" else own * mean + cache + layer
     return Estimate(kept + max(update, rollout), seconds(model, cfg, place, mesh, sum(count.values()), cache))
 
@@ -174,9 +163,8 @@ def seconds(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int
 
     def moved(rows: float) -> float:
         """Bytes sent by a forward pass over `rows` tokens: to the experts and back, and between the parts of a layer."""
-        return (
-            text.num_layers * rows * text.hidden_size * 4 * ((mesh["expert"] - 1) * bool(experts) + 2 * (1 - 1 / mesh["tensor"]))
-        )
+        each = (mesh["expert"] - 1) * bool(experts) + 2 * (1 - 1 / mesh["tensor"])
+        return text.num_layers * rows * text.hidden_size * 4 * each
 
     rows = t.stream * cfg.update.micro_prompts / shards
     work = {name: n / place.devices for name, n in flops(model, cfg).items()}
@@ -184,10 +172,8 @@ def seconds(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int
     total = update * (1 if cfg.stage == "sft" else cfg.rollout.prompts // cfg.update.prompts)
     if cfg.stage == "sft":
         return total
-    logp = max(
-        2 * work["logp"] / chip.flops,
-        2 * (cfg.rollout.prompts // cfg.update.micro_prompts) * (gathered + moved(rows)) / place.links,
-    )
+    passes = cfg.rollout.prompts // cfg.update.micro_prompts
+    logp = max(2 * work["logp"] / chip.flops, 2 * passes * (gathered + moved(rows)) / place.links)
     turns = t.answer * cfg.rollout.prompts // (cfg.rollout.micro_prompts or cfg.rollout.prompts)
     each = t.group * (cfg.rollout.micro_prompts or cfg.rollout.prompts) / shards
     decode = turns * max(work["decode"] / turns / chip.flops, (whole + cache) / chip.hbm, (gathered + moved(each)) / place.links)

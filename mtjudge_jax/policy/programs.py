@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -41,6 +42,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     backend = backend_of(cfg, mesh)
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
     reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
+    draw_answers = partial(rollout.sample, allowed=allowed, eos=tokenizer.eos, pad=tokenizer.pad, backend=backend)
     traces: collections.Counter = collections.Counter()
 
     def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
@@ -48,18 +50,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
         weights = cast(params, cfg.model.dtype)
 
         def draw(prompts: PromptBatch) -> Rollout:
-            return rollout.sample(
-                weights,
-                model_cfg,
-                prompts,
-                key,
-                temperature=temperature,
-                allowed=allowed,
-                length=length,
-                eos=tokenizer.eos,
-                pad=tokenizer.pad,
-                backend=backend,
-            )
+            return draw_answers(weights, model_cfg, prompts, key, temperature=temperature, length=length)
 
         return in_pieces(draw, (prompts,), cfg.rollout.micro_prompts or prompts.tokens.shape[0])
 
@@ -81,18 +72,10 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
 def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
     """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings. All programs and losses of a run use this one."""
 
+    settings = {"temperature": cfg.rollout.temperature, "chunk": cfg.model.head_chunk, "backend": backend}
+
     def logp_fn(params: Params, prompts, tokens: Array, mask: Array) -> TokenLogp:
-        return completion_logp(
-            cast(params, cfg.model.dtype),
-            model_cfg,
-            prompts,
-            tokens,
-            mask,
-            allowed=allowed,
-            temperature=cfg.rollout.temperature,
-            chunk=cfg.model.head_chunk,
-            backend=backend,
-        )
+        return completion_logp(cast(params, cfg.model.dtype), model_cfg, prompts, tokens, mask, allowed=allowed, **settings)
 
     return logp_fn
 

@@ -19,6 +19,7 @@ from mtjudge_jax.paths import AnyPath, as_path, in_bucket
 from mtjudge_jax.prepare.checking import Checked, check_source, spooled
 from mtjudge_jax.prepare.folder import is_done, publish, source_hash, start_or_resume_check, work_folder, work_path
 from mtjudge_jax.prepare.readers import Reader
+from mtjudge_jax.prepare.readers.fields import as_number
 from mtjudge_jax.prepare.report import write_data_report
 from mtjudge_jax.prepare.splits import MODES, NOT_FOR_TRAINING, CheckedRecord, Decision, decide, final_answer
 from mtjudge_jax.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
@@ -93,10 +94,7 @@ def _check_arguments(arguments: Arguments) -> None:
 def _margin_of(options: Mapping[str, str]) -> float:
     """The distance from the train median within which train records are dropped; only readers with such labels have it."""
     text = options.get("margin", "0")
-    try:
-        margin = float(text)
-    except ValueError:
-        margin = -1.0
+    margin = as_number(text)
     if margin >= 0:
         return margin
     raise UserError(f"--option=margin={text} must be a number, at least 0")

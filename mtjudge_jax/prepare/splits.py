@@ -82,9 +82,8 @@ def decide(
     medians = _medians(rows, split, drops, margin)
     for terms in allow_terms:
         count = sum(row.terms == terms and name in ("train", "val") for row, name in zip(rows, split, strict=True))
-        if not count:
-            continue
-        notes.append(f"{count} records of terms {terms} are in train or val, as --allow_terms={terms} allows.")
+        if count:
+            notes.append(f"{count} records of terms {terms} are in train or val, as --allow_terms={terms} allows.")
     largest = max(collections.Counter(components).values(), default=0)
     if len(rows) >= 100 and largest > len(rows) / 10:
         notes.append(f"One group has {largest} of {len(rows)} records, joined by prompts or images: a split by group is coarse.")

@@ -48,7 +48,9 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
     train = latest_by_step([line for line in lines if line.get("kind") == "train"])
     validation = latest_by_step([line for line in lines if line.get("kind") == "eval" and line.get("split") == "val"])
     evaluations = {name: _read_evaluation(workdir / "eval", name, problems) for name in _evaluation_names(workdir / "eval")}
-    data = _find_data(workdir, config)
+    # data.path of the config if it exists, else the workdir's data/ (for an empty path, or after a move)
+    folders = ([as_path(path)] if (path := _data_path(config)) else []) + [workdir / "data"]
+    data = next((folder for folder in folders if folder.is_dir()), None)
     for name, meaning in ((BASE_TEST, "base"), (TRAINED_TEST, "trained")):
         if name not in evaluations:
             problems.append(
@@ -136,13 +138,6 @@ def latest_by_step(lines: list[dict]) -> list[dict]:
     """A step repeated after a stop is in the file twice; the later line counts. [step 1, 2, 3, 2'] -> [1, 2', 3]."""
     by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
     return [by_step[step] for step in sorted(by_step)]
-
-
-def _find_data(workdir: AnyPath, config: dict) -> AnyPath | None:
-    """`data.path` of the config if it exists, else the workdir's data/ (for an empty path, or after a move)."""
-    path = _data_path(config)
-    candidates = ([as_path(path)] if path else []) + [workdir / "data"]
-    return next((folder for folder in candidates if folder.is_dir()), None)
 
 
 def _data_path(config: dict) -> str:

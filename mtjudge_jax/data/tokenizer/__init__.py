@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from mtjudge_jax.data.tokenizer import hf, sentencepiece
-from mtjudge_jax.data.tokenizer.codec import Codec, TokenizerParts
+from mtjudge_jax.data.tokenizer.codec import Codec
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, nearby
 from mtjudge_jax.records import BadRecord
@@ -123,8 +123,9 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         raise UserError(f"{folder} has no {' and no '.join(_READERS)}; give a local Hugging Face model folder")
     with nearby(folder, _TEXT_FILES) as copy:  # the reader of tokenizer.json reads disks only
         parts = read(copy)
-    vision = [_named(parts, keys, default) for default, keys in _VISION_NAMES.items()]
-    needed = {name: parts.special.get(name) for name in ("pad_token", "eos_token")}
+    special = parts.special
+    vision = [next((special[key] for key in keys if key in special), default) for default, keys in _VISION_NAMES.items()]
+    needed = {name: special.get(name) for name in ("pad_token", "eos_token")}
     missing = [text for text in vision if text not in parts.vocab]
     missing += [name if text is None else text for name, text in needed.items() if text not in parts.vocab]
     missing += ["chat_template.jinja"] if parts.chat is None else []
@@ -132,17 +133,10 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         raise UserError(f"{folder}: the tokenizer has no {', '.join(missing)}; is it a Qwen3-VL folder?")
     ids = [parts.vocab[text] for text in (*needed.values(), *vision)]
     size = max(max(parts.codec.text_ids()), max(parts.vocab.values())) + 1
-    tokenizer = Tokenizer(parts.chat, parts.codec, *ids, size, _with_vision(parts.control, vision, parts.vocab))
+    # With the vision tokens, however the folder marks these, in the order of their ids.
+    control = sorted({*parts.control, *((text, parts.vocab[text]) for text in vision)}, key=lambda token: token[1])
+    tokenizer = Tokenizer(parts.chat, parts.codec, *ids, size, tuple(control))
     return dataclasses.replace(tokenizer, opening=_check(tokenizer, folder))
-
-
-def _named(parts: TokenizerParts, keys: tuple[str, ...], default: str) -> str:
-    return next((parts.special[key] for key in keys if key in parts.special), default)
-
-
-def _with_vision(control: tuple, vision: list[str], vocab: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
-    """The control tokens and the vision tokens, however the folder marks these, in the order of their ids."""
-    return tuple(sorted({*control, *((text, vocab[text]) for text in vision)}, key=lambda token: token[1]))
 
 
 def _check(tokenizer: Tokenizer, folder: AnyPath) -> str:

@@ -1,12 +1,11 @@
 """What every tokenizer format reads a model folder into, and the JSON files that all formats share."""
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from mtjudge_jax.errors import UserError
+from mtjudge_jax.paths import read_object
 
 _CONTROL_SHAPE = re.compile(r"<\|.*\|>|<unused_?\d+>", re.DOTALL)
 CONFIG_FILE = "tokenizer_config.json"
@@ -45,15 +44,7 @@ def looks_like_control(text: str) -> bool:
 
 def json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file, empty if the file is missing. Raises UserError on anything else."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as e:
-        raise UserError(f"{path} is damaged ({e}); copy it again") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, it must hold an object; copy it again")
-    return content
+    return read_object(path) if path.is_file() else {}
 
 
 def special_texts(folder: Path) -> dict[str, str]:

@@ -101,7 +101,10 @@ def _begin(temporary: AnyPath, folder: AnyPath, files: Mapping[str, bytes], tota
     remove_tree(temporary)
     temporary.mkdir(parents=True)
     if not in_bucket(folder):
-        _check_room(folder, total + sum(map(len, files.values())) + _SLACK_BYTES)
+        # Checked before anything is written, not an hour later.
+        need, free = total + sum(map(len, files.values())) + _SLACK_BYTES, shutil.disk_usage(folder.parent).free
+        if free < need:
+            raise OSError(f"needs {need:,} bytes and {free:,} are free; free some space, or give a folder on another disk")
     for name, content in files.items():
         if name != marker or not in_bucket(folder):
             write_whole(temporary / name, content)
@@ -183,13 +186,6 @@ def check_target(folder: AnyPath, *, marker: str, overwrite: bool) -> None:
     half_replaced = in_bucket(folder) and (_part(folder) / marker).exists()
     if not half_replaced and not (folder / marker).is_file():
         raise FileExistsError(f"{folder}: exists and is not a model folder (it has no {marker}); give a new folder")
-
-
-def _check_room(folder: AnyPath, need: int) -> None:
-    """Raises OSError before anything is written, not an hour later."""
-    free = shutil.disk_usage(folder.parent).free
-    if free < need:
-        raise OSError(f"needs {need:,} bytes and {free:,} are free; free some space, or give a folder on another disk")
 
 
 def _part(folder: AnyPath) -> AnyPath:

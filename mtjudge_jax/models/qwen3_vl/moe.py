@@ -75,9 +75,11 @@ def expert_mlp(
             f"pad the batch to a multiple of {shards}"
         )
     specs = weight_specs(weights, backend.mesh)
+    expert, gate_up_d, _, tensor = specs.gate_up_ed2f
+    split = _ShardAxes(BATCH_AXES, (gate_up_d, specs.down_efd[2]), expert, tensor)
     rows = P(BATCH_AXES)
     return jax.shard_map(
-        functools.partial(layer, split=_split(specs)),
+        functools.partial(layer, split=split),
         mesh=backend.mesh,
         in_specs=(rows, rows, specs),
         out_specs=(rows, RouterStats(P(), P())),
@@ -97,11 +99,6 @@ def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
 
     paths = Weights("router_lde", "experts_gate_up_led2f", "experts_down_lefd")
     return Weights(*map(one, paths, weights))
-
-
-def _split(specs: Weights) -> _ShardAxes:
-    expert, gate_up_d, _, tensor = specs.gate_up_ed2f
-    return _ShardAxes(BATCH_AXES, (gate_up_d, specs.down_efd[2]), expert, tensor)
 
 
 def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split: _ShardAxes) -> tuple[Array, RouterStats]:

@@ -237,9 +237,7 @@ def _read_bytes(module: Module, computation: Computation, name: str) -> float:
             total += sum(
                 _read_bytes(module, inner, z.name) for z in inner.values() if z.op == "parameter" and z.operands[0] in numbers
             )
-        elif _passes_on(y, name):
-            continue
-        else:
+        elif not _passes_on(y, name):
             return float(computation[name].bytes)
     return total
 

@@ -54,12 +54,17 @@ def label_rule(field: str, threshold: Threshold) -> str:
     return f"{field} {'>=' if threshold.equal else '>'} {threshold.value:g}{how}"
 
 
+def as_number(value: Any) -> float:
+    """The number, also one given as text, or nan for anything else."""
+    try:
+        return math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def number_option(options: Mapping[str, str], name: str) -> float:
     """Raises UserError if the option is not a finite number."""
-    try:
-        number = float(options[name])
-    except ValueError:
-        number = math.nan
+    number = as_number(options[name])
     if not math.isfinite(number):
         raise UserError(f"option {name}: {options[name]!r} must be a finite number")
     return number
@@ -70,10 +75,7 @@ def scale_of(text: str) -> tuple[float, float] | None:
     if not text:
         return None
     low, _, high = text.replace(",", "-").partition("-")
-    try:
-        scale = float(low), float(high)
-    except ValueError:
-        scale = 0.0, 0.0
+    scale = as_number(low), as_number(high)
     if not scale[0] < scale[1]:
         raise UserError(f"option scale: {text!r} must be the lowest and the highest score, as 1-5")
     return scale
@@ -98,11 +100,8 @@ def list_of(value: Any, name: str, count: int | None = None) -> list:
 
 def number_of(value: Any, name: str, allowed: Sequence[float]) -> float:
     """One of the allowed numbers, given as a number or as its text."""
-    try:
-        number = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else None
-    except (ValueError, OverflowError):
-        number = None
-    if number is None or number not in allowed:
+    number = as_number(value) if isinstance(value, str | int | float) else math.nan
+    if number not in allowed:
         raise BadRecord("label_outside", f"{name} is {quoted(value)}, must be {' or '.join(f'{a:g}' for a in allowed)}")
     return number
 
@@ -133,10 +132,7 @@ def quoted(value: Any) -> str:
 
 def finite_number(value: str | float | None, name: str) -> float:
     """A number, also given as text. Raises BadRecord `label_outside` for an empty cell, a word or nan."""
-    try:
-        number = math.nan if value is None or isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
+    number = as_number(value)
     if not math.isfinite(number):
         raise BadRecord("label_outside", f"{name} is {quoted(value)}, must be a number")
     return number

@@ -65,7 +65,7 @@ def compare(
     names = [task for task in tasks or found if task in found]
     if not names:
         raise UserError(f"--tasks={','.join(tasks)}: none is in the runs, they have {', '.join(found)}")
-    unseen = [task for task in names if _is_unseen(task)]
+    unseen = [task for task in names if task in TASKS and TASKS[task].ood]
     trained = [task for task in names if task not in unseen]
     metrics = {task: metric or (TASKS[task].metric if task in TASKS else "macro_f1") for task in names}
     base = base or next((name for name in seeds if name == _BASE or paper_arm(name) == _BASE), next(iter(seeds)))
@@ -77,10 +77,6 @@ def compare(
     paper = {arm: {task: x for task, x in row.items() if task in names} for arm, row in PAPER.items()}
     paper = {arm: row for arm, row in paper.items() if row}
     return Comparison(list(seeds), trained, unseen, scores, {k: v for k, v in transfer.items() if v}, base, metrics, paper, seeds)
-
-
-def _is_unseen(task: str) -> bool:
-    return task in TASKS and TASKS[task].ood
 
 
 def _value(result: dict, task: str, metrics: Mapping[str, str]) -> float | None:

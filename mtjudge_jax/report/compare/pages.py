@@ -76,7 +76,8 @@ def _tables(comparison: Comparison) -> list[Table]:
         found.append(Table("In distribution", note, head, _score_rows(c, c.tasks, ("mean", "worst"))))
     if c.unseen:
         own = {c.metrics[task] for task in c.unseen}
-        more = [name for name, key in BESIDE.items() if _has_column(c, f"unseen {name}") and {key} != own]
+        given = {column for row in c.scores.values() for column in row}
+        more = [name for name, key in BESIDE.items() if f"unseen {name}" in given and {key} != own]
         beside = f" {', '.join(more)}: means over the tasks." if more else ""
         rows = _score_rows(c, c.unseen, ("unseen mean", *(f"unseen {name}" for name in more)))
         found.append(Table("Unseen format", note + beside, [*first, *unseen, "mean", *more], rows))
@@ -90,10 +91,6 @@ def _tables(comparison: Comparison) -> list[Table]:
 def _has_seeds(c: Comparison) -> bool:
     """Whether an arm has more than one seed, so that the tables show how many."""
     return any(len(results) > 1 for results in c.runs.values())
-
-
-def _has_column(c: Comparison, column: str) -> bool:
-    return any(column in row for row in c.scores.values())
 
 
 def _first_cells(c: Comparison, arm: str) -> list[str]:
@@ -112,17 +109,14 @@ def _score_rows(c: Comparison, tasks: Sequence[str], more: Sequence[str]) -> lis
     for arm, numbers in c.paper.items():
         if arm not in known and any(task in numbers for task in tasks):
             first = [f"paper: {arm}", *([""] if _has_seeds(c) else [])]
-            rows.append([*first, *(_paper_number(numbers.get(column)) for column in (*tasks, *more))])
+            found = (numbers.get(column) for column in (*tasks, *more))
+            rows.append([*first, *("" if number is None else f"{number:.2f}" for number in found)])
     return rows
 
 
 def _with_paper(c: Comparison, name: str, column: str) -> str:
     number = c.paper.get(paper_arm(name), {}).get(column)
     return cell_text(c.scores[name].get(column)) + ("" if number is None else f" paper {number:.2f}")
-
-
-def _paper_number(number: float | None) -> str:
-    return "" if number is None else f"{number:.2f}"
 
 
 def _difference(c: Comparison, name: str, column: str) -> str:
@@ -145,7 +139,8 @@ def cell_text(cell: Cell | None, *, sign: bool = False) -> str:
 def detail_table(c: Comparison) -> Table:
     """Every measure that a score has, one row per task and arm, means over seeds; and the data sets' official numbers."""
     rows, tasks = [], (*c.tasks, *c.unseen)
-    keys = [key for key in _DETAILS if any(_has_score(c, arm, task, key) for arm in c.arms for task in tasks)]
+    every = [result["tasks"].get(task, {}) for arm in c.arms for result in c.runs[arm] for task in tasks]
+    keys = [key for key in _DETAILS if any(score.get(key) is not None for score in every)]
     for task in tasks:
         for arm in c.arms:
             scores = [result["tasks"][task] for result in c.runs[arm] if task in result["tasks"]]
@@ -158,10 +153,6 @@ def detail_table(c: Comparison) -> Table:
     first = ["Means over seeds; official numbers are those of the first seed."] if _has_seeds(c) else []
     note = " ".join([*first, *(words for name, words in _MEANINGS.items() if name in head)])
     return Table("All measures", note, head, rows)
-
-
-def _has_score(c: Comparison, arm: str, task: str, key: str) -> bool:
-    return any(result["tasks"].get(task, {}).get(key) is not None for result in c.runs[arm])
 
 
 def _mean_text(scores: list[dict], key: str) -> str:
