@@ -58,12 +58,6 @@ def _demo_texts() -> list[str]:
             "system", "no yes"]  # fmt: skip
 
 
-def _demo_words() -> list[str]:
-    """Every word, sorted, without punctuation."""
-    clean = (text.translate(str.maketrans("", "", ",.?{}")) for text in _demo_texts())
-    return sorted(set(chain.from_iterable(text.split() for text in clean)))
-
-
 def build_tokenizer(folder: str | Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json, chat_template.jinja and preprocessor_config.json. Deterministic.
 
@@ -78,7 +72,8 @@ def build_tokenizer(folder: str | Path) -> None:
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    words = _demo_words()
+    clean = (text.translate(str.maketrans("", "", ",.?{}")) for text in _demo_texts())
+    words = sorted(set(chain.from_iterable(text.split() for text in clean)))
     # Each word inside a text (with its space) and at the start of one. Training continues until nothing is left to merge.
     tokenizer.train_from_iterator([form for word in words for form in (word, f" {word}")], trainer)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])

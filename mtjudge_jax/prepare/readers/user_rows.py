@@ -94,10 +94,12 @@ def example_of(row: files.NativeRow, images: image_files.ReadImage, taken: Taken
     allow_tie = kind == "pairwise" and _flag(native.get("allow_tie"), taken.options["allow_tie"] == "yes")
     name = fields.name_of(native.get("id")) or str(row.index)
     instruction = _text(given, "instruction")
+    if (split := given["split"]) not in _SPLITS:
+        raise BadRecord("wrong_field", f"split is {fields.quoted(split)}, must be {', '.join(filter(None, _SPLITS))}")
     return JudgeExample(
         example_id=f"{taken.dataset}/{task}/{name}",
         dataset=taken.dataset,
-        split=_choice(given["split"], "split", _SPLITS),
+        split=split,
         group_id=fields.name_of(native.get("group")) or f"{taken.dataset}/{fields.digest_of(_about(native, context + shown))}",
         task=task,
         criterion=_text(given, "criterion") or task,
@@ -228,12 +230,6 @@ def _one_of(value: Any, words: Mapping[str, int], offered: Sequence[str]) -> int
     if word not in words:
         raise BadRecord("label_outside", f"label is {fields.quoted(value)}, must be {' or '.join(offered)}")
     return words[word]
-
-
-def _choice(value: Any, name: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise BadRecord("wrong_field", f"{name} is {fields.quoted(value)}, must be {', '.join(filter(None, choices))}")
-    return value
 
 
 def _flag(value: Any, default: bool) -> bool:
