@@ -164,11 +164,11 @@ def test_a_bad_value_is_one_line(name, value, says):
     cfg = valid()
     section, _, field = name.rpartition(".")
     setattr(getattr(cfg, section) if section else cfg, field, value)
-    began = time.perf_counter()
+    began = time.process_time()  # of this process alone: the other core may be busy
     with pytest.raises(ConfigError) as error:
         check(cfg, 8)
     line = str(error.value)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
     assert "\n" not in line
     assert name in line or f"{field!r}: {value!r}" in line  # the axes of a mesh that does not fit are shown together
     shown = value[-1] if isinstance(value, tuple) and value else value
