@@ -71,7 +71,8 @@ def run_command(main: Callable[..., None], *, positional: bool = False, workdir:
             leave(2)
 
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n{flags.FLAGS.main_module_help()}")
+        _, _, listed = flags.FLAGS.main_module_help().strip().partition("\n")  # the first line is the module's path
+        print(f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nflags:\n{listed}")
         sys.exit(0)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders: no command downloads one
     app.run(guarded, flags_parser=parse_flags)

@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from absl import flags
 
 from mtjudge_jax.cli import run_command
-from mtjudge_jax.data.sources import read_manifest
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.flags import define_list
-from mtjudge_jax.paths import absolute, as_path
-from mtjudge_jax.prepare.prepare import MAX_BAD, Arguments, prepare
-from mtjudge_jax.prepare.readers import READERS
-from mtjudge_jax.prepare.splits import MODES, NOT_FOR_TRAINING
+from mtjudge_jax.prepare import DATASETS
+from mtjudge_jax.prepare.splits import MAX_BAD, MODES, NOT_FOR_TRAINING
 
-DATASET = flags.DEFINE_string("dataset", "demo", f"One of {', '.join(('demo', *READERS))}.")
+DATASET = flags.DEFINE_string("dataset", "demo", f"One of {', '.join(('demo', *DATASETS))}.")
 SOURCE = flags.DEFINE_string("source", "", "Folder (or file) of the data set as its makers publish it.")
 OUT = flags.DEFINE_string("out", "", "Folder to write.")
 OPTION = flags.DEFINE_multi_string("option", [], "name=value for the reader; without --source the command lists its options.")
@@ -41,13 +38,17 @@ def _parse_options(given: Sequence[str]) -> dict[str, str]:
 
 
 def main() -> None:
+    # Imported here and below because --help must not wait for readers, images and records.
+    from mtjudge_jax.data.sources import read_manifest
+    from mtjudge_jax.prepare.readers import READERS
+
     names = ("demo", *READERS)
     if DATASET.value not in names:
         raise ConfigError(unknown("data set", DATASET.value, names))
     if DATASET.value == "demo":
         _prepare_demo()
     else:
-        _prepare_source()
+        _prepare_source(READERS[DATASET.value])
     files = read_manifest(OUT.value)["files"]
     for name, entry in files.items():
         print(f"{name:32s} {entry['count']:6d} records")
@@ -64,13 +65,15 @@ def _prepare_demo() -> None:
     for flag in (SOURCE, OPTION, ALLOW_TERMS, LIMIT):
         if flag.present:
             raise ConfigError(f"--{flag.name}: the demo's data are drawn, not read: leave it out, or name another --dataset")
-    from mtjudge_jax.demo.dataset import write_demo_data  # a slow import, which --help must not wait for
+    from mtjudge_jax.demo.dataset import write_demo_data
 
     write_demo_data(OUT.value, seed=SEED.value)
 
 
-def _prepare_source() -> None:
-    reader = READERS[DATASET.value]
+def _prepare_source(reader) -> None:
+    from mtjudge_jax.paths import absolute, as_path
+    from mtjudge_jax.prepare.prepare import Arguments, prepare
+
     if not SOURCE.value:
         options = "; ".join(f"--option={name}=.. {meaning}" for name, meaning in reader.OPTIONS.items())
         raise ConfigError(f"--dataset={DATASET.value} needs --source=FOLDER. {reader.HOW} Options: {options or 'none'}")

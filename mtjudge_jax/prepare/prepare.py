@@ -21,11 +21,10 @@ from mtjudge_jax.prepare.folder import is_done, publish, source_hash, start_or_r
 from mtjudge_jax.prepare.readers import Reader
 from mtjudge_jax.prepare.readers.fields import as_number
 from mtjudge_jax.prepare.report import write_data_report
-from mtjudge_jax.prepare.splits import MODES, NOT_FOR_TRAINING, CheckedRecord, Decision, decide, final_answer
+from mtjudge_jax.prepare.splits import MAX_BAD, MODES, NOT_FOR_TRAINING, CheckedRecord, Decision, decide, final_answer
 from mtjudge_jax.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
 
 _RECIPE = 1  # changes whenever the same arguments would give different data
-MAX_BAD = 0.05  # share of unusable records
 _SHOWN_CHARACTERS = 250  # of the first record of each reason, in the error about too many
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
 
+MAX_BAD = 0.05  # share of unusable records
 MODES = ("native", "grouped", "paper_random")
 _EVALUATION = ("test", "ood")
 STRICTEST = ("test", "ood", "val", "train")  # a record in one of these is not in a later one

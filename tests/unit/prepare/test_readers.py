@@ -12,6 +12,7 @@ import pytest
 from native import CANARY, read_all, reasons
 
 from mtjudge_jax.paths import as_path
+from mtjudge_jax.prepare import DATASETS
 from mtjudge_jax.prepare.readers import READERS
 from mtjudge_jax.prepare.readers.paper import agin, imagereward, mjbench, seetrue, unsafebench
 from mtjudge_jax.prepare.readers.user_files import JSONL
@@ -453,3 +454,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(held) >= count - 1 and peak < 12_000_000 and max(held) - before < 15_000_000
+
+
+def test_help_lists_every_reader():
+    assert tuple(READERS) == DATASETS
