@@ -105,9 +105,8 @@ def tree() -> list[tuple[str, str]]:
 
 def test_the_file_tree_is_the_real_one():
     listed = {path.rstrip("/") for path, _ in tree()}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    folders = {f"mtjudge_jax/{name.split('/')[1]}" for name in tracked if name.count("/") > 1 and name.startswith("mtjudge_jax/")}
-    folders |= {name.split("/")[0] for name in tracked if "/" in name and not name.startswith(".")}
+    folders = {f"mtjudge_jax/{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    folders |= {folder for folder in ("mtjudge_jax", "configs", "launch", "docs", "benchmarks", "tests") if (ROOT / folder).is_dir()}
     assert folders - listed == set(), "folders without a line in the README's tree"
     assert [path for path in listed if not (ROOT / path).exists()] == []
     for path, description in tree():
