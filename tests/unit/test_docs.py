@@ -106,7 +106,7 @@ def tree() -> list[tuple[str, str]]:
 def test_the_file_tree_is_the_real_one():
     listed = {path.rstrip("/") for path, _ in tree()}
     folders = {f"mtjudge_jax/{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
-    folders |= {folder for folder in ("mtjudge_jax", "configs", "launch", "docs", "benchmarks", "tests") if (ROOT / folder).is_dir()}
+    folders |= {"mtjudge_jax", "configs", "launch", "docs", "benchmarks", "tests"}
     assert folders - listed == set(), "folders without a line in the README's tree"
     assert [path for path in listed if not (ROOT / path).exists()] == []
     for path, description in tree():
