@@ -12,7 +12,7 @@ def rule_of(cfg: Config) -> Rule:
     try:
         custom = {name: load_custom(name) for name in cfg.reward.custom}
         weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
-    except ValueError as error:
+    except UserError as error:
         raise ConfigError(str(error)) from error
     most = cfg.rollout.completion_tokens
     return Rule(cfg.reward.alpha, weights, cfg.reward.tie_credit, most, cfg.reward.overlong_buffer, custom)
