@@ -7,8 +7,8 @@ import types
 from mtjudge_jax.config import Config, MeshConfig, flatten, get_tasks, in_both_orders
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.tasks import Task
+from mtjudge_jax.tasks.base import TEMPLATES
 from mtjudge_jax.tasks.reward import weights_of
-from mtjudge_jax.tasks.wording import TEMPLATES
 
 _CHOICES = {
     "stage": ("grpo", "sft"),

@@ -8,8 +8,7 @@ import grain
 import numpy as np
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.mixture import Draw
-from mtjudge_jax.data.rows import Row, stack_rows
+from mtjudge_jax.data.rows import Draw, Row, stack_rows
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.rl import mt_grpo
 

@@ -5,14 +5,16 @@ before normalisation. The device does the normalisation `(x / 255 - mean) / std`
 3 * 16 * 16 bytes.
 """
 
+import contextlib
 import io
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import as_path
@@ -22,6 +24,17 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the 43 that Pillow opens;
 MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded
 MAX_ASPECT = 200  # Qwen's own limit
 _CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 in these into white
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_MAY_ROTATE = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # keywords of a PNG's texts
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by the EXIF tag Orientation
 
 
 class ImageConfig(NamedTuple):
@@ -79,28 +92,66 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [h, w, 3], read-only.
-
-    The rotation in EXIF is applied. Transparency is composited on white, as Qwen's processor does with an opened image
-    (`transformers.image_utils.load_image`, given a path, drops it and shows the colours beneath). Pillow converts grey,
-    palette and CMYK. An image of more than 8 bits per channel (I;16) is accepted if its values are 0 to 255, and refused
-    otherwise, because Pillow, and with it the processor, would turn everything above 255 into white.
-
-    Raises only BadRecord: `image_format`, `image_too_large`, `image_mode`, `truncated_image`, `broken_image`.
+    """Decodes PNG, JPEG, WebP, GIF (first frame) or BMP to uint8 [h, w, 3], read-only. Raises BadRecord as `image_pixels`, and
+    `image_format`.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise BadRecord("image_too_large", f"{width}x{height} is over {MAX_PIXELS} pixels; scale it down first")
-            image.load()
-            check_depth(image)
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
-    except BadRecord:
-        raise
+        with _refusals(), _opened(data) as image:
+            return image_pixels(image)
     except UnidentifiedImageError as e:
         raise BadRecord("image_format", f"{len(data)} bytes are none of {', '.join(_FORMATS)}") from e
+
+
+def _opened(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except ValueError as e:
+        if "MAX_TEXT" not in str(e):  # of PngImagePlugin, names of Pillow's limits
+            raise
+        return Image.open(io.BytesIO(_without_metadata(data)), formats=_FORMATS)
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """A PNG without its texts and colour profile, which Pillow refuses above a limit. What may hold a rotation stays."""
+    kept, at = [png[: len(_PNG_START)]], len(_PNG_START)
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")  # length, name and checksum: 4 bytes each
+        name, rotation = png[at + 4 : at + 8], png[at + 8 : end].startswith(_MAY_ROTATE)
+        if rotation or name not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def image_pixels(image: Image.Image) -> np.ndarray:
+    """uint8 [h, w, 3] of an opened image of any mode, loaded by this call if need be and otherwise unchanged.
+
+    The rotation in EXIF is applied. Transparency is composited on white, as Qwen's processor does with an opened image
+    (`transformers.image_utils.load_image`, given a path, drops it and shows the colours beneath). Pillow converts all other
+    modes. An image of more than 8 bits per channel (I;16) is accepted if its values are 0 to 255, and refused otherwise,
+    because Pillow, and with it the processor, would turn everything above 255 into white.
+
+    Raises only BadRecord: `image_too_large`, `image_mode`, `truncated_image`, `broken_image`.
+    """
+    with _refusals():
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise BadRecord("image_too_large", f"{width}x{height} is over {MAX_PIXELS} pixels; scale it down first")
+        if not width * height:
+            raise BadRecord("broken_image", f"{width}x{height} has no pixel")
+        image.load()
+        check_depth(image)
+        turn = _turn_of(image)
+        return _to_rgb(image if turn is None else image.transpose(turn))
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """What Pillow raises becomes BadRecord, but for UnidentifiedImageError."""
+    try:
+        yield
+    except (BadRecord, UnidentifiedImageError):
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise BadRecord("image_too_large", f"{e}; the limit is {MAX_PIXELS} pixels; scale it down first") from e
     except (OSError, EOFError) as e:
@@ -109,21 +160,36 @@ def decode_image(data: bytes) -> np.ndarray:
         raise BadRecord("broken_image", f"{type(e).__name__}: {e}") from e
 
 
+def _turn_of(image: Image.Image) -> Image.Transpose | None:
+    """How to turn the image upright. Where its EXIF or the rotation in it cannot be read, the image is shown as it is stored.
+
+    Not `ImageOps.exif_transpose`: that writes the other tags anew, which fails for a tag of an unusual type.
+    """
+    try:
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # struct.error, SyntaxError, TypeError ..: whatever the damage causes
+        return None
+
+
 def check_depth(image: Image.Image) -> None:
-    """Raises BadRecord `image_mode` for a loaded image that Pillow would clip when converting it to 8 bits per channel."""
+    """Raises BadRecord `image_mode` for a loaded image whose values Pillow would clip or darken when converting it to 8 bits per
+    channel.
+    """
     if image.mode not in _CLIPPING_MODES:
         return
-    low, high = image.getextrema()
+    low, high = (image if image.mode in ("I", "I;16", "F") else image.convert("I")).getextrema()
+    values = f"mode {image.mode} holds values from {low} to {high}, and everything"
     if not (low >= 0 and high <= 255):  # written so that NaN fails
-        raise BadRecord(
-            "image_mode",
-            f"mode {image.mode} holds values from {low} to {high}, and everything above 255 would be clipped to white; "
-            "convert it to 8 bits per channel first",
-        )
+        raise BadRecord("image_mode", f"{values} above 255 would be clipped to white; convert it to 8 bits per channel first")
+    if image.mode == "F" and 0 < high <= 1:
+        raise BadRecord("image_mode", f"{values} would be black, as white is 255; multiply it by 255 first")
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
+    if image.mode == "La":  # Pillow converts it to nothing else
+        image = image.convert("LA")
+    palette = image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA"
+    if palette or image.mode in ("LA", "PA", "RGBA", "RGBa") or image.info.get("transparency") is not None:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, rgba)

@@ -11,13 +11,22 @@ import numpy as np
 from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patch_coordinates, patchify
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.records import BadRecord, JudgeExample, swapped
+from mtjudge_jax.tasks.answer import truth_of, write_truth
 from mtjudge_jax.tasks.base import Task
-from mtjudge_jax.tasks.truth import truth_of, write_truth
 
 Row = dict[str, np.ndarray]  # DEVICE_KEYS and HOST_KEYS; with RowFormat.target also `target` and `target_mask`
 _MAX_ERROR = 300  # characters of an error kept in a row
 # Flips the uid of a pair in its other order: with equal random numbers its answers would be drawn alike.
 OTHER_ORDER_BIT = np.uint32(1 << 31)
+
+
+class Draw(NamedTuple):
+    """One draw from a mixture. other_order: show the two candidates of this pair in the other order."""
+
+    task: str
+    record: JudgeExample | BadRecord
+    other_order: bool = False
+
 
 DEVICE_KEYS = (
     "tokens",  # int32 [P], padded on the left

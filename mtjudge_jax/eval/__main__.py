@@ -11,7 +11,7 @@ from absl import flags
 
 from mtjudge_jax.cli import run_command
 from mtjudge_jax.flags import config_file, define_config, define_list, need, typed
-from mtjudge_jax.tasks.wording import TEMPLATES
+from mtjudge_jax.tasks.base import TEMPLATES
 
 CONFIG = define_config()
 MODEL = flags.DEFINE_string(

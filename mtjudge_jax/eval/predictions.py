@@ -7,9 +7,8 @@ import numpy as np
 
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import TASKS, Task
-from mtjudge_jax.tasks.parse import Parsed, parse_lenient, parse_strict, ranking_text
+from mtjudge_jax.tasks.answer import Parsed, Truth, parse_lenient, parse_strict, ranking_text, truth_of
 from mtjudge_jax.tasks.reward import graded, ranking, reward_of
-from mtjudge_jax.tasks.truth import Truth, truth_of
 
 _RAW_CHARS = 200  # a longer native field is free text, which no metric reads
 

@@ -9,7 +9,7 @@ from mtjudge_jax.policy.programs import Programs
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.truth import truth_of
+from mtjudge_jax.tasks.answer import truth_of
 from mtjudge_jax.types import Params, PromptBatch
 
 _ANSWER_TAG = "<answer>"

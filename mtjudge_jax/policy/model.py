@@ -25,7 +25,7 @@ from mtjudge_jax.policy.trainable import Split, cast, join, split
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
 from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.truth import answer_text, truth_of
+from mtjudge_jax.tasks.answer import answer_text, truth_of
 from mtjudge_jax.types import Params
 
 DEMO_BASE = Path(__file__).parents[1] / "demo" / "base"

@@ -1,8 +1,7 @@
 """Tasks of other judge benchmarks, for evaluation: pairs of answers and of pictures, with and without ties, grades, lists."""
 
-from mtjudge_jax.tasks.base import RANKING, Task
+from mtjudge_jax.tasks.base import LETTERS, RANKING, Task, Wordings
 from mtjudge_jax.tasks.paper import forms, pair
-from mtjudge_jax.tasks.wording import LETTERS, Wordings
 
 _GRADES = ("1", "2", "3", "4", "5")
 _ANSWERS = "Judge the answers to the question about the picture: correct, helpful, complete, clear, nothing made up."

@@ -5,8 +5,7 @@ import math
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import KINDS, SHORT_KINDS
-from mtjudge_jax.tasks.base import NO_YES, RANKING, Task, check_words, pair_words
-from mtjudge_jax.tasks.wording import LETTERS, TIE_WORD, Form, Wordings
+from mtjudge_jax.tasks.base import LETTERS, NO_YES, RANKING, TIE_WORD, Form, Task, Wordings, check_words, pair_words
 
 _METRICS = ("macro_f1", "accuracy")
 _MAX_GRADES = 101

@@ -4,8 +4,7 @@ The paper's own templates are not published: rubrics are the data sets' definiti
 is the good class: natural, good, a match, safe.
 """
 
-from mtjudge_jax.tasks.base import Task, pair_words
-from mtjudge_jax.tasks.wording import Form, Wordings
+from mtjudge_jax.tasks.base import Form, Task, Wordings, pair_words
 
 _YES_NO = (("No", "Yes"), ("False", "True"))
 _AGIN_TECHNICAL = (

@@ -14,8 +14,7 @@ import numpy as np
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.metrics.correlation import kendall_tau_b
 from mtjudge_jax.tasks import TASKS, Task, get_task
-from mtjudge_jax.tasks.parse import Parsed, parse_strict
-from mtjudge_jax.tasks.truth import Truth, read_truth
+from mtjudge_jax.tasks.answer import Parsed, Truth, parse_strict, read_truth
 
 NEEDS_FORM = ("accuracy", "format", "graded", "ties", "ranking")
 _PARTS = (*NEEDS_FORM, "consistency", "overlong")

@@ -1,31 +1,46 @@
-"""Multi-task GRPO: the loop. It reads from top to bottom: prompts, answers, rewards, advantages, log-probabilities, update."""
+"""Multi-task GRPO: the loop, then the rollouts of a step.
 
-from functools import partial
+The loop reads from top to bottom: prompts, answers, rewards, advantages, log-probabilities, update.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mtjudge_jax import hosts
+from mtjudge_jax.data.pipeline import Shard, train_iterator
+from mtjudge_jax.data.rows import HOST_KEYS
+from mtjudge_jax.hosts.exchange import gather, gather_rows, together
+from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
+from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.rl.loss import group_advantages, grpo_loss
 from mtjudge_jax.rl.reward_rule import rule_of
-from mtjudge_jax.sharding import batch_sharding, shard_batch
+from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
+from mtjudge_jax.tasks.reward import Rule, Scores, score
 from mtjudge_jax.train.loop import loop
 from mtjudge_jax.train.mixture_feedback import mixture_feedback
-from mtjudge_jax.train.monitor.batch_metrics import mean_of_updates, train_metrics
+from mtjudge_jax.train.monitor.batch_metrics import Answers, all_equal, mean_of_updates, task_numbers, train_metrics
 from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
-from mtjudge_jax.train.rollouts import Rolled, roll_out
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.start import start_or_resume
-from mtjudge_jax.types import TrainBatch
+from mtjudge_jax.train.workdir import data_folder
+from mtjudge_jax.types import Array, PromptBatch, Rollout, TrainBatch
 
 
 def train_grpo(run: Run) -> Progress:
     """The GRPO loop."""
     cfg, programs = run.cfg, run.model.programs
-    progress, reference = start_or_resume(run)
+    with together():
+        data = train_iterator(data_folder(cfg, run.workdir), run.model.fmt, cfg, Shard(jax.process_index(), jax.process_count()))
+    progress, reference = start_or_resume(run, data)
     updates = cfg.rollout.prompts // cfg.update.prompts
     loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=updates == 1)
     update = make_update(progress.state, loss, run.optimizer, programs.mesh, cfg)
@@ -59,6 +74,48 @@ def train_grpo(run: Run) -> Progress:
     return loop(run, progress, step_fn)
 
 
+class Round(NamedTuple):
+    """Q prompts with their answers. Arrays on the host hold this process's rows only."""
+
+    rows: dict[str, np.ndarray]  # the arrays of data/rows.py that stay on the host
+    prompts: PromptBatch
+    out: Rollout
+    texts: list[list[str]]
+    scores: Scores
+
+
+class Rolled(NamedTuple):
+    """The prompts that a step learns from, and totals over all its rounds."""
+
+    batch: Round
+    answers: Answers  # of all rounds, all processes
+    rows: dict[str, np.ndarray]  # of all rounds, this process only
+    prompt_tokens: int  # of all rounds, all processes
+    rounds: int
+    met: float | None  # MT-GRPO: share of the target prompts that the batch reached
+
+
+def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
+    """One rollout; with the mixture mt_grpo up to mt_grpo_rounds of them, while a task has too few prompts that teach.
+
+    All processes decide alike. The batch has the same rows in the same order on any number of processes.
+    """
+    cfg, known = run.cfg, run.model.fmt.tasks
+    kept = _one_round(run, progress, next(progress.data), rule, clock)
+    seen, every, tokens, met = [_answers(kept, run)], [kept.rows], _prompt_tokens(kept), None
+    if cfg.data.mixture == "mt_grpo":
+        wanted = progress.data.wanted()
+        while (met := _met(found := _found(seen, list(known)), wanted)) < 1 and len(seen) < cfg.data.mt_grpo_rounds:
+            hosts.stop_if_asked()
+            new = _one_round(run, progress, progress.data.more(found), rule, clock, number=len(seen))
+            seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
+            kept = _merge(kept, new, run, wanted)
+            clock.lap("merge")
+    answers = jax.tree.map(lambda *x: np.concatenate(x), *seen)
+    rows = {key: np.concatenate([rows[key] for rows in every]) for key in HOST_KEYS}
+    return Rolled(kept, answers, rows, tokens, len(seen), met)
+
+
 def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
     """The rows of update i of `parts`. They are one block, so that a batch balanced in every block stays balanced."""
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
@@ -70,3 +127,96 @@ def rates(rolled: Rolled, clock: Clock) -> dict:
     tokens = int(lengths.sum()) + rolled.prompt_tokens
     length = {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(lengths.mean(dtype=np.float64))}
     return length | {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
+
+
+def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Clock, number: int = 0) -> Round:
+    cfg, programs = run.cfg, run.model.programs
+    prompts = place_prompts(rows, programs.mesh)
+    clock.lap("data")
+    temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
+    key = stage_key(cfg.seed, progress.step, "sample", number)
+    out = programs.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
+    texts, truncated = decode_texts(programs, out), local_rows(out.truncated, programs.mesh)
+    clock.lap("rollout")
+    lengths = local_rows(out.mask, programs.mesh).sum(-1, dtype=np.int32)
+    truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": run.model.fmt.tasks}
+    scores = score(texts, truncated, tasks=rows["task"].tolist(), alpha=rule, tokens=lengths, **truth)
+    clock.lap("score")
+    return Round({key: rows[key] for key in HOST_KEYS}, prompts, out, texts, scores)
+
+
+def _answers(one: Round, run: Run) -> Answers:
+    """The answers of a round from all processes, for the metrics."""
+    mesh = run.model.programs.mesh
+    mask, logp = local_rows(one.out.mask, mesh), local_rows(one.out.logp, mesh)
+    numbers = task_numbers(one.rows["task"].tolist(), run.model.fmt.tasks)
+    return gather_rows(Answers(one.scores, numbers, one.rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1)))
+
+
+def _prompt_tokens(one: Round) -> int:
+    return int(jnp.sum(one.prompts.valid))
+
+
+def _teaches(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """bool [N] of rewards [N, G]. A group with NaN counts as teaching, so that it is never sorted out in silence."""
+    return ~all_equal(total) & (weight > 0)
+
+
+def _found(seen: list[Answers], names: list[str]) -> dict[str, int]:
+    """Number of prompts that teach, by task, over all rounds."""
+    teaching = [one.task[_teaches(one.scores.total, one.weight)] for one in seen]
+    counts = np.bincount(np.concatenate(teaching), minlength=len(names)).tolist()
+    return dict(zip(names, counts, strict=True))
+
+
+def _met(found: dict[str, int], wanted: dict[str, int]) -> float:
+    return sum(min(found[name], count) for name, count in wanted.items()) / sum(wanted.values())
+
+
+def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
+    """The prompts of two rounds to learn from. A row may end up on another process than the one that read it."""
+    cfg, programs, names = run.cfg, run.model.programs, list(wanted)
+    size = cfg.rollout.prompts
+    mine = _places(programs.mesh, size)
+    order = np.argsort(gather_rows(mine))
+    host = [_everywhere({"rows": one.rows, "scores": one.scores}, order) for one in (kept, new)]
+    rows, scores = (jax.tree.map(lambda *x: np.concatenate(x), *[one[name] for one in host]) for name in ("rows", "scores"))
+    usable = rows["weight"] > 0
+    chosen = mt_grpo.select(
+        np.array([names.index(name) if name in names else 0 for name in rows["task"].tolist()]),
+        teaches=_teaches(scores.total, rows["weight"]),
+        usable=usable,
+        broken=usable & ~np.isfinite(scores.total).all(axis=1),
+        wanted=np.array(list(wanted.values())),
+        size=size,
+        blocks=size // cfg.update.prompts,
+    )
+    prompts, out = _picker(programs.mesh)((kept.prompts, kept.out), (new.prompts, new.out), chosen)
+    rows, scores = jax.tree.map(lambda x: x[chosen[mine]], (rows, scores))
+    return Round(rows, prompts, out, decode_texts(programs, out), scores)
+
+
+def _everywhere(tree: Any, order: np.ndarray) -> Any:
+    """Host arrays of this process's rows -> arrays of all rows, in the order of the mesh. Texts travel as JSON."""
+
+    def one(x: np.ndarray) -> np.ndarray:
+        whole = gather_rows(x) if x.dtype.kind in "biuf" else np.array([text for part in gather(x.tolist()) for text in part])
+        return whole[order]
+
+    return jax.tree.map(one, tree)
+
+
+@cache
+def _places(mesh: Mesh, size: int) -> np.ndarray:
+    """int32 indices of this process's rows in an array of `size` rows that is sharded over the mesh."""
+    return local_rows(jax.jit(lambda: jnp.arange(size), out_shardings=batch_sharding(mesh))(), mesh)
+
+
+@cache
+def _picker(mesh: Mesh) -> Callable:
+    """Jitted: trees a and b of arrays [Q, ..] and Q indices -> those rows of a followed by b."""
+
+    def pick(a: Any, b: Any, places: Array) -> Any:
+        return jax.tree.map(lambda x, y: jnp.concatenate([x, y])[places], a, b)
+
+    return jax.jit(pick, out_shardings=batch_sharding(mesh))

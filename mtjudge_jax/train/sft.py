@@ -5,6 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from mtjudge_jax.data.pipeline import Shard, train_iterator
+from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.policy.programs import place_prompts
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl.loss import sft_loss
@@ -16,13 +18,18 @@ from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import note_skipped
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.start import start_or_resume
+from mtjudge_jax.train.workdir import data_folder
 from mtjudge_jax.types import SftBatch
 
 
 def train_sft(run: Run) -> Progress:
     """The SFT loop."""
     programs = run.model.programs
-    progress, _ = start_or_resume(run)
+    with together():
+        data = train_iterator(
+            data_folder(run.cfg, run.workdir), run.model.fmt, run.cfg, Shard(jax.process_index(), jax.process_count())
+        )
+    progress, _ = start_or_resume(run, data)
     update = make_update(progress.state, partial(sft_loss, logp_fn=programs.logp_fn), run.optimizer, programs.mesh, run.cfg)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:

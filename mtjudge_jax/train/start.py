@@ -12,7 +12,6 @@ from tqdm import tqdm
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, get_tasks, to_dict
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import RowFormat, to_row
 from mtjudge_jax.data.sources import BadRowCounter, open_split, read_split
 from mtjudge_jax.errors import ConfigError
@@ -91,17 +90,12 @@ def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> di
     return validation
 
 
-def open_data(run: Run) -> Any:
-    """This process's part of the training data, from the beginning."""
-    shard = Shard(jax.process_index(), jax.process_count())
-    return train_iterator(data_folder(run.cfg, run.workdir), run.model.fmt, run.cfg, shard)
+def start_or_resume(run: Run, data: Any) -> tuple[Progress, Params]:
+    """State, data position and step of the newest good checkpoint, or of a fresh run; and the reference's weights.
 
-
-def start_or_resume(run: Run) -> tuple[Progress, Params]:
-    """State, data position and step of the newest good checkpoint, or of a fresh run; and the reference's weights."""
+    data: this process's part of the training data, from the beginning.
+    """
     cfg = run.cfg
-    with together():
-        data = open_data(run)
     base = read_weights(run.model, cfg)
     run.watch.beat("weights read")
     for line in (*run.record_notes, *opening_lines(cfg, join(*base))):

@@ -17,8 +17,8 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.plan.chips import tpu_slice
 from mtjudge_jax.policy.model import DEMO_BASE, true_target
 from mtjudge_jax.tasks import TASKS as KNOWN
+from mtjudge_jax.tasks.answer import parse_lenient, parse_strict
 from mtjudge_jax.tasks.paper import TRAINED
-from mtjudge_jax.tasks.parse import parse_lenient, parse_strict
 
 # file: stage, single, steps of all tasks or of the first, evaluations every so many steps, learning rate
 FILES = {

@@ -10,8 +10,7 @@ from task_records import record, say
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.mixture import fixed_mixture
-from mtjudge_jax.data.pipeline import Shard, train_iterator
+from mtjudge_jax.data.pipeline import Shard, fixed_mixture, train_iterator
 from mtjudge_jax.data.rows import RowFormat, to_row
 from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.data.tokenizer import load_tokenizer
@@ -19,9 +18,8 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import TIE, BadRecord, Label, swapped
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.tasks import TASKS, tasks_with
-from mtjudge_jax.tasks.parse import TAGS
+from mtjudge_jax.tasks.answer import TAGS, read_truth, truth_of, write_truth
 from mtjudge_jax.tasks.reward import Rule, score
-from mtjudge_jax.tasks.truth import read_truth, truth_of, write_truth
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 
 WHICH = {"name": "which", "kind": "pairwise", "question": "Which is better?", "allow_tie": True}

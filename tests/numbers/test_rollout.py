@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.policy.rollout import sample
+from mtjudge_jax.policy.programs import sample
 from mtjudge_jax.rl.logp import completion_logp
 from mtjudge_jax.types import Rollout
 

@@ -198,13 +198,13 @@ def non_finite(*, folder: str, data: str) -> dict:
 
     from mtjudge_jax.checkpoint.digest import digests
     from mtjudge_jax.policy.model import open_model
-    from mtjudge_jax.train import grpo, rollouts
+    from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
     folder, lines, facts = Path(folder), [], {}
     cfg = config(steps=5, data__path=data, eval__every_steps=5, checkpoint__every_steps=5, optim__schedule="constant")
     model = open_model(cfg)
-    make, give, calls = grpo.make_update, rollouts.score, iter(range(100))
+    make, give, calls = grpo.make_update, grpo.score, iter(range(100))
 
     def poisoned(loss):
         def of(params, *rest):
@@ -236,13 +236,13 @@ def non_finite(*, folder: str, data: str) -> dict:
         return score
 
     said = said_lines(lines)
-    with said, mock.patch.object(grpo, "make_update", make_update), mock.patch.object(rollouts, "score", nan_at({1})):
+    with said, mock.patch.object(grpo, "make_update", make_update), mock.patch.object(grpo, "score", nan_at({1})):
         fit(cfg, folder / "two", model)
     facts["end"], facts["said"] = ending(folder / "two"), [line for line in lines if "not finite" in line]
     facts["files"] = {path.name: path.read_text() for path in (folder / "two" / "skipped").iterdir()}
 
     cfg.update.max_skipped = 2
-    with said, mock.patch.object(rollouts, "score", nan_at(range(100))):
+    with said, mock.patch.object(grpo, "score", nan_at(range(100))):
         facts["stopped"] = message(fit, cfg, folder / "all", model)
     facts["all"] = ending(folder / "all")
     return facts

@@ -63,9 +63,9 @@ def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -
     """A command as one of the processes. slow: seconds that its rewards take; stuck: its third rewards never come."""
     host(**place)
     from mtjudge_jax import cli
-    from mtjudge_jax.train import rollouts
+    from mtjudge_jax.train import grpo
 
-    give, calls = rollouts.score, iter(range(10**6))
+    give, calls = grpo.score, iter(range(10**6))
 
     def slowly(*arguments, **named):
         if next(calls) == 2 and stuck:
@@ -74,7 +74,7 @@ def command(*, argv: list[str], slow: float = 0, stuck: bool = False, **place) -
         return give(*arguments, **named)
 
     sys.argv = ["mtjudge", *argv]
-    with mock.patch.object(rollouts, "score", slowly):
+    with mock.patch.object(grpo, "score", slowly):
         cli.main()
 
 

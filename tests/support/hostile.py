@@ -1,6 +1,6 @@
 """Texts that try to trick a parser."""
 
-from mtjudge_jax.tasks.parse import TAGS
+from mtjudge_jax.tasks.answer import TAGS
 
 THINK, THINK_END, ANSWER, ANSWER_END = TAGS
 

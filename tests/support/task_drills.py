@@ -86,7 +86,7 @@ def both_orders(*, folder: str) -> dict:
     form its base model knows.
     """
     from mtjudge_jax.tasks import TASKS
-    from mtjudge_jax.train import rollouts
+    from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
     name, folder, scored = "pairwise_technical", Path(folder), []
@@ -101,7 +101,7 @@ def both_orders(*, folder: str) -> dict:
     changes |= {"data__balance_labels": False, "data__path": str(folder / "data")}
     changes |= {"data__prompt_tokens": 96, "data__patches": 72, "rollout__group_size": 4}
     changes |= {"reward__weights": ("accuracy=0.5", "format=0.1", "consistency=0.4")}
-    score = rollouts.score
+    score = grpo.score
 
     def watched(texts, truncated, **arguments):
         scores = score(texts, truncated, **arguments)
@@ -109,7 +109,7 @@ def both_orders(*, folder: str) -> dict:
         scored.append(told | {"part": scores.parts["consistency"].tolist(), "total": scores.total.tolist()})
         return scores
 
-    with mock.patch.object(rollouts, "score", watched):
+    with mock.patch.object(grpo, "score", watched):
         fit(config(steps=3, **changes), folder / "grpo")
     lines = [json.loads(line) for line in (folder / "grpo" / "metrics.jsonl").read_text().splitlines()]
     return {"scored": scored, "train": [line for line in lines if line["kind"] == "train"]}

@@ -18,6 +18,7 @@ from mtjudge_jax.data.images import (
     MAX_PIXELS,
     ImageConfig,
     decode_image,
+    image_pixels,
     load_image_config,
     patch_coordinates,
     patchify,
@@ -360,3 +361,126 @@ def test_load_image_config_refuses(tmp_path, changes, message):
     write_config(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         load_image_config(tmp_path)
+
+
+# EXIF tags that cameras and editors write, among them those whose usual type Pillow takes for granted when it writes EXIF anew.
+TAGS = (256, 257, 258, 259, 262, 270, 271, 272, 273, 274, 277, 278, 279, 282, 283, 284, 296, 301, 305, 306, 315, 316, 318, 319)
+TAGS += (513, 514, 529, 530, 531, 532, 700, 33432, 33434, 34665, 34853, 37510, 40091)
+TYPES = {1: (1, "B"), 2: (1, "B"), 3: (2, "H"), 4: (4, "L"), 5: (8, "LL"), 7: (1, "B"), 9: (4, "l"), 10: (8, "ll"), 11: (4, "f")}
+TYPES |= {12: (8, "d")}
+
+
+def exif_of(*tags):
+    """EXIF with tags (tag, type, numbers) of any type; a rational is two numbers."""
+    body, behind = struct.pack("<H", len(tags)), b""
+    start = 8 + 2 + 12 * len(tags) + 4
+    for tag, kind, numbers in sorted(tags):
+        size, form = TYPES[kind]
+        value = struct.pack(f"<{form * (len(numbers) // len(form))}", *numbers)
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<L", start + len(behind))
+        behind += value if len(value) > 4 else b""
+        body += struct.pack("<HHL", tag, kind, len(value) // size) + place
+    return b"Exif\0\0II*\0" + struct.pack("<L", 8) + body + bytes(4) + behind
+
+
+def test_any_exif_is_judged_the_same_by_file_and_as_an_opened_image():
+    image = Image.fromarray(noise(9, 16, 24))
+    plain, out = decode_image(encoded(noise(9, 16, 24), "JPEG")), io.BytesIO()
+    for tag in TAGS:
+        for kind in TYPES:
+            numbers = (65, 66, 67, 0) if kind in (2, 7) else (2, 3)
+            turned = [] if tag == 274 else [(274, 3, (6,))]
+            out.seek(0)
+            image.save(out, "JPEG", exif=exif_of((tag, kind, numbers), *turned), quality=75)
+            data = out.getvalue()
+            opened = Image.open(io.BytesIO(data))
+            pixels = decode_image(data)
+            assert np.array_equal(pixels, image_pixels(opened)), (tag, kind)
+            assert np.array_equal(pixels, np.rot90(plain, 3) if turned else plain), (tag, kind)
+            assert opened.getexif().get(274) == (6 if turned else opened.getexif().get(274))  # left as it was
+
+
+def test_a_damaged_exif_leaves_the_picture_as_it_is_stored():
+    for exif in (b"Exif\0\0nothing", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x07" * 40):
+        out = io.BytesIO()
+        Image.fromarray(noise(9, 16, 24)).save(out, "PNG", exif=exif)
+        assert np.array_equal(decode_image(out.getvalue()), noise(9, 16, 24))
+        assert np.array_equal(image_pixels(Image.open(out)), noise(9, 16, 24))
+
+
+def shown(image):
+    """What a viewer shows of an image on white."""
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, (255,) * 4), image.convert("RGBA")).convert("RGB"))
+
+
+def test_every_mode_of_an_opened_image():
+    colours, alpha = Image.fromarray(noise(3, 50, 70)), Image.fromarray(noise(4, 50, 70)[..., 0])
+    grey, clear = colours.convert("L"), colours.convert("RGBA")
+    clear.putalpha(alpha)
+    for mode in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"):
+        assert np.array_equal(image_pixels(colours.convert(mode)), np.asarray(colours.convert(mode).convert("RGB"))), mode
+    lightness = Image.merge("LAB", (grey, Image.new("L", grey.size, 128), Image.new("L", grey.size, 128)))
+    assert np.array_equal(image_pixels(lightness), np.asarray(lightness.convert("RGB")))  # its A is no transparency
+    both = grey.copy()
+    both.putalpha(alpha)
+    palette = clear.quantize(64)
+    assert palette.mode == "P" and palette.palette.mode == "RGBA" and "transparency" not in palette.info
+    for image in (clear, both, both.convert("PA"), clear.convert("RGBa"), palette):
+        assert np.array_equal(image_pixels(image), shown(image)), image.mode
+    assert np.array_equal(image_pixels(both.convert("La")), shown(both.convert("La").convert("LA")))
+    values = np.asarray(grey).astype(np.int32)
+    for mode, data in (("I", values), ("F", values.astype(np.float32))):
+        assert np.array_equal(image_pixels(Image.fromarray(data)), np.asarray(grey.convert("RGB"))), mode
+    for mode, kind in (("I;16", "<u2"), ("I;16L", "<u2"), ("I;16B", ">u2"), ("I;16N", "=u2")):
+        low = Image.frombytes(mode, grey.size, values.astype(kind).tobytes())
+        assert np.array_equal(image_pixels(low), np.asarray(grey.convert("RGB"))), mode
+        deep = Image.frombytes(mode, grey.size, (values * 200).astype(kind).tobytes())
+        with pytest.raises(BadRecord, match=f"^image_mode: mode {mode} holds values from 0 to 51000"):
+            image_pixels(deep)
+
+
+@pytest.mark.parametrize(
+    "image,said",
+    [
+        (Image.fromarray(np.full((8, 8), 0.7, np.float32)), "image_mode: mode F .* white is 255; multiply it by 255"),
+        (Image.fromarray(np.full((8, 8), np.nan, np.float32)), "image_mode: mode F holds values from nan"),
+        (Image.new("RGB", (0, 0)), "broken_image: 0x0 has no pixel"),
+        (Image.new("1", (10000, 6000)), "image_too_large: 10000x6000 is over"),
+    ],
+)
+def test_opened_images_that_are_refused(image, said):
+    with pytest.raises(BadRecord, match=f"^{said}"):
+        image_pixels(image)
+
+
+def test_an_opened_image_that_is_cut_or_closed_is_refused():
+    data = encoded(noise(6, 64, 48), "JPEG")
+    with pytest.raises(BadRecord, match="^truncated_image: OSError"):
+        image_pixels(Image.open(io.BytesIO(data[:-300])))
+    closed = Image.open(io.BytesIO(data))
+    closed.close()
+    with pytest.raises(BadRecord, match="^broken_image: "):
+        image_pixels(closed)
+
+
+def test_large_metadata_is_passed_over():
+    large, pixels = bytes(3_000_000), noise(9, 16, 24)
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    plain = encoded(pixels, "PNG")
+    chunks = {
+        b"zTXt": b"workflow\0\0" + zlib.compress(large),
+        b"iTXt": b"parameters\0\1\0\0\0" + zlib.compress(large),
+        b"iCCP": b"display\0\0" + zlib.compress(large),
+        b"tEXt": b"prompt\0" + b"a" * 70_000_000,
+    }
+    for name, body in chunks.items():
+        for turned in (False, True):
+            extra = png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp) if turned else b""
+            for at in (33, len(plain) - 12):  # after the header, and before the end
+                data = plain[:33] + extra + plain[33:at] + png_chunk(name, body) + plain[at:]
+                assert np.array_equal(decode_image(data), np.rot90(pixels, 3) if turned else pixels), (name, at)
+    jpeg, webp = io.BytesIO(), io.BytesIO()
+    Image.fromarray(pixels).save(jpeg, "JPEG", icc_profile=bytes(5_000_000), comment=bytes(60_000))
+    Image.fromarray(pixels).save(webp, "WEBP", lossless=True, icc_profile=large, exif=b"Exif\0\0" + large, xmp=large)
+    assert decode_image(jpeg.getvalue()).shape == (16, 24, 3)
+    assert np.array_equal(decode_image(webp.getvalue()), pixels)

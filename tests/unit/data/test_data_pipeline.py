@@ -15,8 +15,7 @@ from feeding import COUNTS, NAMES, iterator, sources, write_data
 from places import PACKAGE
 
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.mixture import fixed_mixture
-from mtjudge_jax.data.pipeline import Shard, eval_batches
+from mtjudge_jax.data.pipeline import Shard, eval_batches, fixed_mixture
 from mtjudge_jax.data.rows import completion_text, to_row
 from mtjudge_jax.data.sources import (
     BadRowCounter,

@@ -22,7 +22,7 @@ from mtjudge_jax.data.rows import (
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.records import BadRecord, Label
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.parse import parse_strict
+from mtjudge_jax.tasks.answer import parse_strict
 
 IMAGE = 262
 

@@ -20,7 +20,7 @@ from data_fixtures import (
 
 from mtjudge_jax.data.rows import RowFormat, completion_text, make_target, prompt_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
-from mtjudge_jax.tasks.parse import parse_strict
+from mtjudge_jax.tasks.answer import parse_strict
 
 KINDS = [(kind, rule) for kind in ("bpe", "unigram") for rule in ("identity", "nmt_nfkc")]
 FOLDING = "nmt_nfkc"

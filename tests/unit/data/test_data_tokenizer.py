@@ -14,7 +14,7 @@ from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.data.tokenizer.codec import looks_like_control
 from mtjudge_jax.data.tokenizer.sentencepiece import template_chat
 from mtjudge_jax.records import BadRecord
-from mtjudge_jax.tasks.parse import parse_strict
+from mtjudge_jax.tasks.answer import parse_strict
 
 
 @pytest.fixture(scope="module")

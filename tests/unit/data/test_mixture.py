@@ -8,8 +8,7 @@ import pytest
 from data_fixtures import data_config, row_format
 from feeding import COUNTS, NAMES, iterator, sources, write_data
 
-from mtjudge_jax.data.mixture import fixed_mixture
-from mtjudge_jax.data.pipeline import Shard
+from mtjudge_jax.data.pipeline import Shard, fixed_mixture
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.tasks import TASKS
 
@@ -26,9 +25,7 @@ def data(tmp_path_factory):
 
 def test_logits_move_as_the_paper_says():
     """Two even tasks, s = I + 0.5 J = (0.3, 0.3) + (-0.1, 0.3): mean 0.4, g = 0.5 (-0.2, 0.2)."""
-    moved = mt_grpo.next_logits(
-        np.zeros(2), improvement=np.array([-0.1, 0.3]), reward=np.array([0.6, 0.6]), lam=0.5, beta=2.0
-    )
+    moved = mt_grpo.next_logits(np.zeros(2), improvement=np.array([-0.1, 0.3]), reward=np.array([0.6, 0.6]), lam=0.5, beta=2.0)
     assert np.allclose(moved, [0.2, -0.2], atol=1e-12)
     uneven = mt_grpo.next_logits(
         np.log([3.0, 1.0]), improvement=np.zeros(2), reward=np.array([0.2, 0.6]), lam=1.0, beta=1.0

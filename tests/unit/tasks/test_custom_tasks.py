@@ -19,8 +19,8 @@ from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
 from mtjudge_jax.records import Label
 from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.tasks import TASKS, task_of
+from mtjudge_jax.tasks.answer import truth_of, write_truth
 from mtjudge_jax.tasks.reward import score
-from mtjudge_jax.tasks.truth import truth_of, write_truth
 from mtjudge_jax.train.workdir import wording_hashes
 
 BLUR = {

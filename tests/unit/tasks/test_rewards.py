@@ -14,8 +14,8 @@ from mtjudge_jax.metrics.correlation import kendall_tau_b
 from mtjudge_jax.records import TIE, Label
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks.answer import Truth, truth_of, write_truth
 from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, ranking, score, ties, weights_of
-from mtjudge_jax.tasks.truth import Truth, truth_of, write_truth
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.train.monitor.nonfinite import suspects
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.parse import parse_strict
+from mtjudge_jax.tasks.answer import parse_strict
 from mtjudge_jax.tasks.reward import check_alpha, reward_of, score
 
 YES, NO = "<think>looks sharp</think><answer>yes</answer>", "<think>looks blurry</think><answer>no</answer>"

@@ -18,10 +18,20 @@ from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.policy.model import true_target
 from mtjudge_jax.records import TIE, Candidate, JudgeExample, Label, candidates_of, reordered, swapped
 from mtjudge_jax.tasks import DEMO, TASKS, tasks_with
-from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, dense, parse_lenient, parse_strict, ranking_text
+from mtjudge_jax.tasks.answer import (
+    MAX_CHARS,
+    TAGS,
+    answer_text,
+    dense,
+    parse_lenient,
+    parse_strict,
+    ranking_text,
+    read_truth,
+    truth_of,
+    write_truth,
+)
+from mtjudge_jax.tasks.base import IMAGE, order_of
 from mtjudge_jax.tasks.reward import NEEDS_FORM, Rule, score
-from mtjudge_jax.tasks.truth import answer_text, read_truth, truth_of, write_truth
-from mtjudge_jax.tasks.wording import IMAGE, order_of
 
 NEW = [name for name in TASKS if name not in DEMO]
 CONTRACT_END = "inside <answer> and </answer>."

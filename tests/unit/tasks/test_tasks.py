@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from mtjudge_jax.records import Label, Question
 from mtjudge_jax.tasks import CONTRACT, DEMO, TASKS, Task, get_task
-from mtjudge_jax.tasks.parse import MAX_CHARS, TAGS, parse_lenient, parse_strict
+from mtjudge_jax.tasks.answer import MAX_CHARS, TAGS, parse_lenient, parse_strict
 from mtjudge_jax.tasks.reward import reward_of
 
 NO_YES = ("no", "yes")
 THINK, THINK_END, ANSWER, ANSWER_END = TAGS
 YES_LOOK_ALIKES += ["уes", "yеs", "yeѕ", "уеѕ", "ｙｅｓ", "ＹＥＳ", "Ｙes", "γes", "yεs", "ʏᴇs", "ⓨⓔⓢ", "yeꜱ", "yeſ", "ｙes"]
+
+
 def question(kind="pointwise_binary", images=1, instruction="a dog"):
     return Question("any", "any", kind, instruction, (b"image",) * images)
 

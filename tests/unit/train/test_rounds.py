@@ -15,7 +15,7 @@ from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.sharding import local_rows, make_mesh, shard_batch
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.reward import Scores
-from mtjudge_jax.train import rollouts
+from mtjudge_jax.train import grpo
 from mtjudge_jax.train.monitor.batch_metrics import Answers
 from mtjudge_jax.types import Rollout
 
@@ -65,7 +65,7 @@ def test_selection_holds_as_much_of_what_is_wanted_as_there_is(seed):
         assert (np.abs(in_block - got / blocks) < 2).all()
 
 
-def one_round(seed: int, mesh, *, nan: bool = False) -> rollouts.Round:
+def one_round(seed: int, mesh, *, nan: bool = False) -> grpo.Round:
     """Random prompts whose answers and rewards say which row they are of: 1000 times the seed and the row's number."""
     rng = np.random.default_rng(seed)
     names = np.arange(SIZE) + 1000 * seed
@@ -83,7 +83,7 @@ def one_round(seed: int, mesh, *, nan: bool = False) -> rollouts.Round:
     rows = {"example_id": text, "task": task, "label": names.astype(np.int32), "truth": text, "weight": weight, "error": text}
     texts = [[str(name)] * GROUP for name in names]
     prompts, out = shard_batch((prompts, out), mesh)
-    return rollouts.Round(rows, prompts, out, texts, scores)
+    return grpo.Round(rows, prompts, out, texts, scores)
 
 
 def a_run(mesh, updates: int):
@@ -99,7 +99,7 @@ def test_a_merged_batch_is_of_whole_rows(devices):
     mesh = make_mesh(MeshConfig(data=devices, fsdp=1), jax.devices()[:devices])
     wanted = {"technical": 6, "safety": 8, "alignment": 2}
     kept, new = one_round(1, mesh), one_round(2, mesh)
-    merged = rollouts._merge(kept, new, a_run(mesh, 2), wanted)
+    merged = grpo._merge(kept, new, a_run(mesh, 2), wanted)
     names = merged.rows["label"]
     assert len(set(names.tolist())) == SIZE and {name // 1000 for name in names.tolist()} == {1, 2}
     assert local_rows(merged.prompts.uid, mesh).tolist() == names.tolist()
@@ -115,16 +115,15 @@ def test_a_merged_batch_is_of_whole_rows(devices):
     assert len(merged.prompts.uid.sharding.device_set) == devices
     for name, count in wanted.items():
         all_of = sum(
-            int((rollouts._teaches(one.scores.total, one.rows["weight"]) & (one.rows["task"] == name)).sum())
-            for one in (kept, new)
+            int((grpo._teaches(one.scores.total, one.rows["weight"]) & (one.rows["task"] == name)).sum()) for one in (kept, new)
         )
-        of = rollouts._teaches(merged.scores.total, merged.rows["weight"]) & (merged.rows["task"] == name)
+        of = grpo._teaches(merged.scores.total, merged.rows["weight"]) & (merged.rows["task"] == name)
         assert of.sum() >= min(count, all_of) > 0
 
 
 def test_a_reward_that_is_not_finite_stays_in_the_batch():
     mesh = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
-    merged = rollouts._merge(one_round(1, mesh), one_round(2, mesh, nan=True), a_run(mesh, 1), dict.fromkeys(NAMES, 1))
+    merged = grpo._merge(one_round(1, mesh), one_round(2, mesh, nan=True), a_run(mesh, 1), dict.fromkeys(NAMES, 1))
     assert np.isnan(merged.scores.total).sum() == 1 and merged.rows["label"][0] == 2000 + SIZE - 1
 
 
@@ -135,11 +134,11 @@ def test_what_is_found_is_counted_over_all_rounds():
 
     seen = [answers([0, 1, 1], [[0, 1], [0, 1], [1, 1]], [1, 0, 1]), answers([1, 2, 0], [[1, 0], [0.5, 0.5], [0, 1]], [1, 1, 1])]
     names = ["a", "b", "c"]
-    found = rollouts._found(seen, names)
+    found = grpo._found(seen, names)
     assert found == {"a": 2, "b": 1, "c": 0}
-    assert rollouts._met(found, {"a": 1, "b": 2, "c": 1}) == 0.5 and rollouts._met(found, {"a": 2, "b": 1}) == 1
+    assert grpo._met(found, {"a": 1, "b": 2, "c": 1}) == 0.5 and grpo._met(found, {"a": 2, "b": 1}) == 1
     broken = answers([2], [[np.nan, 1]], [1])
-    assert rollouts._found([*seen, broken], names)["c"] == 1
+    assert grpo._found([*seen, broken], names)["c"] == 1
 
 
 @pytest.fixture(scope="module")
