@@ -25,6 +25,7 @@ MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before
 MAX_ASPECT = 200  # Qwen's own limit
 _CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 in these into white
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_TEXT_LIMIT = "MAX_TEXT_"  # in Pillow's message about metadata over its limits
 _MAY_ROTATE = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")  # keywords of a PNG's texts
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -106,9 +107,18 @@ def _opened(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except ValueError as e:
-        if "MAX_TEXT" not in str(e):  # of PngImagePlugin, names of Pillow's limits
+        if _TEXT_LIMIT not in str(e):
             raise
         return Image.open(io.BytesIO(_without_metadata(data)), formats=_FORMATS)
+
+
+def _load(image: Image.Image) -> None:
+    try:
+        image.load()
+    except ValueError as e:
+        if _TEXT_LIMIT not in str(e):
+            raise
+        image.load()  # all pixels were read before the texts behind them
 
 
 def _without_metadata(png: bytes) -> bytes:
@@ -139,7 +149,7 @@ def image_pixels(image: Image.Image) -> np.ndarray:
             raise BadRecord("image_too_large", f"{width}x{height} is over {MAX_PIXELS} pixels; scale it down first")
         if not width * height:
             raise BadRecord("broken_image", f"{width}x{height} has no pixel")
-        image.load()
+        _load(image)
         check_depth(image)
         turn = _turn_of(image)
         return _to_rgb(image if turn is None else image.transpose(turn))
