@@ -47,6 +47,15 @@ def finish_digests(parts: _Parts) -> dict[str, int]:
     return {name: sum(int(part) for part in of_leaf) % 2**32 for name, of_leaf in parts.items()}
 
 
+def host_digest(x: np.ndarray) -> int:
+    """The digest of a whole array on the host, which no device computes."""
+    x = np.ascontiguousarray(x).reshape(-1)
+    word = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[x.dtype.itemsize]
+    bits = x.view(word).astype(np.uint32)  # 8 bytes become two words, as on a device
+    positions = np.arange(bits.size, dtype=np.uint32)
+    return int(_mix(bits ^ _mix(positions + np.uint32(1))).sum(dtype=np.uint32))
+
+
 def _first(index: tuple[slice, ...], strides: tuple[int, ...]) -> np.uint32:
     """The position of a part's first element in the whole leaf."""
     return np.uint32(sum((part.start or 0) * stride for part, stride in zip(index, strides, strict=True)) % 2**32)
@@ -66,8 +75,8 @@ def _digest(x: jax.Array, first: jax.Array, strides: tuple[int, ...]) -> jax.Arr
     return jnp.sum(_mix(bits ^ _mix(position + jnp.uint32(1))), dtype=jnp.uint32)
 
 
-def _mix(h: jax.Array) -> jax.Array:
+def _mix(h: Any) -> Any:
     """The 32-bit finalizer of MurmurHash3 (A. Appleby, public domain)."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
     return h ^ (h >> 16)

@@ -8,10 +8,13 @@ import hashlib
 import json
 
 from mtjudge_jax.checkpoint.folders import RECORD, CheckpointError
+from mtjudge_jax.checkpoint.plain_name import plain
+from mtjudge_jax.checkpoint.read_back import restore_problem
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, checksums, files_below, in_bucket, write_whole
 
 FORMAT = 2
+NOT_RESTORABLE = "it was written but cannot be restored"
 
 
 def _part_path(path: AnyPath, process: int) -> AnyPath:
@@ -31,7 +34,9 @@ def write_part(path: AnyPath, process: int, *, digests: dict[str, int], files: d
 
 
 def complete(path: AnyPath, record: dict, processes: int) -> None:
-    """Makes a written step complete: process 0 calls it, after every process left its part. Raises OSError or ValueError."""
+    """Makes a written step complete: process 0 calls it, after every process left its part. Raises OSError or ValueError, where
+    a part is missing and where the step could not be restored.
+    """
     absent = [str(process) for process in range(processes) if not _part_path(path, process).exists()]
     if absent:
         raise OSError(f"process {', '.join(absent)} could not write or check its part and reports why")
@@ -41,6 +46,8 @@ def complete(path: AnyPath, record: dict, processes: int) -> None:
     record["files"] = {name: checksum for part in parts for name, checksum in part["files"].items()}
     if missing := [name for name, checksum in record["files"].items() if not checksum]:
         raise OSError(f"{', '.join(missing)} cannot be read back")
+    if problem := restore_problem(plain(path), record):
+        raise OSError(f"{NOT_RESTORABLE}: {problem}")
     for process in range(processes):
         _part_path(path, process).unlink()
     _write_record(path, record)

@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mtjudge_jax.checkpoint.digest import digests
 from mtjudge_jax.checkpoint.folders import CheckpointError, complete_steps, listed_steps, set_aside
+from mtjudge_jax.checkpoint.plain_name import plain
 from mtjudge_jax.checkpoint.record import damage_in, read_record, refuse_other_format
 from mtjudge_jax.checkpoint.saving import Checkpoints, wait
 from mtjudge_jax.checkpoint.structure import check_structure, first_few, with_saved_dtypes
@@ -131,7 +132,7 @@ def _refuse_damaged(folder: AnyPath, step: int, reason: str) -> None:
 
 def _load(path: AnyPath, saved: dict[str, dict], abstract_state: Any) -> tuple[Any, str]:
     """(state, ""), or (None, why it cannot be used)."""
-    state, reason = attempt(lambda: ocp.load(path, abstract_state))
+    state, reason = attempt(lambda: ocp.load(plain(path), abstract_state))
     if reason := first_text(reason):
         return None, reason
     wrong = [

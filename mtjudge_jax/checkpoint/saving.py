@@ -20,7 +20,8 @@ from orbax.checkpoint import v1 as ocp
 
 from mtjudge_jax.checkpoint import folders
 from mtjudge_jax.checkpoint.folders import CheckpointError
-from mtjudge_jax.checkpoint.record import FORMAT, amend_record, complete, files_of, write_part
+from mtjudge_jax.checkpoint.plain_name import plain
+from mtjudge_jax.checkpoint.record import FORMAT, NOT_RESTORABLE, amend_record, complete, files_of, write_part
 from mtjudge_jax.checkpoint.snapshot import Digest, snapshot
 from mtjudge_jax.checkpoint.structure import describe_leaves
 from mtjudge_jax.config import CheckpointConfig
@@ -57,6 +58,7 @@ def open_checkpoints(folder: Any, cfg: CheckpointConfig) -> Checkpoints:
     """Creates the folder if missing and removes what a killed save left behind."""
     folder = absolute(as_path(folder))
     folders.check_workdir(folder)
+    plain(folder / "0")  # raises before the first step for a name that no checkpoint can have
     logging.get_absl_logger().addFilter(_is_no_orbax_traceback)
     if jax.process_index() == 0:
         folders.clear_unfinished(folder)
@@ -95,7 +97,7 @@ def save(checkpoints: Checkpoints, step: int, *, state: Any, data_state: dict, m
     arrays, digest, checkpoints.buffers = snapshot(state, checkpoints.buffers)
     path, problem = folders.writing_path(checkpoints.folder, step), ""
     try:
-        response = ocp.save_async(path, arrays)
+        response = ocp.save_async(plain(path), arrays)
     except Exception as error:
         problem = error_text(error)
     if problem := first_text(problem):
@@ -200,6 +202,8 @@ def _failed(checkpoints: Checkpoints, step: int, problem: str) -> str:
     checkpoints.problem = f"{checkpoints.folder}: the checkpoint of step {step} was not written ({problem}); {kept}"
     logging.error("%s", checkpoints.problem)
     remedy = f"free some space, fix the folder's permissions, or lower checkpoint.keep ({checkpoints.keep})"
+    if NOT_RESTORABLE in problem:
+        remedy = "try another disk, or other versions of orbax-checkpoint and tensorstore"
     if checkpoints.failed >= checkpoints.max_failed:
         raise CheckpointError(
             f"{checkpoints.problem}; {checkpoints.failed} saves in a row failed, the limit of checkpoint.max_failed_saves: "

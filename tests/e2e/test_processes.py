@@ -46,8 +46,8 @@ def run(what: str, folder: Path, processes: int = 2) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> tuple[Path, list[dict]]:
-    """Two steps written by two processes of four devices each."""
-    folder = tmp_path_factory.mktemp("two")
+    """Two steps written by two processes of four devices each, below a name that Orbax would misread."""
+    folder = tmp_path_factory.mktemp("two") / "both[1]"
     return folder, run("save", folder / "c")
 
 
@@ -93,6 +93,10 @@ def test_a_save_that_one_of_two_processes_cannot_write_is_reported_by_both(tmp_p
     assert first["said"][0].startswith(f"{tmp_path / 'c'}: the checkpoint of step 2 was not written (OSError: process 1 could")
     assert "No space left" in second["said"][0] and "good checkpoints kept: step 1" in second["said"][0]
     assert first["steps"] == second["steps"] == [1, 3]
+    # And a save whose index has the arrays of process 0 alone: restored, it would have zeros in the others' place.
+    for said in (first["unjoined"]["said"][0], second["unjoined"]["said"][0]):
+        assert "the checkpoint of step 4 was not written (" in said and "Orbax has not joined what its processes wrote" in said
+    assert first["unjoined"]["steps"] == [3, 5]
 
 
 def test_a_disk_that_fills_up_while_one_of_two_writes_holds_up_neither(tmp_path):
