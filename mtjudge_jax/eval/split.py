@@ -29,8 +29,8 @@ from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.eval.official import official
 from mtjudge_jax.eval.resume import Kept, open_kept, refuse_other
 from mtjudge_jax.hosts.exchange import gather, together
-from mtjudge_jax.paths import AnyPath, as_path, remove_tree
-from mtjudge_jax.policy.judge_file import best_of, judge_config
+from mtjudge_jax.paths import AnyPath, absolute, as_path, read_object, remove_tree
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, best_of, judge_config
 from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import Task, get_task
@@ -110,6 +110,16 @@ def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Se
     }
 
 
+def _judged(ask: Request, cfg: Config) -> dict:
+    """Which model judged which data: absolute names of the folders, by which `mtjudge report` finds the evaluation of a run, and
+    the step of the model if it was trained here.
+    """
+    folder = as_path(cfg.model.path)
+    model = cfg.model.path if cfg.model.path == "demo" else os.fspath(absolute(folder))
+    step = read_object(folder / JUDGE_FILE).get("step") if (folder / JUDGE_FILE).is_file() else None
+    return {"model": model, "data": os.fspath(absolute(as_path(ask.data))), "step": step}
+
+
 def _already_judged(path: AnyPath, settings: dict) -> dict | None:
     """The scores, if this evaluation was finished before. Raises ConfigError if the file is from another evaluation."""
     if not path.is_file():
@@ -161,7 +171,7 @@ def _judge_split(ask: Request) -> None:
         kept = open_kept(part, settings)
         predictions, found, speed = _judge_all(params, examples, how, kept)
         found["unusable"] = dict(unreadable.reasons + collections.Counter(found["unusable"]))
-        found |= {"split": ask.split, "predictions": len(predictions), "settings": settings}
+        found |= {"split": ask.split, "predictions": len(predictions), "settings": settings, "judged": _judged(ask, cfg)}
         write_evaluation(ask.out, name, predictions, found)
     if jax.process_index() > 0:
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from mtjudge_jax import checkpoint, hosts
 from mtjudge_jax.config import Config
 from mtjudge_jax.train.best_model import write_unwritten
+from mtjudge_jax.train.monitor.batch_metrics import learning_rate
 from mtjudge_jax.train.monitor.messages import say, step_line
 from mtjudge_jax.train.monitor.nonfinite import NonFiniteUpdate
 from mtjudge_jax.train.run import Progress, Run, log, save_progress, settle
@@ -38,6 +39,7 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
             kept = f"step {steps[-1]} is saved, the same command continues from it" if steps else "nothing could be saved"
             raise hosts.Preempted(f"asked to stop: {kept}") from stop
         progress = progress._replace(step=progress.step + 1)
+        line["lr"] = learning_rate(cfg, int(progress.state.step))
         now = time.perf_counter()
         if progress.step == first:  # mostly compilation, so it says nothing about the time per step
             warm, left = now, None

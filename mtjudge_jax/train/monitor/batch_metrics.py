@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.config import Config
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.rl.optim import schedule
 from mtjudge_jax.tasks import TASKS, Task
 from mtjudge_jax.tasks.reward import Scores
 
@@ -52,6 +54,16 @@ def mean_of_updates(metrics: list[dict], *, kl: bool) -> dict:
     names = [name for name in metrics[0] if name != "finite"]
     out = {name: float(np.mean([m[name] for m in applied])) if applied else None for name in names}
     return out | {"skipped": len(metrics) - len(applied)} | ({} if kl else {"kl": None})
+
+
+def updates_of(cfg: Config) -> int:
+    """Number of updates in the whole run, over which the learning rate is scheduled."""
+    return cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
+
+
+def learning_rate(cfg: Config, applied: int) -> float:
+    """That of the last of `applied` updates, counted from the beginning of the run; before the first, that of the first."""
+    return float(schedule(cfg.optim, updates_of(cfg))(max(0, applied - 1)))
 
 
 def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:

@@ -41,6 +41,7 @@ def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) ->
     if len(zeros) > 1:  # the task whose prompts most often give no gradient
         worst = max(zeros, key=zeros.get)
         numbers += f" ({worst} {zeros[worst]:.2f})"
+    numbers += f" lr {line['lr']:.3g}"
     if line.get("wanted_met") is not None:
         numbers += f" {line['rounds']} rollout round{'s' * (line['rounds'] > 1)}, {line['wanted_met']:.0%} of the target prompts"
     minutes, seconds = divmod(int(seconds_left or 0), 60)
@@ -54,8 +55,13 @@ def opening_lines(cfg: Config, params: Params) -> list[str]:
     leaves = jax.tree.leaves(params)
     count, devices = sum(leaf.size for leaf in leaves), jax.devices()
     size = f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
+    explained = (
+        "zero_variance is the share of prompts whose answers all got the same reward, which teach nothing; in brackets the task "
+        "with the highest share"
+    )
     return [
         f"{size} parameters on {len(devices)} {devices[0].device_kind} device{'s' * (len(devices) > 1)}",
         *(line.strip() for line in step_text(cfg).splitlines()),
+        *([explained] if cfg.stage != "sft" else []),
         "the first step and the first validation take longer because they are compiled",
     ]
