@@ -63,7 +63,8 @@ def run_command(main: Callable[..., None], *, positional: bool = False, workdir:
             signal.signal(signal.SIGINT, lambda *_: _stop(None if workdir is None else workdir.value))
         try:
             main(argv[1:]) if positional else main()
-        except Exception as error:
+        except Exception as raised:
+            error = _explained(raised)
             if os.environ.get("MTJUDGE_TRACEBACK") or not isinstance(error, UserError | OSError):
                 traceback.print_exc()
                 leave(1)
@@ -76,6 +77,18 @@ def run_command(main: Callable[..., None], *, positional: bool = False, workdir:
         sys.exit(0)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders: no command downloads one
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _explained(error: Exception) -> Exception:
+    """The error, or what is wrong with JAX_PLATFORMS, which jax itself says in a dozen ways."""
+    if not isinstance(error, UserError | OSError) and "jax" in sys.modules:
+        from mtjudge_jax.jax_setup import check_platform  # imports jax, which --help must not wait for
+
+        try:
+            check_platform()
+        except Exception as found:
+            return found if isinstance(found, UserError) else error
+    return error
 
 
 def resume_text(workdir: str | None) -> str:

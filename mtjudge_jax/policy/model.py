@@ -15,6 +15,7 @@ from mtjudge_jax.data.rows import RowFormat, answer_alone, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts.exchange import together
+from mtjudge_jax.jax_setup import keep_compiled
 from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.lora import load_peft, merge_lora
 from mtjudge_jax.models.qwen3_vl import vlm
@@ -66,7 +67,9 @@ def open_model(cfg: Config) -> Model:
         completion_tokens=cfg.rollout.completion_tokens,
         target=target_of(cfg, tasks),
         display=True,
+        reasoning=cfg.stage == "sft" and cfg.sft.target == "rationale",
     )
+    keep_compiled()
     return Model(folder, model_cfg, make_programs(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
 
 
@@ -89,17 +92,18 @@ def target_of(cfg: Config, tasks: Mapping[str, Task]) -> Callable[[JudgeExample]
 
 def true_target(tasks: Mapping[str, Task], example: JudgeExample, *, form: str = "rationale") -> str:
     """The completion that SFT teaches, by sft.target: gold reasoning and the true verdict in the question's own words, or the
-    verdict alone.
+    verdict alone. Reasoning names the candidates of a pair or a list as the question shows them.
 
         "rationale"  -> "<think>looks blurry</think><answer>no</answer>"
         "answer", and every record without reasoning  -> "<answer>no</answer>"
 
     The lenient parser reads both. The strict one, which RL rewards, reads only the first.
     """
-    answer = answer_text(truth_of(tasks[example.task], example))
+    truth = truth_of(tasks[example.task], example)
+    answer = answer_text(truth)
     if form == "answer" or not example.rationale.strip():
         return answer_alone(answer)
-    return completion_text(example.rationale, answer)
+    return completion_text(truth.facts["rationale"], answer)
 
 
 def eval_format(model: Model, cfg: Config) -> RowFormat:

@@ -13,12 +13,14 @@ ORDER = [
     "metrics",
     "types",
     "paths",
+    "locks",
     "records",
     "tasks",
     "config",
     "config_check",
     "flags",
     "hosts",
+    "jax_setup",
     "cli",
     "sharding",
     "checkpoint",
@@ -35,7 +37,7 @@ ORDER = [
     "demo",
     "prepare",
 ]
-WITHOUT_JAX = ("errors", "metrics", "paths", "records", "tasks", "config", "config_check", "data", "rl.mt_grpo")
+WITHOUT_JAX = ("errors", "metrics", "paths", "locks", "records", "tasks", "config", "config_check", "data", "rl.mt_grpo")
 FILE_LINES, FUNCTION_LINES = 400, 60
 FILES = sorted(ROOT.rglob("*.py"))
 
