@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ KINDS = ("pointwise_binary", "pointwise_score", "pairwise", "listwise")
 SHORT_KINDS = {"binary": "pointwise_binary", "graded": "pointwise_score"}  # accepted in a user's rows and task entries
 TERMS = ("open", "research", "gated", "eval_only")
 TIE = -1  # the winner of a tied pair
+_SLOT = re.compile(r"\{([A-Z])\}")  # {A} in a text is the first candidate, {B} the second, ..
 
 
 class Label(NamedTuple):
@@ -56,7 +58,8 @@ class JudgeExample:
     `images` are encoded files (PNG, JPEG or WebP): first the `context_images` that belong to the question (the picture before
     an edit, the picture that texts are about), then each candidate's, in native order. Without `candidates`, each image
     after the context is a candidate. `group_id` is the unit of leakage and of the bootstrap (a source photograph, a prompt):
-    a group is never in two splits. `rationale` is a gold reasoning for SFT, or empty. `raw` is JSON of native fields that
+    a group is never in two splits. `rationale` is a gold reasoning for SFT, or empty. Of a pair or a list, `rationale` and
+    `instruction` may name the candidates by {A}, {B}, .. in native order. `raw` is JSON of native fields that
     metrics need (category, source, a mean opinion score); it never reaches a prompt. `label_rule` says how the label was
     derived, `raters` are the single votes.
     """
@@ -155,11 +158,27 @@ def candidates_of(example: JudgeExample | Question) -> tuple[Candidate, ...]:
     return example.candidates or (Candidate(),) * (len(example.images) - example.context_images)
 
 
-def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
-    """The example with its candidates, and with them its label, in another order; the id stays.
+def name_candidates(text: str, names: Sequence[str]) -> str:
+    """`{A} is sharper than {B}` with names ("first", "second") -> `first is sharper than second`; other braces stay."""
+    return _SLOT.sub(lambda slot: names[i] if (i := ord(slot[1]) - ord("A")) < len(names) else slot[0], text)
 
-    order: the old index of each new place. Two candidates with winner 0, order (1, 0) -> winner 1.
-    Raises UserError if `order` is no permutation of the candidates.
+
+def names_candidates(text: str, count: int) -> bool:
+    """Whether `text` names one of `count` candidates by {A}, {B}, .."""
+    return any(ord(letter) - ord("A") < count for letter in _SLOT.findall(text))
+
+
+def holds_in_one_order(example: JudgeExample) -> bool:
+    """Whether the example has gold reasoning about several candidates that is only known to hold in the order stored."""
+    several = example.kind in ("pairwise", "listwise")
+    return several and bool(example.rationale.strip()) and not names_candidates(example.rationale, len(candidates_of(example)))
+
+
+def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
+    """The example with its candidates, and with them its label and the names {A}, {B}, .., in another order; the id stays.
+
+    order: the old index of each new place. Two candidates with winner 0, order (1, 0) -> winner 1. Raises UserError if `order` is
+    no permutation of the candidates.
     """
     candidates = candidates_of(example)
     if sorted(order) != list(range(len(candidates))):
@@ -174,8 +193,11 @@ def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
         label = label._replace(winner=list(order).index(label.winner))
     if label.ranks is not None:
         label = label._replace(ranks=tuple(label.ranks[i] for i in order))
+    moved = [f"{{{chr(ord('A') + list(order).index(old))}}}" for old in range(len(order))]
     return dataclasses.replace(
         example,
+        instruction=name_candidates(example.instruction, moved),
+        rationale=name_candidates(example.rationale, moved),
         images=example.images[:first] + tuple(image for i in order for image in images[i]),
         candidates=tuple(candidates[i] for i in order) if example.candidates else (),
         label=label,

@@ -3,6 +3,7 @@
 Axes: P prompt tokens (padded on the left), M patches (padded on the right), C completion tokens (padded on the right).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patch_coordinates, patchify
 from mtjudge_jax.data.tokenizer import Tokenizer
-from mtjudge_jax.records import BadRecord, JudgeExample, swapped
+from mtjudge_jax.records import BadRecord, JudgeExample, holds_in_one_order, swapped
 from mtjudge_jax.tasks.answer import truth_of, write_truth
 from mtjudge_jax.tasks.base import Task
 
@@ -55,7 +56,8 @@ class RowFormat(NamedTuple):
 
     With `target`, a row also has `target` int32 [C] and `target_mask` bool [C]: the tokens of the completion that
     `target(example)` returns, for supervised training. Several threads call it. With `display`, the candidates of a pair
-    or a list are shown in an order drawn by hash: the stored order may give away which one is better.
+    or a list are shown in an order drawn by hash: the stored order may give away which one is better. With `reasoning`, the
+    target teaches the record's rationale, and a record whose rationale holds in the stored order only is shown in that order.
     """
 
     tasks: Mapping[str, Task]
@@ -66,6 +68,7 @@ class RowFormat(NamedTuple):
     completion_tokens: int = 0
     target: Callable[[JudgeExample], str] | None = None
     display: bool = False
+    reasoning: bool = False
 
 
 def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, other_order: bool = False) -> Row:
@@ -92,13 +95,17 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, other
 
 
 def _as_shown(example: JudgeExample, fmt: RowFormat, other_order: bool) -> JudgeExample:
-    """The example with its candidates in the order shown. Raises BadRecord `wrong_fields` if they cannot be ordered so."""
+    """The example with its candidates in the order shown. In another order than the stored one, it has no rationale that might
+    contradict its label. Raises BadRecord `wrong_fields` if the candidates cannot be ordered so.
+    """
+    fixed, shown = holds_in_one_order(example), example
     try:
-        if fmt.display and example.task in fmt.tasks:
-            example = fmt.tasks[example.task].displayed(example)
-        return swapped(example) if other_order else example
+        if fmt.display and example.task in fmt.tasks and not (fmt.reasoning and fixed):
+            shown = fmt.tasks[example.task].displayed(shown)
+        shown = swapped(shown) if other_order else shown
     except ValueError as e:
         raise BadRecord("wrong_fields", str(e), example.example_id) from e
+    return dataclasses.replace(shown, rationale="") if fixed and shown != example else shown
 
 
 def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:

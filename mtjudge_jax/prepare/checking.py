@@ -30,6 +30,9 @@ from mtjudge_jax.prepare.splits import STRICTEST, CheckedRecord, Drop
 from mtjudge_jax.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack, reordered
 
 Item = JudgeExample | BadRecord
+# Git without its extension for large files leaves a text file in place of each of them.
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+NOT_DOWNLOADED = "a git-lfs pointer, not the file itself: run `git lfs pull` in the clone, or get it with `hf download`"
 TRAIN_MEDIAN = "train_median"  # the label rule of a record whose binary label waits for the median score of train
 _THREADS, _AHEAD = 16, 8  # threads at most; records ahead per thread
 _FLUSH_EVERY = 64
@@ -55,6 +58,8 @@ class Checked(NamedTuple):
 
 def _look(image: bytes) -> Look | BadRecord:
     """Decodes the whole image, because a truncated one has a good header. Threads help: Pillow and hashlib release the GIL."""
+    if image.startswith(LFS_POINTER):
+        return BadRecord("lfs_pointer", NOT_DOWNLOADED)
     try:
         pixels = decode_image(image)
     except BadRecord as e:
@@ -103,8 +108,9 @@ def _question_and_answer(example: JudgeExample, pixels: Sequence[str]) -> tuple[
         shown.append((candidate.text, pixels[at : at + candidate.images]))
         at += candidate.images
     order = sorted(range(len(shown)), key=shown.__getitem__)
-    about = (example.task, example.kind, example.criterion, example.instruction, pixels[:context], [shown[i] for i in order])
-    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:_HEX], _answer_of(reordered(example, order).label)
+    first = reordered(example, order)
+    about = (example.task, example.kind, example.criterion, first.instruction, pixels[:context], [shown[i] for i in order])
+    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:_HEX], _answer_of(first.label)
 
 
 class _Spool:

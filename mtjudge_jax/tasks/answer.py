@@ -12,7 +12,7 @@ import unicodedata
 from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.records import TIE, JudgeExample, candidates_of
+from mtjudge_jax.records import TIE, JudgeExample, candidates_of, name_candidates
 from mtjudge_jax.tasks.base import Task
 
 # 8,192 tokens of ordinary text are about 40,000 characters, far below this. A longer text is refused unread, which bounds
@@ -207,7 +207,7 @@ def truth_of(task: Task, example: JudgeExample) -> Truth:
     asked, label = task.ask(example.question, example.example_id), task.label_index(example.label)
     if label >= len(asked.words):
         raise UserError(f"task {task.name!r}: label.winner is {TIE}, but the question allows no tie")
-    truth = Truth(task.kind, asked.words, label, asked.template, facts=_facts_of(example))
+    truth = Truth(task.kind, asked.words, label, asked.template, facts=_facts_of(example, asked.names))
     if task.kind == "pointwise_score":
         return truth._replace(score=float(example.label.score), low=float(task.labels[0]), high=float(task.labels[-1]))
     if task.kind == "listwise":
@@ -217,10 +217,11 @@ def truth_of(task: Task, example: JudgeExample) -> Truth:
     return truth
 
 
-def _facts_of(example: JudgeExample) -> dict:
-    """All that is known about an example except its images, as plain values."""
+def _facts_of(example: JudgeExample, shown_as: tuple[str, ...]) -> dict:
+    """All that is known about an example except its images, as plain values; texts name the candidates as shown."""
     names = ("example_id", "dataset", "group_id", "task", "criterion", "kind", "instruction", "raw", "rationale")
     facts = {name: getattr(example, name) for name in names}
+    facts |= {name: name_candidates(facts[name], shown_as) for name in ("instruction", "rationale")}
     label = {name: value for name, value in example.label._asdict().items() if value not in (None, "")}
     if example.label.ranks:
         label["ranks"] = list(example.label.ranks)  # as JSON has it

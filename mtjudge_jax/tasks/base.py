@@ -6,7 +6,18 @@ import math
 from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.records import KINDS, TIE, Candidate, JudgeExample, Label, Question, candidates_of, counted, reordered
+from mtjudge_jax.records import (
+    KINDS,
+    TIE,
+    Candidate,
+    JudgeExample,
+    Label,
+    Question,
+    candidates_of,
+    counted,
+    name_candidates,
+    reordered,
+)
 
 TEMPLATES = ("first", "train", "held_out", "all")
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -119,6 +130,7 @@ def _merged(parts: list[str | None]) -> list[str | None]:
 # Ends the demo's questions: one answer form for all tasks carries over to tasks never trained on.
 CONTRACT = "Think, then answer yes or no."
 NO_YES = ("no", "yes")
+_PLACES = ("first", "second")  # names of the candidates of a pair that is asked by a template
 _IMAGES_OF_KIND = {"pointwise_binary": 1, "pairwise": 2}
 INSTRUCTION_SLOT = "{instruction}"
 RANKING = ("ranking",)  # the one label of a list, whose right answer differs from example to example
@@ -126,12 +138,14 @@ RANKING = ("ranking",)  # the one label of a list, whose right answer differs fr
 
 class Asked(NamedTuple):
     """A question as it is asked. `parts` are texts and IMAGE; `words` are the answer words by label index, for a list the
-    names of the candidates shown; `template` is the wording's name and hash.
+    names of the candidates shown; `template` is the wording's name and hash. `names` are those of the candidates of a pair or
+    a list, in the order shown.
     """
 
     parts: list[str | None]
     words: tuple[str, ...]
     template: str
+    names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,10 +204,12 @@ class Task:
         self._check(question)
         if self.wordings is None:
             # Not str.format: braces in an instruction are text, not fields.
-            text = self.template.replace(INSTRUCTION_SLOT, question.instruction)
-            return Asked([IMAGE] * len(question.images) + [text], self.labels, f"{self.name}@{self.template_hash}")
+            names = _PLACES if self.kind == "pairwise" else ()
+            text = self.template.replace(INSTRUCTION_SLOT, name_candidates(question.instruction, names))
+            return Asked([IMAGE] * len(question.images) + [text], self.labels, f"{self.name}@{self.template_hash}", names)
         number, form, words, answers = self.wordings.choose(example_id)
         names = words[: len(candidates_of(question))] if self.kind in ("pairwise", "listwise") else ()
+        question = question._replace(instruction=name_candidates(question.instruction, names))
         if self.kind == "pairwise" and not question.allow_tie:
             answers = answers[:2]
         elif self.kind == "listwise":
@@ -201,7 +217,7 @@ class Task:
         legal = RANKING_FORM.format(names=listing(names, "and")) if self.kind == "listwise" else listing(answers)
         parts = parts_of(question, self.wordings, form, names=names, answers=legal)
         form_hash = _hashed(self.kind, self.wordings.rubric, repr(form), *answers)
-        return Asked(parts, answers, f"{self.name}/{number}@{form_hash}")
+        return Asked(parts, answers, f"{self.name}/{number}@{form_hash}", names)
 
     def question_text(self, question: Question, example_id: str = "") -> str:
         """The question in words, with `[image]` for pictures between them. Raises UserError as `ask` does."""

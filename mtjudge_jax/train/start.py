@@ -12,7 +12,7 @@ from tqdm import tqdm
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, get_tasks, to_dict
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.rows import RowFormat, to_row
+from mtjudge_jax.data.rows import Row, RowFormat, to_row
 from mtjudge_jax.data.sources import BadRowCounter, open_split, read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts.differences import refuse_differences
@@ -22,8 +22,9 @@ from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy.model import Model, open_model, read_weights, reference_of
 from mtjudge_jax.policy.trainable import join, without_adapters
 from mtjudge_jax.policy.update import abstract_state, init_state
-from mtjudge_jax.records import BadRecord, JudgeExample
+from mtjudge_jax.records import BadRecord, JudgeExample, holds_in_one_order
 from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.train.monitor.batch_metrics import updates_of
 from mtjudge_jax.train.monitor.health import Health
 from mtjudge_jax.train.monitor.messages import opening_lines, say
 from mtjudge_jax.train.monitor.metrics_file import open_metrics, read_metrics, truncate_metrics, write_json_atomic
@@ -39,6 +40,7 @@ from mtjudge_jax.train.workdir import (
 from mtjudge_jax.types import Params
 
 LOOKED_AT = 8  # training records per task, spread evenly
+_SAME_BY_CHANCE = 4  # records of a task that may have the same right answer without a warning
 
 
 def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
@@ -69,10 +71,9 @@ def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None
     notes = check_records(cfg, folder, model.fmt)
     for change in refuse_other_config(cfg, workdir / "config.json", allowed):
         say(f"changed, as --allow_change permits: {change}")
-    updates = cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
     bar = tqdm(total=cfg.steps, unit="step", disable=not sys.stderr.isatty() or jax.process_index() > 0, dynamic_ncols=True)
     checkpoints = checkpoint.open_checkpoints(workdir / "checkpoints", cfg.checkpoint)
-    optimizer = make_optimizer(cfg.optim, updates)
+    optimizer = make_optimizer(cfg.optim, updates_of(cfg))
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
     return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, notes)
@@ -128,27 +129,53 @@ def start_or_resume(run: Run, data: Any) -> tuple[Progress, Params]:
 
 
 def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
-    """Makes the rows of a few training records per task. Returns notes to print, the numbers of records first.
+    """Makes the rows of a few training records per task. Returns notes to print: the numbers of records, the longest row,
+    warnings.
 
     Raises ConfigError if none of a task's records can be used: each would be skipped, and the run would end without an error
     and without having trained the task.
     """
-    counts, alone = [], []
+    counts, alone, one_sided, rows = [], [], [], []
     for name in cfg.data.tasks:
         source = open_split(folder, "train", name)
         counts.append(f"{name} {len(source):,}")
         places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT, dtype=int)).tolist()
         records = [source[place] for place in places]
-        errors = [str(to_row(record, name, fmt)["error"]) for record in records]
+        made = [to_row(record, name, fmt) for record in records]
+        errors, good = [str(row["error"]) for row in made], [row for row in made if not row["error"]]
         if all(errors):
             looked = f"{len(errors)} of {len(source)}" if len(errors) < len(source) else str(len(source))
             raise ConfigError(f"{folder}: no training record of {name} can be used ({looked} checked): {errors[0]}")
         if not any(record.rationale.strip() for record in records if not isinstance(record, BadRecord)):
             alone.append(name)
-    said = [f"training records: {', '.join(counts)}"]
+        rows += good
+        if len(good) > _SAME_BY_CHANCE and len({record.label for record in records if _fixed_order(record)}) == 1:
+            one_sided.append(name)
+    said = [f"training records: {', '.join(counts)}", _longest(rows, fmt)]
     if cfg.stage == "sft" and cfg.sft.target == "rationale" and alone:
         said.append(
             f"warning: {', '.join(alone)}: no record checked has gold reasoning (rationale), so SFT teaches the verdict alone. "
             "GRPO from that model will earn no reward, because it pays only for reasoning before the verdict"
         )
+    if fmt.reasoning and one_sided:
+        said.append(
+            f"warning: {', '.join(one_sided)}: all records checked have the same right answer, and SFT shows them in the order "
+            "stored, because their gold reasoning (rationale) does not name the candidates by {A}, {B}: it teaches the place. "
+            "Write {A}, {B} in the rationale, or swap the candidates of half of the records"
+        )
     return said
+
+
+def _fixed_order(record: JudgeExample | BadRecord) -> bool:
+    return not isinstance(record, BadRecord) and holds_in_one_order(record)
+
+
+def _longest(rows: list[Row], fmt: RowFormat) -> str:
+    tokens = max(int(row["valid"].sum()) for row in rows)
+    patches = max(int((row["patch_segment"] > 0).sum()) for row in rows)
+    limits = f"the limits are {fmt.prompt_tokens:,} (data.prompt_tokens) and {fmt.patch_count:,} (data.patches)"
+    text = f"longest of {len(rows)} prompts checked: {tokens:,} tokens and {patches:,} patches, {limits}"
+    if fmt.target is not None:
+        answer = max(int(row["target_mask"].sum()) for row in rows)
+        text += f"; longest answer: {answer:,} tokens, the limit is {fmt.completion_tokens:,} (rollout.completion_tokens)"
+    return text

@@ -8,6 +8,22 @@ THINK, THINK_END, ANSWER, ANSWER_END = TAGS
 YES_LOOK_ALIKES = [
     "".join(chr(0x1D41A + 52 * style + ord(c) - ord("a")) for c in "yes") for style in range(13) if style not in (2, 3, 4)
 ]
+YES_LOOK_ALIKES += [
+    "уes",
+    "yеs",
+    "yeѕ",
+    "уеѕ",
+    "ｙｅｓ",
+    "ＹＥＳ",
+    "Ｙes",
+    "γes",
+    "yεs",
+    "ʏᴇs",
+    "ⓨⓔⓢ",
+    "yeꜱ",
+    "yeſ",
+    "ｙes",
+]
 
 
 NO_LOOK_ALIKES = ["nо", "пo", "nο", "ｎｏ", "ＮＯ", "ո0", "n0", "Νo", "Nо", "ⓝⓞ", "no\u0301", "ɴo", "nօ"]

@@ -17,6 +17,8 @@ from mtjudge_jax.records import (
     Question,
     candidates_of,
     check_example,
+    name_candidates,
+    names_candidates,
     pack,
     reordered,
     swapped,
@@ -124,6 +126,18 @@ def test_an_order_and_its_inverse_change_nothing(kind):
     for order in itertools.permutations(range(len(candidates_of(example)))):
         inverse = [order.index(i) for i in range(len(order))]
         assert reordered(reordered(example, order), inverse) == example
+
+
+def test_names_of_candidates_in_a_text_follow_the_order():
+    """Old {C} comes first, {A} second, {B} third."""
+    texts = {"rationale": "{C} has the dog, {A} and {B} do not; {D}, {a} and {} are text", "instruction": "{B} was edited"}
+    moved = reordered(record("listwise", **texts), (2, 0, 1))
+    assert (
+        moved.rationale == "{A} has the dog, {B} and {C} do not; {D}, {a} and {} are text"
+        and moved.instruction == "{C} was edited"
+    )
+    assert name_candidates("{B} > {A}, not {C}", ("first", "second")) == "second > first, not {C}"
+    assert names_candidates("{B}", 2) and not names_candidates("{C} {} {ab}", 2)
 
 
 @pytest.mark.parametrize("winner", [TIE, 0, 1])

@@ -304,6 +304,92 @@ def test_the_true_target_earns_the_whole_reward(name):
         assert got.total[0, 0] == 5 and read_truth(write_truth(truth)) == truth
 
 
+OWN = (
+    {"name": "sharper", "kind": "pairwise", "question": "Which image is sharper?", "instruction": "Prompt"},
+    {"name": "nicer", "kind": "pairwise", "question": "Which is nicer?", "labels": ("left", "right")},
+    {"name": "ranked", "kind": "listwise", "question": "Rank the images.", "instruction": "Prompt"},
+)
+
+
+def told(name: str, i: int, rationale: str) -> JudgeExample:
+    """A record of an own task whose first picture is bright: of a pair the right one is picture i % 2, of three the last."""
+    count = 3 if name == "ranked" else 2
+    label = Label(ranks=(3, 2, 1)) if count == 3 else Label(winner=i % 2)
+    kind = "listwise" if count == 3 else "pairwise"
+    changes = {
+        "criterion": name,
+        "instruction": "{A} is older than {B}",
+        "candidates": (),
+        "context_images": 0,
+        "allow_tie": False,
+    }
+    images = tuple(PICTURES[j % len(PICTURES)] + bytes([j]) for j in range(count))
+    of = record("genai_image", i)
+    return dataclasses.replace(of, task=name, kind=kind, images=images, label=label, rationale=rationale, **changes)
+
+
+def taught(tasks: dict, name: str, example: JudgeExample, tokenizer, **changes) -> tuple[str, JudgeExample]:
+    """What SFT teaches about an example, and the example in the order shown."""
+    seen = []
+
+    def target(shown: JudgeExample) -> str:
+        seen.append(shown)
+        return true_target(tasks, shown, form="rationale")
+
+    row = to_row(
+        example, name, fmt(tokenizer, tasks, completion_tokens=64, target=target, display=True, reasoning=True), **changes
+    )
+    assert row["weight"] == 1, row["error"]
+    return target(seen[0]), seen[0]
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("name", ["sharper", "nicer", "ranked"])
+def test_gold_reasoning_agrees_with_its_verdict_in_the_order_shown(name, words, tokenizer):
+    """Reasoning that names the candidates by {A}, {B} follows the order; other reasoning keeps the order stored."""
+    tasks = tasks_with(OWN, vary_words=words, templates="first")
+    orders, both = Counter(), name != "ranked"
+    for i, other in product(range(16), (False, True) if both else (False,)):
+        slots = "{C}, then {B}, then {A}" if name == "ranked" else f"{{{'AB'[i % 2]}}} is sharp, {{{'BA'[i % 2]}}} is not"
+        text, shown = taught(tasks, name, told(name, i, slots), tokenizer, other_order=other)
+        truth = truth_of(tasks[name], shown)
+        names = tasks[name].ask(shown.question, shown.example_id).names
+        orders[shown.images[0][-1]] += 1
+        question = tasks[name].question_text(shown.question, shown.example_id)
+        if name == "ranked":  # the bytes at the end number the pictures as stored
+            told_order = [names[[image[-1] for image in shown.images].index(j)] for j in (2, 1, 0)]
+            assert text == f"<think>{', then '.join(told_order)}</think><answer>{' > '.join(told_order)}</answer>"
+        else:
+            best = names[[image[-1] for image in shown.images].index(i % 2)]
+            worst = names[1 - names.index(best)]
+            assert text == f"<think>{best} is sharp, {worst} is not</think><answer>{best}</answer>"
+            assert truth.facts["rationale"] == f"{best} is sharp, {worst} is not"
+        old, young = (names[[image[-1] for image in shown.images].index(j)] for j in (0, 1))
+        if name != "nicer":  # which hides the instruction
+            assert f"Prompt: {old} is older than {young}\n" in question
+        plain, shown = taught(tasks, name, told(name, i, "the last one is sharp"), tokenizer, other_order=other)
+        stored = [image[-1] for image in shown.images]
+        answer = answer_text(truth_of(tasks[name], shown))
+        if other:
+            assert stored == [1, 0] and plain == f"<answer>{answer}</answer>"
+        else:
+            assert stored == sorted(stored) and plain == f"<think>the last one is sharp</think><answer>{answer}</answer>"
+    assert len(orders) > 1  # the order is drawn
+
+
+def test_a_reward_of_the_user_reads_no_reasoning_of_another_order(tokenizer):
+    tasks = tasks_with(OWN)
+    seen = Counter()
+    for i in range(16):
+        example = dataclasses.replace(told("sharper", i, "the first is sharp"), example_id=f"e{i}")
+        row = to_row(example, "sharper", fmt(tokenizer, tasks, display=True))  # as in RL
+        truth = read_truth(str(row["truth"]))
+        turned = truth.label != i % 2
+        assert truth.facts["rationale"] == ("" if turned else "the first is sharp")
+        seen[turned] += 1
+    assert min(seen.values()) >= 3
+
+
 CANARY = "CANARY7319"
 
 

@@ -18,7 +18,6 @@ from mtjudge_jax.tasks.reward import reward_of
 
 NO_YES = ("no", "yes")
 THINK, THINK_END, ANSWER, ANSWER_END = TAGS
-YES_LOOK_ALIKES += ["уes", "yеs", "yeѕ", "уеѕ", "ｙｅｓ", "ＹＥＳ", "Ｙes", "γes", "yεs", "ʏᴇs", "ⓨⓔⓢ", "yeꜱ", "yeſ", "ｙes"]
 
 
 def question(kind="pointwise_binary", images=1, instruction="a dog"):

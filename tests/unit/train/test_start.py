@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from data_fixtures import row_format
+from data_fixtures import encoded, example, noise, row_format
 from feeding import COUNTS, NAMES, write_data
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.records import Label
+from mtjudge_jax.tasks import tasks_with
 from mtjudge_jax.train import start
 from mtjudge_jax.train.fit import when_best
 from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health
@@ -29,6 +31,9 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+LONGEST = "longest of 24 prompts checked: 112 tokens and 8 patches, the limits are 200 (data.prompt_tokens) and 36 (data.patches)"
+
+
 def config(stage: str = "grpo") -> Config:
     cfg = Config(stage=stage)
     cfg.data.tasks = tuple(NAMES)
@@ -36,7 +41,9 @@ def config(stage: str = "grpo") -> Config:
 
 
 def test_records_are_counted(data, fmt):
-    assert check_records(config(), data, fmt) == [f"training records: {', '.join(f'{k} {n}' for k, n in COUNTS.items())}"]
+    counts, longest = check_records(config(), data, fmt)
+    assert counts == f"training records: {', '.join(f'{k} {n}' for k, n in COUNTS.items())}"
+    assert longest == LONGEST
 
 
 def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt):
@@ -50,14 +57,14 @@ def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt
 
 
 def test_sft_without_a_gold_reasoning_says_what_it_teaches(data, fmt, monkeypatch):
-    assert len(check_records(config("sft"), data, fmt)) == 1  # these have one
+    assert len(check_records(config("sft"), data, fmt)) == 2  # these have one
     plain = lambda *place: [replace(e, rationale=" ") for e in read_split(*place)]  # noqa: E731
     monkeypatch.setattr(start, "open_split", plain)
-    _, said = check_records(config("sft"), data, fmt)
+    *_, said = check_records(config("sft"), data, fmt)
     assert said.startswith("warning: technical, safety, alignment: no record checked has gold reasoning")
     cfg = config("sft")
     cfg.sft.target = "answer"  # which asks for nothing else
-    assert len(check_records(cfg, data, fmt)) == 1
+    assert len(check_records(cfg, data, fmt)) == 2
 
 
 def test_the_sizes_of_a_step_are_told():
@@ -87,3 +94,25 @@ def test_the_end_tells_of_which_step_the_best_model_is(tmp_path):
     for step, said in ((80, ""), (0, " (the starting model: no later validation was better)")):
         (tmp_path / "best" / "judge.json").write_text(json.dumps({"step": step}))
         assert when_best(run) == f", after step {step}{said}, model in {tmp_path / 'best'}"
+
+
+def test_gold_reasoning_of_one_side_is_said(data, fmt, tmp_path, monkeypatch):
+    """SFT shows such pairs in the order stored, so a stored order that gives the answer away would be learned."""
+    entry = {"name": "sharper", "kind": "pairwise", "question": "Which image is sharper?"}
+    cfg = Config(stage="sft")
+    cfg.data.tasks, cfg.data.custom_tasks = ("sharper",), (entry,)
+    fmt = fmt._replace(tasks=tasks_with((entry,)), target=lambda e: "<answer>A</answer>", completion_tokens=32, reasoning=True)
+
+    def said(winner, rationale: str = "the first is sharp") -> str:
+        pairs = [
+            example(i, "sharper", kind="pairwise", images=(encoded(noise(i, 32, 32)), encoded(noise(-1 - i & 99, 32, 32))),
+                    label=Label(winner=winner(i)), rationale=rationale)
+            for i in range(8)
+        ]  # fmt: skip
+        monkeypatch.setattr(start, "open_split", lambda *place: pairs)
+        return "\n".join(check_records(cfg, tmp_path, fmt))
+
+    assert "warning: sharper: all records checked have the same right answer" in said(lambda i: 0)
+    assert "warning" not in said(lambda i: i % 2) and "warning" not in said(lambda i: 0, "{A} is sharp")
+    fmt = fmt._replace(reasoning=False)
+    assert "warning" not in said(lambda i: 0)
