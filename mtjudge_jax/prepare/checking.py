@@ -40,7 +40,7 @@ _HEX = 32
 _TASK_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
-class Look(NamedTuple):
+class _Look(NamedTuple):
     """What decoding an image yields: a hash of its pixels, and its width and height."""
 
     pixels: str
@@ -56,7 +56,7 @@ class Checked(NamedTuple):
         return len(self.rows) + len(self.bad)
 
 
-def _look(image: bytes) -> Look | BadRecord:
+def _look(image: bytes) -> _Look | BadRecord:
     """Decodes the whole image, because a truncated one has a good header. Threads help: Pillow and hashlib release the GIL."""
     if image.startswith(LFS_POINTER):
         return BadRecord("lfs_pointer", NOT_DOWNLOADED)
@@ -69,7 +69,7 @@ def _look(image: bytes) -> Look | BadRecord:
         return BadRecord("image_aspect", f"{width}x{height} is over {MAX_ASPECT} to 1; crop or pad it first")
     digest = hashlib.sha256(b"%d %d " % (width, height))
     digest.update(pixels)
-    return Look(digest.hexdigest()[:_HEX], (width, height))
+    return _Look(digest.hexdigest()[:_HEX], (width, height))
 
 
 def _needs_median(example: JudgeExample) -> bool:
@@ -122,7 +122,7 @@ class _Spool:
         self.bad: list[Drop] = []
         self.ids: list[str] = []  # of every record read, in order
         self.seen: set[str] = set()
-        self.looks: dict[str, Look | BadRecord] = {}
+        self.looks: dict[str, _Look | BadRecord] = {}
         self._bytes, self._lines = (folder / "spool.bin").open("ab"), (folder / "journal.jsonl").open("ab")
         self._resume(folder / "journal.jsonl", (folder / "spool.bin").stat().st_size)
 
@@ -157,7 +157,7 @@ class _Spool:
     def _known(self, row: CheckedRecord) -> None:
         self.rows.append(row)
         self.seen.add(row.example_id)
-        self.looks |= {f: Look(p, size) for f, p, size in zip(row.files, row.pixels, row.sizes, strict=True)}
+        self.looks |= {f: _Look(p, size) for f, p, size in zip(row.files, row.pixels, row.sizes, strict=True)}
 
     def add_bad(self, error: BadRecord, example_id: str) -> None:
         text = str(error).removeprefix(f"{error.reason}: ")
@@ -165,7 +165,7 @@ class _Spool:
         self.bad.append(drop)
         self._line({"bad": drop, "id": example_id})
 
-    def add(self, example: JudgeExample, packed: bytes, files: tuple[str, ...], looks: list[Look]) -> None:
+    def add(self, example: JudgeExample, packed: bytes, files: tuple[str, ...], looks: list[_Look]) -> None:
         start = self.rows[-1].stop if self.rows else 0
         self._bytes.write(packed)
         pixels = tuple(seen.pixels for seen in looks)

@@ -20,6 +20,7 @@ from mtjudge_jax.prepare.checking import Checked, check_source, spooled
 from mtjudge_jax.prepare.folder import is_done, publish, source_hash, start_or_resume_check, work_folder, work_path
 from mtjudge_jax.prepare.readers import Reader
 from mtjudge_jax.prepare.readers.fields import as_number
+from mtjudge_jax.prepare.readers.files import snapshot_of
 from mtjudge_jax.prepare.report import write_data_report
 from mtjudge_jax.prepare.splits import MAX_BAD, MODES, NOT_FOR_TRAINING, CheckedRecord, Decision, decide, final_answer
 from mtjudge_jax.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
@@ -54,6 +55,7 @@ def prepare(reader: Reader, arguments: Arguments, out: AnyPath, *, max_bad: floa
     source = as_path(arguments.source)
     if not source.exists():
         raise UserError(f"--source={source}: no such folder or file. {reader.HOW}")
+    source = snapshot_of(source)
     given = {**arguments.reading(), **asdict(arguments), "allow_terms": sorted(arguments.allow_terms)}
     given["files"] = source_hash(source)
     if is_done(out, given):
@@ -62,6 +64,8 @@ def prepare(reader: Reader, arguments: Arguments, out: AnyPath, *, max_bad: floa
     if not in_bucket(source) and not in_bucket(out) and out.absolute().is_relative_to(source.absolute()):
         raise UserError(f"--out={out} is inside --source={source}: choose a folder beside it")
     with work_folder(out) as work:
+        if is_done(out, given):  # by another command, meanwhile
+            return False
         start_or_resume_check(work, arguments.reading() | {"files": given["files"]})
         checked = check_source(reader.read(source, arguments.options), work, limit=arguments.limit)
         _check_bad(checked, max_bad)

@@ -10,10 +10,12 @@ from PIL import Image, ImageDraw
 
 from mtjudge_jax.data.images import decode_image
 from mtjudge_jax.prepare.checking import Checked
-from mtjudge_jax.prepare.splits import CheckedRecord, Decision, Drop, final_answer
+from mtjudge_jax.prepare.readers.user_rows import label_words
+from mtjudge_jax.prepare.splits import CheckedRecord, Decision, Drop, final_answer, label_text
 from mtjudge_jax.records import JudgeExample
 
 _SHOWN = 5  # ids per reason
+_COUNTED = 12  # labels of a split and task; of more only the number is shown
 _LOW, _HIGH = 0.3, 0.7  # shares of positive labels outside this range are noted
 _ENOUGH = 20  # labels; fewer are not noted
 _PICTURES, _COLUMNS, _CELL, _CAPTION = 24, 6, 180, 40
@@ -35,11 +37,9 @@ def write_data_report(
     facts = _facts_of(checked, decision, kept, arguments, license=license, terms=terms)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "report.md").write_text(_markdown(facts), encoding="utf-8", errors="replace")
-    # The first of the user's own words for the labels 1 and 0: {"positive": "pass,ok"} -> {"1": "pass"}.
-    words = {label: arguments["options"].get(name) for label, name in (("1", "positive"), ("0", "negative"))}
-    first_words = {label: text.split(",")[0].strip() for label, text in words.items() if text}
-    _contact_sheet(kept, decision, example, first_words).save(folder / "contact_sheet.png")
+    words = label_words(arguments["dataset"], arguments["options"])
+    (folder / "report.md").write_text(_markdown(facts, words), encoding="utf-8", errors="replace")
+    _contact_sheet(kept, decision, example, words).save(folder / "contact_sheet.png")
     return facts
 
 
@@ -58,6 +58,7 @@ def _facts_of(
         "arguments": arguments,
         "records_read": checked.read,
         "records_written": len(kept),
+        "split": decision.how,
         "license": license,
         "terms": terms,
         "terms_of_records": dict(collections.Counter(row.terms for row, _ in kept)),
@@ -102,20 +103,19 @@ def _imbalances(balance: dict[str, collections.Counter]) -> list[str]:
     return notes
 
 
-def _markdown(facts: dict) -> str:
+def _markdown(facts: dict, words: Mapping[str, str]) -> str:
     arguments = facts["arguments"]
     licenses, terms = ("; ".join(list(facts[f"{name}_of_records"])[:_SHOWN]) for name in ("licenses", "terms"))
     lines = [
         f"# {arguments['dataset']}: {facts['records_written']} of {facts['records_read']} records",
         "",
-        f"Licence: {licenses}. Terms: {terms}. Split: {arguments['split']}, seed {arguments['seed']}. "
-        f"From {arguments['source']}.",
+        f"Licence: {licenses}. Terms: {terms}. Split: {facts['split']}; seed {arguments['seed']}. From {arguments['source']}.",
         "",
         "| split/task | records | groups | labels |",
         "|---|---|---|---|",
     ]
     for name, counts in facts["labels"].items():
-        lines.append(f"| {name} | {sum(counts.values())} | {facts['groups'][name]} | {_labels_text(counts)} |")
+        lines.append(f"| {name} | {sum(counts.values())} | {facts['groups'][name]} | {_labels_text(counts, words)} |")
     for task, median in facts["medians"].items():
         lines += ["", f"{task}: label 1 is score > {median['value']:.6g}, the median of {median['train_records']} train records."]
     for title, name in (("Unusable", "unusable"), ("Dropped", "left_out")):
@@ -137,10 +137,13 @@ def _markdown(facts: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _labels_text(counts: dict[str, int]) -> str:
-    if len(counts) <= 4:
-        return ", ".join(f"{name}: {count}" for name, count in counts.items())
-    return f"{len(counts)} different"
+def _labels_text(counts: dict[str, int], words: Mapping[str, str]) -> str:
+    """ "no: 40, yes: 41"; "1: 8, 2: 9, 3: 11" for grades; "98 different, 1.5 to 4.75" for many."""
+    scores = {name: float(name.removeprefix("score ")) for name in counts if name.startswith("score ")}
+    if len(counts) > _COUNTED:
+        return f"{len(counts)} different" + (f", {min(scores.values()):g} to {max(scores.values()):g}" if scores else "")
+    ordered = sorted(counts, key=lambda name: (scores.get(name, 0), label_text(name, words)))
+    return ", ".join(f"{label_text(name, words)}: {counts[name]}" for name in ordered)
 
 
 def _contact_sheet(
@@ -172,5 +175,5 @@ def _contact_sheet(
             sheet.paste(small, (x + at * (_CELL // len(images)) + 2, y + 2))
         label = final_answer(row, decision)
         draw.text((x + 4, y + _CELL), f"{split}/{row.task}"[:28], "black")
-        draw.text((x + 4, y + _CELL + 16), f"label {words.get(label, label)}"[:28], "black")
+        draw.text((x + 4, y + _CELL + 16), f"label {label_text(label, words)}"[:28], "black")
     return sheet

@@ -6,7 +6,8 @@ Pure functions of what is known about the records.
 import collections
 import hashlib
 import statistics
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
@@ -48,17 +49,36 @@ class Drop(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """split: of each record, "" if it is dropped; medians: (value, number of train records) by task."""
+    """split: of each record, "" if it is dropped; medians: (value, number of train records) by task; how: for the report."""
 
     split: list[str]
     drops: list[Drop]
     medians: dict[str, tuple[float, int]]
     notes: list[str]
+    how: str
 
 
 def final_answer(row: CheckedRecord, decision: Decision) -> str:
     """The label as text, including one that waited for the median."""
     return str(int(row.score > decision.medians[row.task][0])) if row.median else row.answer
+
+
+def label_text(answer: str, words: Mapping[str, str]) -> str:
+    """A label as a user writes it: "winner 0" -> "A", "winner -1" -> "tie", "score 3.5" -> "3.5", "ranks 2 1 2" -> "B > A = C".
+
+    words: those of the binary labels "1" and "0", if they have any.
+    """
+    kind, _, value = answer.partition(" ")
+    if kind == "winner":
+        return {"0": "A", "1": "B"}.get(value, "tie")
+    if kind == "score":
+        return value
+    if kind != "ranks":
+        return words.get(answer, answer)
+    letters: dict[int, list[str]] = {}
+    for letter, rank in zip(string.ascii_uppercase, map(int, value.split()), strict=False):
+        letters.setdefault(rank, []).append(letter)
+    return " > ".join(" = ".join(letters[rank]) for rank in sorted(letters))
 
 
 def decide(
@@ -88,7 +108,18 @@ def decide(
     largest = max(collections.Counter(components).values(), default=0)
     if len(rows) >= 100 and largest > len(rows) / 10:
         notes.append(f"One group has {largest} of {len(rows)} records, joined by prompts or images: a split by group is coarse.")
-    return Decision(split, drops, medians, notes)
+    return Decision(split, drops, medians, notes, _how_split(natives, closed, mode=mode, val=val, test=test))
+
+
+def _how_split(natives: Sequence[str], closed: Sequence[bool], *, mode: str, val: float, test: float) -> str:
+    shares = ", ".join(f"{100 * share:.3g} % {name}" for name, share in (("train", 1 - val - test), ("val", val), ("test", test)))
+    if mode == "paper_random":
+        return f"at random, {shares}"
+    dealt = sum(not native and not shut for native, shut in zip(natives, closed, strict=True))
+    if dealt == len(natives):
+        return f"by group, {shares}" if mode == "grouped" else f"by group, {shares}, as the source has no splits"
+    of_source = "as in the source" if any(natives) else "test, as the terms allow no training"
+    return f"{of_source}; the other {dealt} records by group, {shares}" if dealt else of_source
 
 
 def _keys(row: CheckedRecord) -> list[str]:
@@ -215,7 +246,9 @@ def _drop_duplicates(rows: Sequence[CheckedRecord], split: list[str], drops: lis
         order = " with its candidates in another order" if rows[kept].pixels != row.pixels else ""
         theirs, own = rows[kept].canonical_answer, row.canonical_answer
         differing += theirs != own
-        other = "" if theirs == own else f", whose label is {theirs}, not {own}"
+        other = "" if theirs == own else f", whose label is {label_text(theirs, {})}, not {label_text(own, {})}"
+        if other and own.startswith(("winner", "ranks")):  # the letters of candidates in an order that nobody has seen
+            other = ", whose label is another one"
         reason = "duplicate" if split[kept] == split[i] else "duplicate_across_splits"
         text = f"in {split[i]}, the same question as {rows[kept].example_id} in {split[kept]}{order}{other}"
         drops.append(Drop(reason, text, row.example_id))

@@ -94,7 +94,7 @@ def test_the_command_tells_what_it_did(tmp_path, source):
     argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")
     ended = called(*argv)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert "# fake: 40 of 41 records\n\nLicence: CC0. Terms: open. Split: native, seed 0." in ended.stdout
+    assert "# fake: 40 of 41 records\n\nLicence: CC0. Terms: open. Split: by group, 80 % train," in ended.stdout
     assert "- missing_image: 1\n  - fake/9: rows.csv line 9: no 9.png" in ended.stdout
     assert ended.stdout.splitlines()[-1] == f"40 records in {tmp_path / 'out'}"
     assert "train/sharp                          32 records" in ended.stdout

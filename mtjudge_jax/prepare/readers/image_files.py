@@ -5,13 +5,14 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
+from mtjudge_jax.prepare.checking import NOT_DOWNLOADED
 from mtjudge_jax.prepare.readers.fields import quoted
-from mtjudge_jax.prepare.readers.files import AGAIN
+from mtjudge_jax.prepare.readers.files import AGAIN, check_downloaded, is_hidden, is_pointer, to_unpack
 from mtjudge_jax.records import BadRecord
 
 _MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; no photograph is larger
@@ -28,9 +29,14 @@ def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS, rem
     `image_bytes` for more than _MAX_IMAGE_BYTES, `broken_zip`.
     """
     folder = source.parent if source.is_file() else source
+    names = sorted(path.name for path in folder.iterdir() if not is_hidden(path.name))
+    remarks = to_unpack(names)
     with contextlib.ExitStack() as stack:
         members = {}
-        for path in sorted(p for p in folder.iterdir() if p.name.endswith(".zip")):
+        for path in (folder / name for name in names if name.endswith(".zip")):
+            if is_pointer(path):
+                remarks += f"; {path.name} there is {NOT_DOWNLOADED}"
+                continue
             archive = stack.enter_context(opened_zip(path, remedy=remedy))
             members |= {info.filename: (archive, info) for info in archive.infolist() if not info.is_dir()}
 
@@ -43,7 +49,7 @@ def image_reader(source: AnyPath, *, folders: Sequence[str] = IMAGE_FOLDERS, rem
                         return _file(folder, place)
                 except OSError as e:  # no permission, or a broken disk
                     raise BadRecord("unreadable_image", f"{place}: {e.strerror or e}") from e
-            raise BadRecord("missing_image", f"{name} is not in {folder}")
+            raise BadRecord("missing_image", f"{name} is not in {folder}{remarks}")
 
         yield read
 
@@ -62,6 +68,7 @@ def image_of(value: Any, read: ReadImage, name: str) -> bytes:
 @contextlib.contextmanager
 def opened_zip(path: AnyPath, *, remedy: str = AGAIN) -> Iterator[zipfile.ZipFile]:
     """Raises UserError if the file is not a zip."""
+    check_downloaded(path)
     with path.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
@@ -83,10 +90,16 @@ def _places(name: str, folders: Sequence[str]) -> list[str]:
 
 def _file(folder: AnyPath, place: str) -> bytes:
     path = folder / place
-    if not in_bucket(folder) and not path.resolve().is_relative_to(folder.resolve()):
+    if not in_bucket(folder) and not _is_inside(path.resolve(), folder.resolve()):
         raise BadRecord("image_path", f"{place} is a link that leads out of {folder}")
     _check_size(place, size_of(path))
     return path.read_bytes()
+
+
+def _is_inside(real: Path, folder: Path) -> bool:
+    """Whether the file is in the folder, or in the `blobs` to which the links of a snapshot in Hugging Face's cache lead."""
+    blobs = next((path.parent / "blobs" for path in folder.parents if path.name == "snapshots"), folder)
+    return real.is_relative_to(folder) or real.is_relative_to(blobs)
 
 
 def zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:

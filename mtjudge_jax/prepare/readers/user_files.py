@@ -42,6 +42,7 @@ def _read_jsonl(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeEx
 def _json_lines(path: AnyPath) -> Iterator[files.NativeRow | BadRecord]:
     """The rows, one line in memory at a time. Messages count lines from 1; empty lines are not rows."""
     index = 0
+    files.check_downloaded(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -66,7 +67,7 @@ def _read_parquet(source: AnyPath, options: Mapping[str, str]) -> Iterator[Judge
     for path in found:
         there = files.column_names(path, remedy=_AGAIN)
         for name in there:
-            if name not in user_rows.FIELDS:
+            if name not in user_rows.FIELDS and not name.startswith("__index_level_"):  # pandas writes it
                 raise UserError(f"{path}: {user_rows.unknown_field('column', name, there)}; rename it or leave it out")
     wanted = {name: files.Column((name,), needed=name == "label") for name in user_rows.FIELDS}
     with image_files.image_reader(source, remedy=_AGAIN) as images:

@@ -24,6 +24,7 @@ from mtjudge_jax.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, J
 
 LICENSE = "the user's own"
 TERMS = "open"
+_WORDS = {"positive": "yes,true,1", "negative": "no,false,0"}
 OPTIONS = {
     "task": "task of rows without one (default: none)",
     "kind": "kind of rows without one: binary, graded, pairwise or listwise (default: none)",
@@ -31,8 +32,8 @@ OPTIONS = {
     "instruction": "instruction of rows without one (default: empty)",
     "split": "split of rows without one: train, val, test or ood (default: split by group)",
     "scale": "lowest and highest grade of rows without a scale, as 1-5 (default: none)",
-    "positive": "words of label 1, separated by commas (default: yes,true,1)",
-    "negative": "words of label 0, separated by commas (default: no,false,0)",
+    "positive": f"words of label 1, separated by commas (default: {_WORDS['positive']})",
+    "negative": f"words of label 0, separated by commas (default: {_WORDS['negative']})",
     "allow_tie": "yes or no: whether pairs without allow_tie may be tied (default: no)",
     "license": "license of rows without one (default: the user's own)",
     "terms": "terms of rows without any: open, research, gated or eval_only (default: open)",
@@ -46,6 +47,8 @@ _SHOWN = ("image", "images", "text", "candidates")  # a row has at least one of 
 _SPLITS = ("", "train", "val", "test", "ood")
 _PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE, "both_bad": TIE}
 _MAX_CANDIDATES = 26
+_NO_LABEL = "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge`"
+_CHAT = {"messages", "conversations", "conversation", "completion", "chosen", "rejected"}  # rows of trainers of language models
 
 
 class Taken(NamedTuple):
@@ -63,11 +66,18 @@ def take(given: Mapping[str, str], known: Mapping[str, str], dataset: str) -> Ta
     if options["kind"] and _kind_of(options["kind"]) is None:
         raise UserError(f"option kind: {unknown('kind', options['kind'], ('binary', 'graded', 'pairwise', 'listwise'))}")
     words = {}
-    for name, default, value in (("positive", "yes,true,1", 1), ("negative", "no,false,0", 0)):
-        for word in (options[name] or default).split(","):
+    for name, value in (("positive", 1), ("negative", 0)):
+        for word in (options[name] or _WORDS[name]).split(","):
             if words.setdefault(word.strip().lower(), value) != value:
                 raise UserError(f"option {name}: {word.strip()!r} means both labels: give it to one")
     return Taken(options, words, dataset)
+
+
+def label_words(dataset: str, options: Mapping[str, str]) -> dict[str, str]:
+    """The first word of each binary label, {"1": "yes", "0": "no"}; none for a published set, whose labels are no words."""
+    default = _WORDS if dataset in ("jsonl", "parquet") else {}
+    words = {label: options.get(name) or default.get(name) for label, name in (("1", "positive"), ("0", "negative"))}
+    return {label: text.split(",")[0].strip() for label, text in words.items() if text}
 
 
 def _kind_of(name: Any) -> str | None:
@@ -87,7 +97,7 @@ def example_of(row: files.NativeRow, images: image_files.ReadImage, taken: Taken
     if kind is None:
         raise BadRecord("wrong_field", f"kind is {fields.quoted(given['kind'])}, must be binary, graded, pairwise or listwise")
     if "label" not in native:
-        raise BadRecord("missing_field", "no label")
+        raise BadRecord("missing_field", _NO_LABEL)
     context = tuple(image_files.image_of(image, images, "context") for image in _list(native, "context"))
     candidates, shown = _candidates(native, kind, images)
     low, high = _scale(native.get("scale"), taken) if kind == "pointwise_score" else (None, None)
@@ -124,6 +134,8 @@ def example_of(row: files.NativeRow, images: image_files.ReadImage, taken: Taken
 
 def unknown_field(what: str, name: str, there: Collection[str]) -> str:
     """Suggests the nearest field, or else lists all fields and the required ones that are missing."""
+    if chat := sorted(_CHAT & set(there)):
+        return f"unknown {what} {chat[0]!r}: chat rows are not read, write one row a question; fields are {', '.join(FIELDS)}"
     if near := difflib.get_close_matches(name, FIELDS, 1, 0.7):
         return f"unknown {what} {name!r}, did you mean {near[0]!r}?"
     missing = ["image"] * (not any(field in there for field in _SHOWN)) + ["label"] * ("label" not in there)

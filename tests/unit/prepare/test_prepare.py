@@ -13,7 +13,7 @@ from preparing import arguments, by_split, made, picture, reader_of, run
 from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest
 from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare.prepare import Arguments, prepare
-from mtjudge_jax.records import BadRecord, Label, check_example, pack, unpack
+from mtjudge_jax.records import BadRecord, Candidate, Label, check_example, pack, unpack
 from mtjudge_jax.report.examples import read_examples
 from mtjudge_jax.report.read import RunFolder
 
@@ -226,6 +226,58 @@ def test_the_contact_sheet_keeps_pairs_apart_and_names_labels(tmp_path, source, 
     assert written == ["train/sharp", "label 0", "train/sharp", "label 1"]
 
 
+def labelled(kind, labels, **changes):
+    """Records of one kind with these labels; pairs and lists show pictures of their own."""
+    shown = {"pairwise": 2, "listwise": 3}.get(kind, 1)
+    several = {"candidates": tuple(Candidate(1) for _ in range(shown))} if shown > 1 else {}
+    return [
+        made(i, task=kind, kind=kind, images=tuple(picture(10 * i + k) for k in range(shown)), label=label, **several, **changes)
+        for i, label in enumerate(labels)
+    ]
+
+
+def test_the_report_writes_labels_as_a_user_does(tmp_path, source, monkeypatch):
+    """Counts of grades too, A, B and tie, orders, and the user's words; a set with many scores has their range."""
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, text, colour: written.append(text))
+    cases = {
+        "pairwise": ([Label(winner=w) for w in (0, 1, -1, -1)], {"allow_tie": True}, "A: 1, B: 1, tie: 2"),
+        "listwise": ([Label(ranks=(2, 1, 2)), Label(ranks=(1, 2, 3))], {}, "A > B > C: 1, B > A = C: 1"),
+        "pointwise_score": ([Label(score=s) for s in (2, 10, 1, 2, 3, 4)], {"score_min": 1, "score_max": 10},
+                            "1: 1, 2: 2, 3: 1, 4: 1, 10: 1"),
+        "pointwise_binary": ([Label(binary=b) for b in (1, 0, 1)], {}, "no: 1, yes: 2"),
+    }  # fmt: skip
+    for kind, (labels, changes, text) in cases.items():
+        out, _ = run(tmp_path, source, labelled(kind, labels, **changes), name=kind, val=0, test=0, dataset="jsonl")
+        assert f"| train/{kind} | {len(labels)} | {len(labels)} | {text} |" in (out / "report.md").read_text()
+    assert {"label tie", "label A", "label B > A = C", "label 10", "label yes", "label no"} <= set(written)
+    scores = labelled("pointwise_score", [Label(score=1 + i / 8) for i in range(20)], score_min=1, score_max=5)
+    out, _ = run(tmp_path, source, scores, name="scores", val=0, test=0)
+    assert "| 20 different, 1 to 3.375 |" in (out / "report.md").read_text()
+    twins = labelled("pairwise", [Label(winner=0), Label(winner=1)])
+    twins[1] = replace(twins[1], images=twins[0].images, instruction=twins[0].instruction)
+    _, report = run(tmp_path, source, twins, name="twins", val=0, test=0)
+    assert report["left_out"]["duplicate"]["first"][0].endswith("fake/0 in train, whose label is another one")
+
+
+SHARES = "80 % train, 10 % val, 10 % test"
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode", "text"),
+    [({}, "native", f"by group, {SHARES}, as the source has no splits"), ({}, "grouped", f"by group, {SHARES}"),
+     ({"split": "test"}, "native", "as in the source"), ({"split": "test"}, "paper_random", f"at random, {SHARES}"),
+     ({"terms": "eval_only"}, "native", "test, as the terms allow no training")],
+)  # fmt: skip
+def test_the_report_says_how_the_splits_were_made(tmp_path, source, changes, mode, text):
+    out, report = run(tmp_path, source, [made(i, **changes) for i in range(40)], split=mode)
+    assert report["split"] == text and f" Split: {text}; seed 0. From " in (out / "report.md").read_text()
+    mixed = [made(i, **changes, **({} if changes else {"split": "train"})) for i in range(10)] + [made(i) for i in range(10, 20)]
+    if mode == "native" and "terms" not in changes:
+        _, report = run(tmp_path, source, mixed, name="mixed")
+        assert report["split"] == f"as in the source; the other 10 records by group, {SHARES}"
+
+
 def test_a_reason_is_told_once_with_its_count(tmp_path, source):
     """Not ten times, over a thousand characters."""
     bad = [BadRecord("unknown_field", f"rows.jsonl line {i}: unknown field 'picture'", f"fake/{i}") for i in range(1, 11)]
@@ -312,7 +364,7 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
 def test_two_commands_do_not_write_one_folder(tmp_path, source):
     from mtjudge_jax.prepare.folder import work_folder
 
-    with work_folder(tmp_path / "out"), pytest.raises(ValueError, match="is being written by another `mtjudge prepare`"):
+    with work_folder(tmp_path / "out"), pytest.raises(ValueError, match="out is in use by .*process .*wait until it ends"):
         run(tmp_path, source, [made(1)])
 
 

@@ -249,6 +249,8 @@ def test_mllm_judge_parts(tmp_path):
     write_jsonl(tmp_path / "Benchmark_Lite" / "score_lite.jsonl", [mllm_score_row(3)])
     assert [e.example_id for e in read_all(mllm_judge, tmp_path, edition="lite")[0]] == ["mllm_score/3"]
     write_jsonl(tmp_path / "old" / "score.jsonl", [mllm_score_row(3)])
+    assert len(read_all(mllm_judge, tmp_path, part="score")[0]) == 3  # Benchmark/ counts
+    (tmp_path / "Benchmark").rename(tmp_path / "new")
     with pytest.raises(ValueError, match=r"score.jsonl exists more than once"):
         list(mllm_judge.read(tmp_path, {}))
 

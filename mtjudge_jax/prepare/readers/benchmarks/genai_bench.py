@@ -17,6 +17,7 @@ OPTIONS = {
 }
 HOW = "Get TIGER-Lab/GenAI-Bench from Hugging Face (CC BY 4.0), image_generation and image_edition, and give its folder."
 
+_PARTS = ("test_v1", "test")
 _IMAGE = files.columns(
     instruction="prompt", left="left_image left_output_image", right="right_image right_output_image", vote="vote_type",
     left_model="left_model?", right_model="right_model?",
@@ -34,10 +35,9 @@ _VOTES = {
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
-    taken = fields.take_options(options, OPTIONS, part=("test_v1", "test"), task=("both", *TASKS))
+    taken = fields.take_options(options, OPTIONS, part=_PARTS, task=("both", *TASKS))
     found = [path for path in files.find_files(source, ".parquet", HOW) if "video" not in str(path.relative_to(source))]
-    # Shards are called test_v1-00000-of-00002.parquet, or 0000.parquet in a folder test_v1.
-    paths = found if source.is_file() else [p for p in found if taken["part"] in (p.name.split("-")[0], p.parent.name)]
+    paths = found if source.is_file() else [path for path in found if files.split_of(path, _PARTS) == taken["part"]]
     edits = ["source_image" in files.column_names(path) for path in paths]
     with image_files.image_reader(source) as images:
         for task, wanted, is_edit in (("genai_image", _IMAGE, False), ("genai_edit", _EDIT, True)):

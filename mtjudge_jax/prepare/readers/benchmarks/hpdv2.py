@@ -14,7 +14,7 @@ OPTIONS = {
     "form": "pairs (task hpdv2), list (task hpdv2_list) or both; nine pictures are 36 pairs (default: pairs)",
     **fields.REVISION,
 }
-HOW = "Get test.json and the test pictures of ymhao/HPDv2 from Hugging Face (Apache-2.0), unpacked or in a zip; give the folder."
+HOW = "Get test.json and test.tar.gz of ymhao/HPDv2 from Hugging Face (Apache-2.0), unpack it there (tar -xzf), give the folder."
 
 _FIELDS = files.columns(prompt="prompt", images="image_path", ranks="rank")
 _FOLDERS = ("", "test", "image", "images")

@@ -1,7 +1,7 @@
 """MLLM-as-a-Judge: answers to questions about pictures, graded 1 to 5, compared in pairs (C = tie), and ranked in fours."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
@@ -17,42 +17,61 @@ OPTIONS = {
     **fields.REVISION,
 }
 HOW = (
-    "Get ONE-Lab/MLLM-as-a-Judge from Hugging Face or clone Dongping-Chen/MLLM-Judge (MIT), and give the folder that holds "
-    "score.jsonl, pair.jsonl, batch.jsonl (in any folder below it) and the pictures in image/ or a zip"
+    "Get ONE-Lab/MLLM-as-a-Judge from Hugging Face or clone Dongping-Chen/MLLM-Judge (MIT), and give its folder: score.jsonl, "
+    "pair.jsonl and batch.jsonl are read from Benchmark/ in any folder below it, and the pictures from image/ or a zip"
 )
 
 _COMMON = {"instruction": "instruction", "image": "image_path", "source": "original_dataset?", "id": "id?"}
+_HUMAN = "human human_answer Human_answer"
 _FIELDS = {
-    "score": files.columns(**_COMMON, answer="answer", human="human human_answer", name="name?", own_id="score_id?"),
-    "pair": files.columns(**_COMMON, answer1="answer1", answer2="answer2", human="human_answer human", own_id="pair_id?"),
-    "batch": files.columns(**_COMMON, answers="answers", human="human_answer human", own_id="batch_id?"),
+    "score": files.columns(**_COMMON, answer="answer", human=_HUMAN, name="name?", own_id="score_id?"),
+    "pair": files.columns(**_COMMON, answer1="answer1", answer2="answer2", human=_HUMAN, own_id="pair_id?"),
+    "batch": files.columns(**_COMMON, answers="answers", human=_HUMAN, own_id="batch_id?"),
 }
 _WINNERS = {"A": 0, "B": 1, "C": TIE}
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ABOVE = {"Benchmark": 1, "Benchmark_Lite": 1, "HQ": 2, "Hard": 2}  # folders from a table's up to the one that has image/
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     parts = ("score", "pair", "batch")
     taken = fields.take_options(options, OPTIONS, part=("all", *parts), edition=("full", "lite"))
     found = files.find_files(source, ".jsonl", HOW)
-    paths = {}
-    for part in parts:
-        wanted = f"{part}.jsonl" if taken["edition"] == "full" else f"{part}_lite.jsonl"
-        named = [path for path in found if path.name.lower() == wanted]
-        if len(named) > 1:
-            raise UserError(f"{source}: {wanted} exists more than once ({', '.join(map(str, named))}): give the folder of one")
-        if named and taken["part"] in ("all", part):
-            paths[part] = named[0]
+    ending = ".jsonl" if taken["edition"] == "full" else "_lite.jsonl"
+    asked = [part for part in parts if taken["part"] in ("all", part)]
+    paths = {part: path for part in asked if (path := _table(source, found, f"{part}{ending}"))}
     if not paths:
         what = f"no file of part {taken['part']}, edition {taken['edition']}"
         raise UserError(f"{source}: {what}; there is {files.first_names(found)}. {HOW}")
     made: dict[str, Callable[[dict], dict]] = {"score": _score, "pair": _pair, "batch": _batch}
-    with image_files.image_reader(source, folders=("", "image", "images", "Dataset/image")) as images:
-        for part, path in paths.items():
+    for part, path in paths.items():
+        with image_files.image_reader(_image_root(source, path), folders=("", "image", "images", "Dataset/image")) as images:
             rows = files.json_rows(path, _FIELDS[part])
             common = {"task": f"mllm_{part}", "revision": taken["revision"]}
             make = functools.partial(_example, images=images, judged=made[part], common=common)
             yield from files.records(rows, lambda row, make=make: [make(row)])
+
+
+def _table(source: AnyPath, found: Sequence[AnyPath], name: str) -> AnyPath | None:
+    """The table with this name: from Benchmark/, where that exists; Hard/ and HQ/ have a Score.jsonl, Pair.jsonl, .. too.
+
+    Raises UserError if there are several.
+    """
+    tables = [path for path in found if path.parent.name in ("Benchmark", "Benchmark_Lite")]
+    named = [path for path in tables if path.name == name] or [path for path in found if path.name == name]
+    if not (named or tables):
+        named = [path for path in found if path.name.lower() == name]
+    if len(named) > 1:
+        raise UserError(f"{source}: {name} exists more than once ({', '.join(map(str, named))}): give the folder of one")
+    return named[0] if named else None
+
+
+def _image_root(source: AnyPath, table: AnyPath) -> AnyPath:
+    """The folder that has the pictures in image/, also above the source, if that is Benchmark/ itself."""
+    root = table.parent
+    for _ in range(_ABOVE.get(root.name, 0)):
+        root = root.parent
+    return root if (root / "image").is_dir() else source
 
 
 def _example(

@@ -20,14 +20,14 @@ _FIELDS = files.columns(
     caption="caption", jpg_0="jpg_0", jpg_1="jpg_1", label_0="label_0", label_1="label_1", ranking_id="ranking_id?",
     user_id="user_id?", model_0="model_0?", model_1="model_1?", has_label="has_label?",
 )  # fmt: skip
+_PARTS = ("test_unique", "test", "validation_unique", "validation")
 _LABELS = {(1.0, 0.0): 0, (0.0, 1.0): 1, (0.5, 0.5): TIE}
 
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
-    parts = ("test_unique", "test", "validation_unique", "validation")
-    taken = fields.take_options(options, OPTIONS, part=parts)
+    taken = fields.take_options(options, OPTIONS, part=_PARTS)
     found = files.find_files(source, ".parquet", HOW)
-    paths = found if source.is_file() else [p for p in found if taken["part"] in (p.name.split("-")[0], p.parent.name)]
+    paths = found if source.is_file() else [path for path in found if files.split_of(path, _PARTS) == taken["part"]]
     if not paths:
         raise UserError(f"{source}: no parquet file of the part {taken['part']}; there is {files.first_names(found)}. {HOW}")
     with image_files.image_reader(source) as images:

@@ -58,7 +58,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     known = _overlap_images(as_path(taken["imagereward"])) if taken["imagereward"] else KnownImages(frozenset(), frozenset())
     shards: dict[str, list[AnyPath]] = {}
     for path in files.find_files(source, ".parquet", HOW):
-        shards.setdefault(_part_of(path), []).append(path)
+        shards.setdefault(files.split_of(path, (*_PARTS, *_NEWER_PARTS)), []).append(path)
     with image_files.image_reader(source) as images:
         for part, paths in shards.items():
             if part in _PARTS and taken["task"] not in ("all", tasks[part]):
@@ -67,14 +67,9 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
             yield from files.records(rows, lambda row: [_example(row, images, known, taken["revision"])])
 
 
-def _part_of(path: AnyPath) -> str:
-    """safety.parquet, safety-00000-of-00001.parquet, safety/0000.parquet -> safety; "" if neither name tells."""
-    names = (path.name.split("-")[0].removesuffix(".parquet"), path.parent.name)
-    return next((name for name in names if name in (*_PARTS, *_NEWER_PARTS)), "")
-
-
 def _overlap_images(folder: AnyPath) -> KnownImages:
     """Reads the test zips of ImageRewardDB, image by image. Raises UserError if they are missing or damaged."""
+    folder = files.snapshot_of(folder)
     folder = folder / "images" if (folder / "images").is_dir() else folder
     uuids, digests = set(), set()
     for path in imagereward.zips(folder, "test", "1k"):

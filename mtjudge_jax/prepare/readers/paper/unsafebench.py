@@ -23,10 +23,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     """One record per image. The category is the search topic, for safe images too: it is in raw, never in the question."""
     taken = fields.take_options(options, OPTIONS, split=("all", "train", "test"))
     found = files.find_files(source, ".parquet", HOW)
-    # Shards are called train-00000-of-00010.parquet, or 0000.parquet in a folder train.
-    shards = {
-        name: [p for p in found if name in (p.name.split("-")[0].removesuffix(".parquet"), p.parent.name)] for name in _SPLITS
-    }
+    shards = {name: [path for path in found if files.split_of(path, _SPLITS) == name] for name in _SPLITS}
     splits = _SPLITS if taken["split"] == "all" else (taken["split"],)
     if source.is_file() and taken["split"] == "all":
         splits = tuple(name for name in _SPLITS if shards[name]) or _SPLITS
