@@ -55,8 +55,9 @@ class Question(NamedTuple):
 class JudgeExample:
     """One judging question with its label.
 
-    `images` are encoded files (PNG, JPEG or WebP): first the `context_images` that belong to the question (the picture before
-    an edit, the picture that texts are about), then each candidate's, in native order. Without `candidates`, each image
+    `images` are encoded files (PNG, JPEG or WebP), or pixels uint8 [h, w, 3] in a question that is asked but never stored: first
+    the `context_images` that belong to the question (the picture before an edit, the picture that texts are about), then each
+    candidate's, in native order. Without `candidates`, each image
     after the context is a candidate. `group_id` is the unit of leakage and of the bootstrap (a source photograph, a prompt):
     a group is never in two splits. `rationale` is a gold reasoning for SFT, or empty. Of a pair or a list, `rationale` and
     `instruction` may name the candidates by {A}, {B}, .. in native order. `raw` is JSON of native fields that
@@ -114,6 +115,15 @@ class BadRecord(UserError):
 
     def __reduce__(self):  # the default calls __init__ with one argument, which fails in another process
         return BadRecord, (self.reason, str(self).removeprefix(f"{self.reason}: "), self.example_id)
+
+
+def lone_surrogate(text: str) -> str:
+    r"""Where a text holds half a character, which no tokenizer takes, as "'\ud83d' at character 5"; "" if it is Unicode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"{text[error.start]!r} at character {error.start}"
+    return ""
 
 
 def pack(example: JudgeExample) -> bytes:

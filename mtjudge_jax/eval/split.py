@@ -4,7 +4,6 @@ Each batch is kept when it is done, so the same command continues a killed evalu
 """
 
 import collections
-import dataclasses
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ import numpy as np
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.checkpoint.digest import digests
-from mtjudge_jax.config import Config, HostsConfig, MeshConfig, get_tasks
+from mtjudge_jax.config import Config, HostsConfig, get_tasks
 from mtjudge_jax.config_check import check
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.errors import ConfigError, UserError, unknown
@@ -30,7 +29,7 @@ from mtjudge_jax.eval.official import official
 from mtjudge_jax.eval.resume import Kept, open_kept, refuse_other
 from mtjudge_jax.hosts.exchange import gather, together
 from mtjudge_jax.paths import AnyPath, absolute, as_path, read_object, remove_tree
-from mtjudge_jax.policy.judge_file import JUDGE_FILE, best_of, judge_config
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, best_of, judge_config, mesh_of
 from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import Task, get_task
@@ -78,17 +77,6 @@ def _read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, 
     if empty := [name for name, group in examples.items() if not group]:
         raise UserError(f"{ask.data} has no record of {', '.join(empty)} in {ask.split}: select other tasks with --tasks")
     return {name: group[: ask.limit or None] for name, group in examples.items()}
-
-
-def _mesh_config(axes: list[str]) -> MeshConfig:
-    """["fsdp=2", "tensor=2"] -> two devices along each of these axes, the rest along data."""
-    mesh, names = MeshConfig(), [field.name for field in dataclasses.fields(MeshConfig)]
-    for axis in axes:
-        name, _, devices = axis.partition("=")
-        if name not in names or not devices.lstrip("-").isdigit():
-            raise ConfigError(f"--mesh={axis}: give AXIS=DEVICES with an axis of {', '.join(names)}, e.g. --mesh=fsdp=2,tensor=2")
-        mesh = dataclasses.replace(mesh, **{name: int(devices)})
-    return mesh
 
 
 def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
@@ -144,7 +132,7 @@ def _config(ask: Request) -> Config:
         check(cfg, jax.device_count(), jax.process_count())
     else:
         cfg = judge_config(ask.model, batch=ask.batch)
-        cfg.mesh = _mesh_config(ask.mesh)
+        cfg.mesh = mesh_of(ask.mesh)
     # Checked before the data is read: the model's judge.json defines the run's own tasks.
     model_folder(cfg.model.path, said="--model=" if ask.model else "model.path = ")
     cfg.eval.templates = ask.templates

@@ -1,11 +1,13 @@
 """Reads and writes judge.json, a file beside a trained model: the sizes, tasks and wordings that it was trained with."""
 
+import dataclasses
 import json
 import os
+from collections.abc import Iterable, Mapping
 
 import jax
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, MeshConfig
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.paths import as_path
 
@@ -30,6 +32,30 @@ def best_of(folder: str | os.PathLike) -> str | os.PathLike:
     if (path / "metrics.jsonl").is_file():
         raise ConfigError(f"{path} is the workdir of a run that has no best/ yet: give a model folder, or train on")
     return folder
+
+
+def trained_tasks(folder: str | os.PathLike) -> tuple[str, ...]:
+    """The tasks that the model of a folder was trained on, () if it has no judge.json or that does not name them."""
+    path = as_path(folder) / JUDGE_FILE
+    try:
+        return tuple(json.loads(path.read_text())["templates"]) if path.is_file() else ()
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
+def mesh_of(axes: str | Iterable[str] | Mapping[str, int]) -> MeshConfig:
+    """ "fsdp=2,tensor=2", its parts in a list or {"fsdp": 2, "tensor": 2} -> two devices along each of these axes, the rest along
+    data.
+    """
+    if isinstance(axes, Mapping):
+        axes = [f"{name}={devices}" for name, devices in axes.items()]
+    mesh, names = MeshConfig(), [field.name for field in dataclasses.fields(MeshConfig)]
+    for axis in axes.split(",") if isinstance(axes, str) else axes:
+        name, _, devices = axis.strip().partition("=")
+        if name not in names or not devices.removeprefix("-").isdecimal():
+            raise ConfigError(f"--mesh={axis}: give AXIS=DEVICES with an axis of {', '.join(names)}, e.g. --mesh=fsdp=2,tensor=2")
+        mesh = dataclasses.replace(mesh, **{name: int(devices)})
+    return mesh
 
 
 def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:

@@ -14,12 +14,10 @@ import pytest
 from commands import commands
 from PIL import Image, ImageOps
 
-from mtjudge_jax.data.images import decode_image
 from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.demo.dataset import DEMO_TASKS, make_examples
 from mtjudge_jax.eval import batches, evaluate
 from mtjudge_jax.eval.predictions import AnswerGroup, answered_line
-from mtjudge_jax.judge.judge import Judge, image_bytes
 from mtjudge_jax.policy.model import DEMO_BASE
 from mtjudge_jax.tasks import TASKS
 
@@ -79,41 +77,17 @@ def test_a_path_bytes_and_a_pil_image_are_the_same_picture():
     assert judged()["forms"]["turned.png"][0] == judged()["forms"]["a.png"][0]
 
 
-def test_an_array_is_a_picture():
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    for array in (pixels, pixels[::-1, ::2]):
-        assert np.array_equal(decode_image(image_bytes(array)), array)
-
-
-JUDGE = Judge(None, None, SimpleNamespace(fmt=SimpleNamespace(tasks=TASKS)))
-
-
-@pytest.mark.parametrize(
-    ("images", "said"),
-    [
-        (None, "image_type: None is no picture"),
-        (7, "image_type: 7 is no picture"),
-        ([["a.png"]], r"image_type: \['a.png'\] is no picture"),
-        (np.zeros((4, 4)), r"image_array: an array of float64 \[4, 4\] is no picture"),
-        (np.zeros((2, 4, 4, 3), np.uint8), r"image_array: an array of uint8 \[2, 4, 4, 3\] is no picture"),
-        (np.zeros((0, 4, 3), np.uint8), r"image_array: an array of uint8 \[0, 4, 3\] is no picture"),
-    ],
-)
-def test_what_is_no_picture_is_told_what_may_be_one(images, said):
-    with pytest.raises(ValueError, match=f"^{said}: give a path, encoded bytes, a PIL image or a uint8 array"):
-        JUDGE.judge(images=images, task="technical")
-
-
 def test_many_questions_keep_their_order():
     """Three questions in batches of two: the last is filled up."""
     for found in judged()["alone"]:
         is_verdict(found, "alignment")
     assert len(judged()["together"]) == 3
     for found, alone in zip(judged()["together"], judged()["alone"], strict=True):
-        numbers = {"probabilities": None, "probability": None}
+        numbers = {"probabilities": None, "probability": None, "score_expected": None}
         assert {**found, **numbers} == {**alone, **numbers}
         assert found["probability"] == found["probabilities"][found["verdict"]] and found["parse"] == "strict"
         assert found["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
+        assert found["score_expected"] == found["probabilities"]["yes"]
     assert len({json.dumps(found["probabilities"]) for found in judged()["alone"]}) == 3
     assert judged()["none"] == []
 

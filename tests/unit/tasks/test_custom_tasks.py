@@ -14,7 +14,7 @@ from mtjudge_jax.config import Config, MeshConfig, from_dict, get_tasks, to_dict
 from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.eval.scores import task_score
-from mtjudge_jax.judge.judge import question_example
+from mtjudge_jax.judge.questions import question_example
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
 from mtjudge_jax.records import Label
 from mtjudge_jax.sharding import make_mesh
