@@ -13,6 +13,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("FSSPEC_GCS_TOKEN", "anon")  # read as fsspec is imported; support/bucket.py asks for no name
 
 import jax
+import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "allow")
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder to prepare from, for readers that make up their records."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "rows.csv").write_text("one\n")
+    return folder

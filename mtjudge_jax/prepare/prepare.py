@@ -19,8 +19,8 @@ from mtjudge_jax.paths import AnyPath, as_path, in_bucket
 from mtjudge_jax.prepare.checking import Checked, check_source, spooled
 from mtjudge_jax.prepare.folder import is_done, publish, source_hash, start_or_resume_check, work_folder, work_path
 from mtjudge_jax.prepare.readers import Reader
+from mtjudge_jax.prepare.readers.downloads import snapshot_of
 from mtjudge_jax.prepare.readers.fields import as_number
-from mtjudge_jax.prepare.readers.files import snapshot_of
 from mtjudge_jax.prepare.report import write_data_report
 from mtjudge_jax.prepare.splits import MAX_BAD, MODES, NOT_FOR_TRAINING, CheckedRecord, Decision, decide, final_answer
 from mtjudge_jax.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack

@@ -8,14 +8,6 @@ import pytest
 from places import SUPPORT
 
 
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    (folder / "rows.csv").write_text("one\n")
-    return folder
-
-
 @pytest.mark.parametrize("side", [24, 96])  # records below and above the size of a file's buffer
 def test_killed_while_it_checks_it_goes_on(tmp_path, source, side):
     argv = ("--dataset=fake", f"--source={source}", f"--out={tmp_path / 'out'}")

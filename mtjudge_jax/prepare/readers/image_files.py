@@ -11,8 +11,9 @@ from typing import Any
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import ADDRESS, AnyPath, in_bucket, size_of
 from mtjudge_jax.prepare.checking import NOT_DOWNLOADED
+from mtjudge_jax.prepare.readers.downloads import check_downloaded, is_hidden, is_pointer, to_unpack
 from mtjudge_jax.prepare.readers.fields import quoted
-from mtjudge_jax.prepare.readers.files import AGAIN, check_downloaded, is_hidden, is_pointer, to_unpack
+from mtjudge_jax.prepare.readers.files import AGAIN
 from mtjudge_jax.records import BadRecord
 
 _MAX_IMAGE_BYTES = 200_000_000  # of an encoded image; no photograph is larger

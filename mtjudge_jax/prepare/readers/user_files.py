@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files, user_rows
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files, user_rows
 from mtjudge_jax.records import BadRecord, JudgeExample
 
 _AGAIN = "write it again"  # the remedy for a damaged file of the user's own
@@ -31,10 +31,10 @@ def _read_jsonl(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeEx
     name = taken.options["file"]
     if name and ("/" in name or "\\" in name or not (source / name).is_file()):
         raise UserError(f"option file: {name!r} is not a file in {source}. {JSONL.HOW}")
-    found = [source / name] if name else files.find_files(source, ".jsonl", JSONL.HOW)
+    found = [source / name] if name else downloads.find_files(source, ".jsonl", JSONL.HOW)
     if len(found) > 1:
         remedy = "name one with --option=file=NAME, or give the file itself"
-        raise UserError(f"{source}: several JSONL files ({files.first_names(found)}); {remedy}")
+        raise UserError(f"{source}: several JSONL files ({downloads.first_names(found)}); {remedy}")
     with image_files.image_reader(found[0], remedy=_AGAIN) as images:
         yield from files.records(_json_lines(found[0]), lambda row: [user_rows.example_of(row, images, taken)])
 
@@ -42,7 +42,7 @@ def _read_jsonl(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeEx
 def _json_lines(path: AnyPath) -> Iterator[files.NativeRow | BadRecord]:
     """The rows, one line in memory at a time. Messages count lines from 1; empty lines are not rows."""
     index = 0
-    files.check_downloaded(path)
+    downloads.check_downloaded(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -63,7 +63,7 @@ def _json_lines(path: AnyPath) -> Iterator[files.NativeRow | BadRecord]:
 def _read_parquet(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     """Raises UserError for a column that is not a field: its content would be lost silently."""
     taken = user_rows.take(options, PARQUET.OPTIONS, "parquet")
-    found = files.find_files(source, ".parquet", PARQUET.HOW)
+    found = downloads.find_files(source, ".parquet", PARQUET.HOW)
     for path in found:
         there = files.column_names(path, remedy=_AGAIN)
         for name in there:

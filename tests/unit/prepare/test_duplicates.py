@@ -2,18 +2,10 @@
 
 from dataclasses import replace
 
-import pytest
 from preparing import by_split, made, picture, run
 
 from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.records import TIE, Candidate, Label, reordered
-
-
-@pytest.fixture
-def source(tmp_path):
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "rows.csv").write_text("one\n")
-    return tmp_path / "source"
 
 
 def test_duplicates_planted_in_native_splits_are_found(tmp_path, source):

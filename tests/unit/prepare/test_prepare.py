@@ -18,14 +18,6 @@ from mtjudge_jax.report.examples import read_examples
 from mtjudge_jax.report.read import RunFolder
 
 
-@pytest.fixture
-def source(tmp_path):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    (folder / "rows.csv").write_text("one\n")
-    return folder
-
-
 def test_records_come_back_as_they_were(tmp_path, source):
     examples = [made(i) for i in range(100)]
     out, report = run(tmp_path, source, examples)

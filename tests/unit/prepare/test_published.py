@@ -10,7 +10,7 @@ from native_eval import mllm_batch_row, mllm_pair_row, mllm_score_row, read_all,
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.prepare.prepare import Arguments, prepare
-from mtjudge_jax.prepare.readers import READERS, files
+from mtjudge_jax.prepare.readers import READERS, downloads
 from mtjudge_jax.prepare.readers.benchmarks import hpdv2, mllm_judge
 from mtjudge_jax.prepare.readers.user_files import JSONL
 
@@ -21,7 +21,7 @@ def test_a_set_is_read_from_a_download_and_from_the_cache(tmp_path, name):
     examples, bad = read_all(READERS[name], published.as_download(tmp_path / "a"))
     assert bad == [] and len(examples) == count
     published.SETS[name](tmp_path / "b")
-    snapshot = files.snapshot_of(published.as_cache(tmp_path / "b"))
+    snapshot = downloads.snapshot_of(published.as_cache(tmp_path / "b"))
     assert snapshot.parent.name == "snapshots" and read_all(READERS[name], snapshot) == (examples, [])
 
 
@@ -59,12 +59,12 @@ def test_the_cache_is_read_by_its_repository_and_by_a_snapshot(tmp_path):
         assert prepare(mllm_judge, given, tmp_path / f"out{number}")
         assert json.loads((tmp_path / f"out{number}" / "report.json").read_text())["records_written"] == 10
     (repository / "snapshots" / "older").mkdir()
-    assert files.snapshot_of(repository) == snapshot
+    assert downloads.snapshot_of(repository) == snapshot
     shutil.rmtree(repository / "refs")
     with pytest.raises(
         UserError, match=r"snapshots: holds 6cc46a6e5d9388f44fdf9096d5387cd3b7988676, older: give the folder of one"
     ):
-        files.snapshot_of(repository)
+        downloads.snapshot_of(repository)
     (snapshot / "image" / "0.jpg").unlink()
     (snapshot / "image" / "0.jpg").symlink_to(write_image(tmp_path / "secret.jpg", 9))
     assert {reason for reason, _ in read_all(mllm_judge, snapshot, part="batch")[1]} == {"image_path"}
@@ -72,7 +72,7 @@ def test_the_cache_is_read_by_its_repository_and_by_a_snapshot(tmp_path):
 
 def test_own_rows_are_read_from_the_cache(tmp_path):
     native.write_own(tmp_path / "mine", [native.own_row(0), native.own_row(1)], images=2)
-    examples, bad = read_all(JSONL, files.snapshot_of(published.as_cache(tmp_path / "mine")))
+    examples, bad = read_all(JSONL, downloads.snapshot_of(published.as_cache(tmp_path / "mine")))
     assert bad == [] and [e.images for e in examples] == [(native.picture(0),), (native.picture(1),)]
 
 
@@ -133,6 +133,27 @@ def test_files_that_the_downloader_adds_do_not_change_the_source(tmp_path):
     assert prepare(READERS["unsafebench"], given, tmp_path / "out")
     native.write_bytes(tmp_path / "data" / ".cache" / "huggingface" / "download" / "a.lock", b"")
     assert prepare(READERS["unsafebench"], given, tmp_path / "out") is False
+
+
+def test_a_folder_that_is_a_link_to_another_disk_is_read(tmp_path):
+    """Not so a link to the folder above or to a folder beside, whose files would be read twice."""
+    published.unsafebench(tmp_path / "disk")
+    source = tmp_path / "UnsafeBench"
+    source.mkdir()
+    (source / "data").symlink_to(tmp_path / "disk" / "data")
+    (source / "up").symlink_to(tmp_path)
+    (source / "same").symlink_to("data")
+    examples, bad = read_all(READERS["unsafebench"], source)
+    assert bad == [] and len({e.example_id for e in examples}) == 5 and not any("#" in e.example_id for e in examples)
+
+
+def test_agin_finds_its_pictures_in_the_only_folder_there(tmp_path):
+    published.agin(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "AGIN_dataset")
+    assert len(read_all(READERS["agin"], tmp_path)[0]) == 12
+    (tmp_path / "AGIN_partitioned").mkdir()  # the same names, but patches exchanged
+    assert {reason for reason, _ in read_all(READERS["agin"], tmp_path)[1]} == {"missing_image"}
+    assert len(read_all(READERS["agin"], tmp_path, images="AGIN_dataset")[0]) == 12
 
 
 def test_a_file_belongs_to_the_split_in_its_name_even_in_a_folder_named_as_another(tmp_path):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import TIE, BadRecord, Candidate, JudgeExample, Label
 
 TASKS = ("genai_image", "genai_edit")
@@ -36,8 +36,8 @@ _VOTES = {
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = fields.take_options(options, OPTIONS, part=_PARTS, task=("both", *TASKS))
-    found = [path for path in files.find_files(source, ".parquet", HOW) if "video" not in str(path.relative_to(source))]
-    paths = found if source.is_file() else [path for path in found if files.split_of(path, _PARTS) == taken["part"]]
+    found = [path for path in downloads.find_files(source, ".parquet", HOW) if "video" not in str(path.relative_to(source))]
+    paths = found if source.is_file() else [path for path in found if downloads.split_of(path, _PARTS) == taken["part"]]
     edits = ["source_image" in files.column_names(path) for path in paths]
     with image_files.image_reader(source) as images:
         for task, wanted, is_edit in (("genai_image", _IMAGE, False), ("genai_edit", _EDIT, True)):
@@ -45,7 +45,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
             if taken["task"] not in ("both", task):
                 continue
             if not mine and (taken["task"] == task or not paths):
-                there = files.first_names(found) or "none"
+                there = downloads.first_names(found) or "none"
                 raise UserError(f"{source}: no parquet file of {task}, part {taken['part']}; there is {there}. {HOW}")
             rows = files.parquet_rows(mine, wanted)
             yield from files.records(rows, lambda row, task=task: [_example(row, images, task, taken)])

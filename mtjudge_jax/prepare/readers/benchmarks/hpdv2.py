@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 
 TASKS = ("hpdv2", "hpdv2_list")
@@ -22,7 +22,7 @@ _FOLDERS = ("", "test", "image", "images")
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = fields.take_options(options, OPTIONS, form=("pairs", "list", "both"))
-    path = files.find_files(source, "test.json", HOW)[0]
+    path = downloads.find_files(source, "test.json", HOW)[0]
     with image_files.image_reader(source, folders=_FOLDERS) as images:
         yield from files.records(files.json_rows(path, _FIELDS), lambda row: _examples(row, images, taken))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import TIE, BadRecord, Candidate, JudgeExample, Label
 
 TASKS = ("mllm_score", "mllm_pair", "mllm_batch")
@@ -36,13 +36,13 @@ _ABOVE = {"Benchmark": 1, "Benchmark_Lite": 1, "HQ": 2, "Hard": 2}  # folders fr
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     parts = ("score", "pair", "batch")
     taken = fields.take_options(options, OPTIONS, part=("all", *parts), edition=("full", "lite"))
-    found = files.find_files(source, ".jsonl", HOW)
+    found = downloads.find_files(source, ".jsonl", HOW)
     ending = ".jsonl" if taken["edition"] == "full" else "_lite.jsonl"
     asked = [part for part in parts if taken["part"] in ("all", part)]
     paths = {part: path for part in asked if (path := _table(source, found, f"{part}{ending}"))}
     if not paths:
         what = f"no file of part {taken['part']}, edition {taken['edition']}"
-        raise UserError(f"{source}: {what}; there is {files.first_names(found)}. {HOW}")
+        raise UserError(f"{source}: {what}; there is {downloads.first_names(found)}. {HOW}")
     made: dict[str, Callable[[dict], dict]] = {"score": _score, "pair": _pair, "batch": _batch}
     for part, path in paths.items():
         with image_files.image_reader(_image_root(source, path), folders=("", "image", "images", "Dataset/image")) as images:

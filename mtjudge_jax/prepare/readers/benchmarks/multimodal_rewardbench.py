@@ -7,7 +7,7 @@ reported as missing images unless you add them by hand.
 from collections.abc import Iterator, Mapping
 
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import BadRecord, Candidate, JudgeExample, Label
 
 TASKS = ("multimodal_rewardbench",)
@@ -25,7 +25,7 @@ _FOLDERS = ("", "data", "images", "data/images")
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = fields.take_options(options, OPTIONS)
-    path = files.find_files(source, "all_data.json", HOW)[0]
+    path = downloads.find_files(source, "all_data.json", HOW)[0]
     with image_files.image_reader(source, folders=_FOLDERS) as images:
         yield from files.records(files.json_rows(path, _FIELDS), lambda row: [_example(row, images, taken["revision"])])
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import TIE, BadRecord, Candidate, JudgeExample, Label
 
 TASKS = ("pickapic",)
@@ -26,10 +26,10 @@ _LABELS = {(1.0, 0.0): 0, (0.0, 1.0): 1, (0.5, 0.5): TIE}
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = fields.take_options(options, OPTIONS, part=_PARTS)
-    found = files.find_files(source, ".parquet", HOW)
-    paths = found if source.is_file() else [path for path in found if files.split_of(path, _PARTS) == taken["part"]]
+    found = downloads.find_files(source, ".parquet", HOW)
+    paths = found if source.is_file() else [path for path in found if downloads.split_of(path, _PARTS) == taken["part"]]
     if not paths:
-        raise UserError(f"{source}: no parquet file of the part {taken['part']}; there is {files.first_names(found)}. {HOW}")
+        raise UserError(f"{source}: no parquet file of the part {taken['part']}; there is {downloads.first_names(found)}. {HOW}")
     with image_files.image_reader(source) as images:
         yield from files.records(files.parquet_rows(paths, _FIELDS), lambda row: [_example(row, images, taken)])
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import BadRecord, Candidate, JudgeExample, Label
 
 TASKS = ("vl_rewardbench",)
@@ -30,7 +30,7 @@ _RANKINGS = {(0, 1): 0, (1, 0): 1}  # rank of each answer, 0 = best
 
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     taken = fields.take_options(options, OPTIONS)
-    paths = files.find_files(source, ".parquet", HOW)
+    paths = downloads.find_files(source, ".parquet", HOW)
     with image_files.image_reader(source) as images:
         yield from files.records(files.parquet_rows(paths, _FIELDS), lambda row: [_example(row, images, taken["revision"])])
 

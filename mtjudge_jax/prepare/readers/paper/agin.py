@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.checking import TRAIN_MEDIAN
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 
 TASKS = ("agin_nat", "agin_tech", "agin_rat")
@@ -17,7 +17,7 @@ OPTIONS = {
     "nat": "column of naturalness (default: MOS_nat)",
     "tech": "column of technical quality (default: MOS_tech)",
     "rat": "column of rationality (default: MOS_rat)",
-    "images": "folder of the images in the source folder (default: itself, image or images)",
+    "images": "folder of the images in the source folder (default: itself, image, images or the only one)",
     "task": "all, agin_nat, agin_tech or agin_rat (default: all)",
     "threshold": "train_median, scale_midpoint or a number; above it is label 1 (default: train_median)",
     "scale": "lowest and highest score, as 1-5; scores outside are bad rows (default: none; scale_midpoint needs a scale)",
@@ -38,8 +38,9 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
     tasks = TASKS if taken["task"] == "all" else (taken["task"],)
     wanted = {name: files.Column((taken[name],)) for name in ("filename", *(task.removeprefix("agin_") for task in tasks))}
     table = _table(source, taken["csv"])
-    folders = (taken["images"],) if taken["images"] else image_files.IMAGE_FOLDERS
-    with image_files.image_reader(table if source.is_file() else source, folders=folders) as images:
+    folder = source.parent if source.is_file() else source
+    folders = (taken["images"],) if taken["images"] else (*image_files.IMAGE_FOLDERS, *_only_folder(folder))
+    with image_files.image_reader(folder, folders=folders) as images:
         rows = _row_per_task(files.csv_rows(table, wanted), tasks)
         yield from files.records(rows, lambda row: [_example(row, images, taken, threshold=threshold, scale=scale)])
 
@@ -62,10 +63,15 @@ def _table(source: AnyPath, name: str) -> AnyPath:
         if "/" in name or "\\" in name or name == ".." or not (source / name).is_file():
             raise UserError(f"option csv: {name!r} is not a file in {source}")
         return source / name
-    found = files.find_files(source, ".csv", HOW)
+    found = downloads.find_files(source, ".csv", HOW)
     if len(found) > 1:
-        raise UserError(f"{source}: several CSV files ({files.first_names(found)}); name one with --option=csv=NAME")
+        raise UserError(f"{source}: several CSV files ({downloads.first_names(found)}); name one with --option=csv=NAME")
     return found[0]
+
+
+def _only_folder(folder: AnyPath) -> list[str]:
+    names = [path.name for path in folder.iterdir() if path.is_dir() and not downloads.is_hidden(path.name)]
+    return names if len(names) == 1 else []
 
 
 def _row_per_task(rows: Iterator[files.NativeRow | BadRecord], tasks: Sequence[str]) -> Iterator[files.NativeRow | BadRecord]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.prepare.readers.paper import imagereward
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 
@@ -57,8 +57,8 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
             tasks[part] = taken[part]
     known = _overlap_images(as_path(taken["imagereward"])) if taken["imagereward"] else KnownImages(frozenset(), frozenset())
     shards: dict[str, list[AnyPath]] = {}
-    for path in files.find_files(source, ".parquet", HOW):
-        shards.setdefault(files.split_of(path, (*_PARTS, *_NEWER_PARTS)), []).append(path)
+    for path in downloads.find_files(source, ".parquet", HOW):
+        shards.setdefault(downloads.split_of(path, (*_PARTS, *_NEWER_PARTS)), []).append(path)
     with image_files.image_reader(source) as images:
         for part, paths in shards.items():
             if part in _PARTS and taken["task"] not in ("all", tasks[part]):
@@ -69,7 +69,7 @@ def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample |
 
 def _overlap_images(folder: AnyPath) -> KnownImages:
     """Reads the test zips of ImageRewardDB, image by image. Raises UserError if they are missing or damaged."""
-    folder = files.snapshot_of(folder)
+    folder = downloads.snapshot_of(folder)
     folder = folder / "images" if (folder / "images").is_dir() else folder
     uuids, digests = set(), set()
     for path in imagereward.zips(folder, "test", "1k"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.prepare.readers import fields, files, image_files
+from mtjudge_jax.prepare.readers import downloads, fields, files, image_files
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 
 TASKS = ("unsafebench",)
@@ -22,15 +22,15 @@ VAL_FROM_TRAIN = 0.1
 def read(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeExample | BadRecord]:
     """One record per image. The category is the search topic, for safe images too: it is in raw, never in the question."""
     taken = fields.take_options(options, OPTIONS, split=("all", "train", "test"))
-    found = files.find_files(source, ".parquet", HOW)
-    shards = {name: [path for path in found if files.split_of(path, _SPLITS) == name] for name in _SPLITS}
+    found = downloads.find_files(source, ".parquet", HOW)
+    shards = {name: [path for path in found if downloads.split_of(path, _SPLITS) == name] for name in _SPLITS}
     splits = _SPLITS if taken["split"] == "all" else (taken["split"],)
     if source.is_file() and taken["split"] == "all":
         splits = tuple(name for name in _SPLITS if shards[name]) or _SPLITS
     for split in splits:
         if not shards[split]:
             remedy = "give --option=split=.. or get it"
-            raise UserError(f"{source}: no parquet file of {split}, there is {files.first_names(found)}; {remedy}. {HOW}")
+            raise UserError(f"{source}: no parquet file of {split}, there is {downloads.first_names(found)}; {remedy}. {HOW}")
     with image_files.image_reader(source) as images:
         for split in splits:
             rows = files.parquet_rows(shards[split], _WANTED)
