@@ -1,5 +1,6 @@
 """The jitted update: gradient accumulated over micro-batches, then the optimizer. The old state's memory is donated."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,8 @@ def accumulate(
 ) -> tuple[Params, Metrics]:
     """Gradient with respect to `params`, the trained part, and metrics, both summed over `pieces` micro-batches.
 
-    Piece i takes rows i, i + pieces, ..: rows are sharded in blocks, so every device has its share of every piece.
+    Piece i takes rows i, i + pieces, ..: rows are sharded in blocks, so every device has its share of every piece. Gradients of
+    bfloat16 weights are summed in float32.
     """
     grad_fn = jax.grad(lambda params, *piece: loss_fn(join(frozen, params), *piece), has_aux=True)
     if pieces == 1:
@@ -43,11 +45,11 @@ def accumulate(
         return jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1)
 
     def add(total, piece):
-        return jax.tree.map(jnp.add, total, grad_fn(params, *piece)), None
+        return jax.tree.map(lambda total, new: total + new.astype(total.dtype), total, grad_fn(params, *piece)), None
 
     split_batch = jax.tree.map(split, (batch, weights))
     shapes = jax.eval_shape(grad_fn, params, *jax.tree.map(lambda x: x[0], split_batch))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
     return jax.lax.scan(add, zeros, split_batch)[0]
 
 
@@ -62,18 +64,55 @@ def apply(
     aggregation: str,
 ) -> tuple[TrainState, Metrics]:
     """One update. If the loss, the gradient or an advantage is not finite, the state stays bit for bit as it was and the metric
-    `finite` is False.
+    `finite` is False. The metric `moved` is the share of the trained numbers that the update changed.
+
+    The update of bfloat16 weights and moments is computed in float32 and rounded stochastically: most steps are far smaller than
+    the distance between two bfloat16 numbers, so rounding to the nearest would lose them.
     """
     weights = token_weights(batch.mask, aggregation)
     grads, metrics = accumulate(loss_fn, state.params, frozen, batch, weights, pieces)
+    grads = _in_float32(grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     if isinstance(batch, TrainBatch):  # a masked answer's NaN advantage shows in neither the norm nor the loss, so check it here
         finite &= jnp.isfinite(batch.advantages).all()
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.step + 1)
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-    return state, summarise_router(metrics) | {"grad_norm": norm, "finite": finite}
+    params, opt_state = _in_float32((state.params, state.opt_state))
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    rounded = round_like((optax.apply_updates(params, updates), opt_state), (state.params, state.opt_state), state.step)
+    new = TrainState(*rounded, state.step + 1)
+    new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+    return new, summarise_router(metrics) | {"grad_norm": norm, "finite": finite, "moved": _share_moved(state.params, new.params)}
+
+
+def _in_float32(tree: Any) -> Any:
+    """The tree with its bfloat16 arrays in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, tree)
+
+
+def round_like(tree: Any, like: Any, step: Array) -> Any:
+    """The tree in the dtypes of `like`. An array that becomes bfloat16 is rounded up or down at random, with the probability that
+    makes its expectation exact: a random 16-bit number is added below the kept bits, which are then cut off. The draws depend on
+    (step, place in the tree, index) only, so a resumed run and any mesh round alike.
+
+    Source: Gupta et al., "Deep Learning with Limited Numerical Precision", arXiv 1502.02551.
+    """
+    key, numbers = jax.random.fold_in(jax.random.key(0), step), itertools.count()
+
+    def one(x: Array, like: Array) -> Array:
+        number = next(numbers)
+        if x.dtype == like.dtype:
+            return x
+        noise = jax.random.bits(jax.random.fold_in(key, number), x.shape, jnp.uint16).astype(jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise & jnp.uint32(0xFFFF0000)
+        return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(bits, jnp.float32), x).astype(like.dtype)
+
+    return jax.tree.map(one, tree, like)
+
+
+def _share_moved(old: Params, new: Params) -> Array:
+    pairs = list(zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True))
+    total = sum(a.size for a, _ in pairs)
+    return sum((a != b).mean(dtype=jnp.float32) * (a.size / total) for a, b in pairs)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, *, keep: bool = True) -> TrainState:
