@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from etils import epath
 
@@ -167,6 +168,34 @@ def write_whole(path: AnyPath, data: bytes) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read_generation(path: AnyPath) -> tuple[bytes, int]:
+    """(content, generation) of an object in a bucket, (b"", 0) if there is none."""
+    bucket, _, name = os.fspath(path).removeprefix(_SCHEME).partition("/")
+    try:
+        headers, content = bucket_files().call("GET", "b/{}/o/{}", bucket, name, alt="media")
+    except FileNotFoundError:
+        return b"", 0
+    return content, int({key.lower(): value for key, value in headers.items()}["x-goog-generation"])
+
+
+def write_generation(path: AnyPath, data: bytes, seen: int) -> int:
+    """Writes an object in a bucket if its generation is still `seen` (0: if there is none). Returns the new one, or 0 if not."""
+    bucket, _, name = os.fspath(path).removeprefix(_SCHEME).partition("/")
+    files = bucket_files()
+    target = f"{files._location}/upload/storage/v1/b/{quote(bucket)}/o"
+    with clean_failure(), contextlib.suppress(FileExistsError):  # so gcsfs reports a condition that does not hold
+        how = {"uploadType": "media", "name": name, "ifGenerationMatch": str(seen)}
+        return int(files.call("POST", target, data=data, json_out=True, **how)["generation"])
+    return 0
+
+
+def delete_generation(path: AnyPath, seen: int) -> None:
+    """Deletes an object in a bucket if its generation is still `seen`."""
+    bucket, _, name = os.fspath(path).removeprefix(_SCHEME).partition("/")
+    with contextlib.suppress(FileExistsError, FileNotFoundError):
+        bucket_files().call("DELETE", "b/{}/o/{}", bucket, name, ifGenerationMatch=str(seen))
 
 
 def remove_tree(path: AnyPath) -> None:

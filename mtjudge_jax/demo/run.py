@@ -15,6 +15,7 @@ from mtjudge_jax.demo.config import get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.eval.console import progress_bar, table
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
+from mtjudge_jax.locks import held
 from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.paths import AnyPath, address, as_path, copy_file
 from mtjudge_jax.policy.model import DEMO_BASE, Model, open_model
@@ -64,10 +65,11 @@ def run(workdir: str, *, seed: int, arms: list[str], seeds: int) -> None:
     folder = as_path(workdir)
     with hosts.joined(cfg.hosts):
         check_workdir(folder)
-        if names:
-            run_arms(folder, names, seeds)
-        else:
-            _demonstrate(cfg, folder)
+        with held(folder):
+            if names:
+                run_arms(folder, names, seeds)
+            else:
+                _demonstrate(cfg, folder)
 
 
 def _demonstrate(cfg: Config, workdir: AnyPath) -> None:

@@ -4,6 +4,7 @@ Each batch is kept when it is done, so the same command continues a killed evalu
 """
 
 import collections
+import contextlib
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.eval.official import official
 from mtjudge_jax.eval.resume import Kept, open_kept, refuse_other
 from mtjudge_jax.hosts.exchange import gather, together
+from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, absolute, as_path, read_object, remove_tree
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, best_of, judge_config, mesh_of
 from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
@@ -149,7 +151,18 @@ def _judge_split(ask: Request) -> None:
     temperature[0] = 0
     fmt = eval_format(model, cfg)
     how = Judging(model.programs, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, ask.seed)
-    params, name = read_params(model, cfg), ask.name or ask.split
+    params = read_params(model, cfg)
+    with contextlib.ExitStack() as stack:
+        with together():
+            stack.enter_context(held(as_path(ask.out), name=ask.name or ask.split, holds=jax.process_index() == 0))
+        _judge_into(ask, cfg, params, examples, how, unreadable)
+
+
+def _judge_into(
+    ask: Request, cfg: Config, params: Params, examples: dict[str, list[JudgeExample]], how: Judging, unreadable: BadRowCounter
+) -> None:
+    """Judges what no earlier command has judged, and writes and prints the scores."""
+    name = ask.name or ask.split
     settings = _settings(ask, cfg, how, params, list(examples))
     written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"
     with together():

@@ -17,6 +17,7 @@ from mtjudge_jax.config import Config, MeshConfig, from_dict
 from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.export.model_card import model_card, origin_of
+from mtjudge_jax.locks import held
 from mtjudge_jax.models.hf import lora
 from mtjudge_jax.models.hf.folder import MODEL_CONFIG, check_target
 from mtjudge_jax.models.hf.load import load_params
@@ -180,6 +181,7 @@ def _whole_params(saved: checkpoint.Saved, cfg: Config) -> Params:
 def run(workdir: str, step: str, path: str, out: str, *, dtype: str, form: str, base: str, overwrite: bool) -> None:
     """The command: finds the weights, exports them, and prints where the result is."""
     chosen, folder = choose_weights(workdir, step, path), as_path(out)
-    export(chosen, folder, dtype=dtype, form=form, base=base, overwrite=overwrite)
+    with held(folder, beside=True, holds=jax.process_index() == 0):
+        export(chosen, folder, dtype=dtype, form=form, base=base, overwrite=overwrite)
     if jax.process_index() == 0:
         print(f"step {chosen.step} exported to {folder}; {folder / _CARD} says how it was trained and how to load it")

@@ -1,23 +1,24 @@
 """The folder that `mtjudge prepare` writes: whether it is complete, where it is built, how it is published."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from mtjudge_jax.data.bucket_cache import cache_folder
 from mtjudge_jax.data.sources import read_manifest
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, copy_file, files_below, in_bucket, size_of
+from mtjudge_jax.prepare.readers.downloads import data_files
 
 
 def source_hash(source: AnyPath) -> str:
     """A hash of the names and sizes of the source's files, to recognise the same source."""
-    files = files_below(source) if source.is_dir() else {source.name: size_of(source)}
+    files = data_files(source) if source.is_dir() else {source.name: size_of(source)}
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
 
 
@@ -49,12 +50,8 @@ def work_path(out: AnyPath) -> Path:
 def work_folder(out: AnyPath) -> Iterator[Path]:
     """Where `out` is built, by one command at a time. If the command fails after checking records, the folder stays."""
     work = work_path(out)
-    work.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(work / "lock").acquire(timeout=0)
-    except Timeout as e:
-        raise UserError(f"{out} is being written by another `mtjudge prepare`: wait for it or stop it") from e
-    with lock:
+    with held(out, beside=True):
+        work.mkdir(parents=True, exist_ok=True)
         try:
             yield work
             shutil.rmtree(work, ignore_errors=True)
@@ -80,7 +77,13 @@ def start_or_resume_check(work: Path, reading: dict) -> None:
 def publish(folder: Path, out: AnyPath) -> None:
     """Moves the finished folder to `out`; copies it to a bucket, the manifest last."""
     if not in_bucket(out):
-        folder.replace(out)
+        try:
+            folder.replace(out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            remedy = "empty it or choose another folder; what was checked is kept"
+            raise UserError(f"{out} was empty and is no longer, another command has written into it: {remedy}") from error
         return
     names = [name for name in files_below(folder) if name != "manifest.json"]
     for name in (*names, "manifest.json"):

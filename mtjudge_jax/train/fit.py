@@ -1,13 +1,17 @@
 """A whole run: opens the workdir, runs the loop of the config's stage, and reports where the model is."""
 
+import contextlib
 import json
 import traceback
 
 import jax
 
-from mtjudge_jax import hosts
+from mtjudge_jax import checkpoint, hosts
 from mtjudge_jax.config import Config
+from mtjudge_jax.config_check import check
 from mtjudge_jax.hosts.exchange import together
+from mtjudge_jax.locks import held
+from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy.judge_file import JUDGE_FILE
 from mtjudge_jax.policy.model import Model
 from mtjudge_jax.train.grpo import train_grpo
@@ -17,17 +21,23 @@ from mtjudge_jax.train.start import compare_hosts, open_run
 
 
 def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[str, ...] = ()) -> tuple[Run, Progress]:
-    """Opens the workdir and trains to the end of the config, from the newest checkpoint if there is one."""
+    """Opens the workdir, which no other command may write meanwhile, and trains to the end of the config, from the newest
+    checkpoint if there is one.
+    """
     compare_hosts(cfg, workdir)
-    with together():
-        run = open_run(cfg, workdir, model, allowed)
-    try:
-        progress = train_sft(run) if cfg.stage == "sft" else train_grpo(run)
-    except Exception:  # wait for nothing: another process may be gone
-        run.watch.note(traceback.format_exc())
-        run.watch.close()
-        raise
-    close_run(run)
+    with contextlib.ExitStack() as stack:
+        with together():
+            check(cfg, jax.device_count(), jax.process_count())
+            checkpoint.check_workdir(workdir)
+            stack.enter_context(held(as_path(workdir), holds=jax.process_index() == 0, again=True))
+            run = open_run(cfg, workdir, model, allowed)
+        try:
+            progress = train_sft(run) if cfg.stage == "sft" else train_grpo(run)
+        except Exception:  # wait for nothing: another process may be gone
+            run.watch.note(traceback.format_exc())
+            run.watch.close()
+            raise
+        close_run(run)
     return run, progress
 
 
@@ -39,7 +49,19 @@ def fit_and_report(cfg: Config, workdir: str, *, allowed: tuple[str, ...]) -> No
     if not first:
         return
     print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}{when_best(run)}")
+    if text := untrained_best(run, progress):
+        print(text)
     print(f"to export it with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
+
+
+def untrained_best(run: Run, progress: Progress) -> str:
+    """A warning if the best model is the one that training began with; else nothing."""
+    if not progress.step or "(the starting model" not in when_best(run):
+        return ""
+    return (
+        "warning: best/ holds the model that training began with, not a trained one; the trained weights are exported by --step=latest. "
+        "Read the answers in eval/val_*.predictions.jsonl, or `mtjudge report --workdir` to see why"
+    )
 
 
 def when_best(run: Run) -> str:

@@ -243,7 +243,7 @@ def test_a_damaged_checkpoint_is_named_with_those_that_are_left(tmp_path):
 def test_an_export_never_replaces_what_it_must_not(tmp_path):
     run = plain().workdir
     out = write(tmp_path / "out", workdir=run)
-    with pytest.raises(FileExistsError, match="out: exists already; give a new folder, or ask for overwrite"):
+    with pytest.raises(FileExistsError, match="out: exists already; give a new folder, or --overwrite"):
         write(out, workdir=run, step="8")
     assert equal(out, plain().params(4))
     assert equal(write(out, workdir=run, step="8", overwrite=True), plain().params(8))

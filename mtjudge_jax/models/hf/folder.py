@@ -85,6 +85,8 @@ def write_folder(
                 file, problem = _attempt(folder, lambda name=name: (temporary / name).open("wb"))
             problem = _write_shard(file, shard, dtype, folder) or problem
         if writes and not problem:
+            problem = _target_problem(folder, marker, overwrite)  # another command may have filled it meanwhile
+        if writes and not problem:
             _, problem = _attempt(folder, lambda: _swap(temporary, folder, marker, files[marker]))
     except BaseException:
         if writes:
@@ -179,13 +181,23 @@ def _plan(tensors: Iterable[Tensor], itemsize: int, shard_bytes: int) -> list[li
 
 def check_target(folder: AnyPath, *, marker: str, overwrite: bool) -> None:
     """Raises FileExistsError for a folder that must not be replaced: an export only ever deletes an older export."""
+    if problem := _target_problem(folder, marker, overwrite):
+        raise FileExistsError(f"{folder}: {problem}")
+
+
+def _target_problem(folder: AnyPath, marker: str, overwrite: bool) -> str:
+    """Why the folder must not be replaced, or ""."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
+        return ""
     if not overwrite:
-        raise FileExistsError(f"{folder}: exists already; give a new folder, or ask for overwrite")
-    half_replaced = in_bucket(folder) and (_part(folder) / marker).exists()
-    if not half_replaced and not (folder / marker).is_file():
-        raise FileExistsError(f"{folder}: exists and is not a model folder (it has no {marker}); give a new folder")
+        return "exists already; give a new folder, or --overwrite (overwrite=True in Python)"
+    if in_bucket(folder) and (_part(folder) / marker).exists():
+        return ""  # half replaced
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if marker in names and any(name.endswith(".safetensors") for name in names):
+        return ""
+    missing = "weights" if marker in names else marker  # the folder of a run has a config.json too
+    return f"exists and is not a model folder (it has no {missing}); give a new folder"
 
 
 def _part(folder: AnyPath) -> AnyPath:

@@ -14,6 +14,7 @@ import tiny
 from places import GOLDENS
 from safetensors.numpy import load_file
 
+from mtjudge_jax.models.hf.folder import Tensor, write_folder
 from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.hf.table import layouts, model_weights, to_hf, to_ours
@@ -137,6 +138,26 @@ def test_an_export_replaces_only_models_and_only_when_asked(tmp_path):
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="not a model folder"):
         save_hf(params, tmp_path / "thesis", source_folder=GOLDEN, dtype=jnp.float32, overwrite=True)
+    run = tmp_path / "run"  # of a config.json too
+    (run / "checkpoints" / "8").mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match=r"run: exists and is not a model folder \(it has no weights\); give a new folder"):
+        save_hf(params, run, source_folder=GOLDEN, dtype=jnp.float32, overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_fills_while_an_export_is_written_is_not_replaced(tmp_path, overwrite):
+    """As where a run starts in it."""
+
+    def read() -> np.ndarray:
+        (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "out" / "config.json").write_text("{}")
+        return np.zeros(2, np.float32)
+
+    how = {"dtype": np.dtype("float32"), "overwrite": overwrite, "writes": True}
+    with pytest.raises(OSError, match="out: exists "):
+        write_folder(tmp_path / "out", [Tensor("a", (2,), read)], {"config.json": b"{}"}, **how)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "checkpoints").is_dir()
 
 
 def test_parameters_of_another_model_are_not_written(tmp_path):
