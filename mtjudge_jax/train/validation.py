@@ -10,6 +10,7 @@ from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.policy.model import Model, eval_format
 from mtjudge_jax.train.best_model import write_best
+from mtjudge_jax.train.monitor.health import unreadable
 from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.run import Progress, Run, log, warn
 
@@ -46,6 +47,9 @@ def validate(run: Run, progress: Progress) -> Progress:
         + (f", skipped records {result['unusable']}" if result["unusable"] else "")
         + f" | {each}"
     )
+    if progress.step or run.cfg.stage != "sft":  # SFT is what teaches the form
+        for text in unreadable(predictions, run.cfg):
+            warn(run, progress.step, text)
     progress = progress._replace(judged=progress.step)
     if not better:
         return progress._replace(since_best=progress.since_best + 1)

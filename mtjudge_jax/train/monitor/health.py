@@ -3,6 +3,9 @@
 import collections
 import math
 import statistics
+from collections.abc import Sequence
+
+from mtjudge_jax.config import Config
 
 WINDOW = 10  # steps of a task: the mean of its first ones is compared with the mean of its last ones
 # The share of its first mean below which a metric of a task has collapsed, and the advice.
@@ -12,6 +15,11 @@ COLLAPSE = {
     "completion_tokens": (0.25, "its answers get short; read some, the reward may favour answers without reasoning"),
 }
 FORMLESS_STEPS = 5
+_FORM = "<think>reasoning</think><answer>label</answer>"
+_TEACH = (
+    "teach the form first (--config.stage=sft on records with a rationale, then --config.model.path=ITS_WORKDIR/best), or start "
+    "from an instruction-tuned model"
+)
 _SLOW = 2.0  # times the median of the other hosts
 _SLOW_SHARE = 0.1  # of the whole step, at least
 _SLOW_STEPS = 3  # in a row
@@ -25,16 +33,33 @@ class Health:
         self._last: dict[tuple[str, str], collections.deque] = collections.defaultdict(lambda: collections.deque(maxlen=WINDOW))
         self._collapsed: set[tuple[str, str]] = set()
         self._formless: int | None = 0  # first steps without a well-formed answer; None once there was one
+        self._flat = False
         self._slow: collections.Counter[int] = collections.Counter()
 
     def add(self, line: dict) -> list[str]:
         """Takes the line of a step and returns the warnings after it. A warning is not repeated until its cause has passed."""
-        said = self._formless_answers(line)
+        said = self._flat_groups(line) + self._formless_answers(line)
         for task, means in line.get("tasks", {}).items():
             for name in COLLAPSE:
                 if means.get(name) is not None and math.isfinite(means[name]):
                     said += self._collapse(task, name, means[name])
         return said + self._slow_hosts(line)
+
+    def _flat_groups(self, line: dict) -> list[str]:
+        """Warns of a step that teaches nothing, because all answers of a group have one reward; once until there is another."""
+        before, self._flat = self._flat, line.get("zero_variance") == 1
+        if before or not self._flat:
+            return []
+        if line["format"] == 0:
+            why = f"no answer has the format {_FORM}: {_TEACH}"
+        elif line["accuracy"] in (0, 1):
+            why = (
+                f"all are {'right' if line['accuracy'] else 'wrong'}: take harder or easier records, or raise rollout.temperature"
+            )
+        else:
+            why = "raise rollout.group_size or rollout.temperature, or check that the reward tells answers apart"
+        said = f"all answers to a prompt earn the same reward in this step ({line['reward']:.3f} in the mean)"
+        return [f"warning: {said}, so nothing is learned from it; {why}"]
 
     def _formless_answers(self, line: dict) -> list[str]:
         """Warns once if no answer of the first steps had the format that the reward asks for: nothing can be learned then."""
@@ -80,3 +105,27 @@ class Health:
                     f"the median of the others is {others:.2f} s"
                 )
         return said
+
+
+def unreadable(predictions: Sequence[dict], cfg: Config) -> list[str]:
+    """What a validation shows about answers that RL cannot reward or nobody can read: one text for the tasks without any other.
+
+    predictions: lines of predictions.jsonl. In RL an answer needs the whole form, after SFT a verdict that can be read.
+    """
+    good, what = ("strict",), f"have the format {_FORM}, which alone is rewarded"
+    if cfg.stage == "sft":
+        good, what = ("strict", "lenient"), "have a verdict that can be read"
+    answered = [p for p in predictions if not p["unusable"]]
+    by_task = collections.defaultdict(list)
+    for p in answered:
+        by_task[p["task"]].append(p)
+    lost = {task: lines for task, lines in by_task.items() if not any(p["parse"] in good for p in lines)}
+    if not lost:
+        return []
+    lines = [p for group in lost.values() for p in group]
+    cut = sum(p["tokens"] >= cfg.rollout.completion_tokens for p in lines)
+    errors = collections.Counter(p["error"] or "no reasoning before the verdict" for p in lines).most_common(2)
+    found = ", ".join(f"{error} {count}" for error, count in errors)
+    longer = f"; {cut} were cut at rollout.completion_tokens = {cfg.rollout.completion_tokens}: raise it" if cut else ""
+    advice = "train longer, or raise optim.lr" if cfg.stage == "sft" else f"RL learns nothing from them: {_TEACH}"
+    return [f"{', '.join(lost)}: 0 of {len(lines)} validation answers {what} ({found}){longer}; {advice}"]

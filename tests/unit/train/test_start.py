@@ -15,8 +15,8 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import Label
 from mtjudge_jax.tasks import tasks_with
 from mtjudge_jax.train import start
-from mtjudge_jax.train.fit import when_best
-from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health
+from mtjudge_jax.train.fit import untrained_best, when_best
+from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health, unreadable
 from mtjudge_jax.train.monitor.messages import opening_lines
 from mtjudge_jax.train.start import check_records
 
@@ -75,6 +75,48 @@ def test_the_sizes_of_a_step_are_told():
     assert lines[1].startswith("a step: 24 prompts of up to 2,048 tokens and 4,096 patches")
     assert lines[2].startswith("2 updates of 12 prompts")
     assert opening_lines(cfg, {"a": SimpleNamespace(size=30_530_000_000)})[0].startswith("30.53 billion parameters")
+
+
+def predictions(*parses: str, task: str = "blur", error: str = "no answer", tokens: int = 9) -> list[dict]:
+    return [{"task": task, "parse": p, "error": error * (p == "invalid"), "tokens": tokens, "unusable": False} for p in parses]
+
+
+def test_answers_that_cannot_be_read_are_said_at_the_first_validation():
+    cfg = config()
+    (said,) = unreadable(predictions(*["invalid"] * 5, tokens=cfg.rollout.completion_tokens), cfg)
+    assert said.startswith("blur: 0 of 5 validation answers have the format <think>reasoning</think><answer>label</answer>")
+    assert (
+        "(no answer 5)" in said and f"5 were cut at rollout.completion_tokens = {cfg.rollout.completion_tokens}: raise it" in said
+    )
+    assert "--config.stage=sft" in said
+    (said,) = unreadable(predictions("lenient", "lenient"), cfg)  # a model of SFT on verdicts alone
+    assert "blur: 0 of 2" in said and "(no reasoning before the verdict 2)" in said and "cut" not in said
+    assert unreadable(predictions("lenient", "lenient"), config("sft")) == [] == unreadable(predictions("invalid", "strict"), cfg)
+    (said,) = unreadable(predictions("invalid", "invalid"), config("sft"))
+    assert "0 of 2 validation answers have a verdict that can be read" in said and "train longer" in said
+    mixed = predictions("strict", "invalid") + predictions("invalid", task="stars") + [{"task": "x", "unusable": True}]
+    assert unreadable(mixed, cfg)[0].startswith("stars: 0 of 1 ")
+
+
+def test_a_step_of_equal_rewards_is_said_at_once():
+    line = {"format": 0.0, "accuracy": 0.0, "reward": 0.0, "zero_variance": 1.0, "tasks": {}}
+    health = Health()
+    (said,) = health.add(line)
+    assert "the same reward in this step (0.000 in the mean)" in said and "--config.stage=sft" in said
+    assert health.add(line) == [] == health.add(line | {"zero_variance": 0.9})
+    (said,) = health.add(line | {"format": 1.0, "accuracy": 1.0, "reward": 1.0})
+    assert "all are right: take harder" in said
+    assert "tells answers apart" in Health().add(line | {"format": 1.0, "accuracy": 0.5, "reward": 0.5})[0]
+    assert Health().add({"loss": 0.1}) == []  # SFT
+
+
+def test_a_best_model_without_training_is_said(tmp_path):
+    (tmp_path / "best").mkdir()
+    run = SimpleNamespace(workdir=tmp_path)
+    for step, warned in ((0, True), (20, False)):
+        (tmp_path / "best" / "judge.json").write_text(json.dumps({"step": step}))
+        assert ("--step=latest" in untrained_best(run, SimpleNamespace(step=20))) == warned
+    assert untrained_best(run, SimpleNamespace(step=0)) == ""
 
 
 def test_answers_without_form_are_told_once():
