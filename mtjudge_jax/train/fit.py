@@ -59,8 +59,8 @@ def untrained_best(run: Run, progress: Progress) -> str:
     if not progress.step or "(the starting model" not in when_best(run):
         return ""
     return (
-        "warning: best/ holds the model that training began with, not a trained one; the trained weights are exported by --step=latest. "
-        "Read the answers in eval/val_*.predictions.jsonl, or `mtjudge report --workdir` to see why"
+        "warning: best/ holds the model that training began with, not a trained one; `mtjudge export --step=latest` takes the "
+        "trained weights. Read the answers in eval/val_*.predictions.jsonl, or `mtjudge report --workdir` to see why"
     )
 
 
