@@ -17,7 +17,7 @@ TASKS = define_list("tasks", [], "Several runs: the tasks to show; default: all 
 
 
 def main(runs: list[str]) -> None:
-    """runs: PATH or ARM=PATH each."""
+    """runs: PATH or ARM=PATH each: a workdir, an --out of mtjudge eval, or a file in one of them."""
     if bool(WORKDIR.value) == bool(runs):
         raise UserError("give --workdir=DIR for the report of one run, or the runs to compare: mtjudge report A B NAME=C")
     # These import matplotlib, which --help must not wait for.
@@ -30,9 +30,11 @@ def main(runs: list[str]) -> None:
     if WORKDIR.value:
         print(f"report: {address(write_report(WORKDIR.value, out=OUT.value))}")
         return
-    comparison = compare(read_runs(runs), base=BASE.value, tasks=TASKS.value)
-    written = write_comparison(comparison, as_path(OUT.value or "."))
-    print(comparison_markdown(comparison))
+    found = read_runs(runs)
+    comparison = compare(found, base=BASE.value, tasks=TASKS.value)
+    note = "\n\n".join(dict.fromkeys(result["note"] for results in found.values() for result in results if result.get("note")))
+    written = write_comparison(comparison, as_path(OUT.value or "."), note=note)
+    print(comparison_markdown(comparison, note=note))
     print(" ".join(address(path) for path in written))
 
 

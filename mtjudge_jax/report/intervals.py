@@ -71,9 +71,9 @@ _SCORES = {
 }
 
 
-def difference_interval(before: list[dict], after: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
-    """[low, high] of the mean macro-F1 or accuracy over `tasks`, after minus before. Both models' answers to a group are drawn
-    together.
+def score_difference(before: list[dict], after: list[dict], tasks: list[str], *, score: str) -> tuple[float, float, float] | None:
+    """(value, low, high) of the mean macro-F1 or accuracy over `tasks`, after minus before. Both models' answers to a group are
+    drawn together.
 
     None if one model lacks the predictions of a task, and for any other score.
     """
@@ -89,4 +89,5 @@ def difference_interval(before: list[dict], after: list[dict], tasks: list[str],
         pieces = np.split(drawn, widths, axis=1)
         return mean(pieces[len(tasks) :]) - mean(pieces[: len(tasks)])
 
-    return bootstrap_interval(np.concatenate(sums, axis=1), difference)
+    whole = np.concatenate(sums, axis=1)
+    return (float(difference(whole.sum(axis=0, keepdims=True))[0]), *bootstrap_interval(whole, difference))

@@ -5,19 +5,22 @@ import os
 import shlex
 from typing import NamedTuple
 
-from mtjudge_jax.paths import AnyPath, as_path
+from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
 
 BASE_TEST, TRAINED_TEST, REFERENCE_TEST = "base_test", "trained_test", "reference_sft_test"
+_NO_RESULTS = ("config.json", "comparison.json", "manifest.json")
+_MAX_RESULT = 20 << 20  # bytes; a larger JSON file beside the run is no result
 _MAX_TEXT = 2000  # characters of a completion that the page keeps: a hostile one may be a megabyte long
 
 
 class Evaluation(NamedTuple):
-    """One evaluation: `tasks` name -> score, `mean` over the trained tasks, `predictions` one dict each."""
+    """One evaluation: `tasks` name -> score, `mean` over the trained tasks, `predictions` one dict each, `place` its file."""
 
     name: str
     tasks: dict
     mean: dict
     predictions: list[dict]
+    place: AnyPath
 
 
 class RunFolder(NamedTuple):
@@ -30,7 +33,8 @@ class RunFolder(NamedTuple):
     evaluations: dict[str, Evaluation]
     data: AnyPath | None
     manifest: dict
-    problems: list[str]
+    problems: list[str]  # a command that mends one is on a line of its own
+    updated: float  # seconds since 1970 when the newest of the files was written, 0 if there is none
 
 
 def read_run(workdir: str | os.PathLike) -> RunFolder:
@@ -43,28 +47,61 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
             f"workdir={workdir} is no run: it has neither config.json nor metrics.jsonl nor eval/; give the --workdir of a run"
         )
     problems: list[str] = []
-    config = _read_json(workdir / "config.json", problems)
+    config = read_json(workdir / "config.json", problems)
     lines = read_lines(workdir / "metrics.jsonl", problems)
     train = latest_by_step([line for line in lines if line.get("kind") == "train"])
     validation = latest_by_step([line for line in lines if line.get("kind") == "eval" and line.get("split") == "val"])
-    evaluations = {name: _read_evaluation(workdir / "eval", name, problems) for name in _evaluation_names(workdir / "eval")}
-    # data.path of the config if it exists, else the workdir's data/ (for an empty path, or after a move)
-    folders = ([as_path(path)] if (path := _data_path(config)) else []) + [workdir / "data"]
-    data = next((folder for folder in folders if folder.is_dir()), None)
+    data = data_of(workdir, config)
+    places = {name: workdir / "eval" / f"{name}.json" for name in _evaluation_names(workdir / "eval")}
     for name, meaning in ((BASE_TEST, "base"), (TRAINED_TEST, "trained")):
-        if name not in evaluations:
+        if name not in places and (found := find_evaluation(workdir, config, data, name)):
+            places[name] = found
+            problems.append(f"eval/{name}.json is missing; {found}, where the {meaning} model judged the test split, is shown.")
+        elif name not in places:
             problems.append(
                 f"eval/{name}.json is missing: the {meaning} model has not been evaluated on the test split. To evaluate it "
-                f"(CONFIG.py is the run's config file): {_eval_command(workdir, config, data, name)}"
+                f"(CONFIG.py is the run's config file):\n{eval_command(workdir, config, data, name)}"
             )
+    evaluations = {name: _read_evaluation(place, name, problems) for name, place in places.items()}
+    updated = max(map(_changed_at, [workdir / "metrics.jsonl", *places.values()]))
     if data is None:
         problems.append("The data folder (config.json, data.path) was not found: the examples are shown without pictures.")
-        return RunFolder(workdir, config, train, validation, evaluations, None, {}, problems)
-    manifest = _read_json(data / "manifest.json", problems)
-    return RunFolder(workdir, config, train, validation, evaluations, data, manifest, problems)
+    manifest = read_json(data / "manifest.json", problems) if data is not None else {}
+    return RunFolder(workdir, config, train, validation, evaluations, data, manifest, problems, updated)
 
 
-def _eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> str:
+def _changed_at(path: AnyPath) -> float:
+    if not path.exists():
+        return 0.0
+    return path.stat().mtime if in_bucket(path) else path.stat().st_mtime
+
+
+def find_evaluation(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> AnyPath | None:
+    """The newest result of `mtjudge eval` on the test split with the run's base or best model, in the run's eval/ or in a folder
+    beside the run; None if there is none. Of the best model, only one of the step that is in best/ now.
+    """
+    if in_bucket(workdir):  # every look into a folder is a request
+        return None
+    place = (config.get("model") or {}).get("path") if name == BASE_TEST else os.fspath(workdir / "best")
+    if not place:
+        return None
+    model = place if place == "demo" else os.fspath(absolute(as_path(place)))
+    step = read_json(workdir / "best" / "judge.json", []).get("step") if name == TRAINED_TEST else None
+    found = []
+    for path in [*workdir.glob("eval/*.json"), *workdir.absolute().parent.glob("*/*.json")]:
+        if path.name in _NO_RESULTS or path.name.startswith("val_") or path.stat().st_size > _MAX_RESULT:
+            continue
+        result = read_json(path, [])
+        judged = result.get("judged")
+        if not isinstance(judged, dict) or result.get("split") != "test" or judged.get("model") != model:
+            continue
+        if (data is not None and judged.get("data") != os.fspath(absolute(data))) or judged.get("step") not in (None, step):
+            continue
+        found.append(path)
+    return max(found, key=_changed_at, default=None)
+
+
+def eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> str:
     """The command that writes a missing evaluation. --config gives both models the same questions, and the run's own tasks."""
     model = workdir if name == TRAINED_TEST else (config.get("model") or {}).get("path") or "BASE_MODEL"
     flags = {"config": "CONFIG.py", "model": model, "data": data or _data_path(config) or workdir / "data"}
@@ -79,16 +116,16 @@ def _evaluation_names(folder: AnyPath) -> list[str]:
     return fixed + list(dict.fromkeys(validations[:1] + validations[-1:]))
 
 
-def _read_evaluation(folder: AnyPath, name: str, problems: list[str]) -> Evaluation:
-    scores = _read_json(folder / f"{name}.json", problems)
-    path = folder / f"{name}.predictions.jsonl"
+def _read_evaluation(place: AnyPath, name: str, problems: list[str]) -> Evaluation:
+    scores = read_json(place, problems)
+    path = place.with_name(f"{place.stem}.predictions.jsonl")
     # The reference may be scores only, with the interval of their mean.
     given = path.exists() or name != REFERENCE_TEST
-    predictions = [_shorten(line) for line in read_lines(path, problems)] if given else []
-    return Evaluation(name, scores.get("tasks") or {}, scores.get("mean") or {}, predictions)
+    predictions = [shortened(line) for line in read_lines(path, problems)] if given else []
+    return Evaluation(name, scores.get("tasks") or {}, scores.get("mean") or {}, predictions, place)
 
 
-def _shorten(prediction: dict) -> dict:
+def shortened(prediction: dict) -> dict:
     """The prediction with `text`, `reasoning` and `error` cut to _MAX_TEXT characters and the cut marked."""
     cut = {}
     for field in ("text", "reasoning", "error"):
@@ -97,7 +134,7 @@ def _shorten(prediction: dict) -> dict:
     return prediction | cut
 
 
-def _read_json(path: AnyPath, problems: list[str]) -> dict:
+def read_json(path: AnyPath, problems: list[str]) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -138,6 +175,14 @@ def latest_by_step(lines: list[dict]) -> list[dict]:
     """A step repeated after a stop is in the file twice; the later line counts. [step 1, 2, 3, 2'] -> [1, 2', 3]."""
     by_step = {line["step"]: line for line in lines if isinstance(line.get("step"), int)}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def data_of(workdir: AnyPath, config: dict) -> AnyPath | None:
+    """The run's prepared data: data.path of the config if it exists, else the workdir's data/ (for an empty path, or after a
+    move); None if neither does.
+    """
+    folders = ([as_path(path)] if (path := _data_path(config)) else []) + [workdir / "data"]
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def _data_path(config: dict) -> str:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from mtjudge_jax.report import plots
 from mtjudge_jax.report.intervals import mean_interval
-from mtjudge_jax.report.plots import ALL_COLOR, MARKERS, TASK_COLORS, Dumbbell, Plot, Series
+from mtjudge_jax.report.plots import Dumbbell, Plot
 from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, Evaluation, RunFolder
+from mtjudge_jax.report.tables import Table
 from mtjudge_jax.tasks import TASKS
 
 
@@ -89,14 +90,14 @@ def means_of(evaluation: Evaluation | None, tasks: list[str]) -> Means:
     scores = []
     for name in Means._fields:
         key = {"sampled": "sampled_accuracy"}.get(name, name)
-        value, own = _mean([evaluation.tasks[task] for task in tasks], key), evaluation.mean.get(key)
+        value, own = mean_of_tasks([evaluation.tasks[task] for task in tasks], key), evaluation.mean.get(key)
         same = value is not None and own is not None and math.isclose(value, own)
         ci = evaluation.mean.get(f"{key}_ci") if same else None
         scores.append(Score(value, ci or mean_interval(evaluation.predictions, tasks, score=key)))
     return Means(*scores)
 
 
-def _mean(scores: list[dict], key: str) -> float | None:
+def mean_of_tasks(scores: list[dict], key: str) -> float | None:
     """As eval.scores.mean_score: a list task has no macro-F1, so its accuracy counts. None unless all have a value."""
     values = [score.get("accuracy") if key == "macro_f1" and score.get(key) is None else score.get(key) for score in scores]
     return statistics.fmean(values) if values and None not in values else None
@@ -118,6 +119,27 @@ def pair_rows(run: RunFolder) -> list[PairRow]:
     names = dict.fromkeys(name for tasks in (after, before) for name, score in tasks.items() if _is_pairwise(score))
     trained = trained_tasks(run)
     return [PairRow(name, name in trained, before.get(name, {}), after.get(name, {})) for name in names]
+
+
+def validation_table(run: RunFolder, tasks: list[str]) -> Table | None:
+    """The first and the best validation of each task, None before the first."""
+    best = best_validation(run)
+    if best is None:
+        return None
+    first, chosen = run.validation[0], next(line for line in run.validation if line["step"] == best[0])
+    head = ["task", "questions"]
+    for words in ("macro-F1", "accuracy", "sampled accuracy"):
+        head += [f"{words}, step {line['step']}" for line in (first, chosen)]
+    rows = []
+    for task in tasks:
+        scores = [line.get("tasks", {}).get(task, {}) for line in (first, chosen)]
+        cells = [_number_text(score.get(key)) for key in ("macro_f1", "accuracy", "sampled_accuracy") for score in scores]
+        rows.append([task, str(scores[1].get("count", "")), *cells])
+    return Table("Validations", "", head, rows)
+
+
+def _number_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def constant_mean(rows: list[TaskRow], tasks: list[str]) -> float | None:
@@ -154,68 +176,6 @@ def dumbbell_plot(rows: list[TaskRow], constant: float | None, before: Means, af
     return plots.draw_dumbbells([*dumbbells, mean])
 
 
-def task_colors(tasks: list[str]) -> dict[str, str]:
-    return {task: TASK_COLORS[i % len(TASK_COLORS)] for i, task in enumerate(tasks)}
-
-
-def learning_curves(run: RunFolder, tasks: list[str]) -> list[Plot]:
-    """The plots that have data, in reading order."""
-    share, note = (-0.02, 1.02), "sampled answers of each training step"
-    drawn = [
-        _training_plot(run, tasks, key="reward", title="Reward", note=note, limits=share),
-        _training_plot(run, tasks, key="accuracy", title="Accuracy", note=note, limits=share),
-        _training_plot(run, tasks, key="format", title="Answers in the required form", note=note, limits=share),
-        validation_plot(run, tasks, key="macro_f1", title="Macro-F1 on validation"),
-        validation_plot(run, tasks, key="sampled_accuracy", title="Sampled accuracy on validation"),
-        _training_plot(
-            run, tasks, key="zero_variance", title="Groups without a signal", limits=share,
-            note="share of prompts whose answers all got the same reward",
-        ),
-        mixture_plot(run, tasks),
-        _training_plot(run, [], key="kl", title="KL to the starting model", note="nats per token"),
-        _training_plot(run, [], key="entropy", title="Entropy of the policy", note="nats per token"),
-        _training_plot(run, [], key="loss", title="Loss", note="mean over the updates of a step"),
-    ]  # fmt: skip
-    return [plot for plot in drawn if plot is not None]
-
-
-def _training_plot(
-    run: RunFolder, tasks: list[str], *, key: str, title: str, note: str, limits: tuple[float, float] | None = None
-) -> Plot | None:
-    steps, colors = [line["step"] for line in run.train], task_colors(tasks)
-    series = [
-        Series(task, steps, [line.get("tasks", {}).get(task, {}).get(key) for line in run.train], colors[task]) for task in tasks
-    ]
-    series.append(Series("all", steps, [line.get(key) for line in run.train], ALL_COLOR, wide=True))
-    return plots.draw_curves(title, series, limits=limits, note=note)
-
-
-def mixture_plot(run: RunFolder, tasks: list[str]) -> Plot | None:
-    """The shares that MT-GRPO draws with; None for another mixture."""
-    lines, colors = [line for line in run.train if line.get("mixture")], task_colors(tasks)
-    steps = [line["step"] for line in lines]
-    series = [Series(t, steps, [line["mixture"].get(t, {}).get("weight") for line in lines], colors[t]) for t in tasks]
-    note = "target share of each task in the next prompts"
-    return plots.draw_curves("Weights of the tasks", series, limits=(-0.02, 1.02), note=note)
-
-
-def validation_plot(run: RunFolder, tasks: list[str], *, key: str, title: str) -> Plot | None:
-    steps, colors = [line["step"] for line in run.validation], task_colors(tasks)
-    series = [
-        Series(
-            task, steps, [line.get("tasks", {}).get(task, {}).get(key) for line in run.validation], colors[task],
-            marker=MARKERS[i % len(MARKERS)],
-        )
-        for i, task in enumerate(tasks)
-    ]  # fmt: skip
-    judged = [[line["tasks"][task] for task in tasks if task in line.get("tasks", {})] for line in run.validation]
-    means = [_mean(scores, key) for scores in judged]
-    series.append(Series("mean", steps, means, ALL_COLOR, marker="o", wide=True))
-    limit = (run.config.get("eval") or {}).get("limit")
-    note = f"validation, {limit} questions per task" if limit else "the whole validation split"
-    return plots.draw_curves(title, series, limits=(-0.02, 1.02), note=note)
-
-
 def summarise_work(run: RunFolder) -> TrainingWork:
     totals: dict[str, float] = {}
     for line in run.train:
@@ -226,6 +186,11 @@ def summarise_work(run: RunFolder) -> TrainingWork:
     speeds = [line["tokens_per_s"] for line in run.train if line.get("tokens_per_s") is not None]
     done = max(steps, run.train[-1]["step"]) if run.train else 0  # steps may be counted from 0 or from 1
     return TrainingWork(done, wall if totals else None, statistics.median(speeds) if speeds else None, phases)
+
+
+def is_unfinished(run: RunFolder, work: TrainingWork) -> bool:
+    """Whether steps of the config are still to come. A run that its patience ended looks like one that was stopped."""
+    return bool(run.config.get("steps")) and work.steps < run.config["steps"]
 
 
 def best_validation(run: RunFolder) -> tuple[int, float] | None:

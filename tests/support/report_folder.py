@@ -99,6 +99,7 @@ def make_prediction(rng, example, *, skill, order=""):
         "reasoning": "" if invalid else reasoning, "error": "no <answer>" if invalid else "",
         "reward": 0.0 if invalid else 0.1 + 0.9 * correct, "sampled_accuracy": float(rng.binomial(8, skill) / 8),
         "probabilities": {"no": 1 - yes, "yes": yes}, "order": order,
+        "probability": None if invalid else {"no": 1 - yes, "yes": yes}[verdict],
     }  # fmt: skip
 
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.report.compare.paired import Paired, paired_rows
 from mtjudge_jax.report.compare.paper import PAPER, paper_arm
-from mtjudge_jax.report.intervals import difference_interval, mean_interval
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.report.intervals import mean_interval, score_difference
+from mtjudge_jax.tasks import TASKS, Task, task_of
 
 _BASE = "off_the_shelf"
 # Further means over the unseen tasks: column, key of a score.
@@ -47,6 +48,7 @@ class Comparison(NamedTuple):
     metrics: dict[str, str]  # the key of the score that is shown, by task
     paper: dict[str, dict[str, float]]  # by the paper's arm and task, in percent
     runs: dict[str, list[dict]]
+    paired: dict[str, list[Paired]]  # by arm but the base, of arms with one seed, where both have predictions
 
 
 def compare(
@@ -65,9 +67,10 @@ def compare(
     names = [task for task in tasks or found if task in found]
     if not names:
         raise UserError(f"--tasks={','.join(tasks)}: none is in the runs, they have {', '.join(found)}")
-    unseen = [task for task in names if task in TASKS and TASKS[task].ood]
+    known = TASKS | _own_tasks(seeds)
+    unseen = [task for task in names if task in known and known[task].ood]
     trained = [task for task in names if task not in unseen]
-    metrics = {task: metric or (TASKS[task].metric if task in TASKS else "macro_f1") for task in names}
+    metrics = {task: metric or (known[task].metric if task in known else "macro_f1") for task in names}
     base = base or next((name for name in seeds if name == _BASE or paper_arm(name) == _BASE), next(iter(seeds)))
     if base not in seeds:
         raise UserError(f"--base={base}: no such run, there are {', '.join(seeds)}")
@@ -76,7 +79,28 @@ def compare(
     transfer = {name: _transfer_row(seeds[base], results, unseen, metrics) for name, results in others.items()}
     paper = {arm: {task: x for task, x in row.items() if task in names} for arm, row in PAPER.items()}
     paper = {arm: row for arm, row in paper.items() if row}
-    return Comparison(list(seeds), trained, unseen, scores, {k: v for k, v in transfer.items() if v}, base, metrics, paper, seeds)
+    transfer = {name: row for name, row in transfer.items() if row}
+    paired = _paired(seeds, base, [*trained, *unseen])
+    return Comparison(list(seeds), trained, unseen, scores, transfer, base, metrics, paper, seeds, paired)
+
+
+def _own_tasks(seeds: Mapping[str, Sequence[dict]]) -> dict[str, Task]:
+    """The tasks of the runs' own that the predictions describe."""
+    found = {}
+    for results in seeds.values():
+        for result in results:
+            for p in result.get("predictions", []):
+                if p["task"] not in found and p["task"] not in TASKS and p.get("custom"):
+                    found[p["task"]] = task_of(p)
+    return found
+
+
+def _paired(seeds: Mapping[str, list[dict]], base: str, tasks: Sequence[str]) -> dict[str, list[Paired]]:
+    single = {name: results[0].get("predictions", []) for name, results in seeds.items() if len(results) == 1}
+    if not single.get(base):
+        return {}
+    rows = {name: paired_rows(single[base], predictions, tasks) for name, predictions in single.items() if name != base}
+    return {name: found for name, found in rows.items() if found}
 
 
 def _value(result: dict, task: str, metrics: Mapping[str, str]) -> float | None:
@@ -118,7 +142,8 @@ def _transfer_row(base: list[dict], results: list[dict], unseen: list[str], metr
         interval, kinds = None, {metrics[task] for task in tasks}
         if len(before) == len(after) == len(kinds) == 1:
             pair = (base[0].get("predictions", []), results[0].get("predictions", []))
-            interval = difference_interval(*pair, tasks, score=kinds.pop())
+            found = score_difference(*pair, tasks, score=kinds.pop())
+            interval = found and found[1:]
         row |= _cell(column, [value - float(np.mean(before)) for value in after], interval)
     return row
 

@@ -1,23 +1,26 @@
 """Writes a comparison as Markdown, as one self-contained page, as JSON and as plots."""
 
-import base64
 import io
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from mtjudge_jax.paths import AnyPath, write_whole
 from mtjudge_jax.report.compare.compare import BESIDE, ArmRow, Cell, Comparison
+from mtjudge_jax.report.compare.paired import Paired, disagreements
 from mtjudge_jax.report.compare.paper import paper_arm
-from mtjudge_jax.report.plots import MARKERS, STYLE, TASK_COLORS
+from mtjudge_jax.report.curves import compared_curves
+from mtjudge_jax.report.examples import Card, make_cards, seeds_of
+from mtjudge_jax.report.page import render_page
+from mtjudge_jax.report.plots import MARKERS, PAGE_STYLE, STYLE, TASK_COLORS, WIDTH, Plot, inline_svg, page_color
+from mtjudge_jax.report.read import read_json, read_run
+from mtjudge_jax.report.tables import Table
 
-_FOLDER = pathlib.Path(__file__).parents[1] / "templates"
+_CARDS = 24  # questions of an arm and the base that are shown
 # The columns of the last table, by the key of a score. A column is shown if a score has it.
 _DETAILS = {
     "count": "answers", "macro_f1": "macro-F1", "constant_macro_f1": "constant answer", "accuracy": "accuracy",
@@ -38,25 +41,16 @@ _MEANINGS = {
 }
 
 
-class Table(NamedTuple):
-    """A table of text cells; `head` has the names of the columns."""
-
-    title: str
-    note: str
-    head: list[str]
-    rows: list[list[str]]
-
-
 def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") -> list[AnyPath]:
     """comparison.md, .html and .json and the plots comparison.png and transfer.png in `out`; returns their paths.
 
     note: a paragraph above the tables.
     """
     out.mkdir(parents=True, exist_ok=True)
-    plots = _draw_plots(comparison)
-    files = {f"{name}.png": data for name, (_, data) in plots.items()}
-    files["comparison.md"] = comparison_markdown(comparison, list(plots), note=note).encode()
-    files["comparison.html"] = _page(comparison, plots, note=note).encode()
+    drawn = _plots_of(comparison)
+    files = {f"{name}.png": _png(plot, comparison.arms) for name, plot in drawn.items()}
+    files["comparison.md"] = comparison_markdown(comparison, list(drawn), note=note).encode()
+    files["comparison.html"] = _page(comparison, drawn, note=note).encode(errors="replace")
     files["comparison.json"] = json.dumps({"note": note} | _as_dict(comparison), indent=1).encode()
     for name, data in files.items():
         write_whole(out / name, data)
@@ -85,8 +79,33 @@ def _tables(comparison: Comparison) -> list[Table]:
         rows = [[*_first_cells(c, arm), *(_difference(c, arm, column) for column in (*c.unseen, "mean"))] for arm in c.transfer]
         note = f"Percentage points on the unseen format, each arm minus {c.base}; {interval}."
         found.append(Table(f"Format transfer: pairwise minus {c.base}", note, [*first, *unseen, "mean"], rows))
+    if c.paired:
+        found.insert(0, _paired_table(c))
     return [*found, detail_table(c)]
 
+
+def _paired_table(c: Comparison) -> Table:
+    note = (
+        f"Each arm against {c.base} on the questions that both were asked. Accuracy in percent, differences in percentage points "
+        "[95 % interval, paired bootstrap by group]. Only right: questions that one of the two has right and the other wrong. "
+        "p: McNemar's exact test of these two numbers, two-sided; it takes the questions as independent, the intervals do not. "
+        "The two orders of a pair are two questions."
+    )
+    head = ["task", "arm", "questions", f"accuracy of {c.base}", "accuracy", "difference", "macro-F1 difference"]
+    head += [f"only {c.base} right", "only the arm right", "p"]
+    cells = [_paired_cells(arm, row) for arm, rows in c.paired.items() for row in rows]
+    return Table(f"Paired differences from {c.base}", note, head, cells)
+
+
+def _paired_cells(arm: str, row: Paired) -> list[str]:
+    accuracies = [f"{100 * row.base:.1f}", f"{100 * row.arm:.1f}", cell_text(Cell(*row.difference), sign=True)]
+    f1 = cell_text(row.macro_f1 and Cell(*row.macro_f1), sign=True)
+    return [row.task, arm, str(row.questions), *accuracies, f1, str(row.only_base), str(row.only_arm), p_text(row.p)]
+
+
+def p_text(p: float) -> str:
+    """0.0312 -> "0.031", 0.00004 -> "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 def _has_seeds(c: Comparison) -> bool:
     """Whether an arm has more than one seed, so that the tables show how many."""
@@ -168,7 +187,8 @@ def _as_dict(comparison: Comparison) -> dict:
         name: {arm: {column: cell._asdict() for column, cell in row.items()} for arm, row in rows.items()}
         for name, rows in (("scores", comparison.scores), ("transfer", comparison.transfer))
     }
-    return {"base": comparison.base, "metrics": comparison.metrics} | by_arm
+    paired = {arm: [row._asdict() for row in rows] for arm, rows in comparison.paired.items()}
+    return {"base": comparison.base, "metrics": comparison.metrics} | by_arm | {"paired": paired}
 
 
 def comparison_markdown(comparison: Comparison, plots: Sequence[str] = (), *, note: str = "") -> str:
@@ -181,26 +201,60 @@ def comparison_markdown(comparison: Comparison, plots: Sequence[str] = (), *, no
     return "\n\n".join(parts) + "\n"
 
 
-def _page(comparison: Comparison, plots: dict[str, tuple[str, bytes]], *, note: str = "") -> str:
-    """The comparison as one HTML file, without scripts, with the plots inside."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+def _page(c: Comparison, drawn: dict[str, "_Rows"], *, note: str = "") -> str:
+    """The comparison as one HTML file."""
+    problems: list[str] = []
+    cards = {arm: found for arm in c.paired if (found := _cards(c, arm, problems))}
+    with matplotlib.rc_context(PAGE_STYLE):
+        plots = [Plot("", "", plot.text, inline_svg(_draw_rows(plot, c.arms, WIDTH))) for plot in drawn.values()]
+    looks = {arm: page_color(arm_style(number)[0]) for number, arm in enumerate(c.arms)}
+    return render_page(
+        "compare.html.jinja", comparison=c, tables=_tables(c), note=note, problems=problems, plots=plots, cards=cards,
+        curves=_curves(c), looks=looks, most=_CARDS,
     )  # fmt: skip
-    images = [(alt, "data:image/png;base64," + base64.b64encode(data).decode()) for alt, data in plots.values()]
-    template = environment.get_template("compare.html.jinja")
-    return template.render(tables=_tables(comparison), images=images, arms=comparison.arms, note=note)
 
 
-def _draw_plots(comparison: Comparison) -> dict[str, tuple[str, bytes]]:
-    """Name -> (alternative text, PNG)."""
-    c = comparison
+def _cards(c: Comparison, arm: str, problems: list[str]) -> list[Card]:
+    """The questions on which the arm and the base disagree."""
+    base, other = c.runs[c.base][0], c.runs[arm][0]
+    judged = disagreements(base["predictions"], other["predictions"], (*c.tasks, *c.unseen), _CARDS)
+    config = read_json(other["workdir"] / "config.json", []) if other.get("workdir") else {}
+    return make_cards(judged, other.get("data") or base.get("data"), problems, seeds=seeds_of(config))
+
+
+def _curves(c: Comparison) -> list[Plot]:
+    """Of the arms that are runs, each with one seed and a workdir of its own; none of a single one."""
+    places = {arm: results[0].get("workdir") for arm, results in c.runs.items() if len(results) == 1}
+    runs = {arm: read_run(place) for arm, place in places.items() if place and list(places.values()).count(place) == 1}
+    if len(runs) < 2:
+        return []
+    last = [(run.validation or [{}])[-1].get("tasks", {}) for run in runs.values()]
+    return compared_curves(runs, [task for task in (*c.tasks, *c.unseen) if all(task in tasks for tasks in last)])
+
+
+class _Rows(NamedTuple):
+    """A plot of the cells of `columns`; `text` describes it."""
+
+    text: str
+    rows: dict[str, ArmRow]
+    columns: list[str]
+    unit: str
+
+
+def _plots_of(c: Comparison) -> dict[str, _Rows]:
     columns = [*c.tasks, *(["mean"] if c.tasks else []), *c.unseen]
-    plots = {"comparison": _draw_rows(c.scores, c.arms, columns, "percent", f"Scores of {', '.join(c.arms)} by task")}
+    plots = {"comparison": _Rows(f"Scores of {', '.join(c.arms)} by task", c.scores, columns, "percent")}
     if c.transfer:
-        text = f"Pairwise scores minus those of {c.base}"
-        plots["transfer"] = _draw_rows(c.transfer, c.arms, [*c.unseen, "mean"], f"percentage points above {c.base}", text)
+        text, unit = f"Pairwise scores minus those of {c.base}", f"percentage points above {c.base}"
+        plots["transfer"] = _Rows(text, c.transfer, [*c.unseen, "mean"], unit)
     return plots
+
+
+def _png(plot: _Rows, arms: list[str]) -> bytes:
+    with matplotlib.rc_context(STYLE):
+        file = io.BytesIO()
+        _draw_rows(plot, arms, 7.2).savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
 
 
 def arm_style(number: int) -> tuple[str, str]:
@@ -208,22 +262,21 @@ def arm_style(number: int) -> tuple[str, str]:
     return TASK_COLORS[number % len(TASK_COLORS)], MARKERS[(number + number // len(TASK_COLORS)) % len(MARKERS)]
 
 
-def _draw_rows(rows: dict[str, ArmRow], arms: list[str], columns: list[str], unit: str, alt: str) -> tuple[str, bytes]:
+def _draw_rows(plot: _Rows, arms: list[str], width: float) -> Figure:
     """One line of the plot per column, one marker with its interval per arm. An arm looks the same in all plots of `arms`."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.1 + (0.16 * len(rows) + 0.25) * len(columns)), dpi=150, layout="constrained")
-        axes, step = figure.subplots(), 0.7 / max(len(rows), 1)
-        for i, (name, row) in enumerate(rows.items()):
-            color, marker = arm_style(arms.index(name))
-            at = [(column, row[column]) for column in columns if column in row]
-            heights = [columns.index(column) + (i - (len(rows) - 1) / 2) * step for column, _ in at]
-            axes.plot([100 * cell.value for _, cell in at], heights, marker, color=color, ms=5, label=name, zorder=4)
-            for height, (_, cell) in zip(heights, at, strict=True):
-                if cell.low is not None:
-                    axes.plot([100 * cell.low, 100 * cell.high], [height] * 2, color=color, lw=1.3, zorder=3)
-        axes.set(ylim=(len(columns) - 0.4, -0.6), yticks=range(len(columns)), yticklabels=columns, xlabel=unit)
-        axes.grid(axis="y", visible=False)
-        figure.legend(loc="outside upper left", ncols=3, frameon=False)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", metadata={"Software": None})
-    return alt, file.getvalue()
+    rows, columns = plot.rows, plot.columns
+    high = 1.1 + (0.16 * len(rows) + 0.25) * len(columns)
+    figure = Figure(figsize=(width, high), dpi=150, layout="constrained")
+    axes, step = figure.subplots(), 0.7 / max(len(rows), 1)
+    for i, (name, row) in enumerate(rows.items()):
+        color, marker = arm_style(arms.index(name))
+        at = [(column, row[column]) for column in columns if column in row]
+        heights = [columns.index(column) + (i - (len(rows) - 1) / 2) * step for column, _ in at]
+        axes.plot([100 * cell.value for _, cell in at], heights, marker, color=color, ms=5, label=name, zorder=4)
+        for height, (_, cell) in zip(heights, at, strict=True):
+            if cell.low is not None:
+                axes.plot([100 * cell.low, 100 * cell.high], [height] * 2, color=color, lw=1.3, zorder=3)
+    axes.set(ylim=(len(columns) - 0.4, -0.6), yticks=range(len(columns)), yticklabels=columns, xlabel=plot.unit)
+    axes.grid(axis="y", visible=False)
+    figure.legend(loc="outside upper left", ncols=3 if width > WIDTH else 1, frameon=False)
+    return figure

@@ -5,7 +5,18 @@ from collections.abc import Sequence
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path
-from mtjudge_jax.report.read import TRAINED_TEST, read_lines
+from mtjudge_jax.report.read import (
+    BASE_TEST,
+    REFERENCE_TEST,
+    TRAINED_TEST,
+    data_of,
+    eval_command,
+    find_evaluation,
+    latest_by_step,
+    read_json,
+    read_lines,
+    shortened,
+)
 
 Runs = dict[str, list[dict]]
 
@@ -14,15 +25,20 @@ def read_runs(names: Sequence[str]) -> Runs:
     """Arm -> results, one per seed. Each of `names` is PATH or ARM=PATH.
 
     An arm may be given several times: results with other tasks are joined (one model per task), results with the same tasks are
-    seeds. Without ARM= the arm is named after its folder. Raises UserError that names the path.
+    seeds. Without ARM= the arm is named after its folder. Workdirs are compared by the trained model's evaluation on the test
+    split, wherever `mtjudge eval` wrote it beside them; if one of them has none, all by their best validation, and each result
+    says so in "note". Raises UserError that names the path.
     """
+    places = [as_path(name.rpartition("=")[2]) for name in names if name.rpartition("=")[2]]
+    by_validation = len(places) > 1 and all(map(_is_workdir, places)) and not all(map(_test_file, places))
+    by_validation = by_validation and all(_best_validation(place) for place in places)
     runs: Runs = {}
     plain = [name for name in names if "=" not in name]
     for name in names:
         arm, given, path = name.rpartition("=")
         if given and (not arm or not path):
             raise UserError(f"{name!r}: give PATH or ARM=PATH")
-        result = read_result(as_path(path))
+        result = _validation_result(as_path(path)) if by_validation else read_result(as_path(path))
         arm = arm or _arm_of(path, plain)
         if not given and arm in runs:
             raise UserError(f"two runs have the name {arm!r}: name them, e.g. {arm}_a={path}")
@@ -46,7 +62,7 @@ def _add_result(results: list[dict], result: dict) -> None:
         if not seed["tasks"].keys() & result["tasks"].keys():
             join_tasks(seed, result)
             return
-    results.append(join_tasks({"tasks": {}, "predictions": []}, result))
+    results.append(join_tasks(result | {"tasks": {}, "predictions": []}, result))
 
 
 def join_tasks(seed: dict, result: dict) -> dict:
@@ -56,15 +72,62 @@ def join_tasks(seed: dict, result: dict) -> dict:
     return seed
 
 
+def _is_workdir(path: AnyPath) -> bool:
+    return (path / "eval").is_dir()
+
+
+def _config_of(workdir: AnyPath) -> dict:
+    return read_json(workdir / "config.json", [])
+
+
+def _test_file(workdir: AnyPath) -> AnyPath | None:
+    """The trained model's evaluation on the test split, None if there is none."""
+    file = workdir / "eval" / f"{TRAINED_TEST}.json"
+    config = _config_of(workdir)
+    return file if file.is_file() else find_evaluation(workdir, config, data_of(workdir, config), TRAINED_TEST)
+
+
+def _best_validation(workdir: AnyPath) -> AnyPath | None:
+    """The validation of the model in best/, None without one."""
+    lines = latest_by_step([line for line in read_lines(workdir / "metrics.jsonl", []) if line.get("kind") == "eval"])
+    means = {line["step"]: mean for line in lines if (mean := (line.get("mean") or {}).get("macro_f1")) is not None}
+    for step in sorted(means, key=lambda step: (-means[step], step)):
+        if (file := workdir / "eval" / f"val_{step:06d}.json").is_file():
+            return file
+    return None
+
+
+def _validation_result(workdir: AnyPath) -> dict:
+    file = _best_validation(workdir)
+    said = f"{workdir}: its best validation, {file.name}, as the validations chose that step its scores are a little too high"
+    if _test_file(workdir) is None:
+        said += f". To judge the test split: {_command(workdir)}"
+    return _read_file(file) | {"workdir": workdir, "note": said}
+
+
+def _command(workdir: AnyPath) -> str:
+    """The line that judges the test split with the trained model; its own judge.json tells the sizes and tasks."""
+    config = _config_of(workdir)
+    command = eval_command(workdir, config, data_of(workdir, config), TRAINED_TEST)
+    return command.replace(" --config=CONFIG.py", "")
+
+
 def read_result(path: AnyPath) -> dict:
-    """{"tasks": .., "predictions": ..} of a workdir (the trained model on the test split), an evaluation's folder or its file."""
+    """{"tasks": .., "predictions": ..} of a workdir (the trained model on the test split), an evaluation's folder or its file;
+    with "workdir" and "data" where they are known, "note" where another file than eval/trained_test.json was found.
+    """
+    if _is_workdir(path):
+        file = _test_file(path)
+        if file is None:
+            raise UserError(
+                f"{path} is a workdir without eval/{TRAINED_TEST}.json, and no folder beside it has an evaluation of its best "
+                f"model: evaluate it by {_command(path)} or name a file in {path}/eval"
+            )
+        note = "" if file.parent == path / "eval" else f"{path}: evaluated in {file}"
+        return _read_file(file) | {"workdir": path, "note": note}
     file = path
-    if (path / "eval").is_dir():
-        file = path / "eval" / f"{TRAINED_TEST}.json"
-        if not file.is_file():
-            raise UserError(f"{path} is a workdir without eval/{TRAINED_TEST}.json: evaluate it, or name a file in {path}/eval")
-    elif path.is_dir():
-        found = sorted(other for other in path.glob("*.json"))
+    if path.is_dir():
+        found = sorted(other for other in path.glob("*.json") if other.name not in ("config.json", "comparison.json"))
         named = [other for other in found if other.name == "test.json"] or found
         if len(named) != 1:
             shown = ", ".join(other.name for other in found) or "none"
@@ -72,6 +135,10 @@ def read_result(path: AnyPath) -> dict:
         file = named[0]
     elif not path.is_file():
         raise UserError(f"{path}: no such file or folder")
+    return _read_file(file)
+
+
+def _read_file(file: AnyPath) -> dict:
     try:
         result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -79,4 +146,21 @@ def read_result(path: AnyPath) -> dict:
     if not isinstance(result, dict) or not isinstance(result.get("tasks"), dict) or not result["tasks"]:
         raise UserError(f"{file} has no task scores: name a result of mtjudge eval, NAME.json")
     predictions = file.with_name(f"{file.stem}.predictions.jsonl")
-    return {"tasks": result["tasks"], "predictions": read_lines(predictions, []) if predictions.is_file() else []}
+    rows = [shortened(p) for p in read_lines(predictions, [])] if predictions.is_file() else []
+    judged = result.get("judged") if isinstance(result.get("judged"), dict) else {}
+    workdir = file.parent.parent if file.parent.name == "eval" else _workdir_of(judged)
+    data = [as_path(judged["data"])] if judged.get("data") else []
+    if workdir is not None and (other := data_of(workdir, _config_of(workdir))):
+        data.append(other)
+    trained = workdir if file.stem not in (BASE_TEST, REFERENCE_TEST) else None
+    place = next((folder for folder in data if folder.is_dir()), None)
+    return {"tasks": result["tasks"], "predictions": rows, "data": place, "workdir": trained}
+
+
+def _workdir_of(judged: dict) -> AnyPath | None:
+    """Of a result of a run's best model."""
+    model = judged.get("model") or ""
+    if model == "demo" or not model:
+        return None
+    folder = as_path(model).parent
+    return folder if (folder / "metrics.jsonl").is_file() else None

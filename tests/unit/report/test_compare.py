@@ -7,17 +7,18 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from report_folder import result, save
+from report_folder import Page, result, save
 
 from mtjudge_jax.report.compare.compare import Cell, compare
 from mtjudge_jax.report.compare.pages import arm_style, cell_text, comparison_markdown, detail_table, write_comparison
 from mtjudge_jax.report.compare.paper import PAPER, paper_arm
 from mtjudge_jax.report.compare.read import read_runs
-from mtjudge_jax.report.intervals import difference_interval
+from mtjudge_jax.report.intervals import score_difference
 
 
 def line(task, name, label, verdict):
-    return {"task": task, "example_id": name, "group_id": name, "label": label, "verdict": verdict, "sampled_accuracy": None}
+    p = {"task": task, "example_id": name, "group_id": name, "label": label, "verdict": verdict, "sampled_accuracy": None}
+    return p | {"correct": label == verdict}
 
 
 def test_the_papers_numbers_are_those_of_its_table():
@@ -108,15 +109,15 @@ def test_means_and_differences_have_intervals_from_predictions():
     guess = rng.choice(["no", "yes"], 200)
     before = [line("technical", f"g{i}", labels[i], guess[i]) for i in range(200)]
     after = [line("technical", f"g{i}", labels[i], labels[i] if i % 10 else guess[i]) for i in range(200)]
-    wide = difference_interval(before, [{**p, "group_id": f"{p['group_id']}b"} for p in after], ["technical"], score="accuracy")
-    low, high = difference_interval(before, after, ["technical"], score="accuracy")
+    wide = score_difference(before, [{**p, "group_id": f"{p['group_id']}b"} for p in after], ["technical"], score="accuracy")
+    value, low, high = score_difference(before, after, ["technical"], score="accuracy")
     gain = np.mean([p["label"] == p["verdict"] for p in after]) - np.mean(labels == guess)
-    assert low < gain < high and 0.08 < high - low < 0.2
-    assert high - low < wide[1] - wide[0]  # the same questions: what is hard for both cancels
-    same = difference_interval(before, before, ["technical"], score="macro_f1")
-    assert same == [0.0, 0.0]
-    assert difference_interval([], after, ["technical"], score="accuracy") is None
-    assert difference_interval(before, after, ["technical"], score="tau_b") is None
+    assert value == pytest.approx(gain) and low < gain < high and 0.08 < high - low < 0.2
+    assert high - low < wide[2] - wide[1]  # the same questions: what is hard for both cancels
+    same = score_difference(before, before, ["technical"], score="macro_f1")
+    assert same == (0.0, 0.0, 0.0)
+    assert score_difference([], after, ["technical"], score="accuracy") is None
+    assert score_difference(before, after, ["technical"], score="tau_b") is None
     pairs = {name: result(technical=0.5) | {"predictions": rows} for name, rows in (("a", before), ("b", after))}
     assert compare(pairs).scores["b"]["mean"].low is not None
 
@@ -193,11 +194,12 @@ def test_pages_and_plots(tmp_path):
     names = ["comparison.html", "comparison.json", "comparison.md", "comparison.png", "transfer.png"]
     assert [path.name for path in written] == names
     page = (tmp_path / "out" / "comparison.html").read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page and not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert len(Page(page).all("script")) == 1 and "script-src 'sha256-" in page and "&lt;script&gt;" in page
+    assert "alert(1)" in Page(page).text and not re.search(r"""(src|href)=["'](?!data:|#)""", page) and "://" not in page
     data = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert (data["base"], data["metrics"]["pairwise_safety"], data["note"]) == ("off_the_shelf", "accuracy", "")
     assert data["transfer"] == {hostile: dict.fromkeys(("pairwise_safety", "mean"), Cell(0.25)._asdict())}
-    assert "SRCC 0.250" in page and "+25.0" in page and page.count("data:image/png;base64,") == 2
+    assert "SRCC 0.250" in page and "+25.0" in page and len(Page(page).all("svg")) == 2
     assert "&lt;" not in (text := (tmp_path / "out" / "comparison.md").read_text()) and "</script>\\| | 90.0" in text
     for name in ("comparison.png", "transfer.png"):
         data = (tmp_path / "out" / name).read_bytes()

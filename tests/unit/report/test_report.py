@@ -10,12 +10,13 @@ import pytest
 from PIL import Image
 from report_folder import PAIRWISE, POINTWISE, Page, draw_picture, make_example, make_workdir, write_evaluation
 
+from mtjudge_jax.report.curves import mixture_plot
 from mtjudge_jax.report.examples import choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
-from mtjudge_jax.report.plots import Series, draw_curves, smooth
+from mtjudge_jax.report.page import format_ci, format_duration
+from mtjudge_jax.report.plots import Series, draw_curves, looks_of, smooth
 from mtjudge_jax.report.read import latest_by_step, read_run
-from mtjudge_jax.report.views import mixture_plot
-from mtjudge_jax.report.write import format_ci, format_duration, write_report
+from mtjudge_jax.report.write import write_report
 from mtjudge_jax.tasks import TASKS
 
 HOSTILE = '<script>document.title="run"</script><img src=x onerror=alert(1)>"\'{{ 7*7 }}'
@@ -37,18 +38,19 @@ def test_page_is_complete(workdir, source):
     assert (workdir / "report.html").exists()
     assert not list(workdir.glob(".report*"))  # the temporary file is gone
     headline = re.sub(r"[ \n]+", " ", page.text)
-    assert "In 12 training steps (32.1\u00a0s) the mean macro-F1" in headline
-    assert (
-        f"to {scores['mean']['macro_f1']:.2f} (" in headline
-        and f"to {100 * scores['mean']['sampled_accuracy']:.0f}\u00a0% (" in headline
-    )
+    assert "12 steps" in headline and "32.1\u00a0s" in headline
+    title = re.search(r"<h1>(.*?)</h1>", source, re.S).group(1)
+    assert re.fullmatch(r"Mean macro-F1 on held-out questions rose from 0\.\d\d to (0\.\d\d)", " ".join(title.split()))
+    assert f"to {scores['mean']['macro_f1']:.2f}" in title
+    assert f"→ {scores['mean']['macro_f1']:.2f}" in headline and f"→ {100 * scores['mean']['sampled_accuracy']:.0f}\u00a0%" in headline
     assert "unknown" not in headline
     assert "coin flips" in page.text and "demonstration set made by construction" in page.text
     assert "Missing from this page" not in page.text
-    plots = [a for a in page.all("img") if a["src"].startswith("data:image/svg+xml")]
-    assert len(plots) == 1 + 9 and all(len(a["alt"]) > 30 for a in plots)
-    order = [source.index(f'id="{name}"') for name in ("tasks", "curves", "pairwise", "measured", "work", "examples")]
-    assert [source.index('class="honest"'), *order] == sorted([source.index('class="honest"'), *order])
+    plots = [a for a in page.all("div") if a.get("class") == "chart"]
+    assert len(page.all("svg")) == len(plots) == 1 + 10 + 1 and all(len(a["aria-label"]) > 30 for a in plots)
+    names = ("strip", "tasks", "honest", "curves", "pairwise", "answers", "measured", "work", "examples")
+    order = [source.index(f'class="{name}"' if name in ("strip", "honest") else f'id="{name}"') for name in names]
+    assert order == sorted(order)
 
 
 def test_all_numbers_of_the_test_split_are_there(workdir, source):
@@ -68,10 +70,10 @@ def test_all_numbers_of_the_test_split_are_there(workdir, source):
 
 def test_the_weights_of_mt_grpo_are_drawn(workdir, source):
     run = read_run(workdir)
-    assert mixture_plot(run, POINTWISE) is None
+    assert mixture_plot(run, looks_of(POINTWISE)) is None
     for line in run.train:
         line["mixture"] = {task: {"weight": 0.1 * (i + line["step"] % 2)} for i, task in enumerate(POINTWISE)}
-    drawn = mixture_plot(run, POINTWISE)
+    drawn = mixture_plot(run, looks_of(POINTWISE))
     assert drawn.title == "Weights of the tasks" and all(task in drawn.alt for task in POINTWISE)
 
 
@@ -79,7 +81,8 @@ def test_cards_have_pictures_question_and_filters(source):
     page = Page(source)
     cards = [a for a in page.all("li") if "data-task" in a]
     assert len(cards) == 6 * (6 + 6) + 3 * 12  # val and test, and the pairwise tasks in both orders
-    pictures = [a for a in page.all("img") if a["src"].startswith("data:image/webp")]
+    listed = Page(source[source.index('id="examples"') :])
+    pictures = [a for a in listed.all("img") if a["src"].startswith("data:image/webp")]
     assert len(pictures) == 6 * 12 + 3 * 12 * 2 and all("picture of example" in a["alt"] for a in pictures)
     assert {a["data-split"] for a in cards} == {"test", "val"}
     assert {a["data-outcome"].split()[0] for a in cards} == {"right", "wrong"}

@@ -7,9 +7,10 @@ import pytest
 from report_folder import PAIRWISE, Page, make_workdir
 
 from mtjudge_jax.report import views
+from mtjudge_jax.report.curves import validation_plot
 from mtjudge_jax.report.intervals import mean_interval
+from mtjudge_jax.report.plots import looks_of
 from mtjudge_jax.report.read import read_run
-from mtjudge_jax.report.views import validation_plot
 from mtjudge_jax.report.write import write_report
 
 TRAINED_TASKS = ["safety", "pairwise_safety"]
@@ -39,7 +40,7 @@ def test_what_is_trained_is_told_by_the_config(pair_run):
         assert found.value == pytest.approx((scores["safety"]["macro_f1"] + scores["pairwise_safety"]["macro_f1"]) / 2)
         assert found.ci == mean_interval(run.evaluations[name].predictions, TRAINED_TASKS, score="macro_f1")
     last = run.validation[-1]["tasks"]
-    drawn = validation_plot(run, tasks, key="macro_f1", title="F1")
+    drawn = validation_plot(run, tasks, looks_of(tasks), key="macro_f1", title="F1")
     assert re.findall(r"(\w+) [\d.]+ to (\d[.\d]*\d)", drawn.alt.split(": ")[1]) == [
         (name, f"{value:.3g}") for name, value in (
             ("safety", last["safety"]["macro_f1"]), ("pairwise_safety", last["technical"]["macro_f1"]),
@@ -112,12 +113,13 @@ def test_a_number_that_does_not_move_stayed_at_it(tmp_path):
         path = folder / "eval" / f"{name}.json"
         result = json.loads(path.read_text())
         for score in result["tasks"].values():
-            score["sampled_accuracy"] = 0.251 if name == "base_test" else 0.252
-        result["mean"] |= {"sampled_accuracy": score["sampled_accuracy"], "sampled_accuracy_ci": [0.2, 0.3]}
+            score["macro_f1"] = score["sampled_accuracy"] = 0.251 if name == "base_test" else 0.252
+        result["mean"] |= {f"{key}{ci}": value for key in ("macro_f1", "sampled_accuracy")
+                           for ci, value in (("", score[key]), ("_ci", [0.2, 0.3]))}  # fmt: skip
         path.write_text(json.dumps(result))
     text = text_of(folder).replace("\u00a0", " ")
-    assert "the mean sampled accuracy stayed at 25 % (20 to 30 % before, 20 to 30 % after)" in text
-    assert "stayed from" not in text and "the mean macro-F1 on held-out questions rose from 0." in text
+    assert "Mean macro-F1 on held-out questions stayed at 0.25 " in text and "rose from" not in text
+    assert "25 % → 25 % 20 to 30 % → 20 to 30 %" in text and "0.25 → 0.25 0.20 to 0.30 → 0.20 to 0.30" in text
 
 
 def test_the_constant_answer_is_that_of_the_tasks(tmp_path):
