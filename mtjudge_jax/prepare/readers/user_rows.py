@@ -135,7 +135,7 @@ def example_of(row: files.NativeRow, images: image_files.ReadImage, taken: Taken
 def unknown_field(what: str, name: str, there: Collection[str]) -> str:
     """Suggests the nearest field, or else lists all fields and the required ones that are missing."""
     if chat := sorted(_CHAT & set(there)):
-        return f"unknown {what} {chat[0]!r}: chat rows are not read, write one row a question; fields are {', '.join(FIELDS)}"
+        return f"unknown {what} {chat[0]!r}: chat rows are not read; fields are {', '.join(FIELDS)}"
     if near := difflib.get_close_matches(name, FIELDS, 1, 0.7):
         return f"unknown {what} {name!r}, did you mean {near[0]!r}?"
     missing = ["image"] * (not any(field in there for field in _SHOWN)) + ["label"] * ("label" not in there)

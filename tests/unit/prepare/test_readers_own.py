@@ -144,9 +144,9 @@ SAID = [
     ({"imag": "0.png"}, "unknown field 'imag', did you mean 'image'?"),
     ({"label": "Maybe"}, "label is 'Maybe', must be yes or true or 1 or no or false or 0"),
     ({"messages": [{"role": "user", "content": "a dog?"}]},
-     f"unknown field 'messages': chat rows are not read, write one row a question; fields are {NAMES}"),
+     f"unknown field 'messages': chat rows are not read; fields are {NAMES}"),
     ({"prompt": "a dog?", "chosen": "yes", "rejected": "no"},
-     f"unknown field 'chosen': chat rows are not read, write one row a question; fields are {NAMES}"),
+     f"unknown field 'chosen': chat rows are not read; fields are {NAMES}"),
     ({"label": None}, "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge`"),
 ]  # fmt: skip
 PAIR_SAID = [
@@ -196,7 +196,7 @@ def test_own_parquet_of_wrong_columns(tmp_path):
     with pytest.raises(ValueError, match=r"column 'picture' and no image: fields are id, .*, meta; rename it or leave it out"):
         read_all(PARQUET, tmp_path)
     native.write_parquet(tmp_path / "a.parquet", [{"images": [native.picture(0)], "messages": "hello"}])
-    with pytest.raises(ValueError, match=r"unknown column 'messages': chat rows are not read, .* fields are id, .*, meta"):
+    with pytest.raises(ValueError, match=r"unknown column 'messages': chat rows are not read; fields are id, .*, meta"):
         read_all(PARQUET, tmp_path)
     native.write_parquet(tmp_path / "a.parquet", [{"image": native.picture(0), "label": "yes", "__index_level_0__": 7}])
     assert len(read_all(PARQUET, tmp_path, task="t", kind="binary")[0]) == 1  # a column of pandas
