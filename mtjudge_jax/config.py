@@ -6,6 +6,7 @@ docs/design.md, Sources). A config file in `configs/` is Python that returns a `
 """
 
 import dataclasses
+import difflib
 import json
 from dataclasses import dataclass, field
 
@@ -171,13 +172,50 @@ class Config:
     hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
+# How other trainers call a field; TRL, verl and EasyR1 among them.
+_OTHER_NAMES = {
+    "learning_rate": "optim.lr",
+    "beta": "loss.kl_coef",
+    "num_generations": "rollout.group_size",
+    "max_steps": "steps",
+    "total_steps": "steps",
+    "max_prompt_length": "data.prompt_tokens",
+    **dict.fromkeys(("max_completion_length", "max_response_length", "max_new_tokens"), "rollout.completion_tokens"),
+    **dict.fromkeys(("batch_size", "train_batch_size", "rollout_batch_size"), "rollout.prompts"),
+    "micro_batch_size": "update.micro_prompts",
+    "warmup_ratio": "optim.warmup_steps",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "model_name_or_path": "model.path",
+    "save_steps": "checkpoint.every_steps",
+    "eval_steps": "eval.every_steps",
+}
+
+
+def field_meant(name: str) -> str:
+    """The field whose last word is that of `name`, or that other trainers call so, else "". `learning_rate` -> `optim.lr`."""
+    last = name.rpartition(".")[2]
+    same = [field for field in flatten(Config()) if field.rpartition(".")[2] == last]
+    return difflib.get_close_matches(name, same, 1, 0)[0] if same else _OTHER_NAMES.get(last, "")
+
+
+def unknown_field(name: str) -> str:
+    """A line that suggests the field, or the group of fields, meant by a dotted name.
+
+    `unknown field 'optim.learning_rate', did you mean 'optim.lr'?`
+    """
+    if meant := field_meant(name):
+        return f"unknown field {name!r}, did you mean {meant!r}?"
+    return unknown("field", name, [*(f.name for f in dataclasses.fields(Config)), *flatten(Config())])
+
+
 def from_dict(raw: dict, cls: type = Config, where: str = ""):
     """Builds a Config from nested dicts, as `to_dict` writes them. Raises ConfigError for an unknown key."""
     known = {f.name: f for f in dataclasses.fields(cls)}
     values = {}
     for key, value in raw.items():
         if key not in known:
-            raise ConfigError(unknown("field", f"{where}{key}", [where + k for k in known]))
+            raise ConfigError(unknown_field(f"{where}{key}"))
         kind = known[key].type
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):

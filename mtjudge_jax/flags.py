@@ -8,8 +8,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mtjudge_jax.config import Config, flatten
-from mtjudge_jax.errors import ConfigError, fail, one_line, unknown
+from mtjudge_jax.config import Config, field_meant, flatten, unknown_field
+from mtjudge_jax.errors import ConfigError, fail, one_line
 
 flags.disclaim_key_flags()  # a flag that this module defines belongs to the calling command and appears in its --help
 
@@ -46,12 +46,18 @@ def parse_flags(argv: list[str]) -> list[str]:
     for argument in argv:
         name = argument.partition("=")[0].lstrip("-")
         if name.startswith("config.") and name.removeprefix("config.") not in fields:
-            fail(unknown("field", name.removeprefix("config."), fields))
+            fail(unknown_field(name.removeprefix("config.")))
     path = config_file(argv)
     if path and not Path(path).is_file():
         fail(f"--config={path}: no such file; name a config file, e.g. --config=configs/demo.py")
+    if path:  # a config file may import a module beside it, as a script may; an installed package comes first
+        sys.path.append(str(Path(path).resolve().parent))
     try:
         return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        meant = field_meant(error.flagname)
+        remedy = f"; a field of the config is written --config.{meant}=VALUE" if meant else ""
+        fail(one_line(error) + remedy)
     except flags.Error as error:
         fail(one_line(error))
     except Exception as error:  # a config file is a program and may raise anything
@@ -101,6 +107,6 @@ def _refuse_strays(cfg: object, where: str = "") -> None:
     fields = {f.name for f in dataclasses.fields(cfg)}
     for name, value in vars(cfg).items():
         if name not in fields:
-            raise ConfigError(unknown("field", where + name, [where + known for known in fields]))
+            raise ConfigError(unknown_field(where + name))
         if dataclasses.is_dataclass(value):
             _refuse_strays(value, f"{where}{name}.")

@@ -13,7 +13,7 @@ import numpy as np
 from mtjudge_jax.data.bucket_cache import local_copy
 from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.paths import as_path, in_bucket
+from mtjudge_jax.paths import AnyPath, as_path, in_bucket
 from mtjudge_jax.records import BadRecord, JudgeExample, unpack
 
 MANIFEST_VERSION = 2  # an entry may name its file; version 1 had none of these and plain records
@@ -37,7 +37,7 @@ class RecordSource:
     def __init__(self, file: str | os.PathLike):
         self.file = os.fspath(file)
         if not os.path.isfile(self.file):
-            raise UserError(f"{self.file} missing; prepare the data first")
+            raise UserError(f"{self.file} missing; prepare the data first: {_prepare_line(as_path(self.file).parents[1])}")
         # A slow import, which `mtjudge prepare --help` must not wait for.
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -62,11 +62,19 @@ class RecordSource:
         return f"RecordSource({self.file!r})"
 
 
+def _prepare_line(folder: AnyPath) -> str:
+    """The command that makes the data folder; one that holds a user's rows is the source of another folder."""
+    rows = next((kind for kind in ("jsonl", "parquet") if not in_bucket(folder) and any(folder.glob(f"*.{kind}"))), None)
+    if rows is not None:
+        return f"mtjudge prepare --dataset={rows} --source={folder} --out=data/{folder.name}"
+    return f"mtjudge prepare --dataset=NAME --source=FOLDER --out={folder}"
+
+
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     """`manifest.json` of a data folder. Raises UserError if it is missing, damaged or of another version."""
     path = as_path(folder) / "manifest.json"
     if not path.is_file():
-        raise UserError(f"{path} missing; prepare the data first or give another data folder")
+        raise UserError(f"{path} missing; prepare the data first: {_prepare_line(path.parent)}")
     try:
         manifest = json.loads(path.read_text())
         version, files = manifest["version"], manifest["files"]
@@ -96,7 +104,7 @@ def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource
     entry = _manifest_entry(folder, split, task)
     expected, path = entry["count"], as_path(folder) / entry.get("path", f"{split}/{task}.array_record")
     if in_bucket(path) and not path.exists():
-        raise UserError(f"{path} missing; prepare the data first")
+        raise UserError(f"{path} missing; prepare the data first: {_prepare_line(as_path(folder))}")
     source = RecordSource(local_copy(path, entry["sha256"]))
     if len(source) != expected:
         raise UserError(f"{path} has {len(source)} records, the manifest says {expected}; prepare the data again")

@@ -45,7 +45,9 @@ def model_folder(path: str, *, said: str = "model.path = ") -> AnyPath:
     """The folder that `path` names. `said` is the flag or field that gave it. Raises ConfigError if it holds no model."""
     folder = DEMO_BASE if path == "demo" else as_path(path)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{said}{path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'")
+        hub = path.count("/") == 1 and not path.startswith(("/", ".", "~")) and not folder.exists()
+        get = f"; a name of the hub is not downloaded: hf download {path} --local-dir=models/{folder.name}, and give that folder"
+        raise ConfigError(f"{said}{path!r} has no config.json: give a Hugging Face folder of a Qwen3-VL, or 'demo'{get * hub}")
     return folder
 
 

@@ -117,7 +117,19 @@ FLAGS = [
     ("--config.data.tasks=('technical','saftey')", "unknown task 'saftey', did you mean 'safety'?"),
     ("--config.mesh.data=5", "here are 1"),
     ("--config.update.micro_prompts=5", "update.prompts = 12 is not divisible by update.micro_prompts = 5"),
-    ("--config.data.path=@nowhere", "manifest.json missing; prepare the data first"),
+    (
+        "--config.data.path=@nowhere",
+        "manifest.json missing; prepare the data first: mtjudge prepare --dataset=NAME",
+    ),
+    (
+        "--learning_rate=1e-4",
+        "flag 'learning_rate'; a field of the config is written --config.optim.lr=VALUE",
+    ),
+    ("--optim.lr=1e-4", "a field of the config is written --config.optim.lr=VALUE"),
+    (
+        "--config.model.path=Qwen/Qwen3-VL-2B-Instruct",
+        "hf download Qwen/Qwen3-VL-2B-Instruct --local-dir",
+    ),
     ("--config.eval.tasks=pairwise_safety", "has no records of val/pairwise_safety"),
     ("--config.model.path=@nowhere", "has no config.json: give a Hugging Face folder"),
     ("--config.model.path=@missing_tensor", "missing: model.language_model.norm.weight"),
@@ -178,6 +190,11 @@ OTHERS = [
     (("judge", MODEL, "--image=@black.png", "--image=@black.png", "--task=technical"), "exactly 1 image(s), the question has 2"),
     (("judge", MODEL, "--image=@black.png", "--task=pairwise_technical"), "exactly 2 image(s), the question has 1"),
     (("judge", MODEL, "--image=@black.png", "--task=alignment"), "needs an instruction"),
+    (("judge", MODEL, "--image=@black.png", "--task=alignment", "--instruction=caf\udce9"), r"no Unicode text: '\udce9' at char"),
+    (("judge", MODEL, "--image=@none\udce9.png", "--task=technical"), r"no file '"),
+    (("judge", MODEL, "--image=@black.png", "--task=tech\udce9"), r"unknown task 'tech\udce9'"),
+    (("judge", "--model=@nowhere\udce9", "--image=@black.png", "--task=technical"), "has no config.json"),
+    (("judge", MODEL, "--image=@black.png", "--task=technical", "--mesh=fdsp=2"), "--mesh=fdsp=2: give AXIS=DEVICES"),
     (
         ("judge", MODEL, "--task=technical"),
         "--image is missing: name an image file, e.g. --image=a.jpg",

@@ -12,7 +12,7 @@ import pytest
 from places import PACKAGE
 
 from mtjudge_jax import config as config_module
-from mtjudge_jax.config import Config, flatten, from_dict, to_dict
+from mtjudge_jax.config import Config, field_meant, flatten, from_dict, to_dict, unknown_field
 from mtjudge_jax.config_check import check, mesh_shape
 from mtjudge_jax.errors import ConfigError
 
@@ -301,3 +301,24 @@ class C:
 """
     fields = {"optim.lr", "steps", "loss.kl_coef", "data.tasks", "eval.limit"}
     assert reads(ast.parse(code)) & flatten(Config()).keys() == fields
+
+
+MEANT = {
+    "optim.learning_rate": "optim.lr",
+    "lr": "optim.lr",
+    "rollout.temprature": "rollout.temperature",
+    "train.group_size": "rollout.group_size",
+    "beta": "loss.kl_coef",
+    "checkpoint.steps": "steps",
+    "rollout.promts": "rollout.prompts",
+    "save_steps": "checkpoint.every_steps",
+}
+
+
+@pytest.mark.parametrize("name", MEANT)
+def test_an_unknown_field_suggests_the_one_that_is_meant(name):
+    assert unknown_field(name) == f"unknown field {name!r}, did you mean {MEANT[name]!r}?"
+
+
+def test_every_name_of_other_trainers_leads_to_a_field():
+    assert set(config_module._OTHER_NAMES.values()) <= set(flatten(Config())) and field_meant("nonsense") == ""
