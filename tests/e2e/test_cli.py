@@ -34,6 +34,8 @@ def place() -> Path:
         "imports": "import no_such_module\n",
         "no_get": "x = 1\n",
         "a_dict": "def get_config():\n    return {'steps': 3}\n",
+        "beside": "from values_beside import VALUES\ndef get_config():\n    return VALUES\n",
+        "values_beside": "VALUES = {'steps': 3}\n",
         "nothing": "def get_config():\n    pass\n",
         "misspelt": commands().config.read_text().replace("cfg.optim.lr", "cfg.optim.learning_rat"),
         "top": commands().config.read_text().replace("    return cfg", "    cfg.stepz = 3\n    return cfg"),
@@ -91,6 +93,7 @@ CONFIGS = [
     ("@imports.py", "No module named 'no_such_module'"),
     ("@no_get.py", "has no attribute 'get_config'"),
     ("@a_dict.py", "returned a dict, not a mtjudge_jax.config.Config"),
+    ("@beside.py", "returned a dict"),  # which the module beside it holds
     ("@misspelt.py", "unknown field 'optim.learning_rat'"),
     ("@top.py", "unknown field 'stepz', did you mean 'steps'?"),
 ]
