@@ -31,7 +31,7 @@ from mtjudge_jax.judge.questions import (
     with_instructions,
 )
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
-from mtjudge_jax.policy.judge_file import judge_config, mesh_of, trained_tasks
+from mtjudge_jax.policy.judge_file import judge_config, judge_tasks, mesh_of
 from mtjudge_jax.policy.model import Model, eval_format, model_folder, open_model, read_params
 from mtjudge_jax.policy.programs import stage_key
 from mtjudge_jax.records import BadRecord, JudgeExample
@@ -108,7 +108,7 @@ class Judge:
         model = open_model(cfg)
         fmt = eval_format(model, cfg)
         how = Judging(model.programs, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
-        return cls(model, read_params(model, cfg), how, trained_tasks(cfg.model.path))
+        return cls(model, read_params(model, cfg), how, judge_tasks(cfg.model.path))
 
     def judge(
         self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()

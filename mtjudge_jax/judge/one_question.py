@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mtjudge_jax.config import get_tasks
 from mtjudge_jax.judge.judge import Judge
 from mtjudge_jax.judge.questions import find_task, question_example
-from mtjudge_jax.policy.judge_file import judge_config, trained_tasks
+from mtjudge_jax.policy.judge_file import judge_config, judge_tasks
 from mtjudge_jax.policy.model import model_folder
 
 
@@ -18,7 +18,7 @@ def print_verdict(
     """Judges and prints the verdict. A question that cannot be asked raises UserError, before the weights are read."""
     cfg = judge_config(model, batch=1)
     folder = model_folder(cfg.model.path, said="--model=")  # read judge.json first: it defines the run's own tasks
-    asked = find_task(task, get_tasks(cfg), trained_tasks(folder))
+    asked = find_task(task, get_tasks(cfg), judge_tasks(folder))
     pixels = question_example(images, instruction, task=asked, number=0).images
     judge = Judge.from_pretrained(model, batch=1, dtype=dtype, mesh=mesh or None)
     with warnings.catch_warnings(record=True) as caught:

@@ -34,7 +34,7 @@ def best_of(folder: str | os.PathLike) -> str | os.PathLike:
     return folder
 
 
-def trained_tasks(folder: str | os.PathLike) -> tuple[str, ...]:
+def judge_tasks(folder: str | os.PathLike) -> tuple[str, ...]:
     """The tasks that the model of a folder was trained on, () if it has no judge.json or that does not name them."""
     path = as_path(folder) / JUDGE_FILE
     try:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import (
     KINDS,
+    SHORT_KINDS,
     TIE,
     Candidate,
     JudgeExample,
@@ -238,7 +239,10 @@ class Task:
 
     def _check(self, question: Question) -> None:
         if question.kind != self.kind:
-            raise UserError(f"task {self.name!r} asks {self.kind} questions, got {question.kind!r}: choose another task")
+            short = {kind: name for name, kind in SHORT_KINDS.items()}.get(question.kind, question.kind)
+            named = f"got {question.kind!r}" + (f" ({short!r} in rows and entries)" if short != question.kind else "")
+            change = f', or write "kind": "{short}" in its entry of data.custom_tasks' if self.entry else ""
+            raise UserError(f"task {self.name!r} asks {self.kind} questions, {named}: choose another task{change}")
         got = len(question.images)
         if self.wordings is None:
             needed = _IMAGES_OF_KIND[self.kind]
@@ -264,7 +268,8 @@ class Task:
                 known = f"{self.labels[0]} to {self.labels[-1]}"
                 raise UserError(f"task {self.name!r} has the grades {known}, the question {grades}")
         if self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
-            raise UserError(f"task {self.name!r} has no tie, the question allows one: use a task with allow_tie")
+            remedy = 'write "allow_tie": True in its entry of data.custom_tasks' if self.entry else "use a task with allow_tie"
+            raise UserError(f"task {self.name!r} has no tie, the question allows one: {remedy}")
 
     def label_index(self, label: Label) -> int:
         """Index in `labels` of the true answer. Raises UserError if this kind's field is not set or out of range.

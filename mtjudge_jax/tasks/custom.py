@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.records import KINDS, SHORT_KINDS
+from mtjudge_jax.records import KINDS, SHORT_KINDS, lone_surrogate
 from mtjudge_jax.tasks.base import LETTERS, NO_YES, RANKING, TIE_WORD, Form, Task, Wordings, check_words, pair_words
 
 _METRICS = ("macro_f1", "accuracy")
@@ -78,6 +78,9 @@ def _read_entry(raw: dict) -> TaskEntry:
         if not right:
             wanted = "a list of str" if texts else kind.__name__
             raise UserError(f"data.custom_tasks: {name!r}: {key} = {value!r} is a {type(value).__name__}, it must be {wanted}")
+        for text in value if texts else [value] * (kind is str):
+            if found := lone_surrogate(text):
+                raise UserError(f"data.custom_tasks: {name!r}: {key} is no Unicode text: {found}; write it anew in UTF-8")
     if missing := [key for key in ("name", "kind", "question") if key not in raw]:
         raise UserError(f"data.custom_tasks: {name!r} has no {', '.join(missing)}")
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}

@@ -90,6 +90,17 @@ def test_judge_json_tells_the_tasks(tmp_path):
     assert set(plain) == {"prompt_tokens", "patches", "completion_tokens", "step", "templates"}
 
 
+def test_the_remedy_for_an_own_task_is_its_entry():
+    entries = [{"name": name, "kind": kind, "question": "Is it?"} for name, kind in (("look", "binary"), ("nicer", "pairwise"))]
+    tasks = get_tasks(config(*entries))
+    graded, pair = record("agin_tech", 1).question, record("pickapic", 2).question
+    graded = graded._replace(kind="pointwise_score")
+    with pytest.raises(UserError, match=r"got 'pointwise_score' \('graded' in rows.*write \"kind\": \"graded\" in its entry of data"):
+        tasks["look"].ask(graded)
+    with pytest.raises(UserError, match=r'write "allow_tie": True in its entry of data.custom_tasks'):
+        tasks["nicer"].ask(pair._replace(kind="pairwise", allow_tie=True))
+
+
 def test_a_task_has_the_kind_of_the_rows_it_is_of():
     """`kind` may be written as in the rows of docs/data.md."""
     for short, kind in (("binary", "pointwise_binary"), ("graded", "pointwise_score"), ("pairwise", "pairwise")):
