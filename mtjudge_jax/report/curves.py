@@ -28,6 +28,8 @@ def learning_curves(run: RunFolder, tasks: list[str], looks: dict[str, Look]) ->
         _overall(run, {"loss": "loss"}, title="Loss", note="mean over the updates of a step"),
         _overall(run, {"lr": "learning rate"}, title="Learning rate", note="of the last update of a step"),
         _overall(run, {"grad_norm": "gradient norm"}, title="Gradient norm", note=_clipping(run)),
+        _overall(run, {"moved": "share moved"}, title="Weights that moved",
+                 note="share of the trained numbers that the updates of a step changed"),
         _overall(run, {"kl": "KL"}, title="KL to the starting model", note="nats per token"),
         _overall(run, {"entropy": "entropy"}, title="Entropy of the policy", note="nats per token"),
     ]  # fmt: skip

@@ -5,9 +5,10 @@ from functools import partial
 
 import numpy as np
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.metrics.bootstrap import bootstrap_interval
 from mtjudge_jax.metrics.confusion import accuracy, macro_f1
-from mtjudge_jax.tasks import TASKS, task_of
+from mtjudge_jax.tasks import task_of
 
 
 def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
@@ -16,7 +17,7 @@ def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> l
     `score` is "macro_f1", "accuracy" or "sampled_accuracy". None if a task has no predictions (or no sampled ones), and for
     any other score.
     """
-    rows = [p for p in predictions if p["task"] in tasks and _can_be_counted(p)]
+    rows = _countable(predictions, tasks)
     if score == "sampled_accuracy":
         rows = [p for p in rows if p.get("sampled_accuracy") is not None]
     if not rows or {p["task"] for p in rows} != set(tasks):
@@ -30,10 +31,18 @@ def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> l
     return bootstrap_interval(np.concatenate(sums, axis=1), lambda s: statistic(np.split(s, widths, axis=1)))
 
 
-def _can_be_counted(prediction: dict) -> bool:
-    """Whether the prediction answers a task with a closed set of labels, so that it can be counted."""
-    known = prediction["task"] in TASKS or bool(prediction.get("custom"))
-    return known and task_of(prediction).kind != "listwise" and not prediction.get("unusable")
+def _countable(predictions: list[dict], tasks: list[str]) -> list[dict]:
+    """The predictions of those `tasks` that have a closed set of labels, so that they can be counted."""
+    first = {p["task"]: p for p in reversed(predictions)}
+    closed = {task for task in tasks if task in first and _has_labels(first[task])}
+    return [p for p in predictions if p["task"] in closed and not p.get("unusable")]
+
+
+def _has_labels(prediction: dict) -> bool:
+    try:
+        return task_of(prediction).kind != "listwise"
+    except UserError:  # a task of another version
+        return False
 
 
 def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray:
@@ -77,7 +86,7 @@ def score_difference(before: list[dict], after: list[dict], tasks: list[str], *,
 
     None if one model lacks the predictions of a task, and for any other score.
     """
-    kept = [[p for p in rows if p["task"] in tasks and _can_be_counted(p)] for rows in (before, after)]
+    kept = [_countable(rows, tasks) for rows in (before, after)]
     if score not in ("macro_f1", "accuracy") or any({p["task"] for p in side} != set(tasks) for side in kept):
         return None
     groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for side in kept for p in side))}

@@ -64,7 +64,7 @@ def _is_pairwise(score: dict) -> bool:
     return "consistency" in score
 
 
-def trained_tasks(run: RunFolder) -> list[str]:
+def run_tasks(run: RunFolder) -> list[str]:
     """The tasks that the config names. Without a config: the pointwise tasks that the files name, first those of the test
     scores, then of the validations, then of the training steps.
     """
@@ -78,7 +78,7 @@ def trained_tasks(run: RunFolder) -> list[str]:
 def mean_tasks(run: RunFolder) -> list[str]:
     """The trained tasks that both base and trained model were judged on, so that their means are over the same tasks."""
     judged = [run.evaluations[name].tasks for name in (BASE_TEST, TRAINED_TEST) if name in run.evaluations]
-    return [task for task in trained_tasks(run) if all(task in tasks for tasks in judged if tasks)]
+    return [task for task in run_tasks(run) if all(task in tasks for tasks in judged if tasks)]
 
 
 def means_of(evaluation: Evaluation | None, tasks: list[str]) -> Means:
@@ -106,7 +106,7 @@ def mean_of_tasks(scores: list[dict], key: str) -> float | None:
 def task_rows(run: RunFolder) -> list[TaskRow]:
     before, after, reference = (run.evaluations.get(name) for name in (BASE_TEST, TRAINED_TEST, REFERENCE_TEST))
     rows = []
-    for task in trained_tasks(run):
+    for task in run_tasks(run):
         old, new, ref = (e.tasks.get(task, {}) if e else {} for e in (before, after, reference))
         either = new or old
         if either:
@@ -117,7 +117,7 @@ def task_rows(run: RunFolder) -> list[TaskRow]:
 def pair_rows(run: RunFolder) -> list[PairRow]:
     before, after = (run.evaluations[name].tasks if name in run.evaluations else {} for name in (BASE_TEST, TRAINED_TEST))
     names = dict.fromkeys(name for tasks in (after, before) for name, score in tasks.items() if _is_pairwise(score))
-    trained = trained_tasks(run)
+    trained = run_tasks(run)
     return [PairRow(name, name in trained, before.get(name, {}), after.get(name, {})) for name in names]
 
 

@@ -28,7 +28,7 @@ def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = 
 
 def _render(run: RunFolder) -> str:
     config, stage = views.config_rows(run.config), run.config.get("stage", "grpo")
-    tasks, rows, in_mean = views.trained_tasks(run), views.task_rows(run), views.mean_tasks(run)
+    tasks, rows, in_mean = views.run_tasks(run), views.task_rows(run), views.mean_tasks(run)
     names = (BASE_TEST, TRAINED_TEST, REFERENCE_TEST)
     before, after, reference = (views.means_of(run.evaluations.get(name), in_mean) for name in names)
     constant = views.constant_mean(rows, in_mean)

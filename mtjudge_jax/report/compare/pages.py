@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, write_whole
 from mtjudge_jax.report.compare.compare import BESIDE, ArmRow, Cell, Comparison
 from mtjudge_jax.report.compare.paired import Paired, disagreements
@@ -52,8 +53,9 @@ def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") ->
     files["comparison.md"] = comparison_markdown(comparison, list(drawn), note=note).encode()
     files["comparison.html"] = _page(comparison, drawn, note=note).encode(errors="replace")
     files["comparison.json"] = json.dumps({"note": note} | _as_dict(comparison), indent=1).encode()
-    for name, data in files.items():
-        write_whole(out / name, data)
+    with held(out, name="comparison"):
+        for name, data in files.items():
+            write_whole(out / name, data)
     return [out / name for name in sorted(files)]
 
 

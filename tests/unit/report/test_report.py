@@ -42,7 +42,8 @@ def test_page_is_complete(workdir, source):
     title = re.search(r"<h1>(.*?)</h1>", source, re.S).group(1)
     assert re.fullmatch(r"Mean macro-F1 on held-out questions rose from 0\.\d\d to (0\.\d\d)", " ".join(title.split()))
     assert f"to {scores['mean']['macro_f1']:.2f}" in title
-    assert f"→ {scores['mean']['macro_f1']:.2f}" in headline and f"→ {100 * scores['mean']['sampled_accuracy']:.0f}\u00a0%" in headline
+    assert f"→ {scores['mean']['macro_f1']:.2f} " in headline
+    assert f"→ {100 * scores['mean']['sampled_accuracy']:.0f}\u00a0% " in headline
     assert "unknown" not in headline
     assert "coin flips" in page.text and "demonstration set made by construction" in page.text
     assert "Missing from this page" not in page.text

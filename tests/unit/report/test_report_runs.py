@@ -33,7 +33,7 @@ def test_what_is_trained_is_told_by_the_config(pair_run):
     """Score table, curves, mean and interval are over the same tasks, a pairwise one among them."""
     run = read_run(pair_run)
     tasks = views.mean_tasks(run)
-    assert tasks == views.trained_tasks(run) == [row.task for row in views.task_rows(run)] == TRAINED_TASKS
+    assert tasks == views.run_tasks(run) == [row.task for row in views.task_rows(run)] == TRAINED_TASKS
     for name in ("base_test", "trained_test"):
         scores = json.loads((pair_run / "eval" / f"{name}.json").read_text())["tasks"]
         found = views.means_of(run.evaluations[name], tasks).macro_f1
