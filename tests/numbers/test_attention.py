@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +231,40 @@ def test_splash_mask_of_a_long_stream():
 @pytest.mark.parametrize(("length", "block"), [(1, 128), (150, 128), (480, 512), (513, 128), (700, 384), (2044, 512)])
 def test_splash_blocks_fill_up_little(length, block):
     assert splash.block_size(length) == block
+
+
+LAYOUTS = {"full": lambda length: ("full",), "causal": lambda length: ("causal",), "grouped": lambda length: grouped(length)}
+
+
+def grouped(length: int) -> tuple:
+    """A prompt of half the tokens and as many answers as divide the rest, at most 8."""
+    own = length - length // 2
+    return "grouped", length // 2, own // next(group for group in range(8, 0, -1) if own % group == 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_splash_takes_every_length(layout, monkeypatch):
+    """Blocks divide what they cover and pad no more than they must, for each length to 8,192 and each layout."""
+    made = []
+    monkeypatch.setattr(splash.kernels, "make_splash_mha", lambda mask, *, block_sizes, **_: made.append((mask, block_sizes)))
+    for length in range(1, 8193):
+        splash.make_kernel.__wrapped__(LAYOUTS[layout](length), length, 2, True)
+        mask, blocks = made.pop()
+        covered = splash.padded_length(length)
+        assert mask.shape == (2, covered, covered) and 0 <= covered - length < max(128, 1 + length // 8), length
+        assert {covered % block for name, block in asdict(blocks).items() if name.startswith("block")} == {0}, (length, blocks)
+
+
+@pytest.mark.parametrize("group,length", [(0, 1764), (0, 3136), (4, 640 + 4 * 256), (8, 768 + 8 * 128), (20, 512 + 20 * 64)])
+def test_splash_is_lowered_for_a_tpu_where_padding_changes_the_block(group, length, monkeypatch):
+    """Rows that `plan` and `train` failed on: 42 x 42 and 56 x 56 patches, prompts and their answers."""
+    monkeypatch.setattr(splash, "platform_of", lambda mesh: "tpu")
+    prompt = {4: 640, 8: 768, 20: 512}.get(group, length)
+    case = Case(np.ones((1, prompt), np.int32), bool(group), (2, 1, 64), group, (length - prompt) // max(1, group))
+    of = lambda heads: jax.ShapeDtypeStruct((1, length, heads, 64), jnp.bfloat16)  # noqa: E731
+    back = lambda q, k, v: jax.vjp(functools.partial(forward, case, Backend(attention="splash"), 0.1), q, k, v)[1](q)  # noqa: E731
+    text = jax.jit(back).trace(of(2), of(1), of(1)).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3
 
 
 @pytest.mark.parametrize("attention", ["chunked", "splash"])

@@ -121,18 +121,20 @@ def test_positions_of_a_convolution(stride, low, left, right):
 
 
 @pytest.mark.parametrize(
-    "layout,length", [(("full",), 1024), (("causal",), 1536), (("grouped", 700, 255), 2048), (("grouped", 1024, 63), 1536)]
+    "layout,length",
+    [(("full",), 1024), (("causal",), 1536), (("grouped", 700, 255), 2048), (("grouped", 1024, 63), 1536)]
+    + [(("full",), 1764), (("causal",), 130), (("grouped", 640, 256), 640 + 4 * 256)],  # rows that are padded
 )
 def test_blocks_that_splash_visits(layout, length):
     """As many as the kernel's own list of blocks has, in each of its passes."""
-    kernel, block = splash.make_kernel(layout, length, 1, True), kernels.block_of(length)
-    name = "_".join(map(str, layout))
+    kernel, block = splash.make_kernel(layout, length, 1, True), splash.block_size(length)
+    name, length = "_".join(map(str, layout)), splash.padded_length(length)
     count = kernels.visited_blocks(name, length, block)
     for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
         listed = info.block_mask  # None: all of them
         assert count == ((length // block) ** 2 if listed is None else np.count_nonzero(listed))
     queries = parse.HloShape("bf16", (4, length, 128), True)
-    call = kernels.Kernel("x", f"jit(f)/attend_{name}/vmap(splash)/splash_mha_dkv_no_residuals/pallas_call", [queries])
+    call = kernels.Kernel("x", f"jit(f)/attend_{name}_by_{block}/vmap(splash)/splash_mha_dkv_no_residuals/pallas_call", [queries])
     flops, moved = kernels.splash_work(call)
     assert flops == 4 * count * block * block * 128 * 2 * 4
     assert moved == 4 * count * block * 128 * 4

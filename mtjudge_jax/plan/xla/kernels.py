@@ -11,7 +11,7 @@ from mtjudge_jax.plan.xla.costs import Kernel
 # gradient, the queries' gradient. dkv: scores, their gradient, the gradients of keys and of values.
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _NAME = re.compile(r"splash_mha_(fwd|dq|dkv)")
-_SCOPE = re.compile(r"attend_(full|causal|grouped_\d+_\d+)\b")
+_SCOPE = re.compile(r"attend_(full|causal|grouped_\d+_\d+)_by_(\d+)\b")  # as splash names a call: its layout and its block
 
 
 def splash_work(kernel: Kernel) -> tuple[float, float] | None:
@@ -27,17 +27,10 @@ def splash_work(kernel: Kernel) -> tuple[float, float] | None:
         return None
     query = next(shape for shape in kernel.operands if shape.dtype in ("bf16", "f32") and len(shape.dims) >= 3)
     *heads, length, size = query.dims
-    block = block_of(length)
+    block = int(layout.group(2))
     visits = prod(heads) * visited_blocks(layout.group(1), length, block)
     item_bytes = query.bytes // prod(query.dims)
     return 2.0 * _PRODUCTS[name.group(1)] * visits * block**2 * size, visits * block * size * 2.0 * item_bytes
-
-
-def block_of(length: int) -> int:
-    """The block size of a length that splash has already padded to a multiple of it."""
-    from mtjudge_jax.models.attention.splash import BLOCKS
-
-    return next(block for block in BLOCKS if length % block == 0)
 
 
 def visited_blocks(layout: str, length: int, block: int) -> int:
