@@ -7,7 +7,6 @@ before normalisation. The device does the normalisation `(x / 255 - mean) / std`
 
 import contextlib
 import io
-import json
 import math
 import os
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from mtjudge_jax.data.folder_files import image_processor
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.paths import as_path
+from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.records import BadRecord
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the 43 that Pillow opens; EPS, for example, would start Ghostscript
@@ -39,7 +39,7 @@ _TURNS = {
 
 
 class ImageConfig(NamedTuple):
-    """The settings of `preprocessor_config.json`. `min_pixels` and `max_pixels` are areas after resizing, in pixels.
+    """The settings of an image processor. `min_pixels` and `max_pixels` are areas after resizing, in pixels.
 
     To bound the image tokens of a run, lower `max_pixels` with `_replace`: images are scaled down, never cut.
     """
@@ -67,29 +67,47 @@ class Patches(NamedTuple):
 
 
 def load_image_config(folder: str | os.PathLike) -> ImageConfig:
-    """Reads `preprocessor_config.json` of a model folder. Raises UserError on unimplemented settings."""
-    path = as_path(folder) / "preprocessor_config.json"
-    config = json.loads(path.read_text())
-    size = config.get("size", {})
-    low = config.get("min_pixels") or size.get("shortest_edge")  # as in transformers, the older names win
-    high = config.get("max_pixels") or size.get("longest_edge")
-    if not low or not high or low > high:
+    """Reads the settings of a model folder's image processor, from the file that transformers takes (`image_processor`). Raises
+    UserError on unimplemented settings.
+    """
+    path, config = image_processor(as_path(folder))
+    size = config.get("size")
+    size = size if isinstance(size, dict) else {}
+    older = {"shortest_edge": config.get("min_pixels"), "longest_edge": config.get("max_pixels")}  # these win, as in transformers
+    low, high = (size.get(edge) if pixels is None else pixels for edge, pixels in older.items())
+    if not (_number(low) and _number(high) and 0 < low <= high):
         raise UserError(
             f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), not {low} and {high}; "
             "Qwen3-VL has 65536 and 16777216"
         )
+    made_for = config.get("image_processor_type") or "Qwen"
+    if not str(made_for).startswith("Qwen"):
+        raise UserError(f"{path}: image_processor_type is {made_for}, only Qwen2VLImageProcessor is implemented")
     fixed = {"resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
     fixed["temporal_patch_size"] = 2
     for name, value in fixed.items():
         if config.get(name, value) != value:
             raise UserError(f"{path}: {name} is {config[name]}, only {value} is implemented")
-    if not math.isclose(config.get("rescale_factor", 1 / 255), 1 / 255):
-        raise UserError(f"{path}: rescale_factor is {config['rescale_factor']}, only 1/255 is implemented")
-    missing = [name for name in ("patch_size", "merge_size", "image_mean", "image_std") if name not in config]
+    factor = config.get("rescale_factor", 1 / 255)
+    if not (_number(factor) and math.isclose(factor, 1 / 255)):
+        raise UserError(f"{path}: rescale_factor is {factor}, only 1/255 is implemented")
+    missing = [name for name in ("patch_size", "merge_size", "image_mean", "image_std") if config.get(name) is None]
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing; copy the file from the model's Hugging Face folder")
-    mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
+    mean, std = (_per_channel(path, name, config[name]) for name in ("image_mean", "image_std"))
     return ImageConfig(config["patch_size"], config["merge_size"], low, high, mean, std)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _per_channel(path: AnyPath, name: str, value: object) -> tuple[float, ...]:
+    """A number for each colour; transformers takes one for all three too."""
+    values = value if isinstance(value, list) else [value] * 3
+    if len(values) != 3 or not all(map(_number, values)):
+        raise UserError(f"{path}: {name} is {value!r}, it must be three numbers")
+    return tuple(values)
 
 
 def decode_image(data: bytes) -> np.ndarray:

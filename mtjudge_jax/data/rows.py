@@ -260,7 +260,7 @@ def answer_alone(answer: str) -> str:
 
 
 def make_target(text: str, tokenizer: Tokenizer, completion_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """A completion to learn: ids int32 [C] that end in eos, padded, and bool [C], True up to and including the eos.
+    """A completion to learn: ids int32 [C] that end in `tokenizer.eos`, padded, and bool [C], True up to and including that.
 
     `text` is a whole answer; what the chat template already writes is left out (see Tokenizer.encode_answer).
     Raises BadRecord `target_too_long` instead of cutting, and what `encode_answer` raises.

@@ -15,8 +15,10 @@ from flax.traverse_util import flatten_dict
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, MeshConfig, from_dict
 from mtjudge_jax.config_check import check
+from mtjudge_jax.data.folder_files import dropped_settings, settled
+from mtjudge_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.export.model_card import model_card, origin_of
+from mtjudge_jax.export.model_card import Asking, model_card, origin_of
 from mtjudge_jax.locks import held
 from mtjudge_jax.models.hf import lora
 from mtjudge_jax.models.hf.folder import MODEL_CONFIG, check_target
@@ -124,10 +126,11 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     if cfg.model.path == "demo":
         origin = origin._replace(name="the demo base of mtjudge_jax")
     what = {"title": out.name, "origin": origin, "step": chosen.step, "best": chosen.saved is None, "workdir": chosen.workdir}
-    card = model_card(chosen.cfg, **what, dtype=dtype, adapter=peft)
-    files = {_CARD: card.encode()}
+    tokenizer = load_tokenizer(source)
+    asking = Asking(tokenizer.escape, tokenizer.opening, tokenizer.ends)
+    files = {_CARD: model_card(chosen.cfg, **what, dtype=dtype, adapter=peft, asking=asking).encode()}
     if jax.process_index() == 0:
-        print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
+        _report(chosen, source, None if peft else tokenizer)
     if peft:
         model = open_model(cfg)
         base_model = origin.hub_name or str(absolute(source))
@@ -139,8 +142,25 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
         params = load_params(source, load_config(source), dtype=dtype, sharding_of=sharding_of)
     else:
         params = _whole_params(chosen.saved, cfg)
-    files |= {JUDGE_FILE: chosen.judge}
+    files |= settled(source, tokenizer) | {JUDGE_FILE: chosen.judge}
     save_hf(params, out, source_folder=source, dtype=jnp.dtype(dtype), overwrite=overwrite, files=files)
+
+
+def _report(chosen: Chosen, source: AnyPath, tokenizer: Tokenizer | None) -> None:
+    """Prints what is read, and what of the source's files is written otherwise. tokenizer: None if none of them is written."""
+    print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
+    if chosen.step == 0:
+        trained = f"; --step={LATEST} exports the trained one" if chosen.saved is None else ""
+        why = ": no validation was better" if chosen.saved is None else ""
+        print(f"warning: step 0 is the model that training began with{why}{trained}", flush=True)
+    if tokenizer is None:
+        return
+    new = settled(source, tokenizer)
+    changed = [name for name, content in new.items() if not (source / name).is_file() or (source / name).read_bytes() != content]
+    if changed:
+        print(f"written anew, so that all files agree with what training read: {', '.join(changed)}", flush=True)
+    if dropped := dropped_settings(source):
+        print(f"left out of generation_config.json, as the judge was trained without: {', '.join(dropped)}", flush=True)
 
 
 def _same(one: AnyPath, other: AnyPath) -> bool:

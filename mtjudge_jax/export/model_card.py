@@ -4,10 +4,12 @@ A card is Markdown with a head in YAML. The template escapes every value, so tha
 does nothing else. Only what is marked `verbatim` is inserted as it is.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ import jinja2
 from huggingface_hub import ModelCardData
 
 from mtjudge_jax.config import Config, get_tasks
+from mtjudge_jax.export.chat import Example, chat_content, example_of, openai_request
 from mtjudge_jax.paths import AnyPath, absolute
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import INSTRUCTION_SLOT
@@ -23,7 +26,6 @@ _FOLDER = Path(__file__).parent
 _PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")
 _HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # the name of a model's folder in the hub's cache
 _PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # the name of a downloaded folder
-_IMAGES = {"pointwise_binary": 1, "pointwise_score": 1, "pairwise": 2, "listwise": "2 or more"}
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM serves
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
@@ -53,6 +55,17 @@ class _Scores(NamedTuple):
     mean_after: str
 
 
+class Asking(NamedTuple):
+    """What the examples of a card need from the judge's tokenizer."""
+
+    escape: Callable[[str], str] = str  # keeps control tokens in a text from becoming special
+    opening: str = ""  # the start of every answer, which the chat template writes
+    ends: tuple[int, ...] = ()  # ids that end an answer
+
+
+_PLAIN = Asking()
+
+
 class Origin(NamedTuple):
     """What is known about the model that training started from."""
 
@@ -62,12 +75,14 @@ class Origin(NamedTuple):
 
 
 def model_card(
-    cfg: Config, *, title: str, origin: Origin, step: int, best: bool, workdir: AnyPath | None, dtype: str, adapter: bool
-) -> str:
+    cfg: Config, *, title: str, origin: Origin, step: int, best: bool, workdir: AnyPath | None, dtype: str, adapter: bool,
+    asking: Asking = _PLAIN,
+) -> str:  # fmt: skip
     """The text of README.md.
 
     step: the training step that is exported; best: whether it is the best by validation; workdir: the run with the evaluations,
-    None if unknown; dtype: of the weights; adapter: whether only adapters are exported.
+    None if unknown; dtype: of the weights; adapter: whether only adapters are exported. The examples ask every trained task as
+    `Judge` does: in its first wording.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), finalize=escape, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -80,15 +95,21 @@ def model_card(
         base_model=origin.hub_name, base_model_relation=origin.hub_name and ("adapter" if adapter else "finetune"),
         library_name="peft" if adapter else "transformers", pipeline_tag="image-text-to-text", license=origin.license, tags=tags,
     )  # fmt: skip
-    known = get_tasks(cfg)
+    plain = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, polarity="plain", label_words="plain"))
+    known = get_tasks(plain, "first")
     tasks = [known[name] for name in cfg.data.tasks]
-    files = ["picture.jpg"] if _IMAGES[tasks[0].kind] == 1 else ["first.jpg", "second.jpg"]
+    examples = [example_of(task) for task in tasks]
+    tokens, model = cfg.rollout.completion_tokens, "judge" if adapter else "PATH"
+    request = openai_request(examples[0], model=model, max_tokens=tokens, escape=asking.escape, ends=asking.ends * adapter)
     return environment.get_template("model_card.md.jinja").render(
         head=head.to_yaml(), cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, dtype=dtype,
-        tasks=tasks, images_of=_IMAGES, slot=INSTRUCTION_SLOT, asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
+        tasks=tasks, images_of=_images(examples), asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
         scores=None if workdir is None else _read_scores(workdir / "eval", step=step, best=best), adapter=adapter,
-        content=", ".join(f'{{"type": "image", "image": "{file}"}}' for file in files), recipe=_recipe(cfg, step=step, best=best),
-        pictures=json.dumps(files if files[1:] else files[0]), length=cfg.data.prompt_tokens + cfg.rollout.completion_tokens,
+        recipe=_recipe(cfg, step=step, best=best), step=step, questions=_questions(examples, asking.escape),
+        request=json.dumps(request, indent=1, ensure_ascii=False), call=_call(examples), asking=asking,
+        length=cfg.data.prompt_tokens + tokens,
+        most_images=max(max(len(example.pictures), example.task.max_images) for example in examples),
+        reworded=any(task.wordings and (len(task.wordings.forms) > 1 or len(task.wordings.words) > 1) for task in tasks),
         serving_rank=next((rank for rank in _RANKS if rank >= cfg.lora.rank), cfg.lora.rank),
     )  # fmt: skip
 
@@ -100,13 +121,44 @@ def escape(value: object) -> str:
     return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
 
 
+def _images(examples: list[Example]) -> dict[str, int | str]:
+    """{task: how many pictures its question has}."""
+    counts = {example.task.name: len(example.pictures) for example in examples}
+    return counts | {e.task.name: "2 or more" for e in examples if e.task.kind == "listwise" and not e.texts}
+
+
+def _questions(examples: list[Example], escape_text: Callable[[str], str]) -> str:
+    """The questions as the source of a Python dict: {task: the content of the message}."""
+    lines = ["questions = {"]
+    for example in examples:
+        lines.append(f"    {_json(example.task.name)}: [")
+        lines += [f"        {_json(part)}," for part in chat_content(example.parts, example.pictures, escape=escape_text)]
+        lines.append("    ],")
+    return "\n".join([*lines, "}"])
+
+
+def _call(examples: list[Example]) -> str:
+    """The arguments of `Judge.judge` that ask the first question which it can be asked; "" without one."""
+    possible = [example for example in examples if example.texts or not example.in_context]
+    if not possible:
+        return ""
+    example = possible[0]
+    pictures, texts = example.pictures if example.pictures[1:] else example.pictures[0], example.texts
+    given = {"images": pictures, "task": example.task.name, "instruction": example.instruction, "texts": texts}
+    return ", ".join(f"{name}={_json(value)}" for name, value in given.items() if value)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
     """(what, value) of the training, in reading order."""
     optim, loss, lora, mesh = cfg.optim, cfg.loss, cfg.lora, cfg.mesh
     rows = [
         ("stage", cfg.stage),
         ("tasks", f"{', '.join(cfg.data.tasks)} ({cfg.data.mixture})"),
-        ("steps", f"{step} of {cfg.steps}{', the best by mean validation macro-F1' if best else ''}"),
+        ("steps", f"{step} of {cfg.steps}{_why(step, best)}"),
     ]
     if cfg.stage == "grpo":
         rows += [
@@ -135,6 +187,12 @@ def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
         ("seed", str(cfg.seed)),
         ("exported with", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
     ]
+
+
+def _why(step: int, best: bool) -> str:
+    if step == 0:
+        return ": the weights that training began with" + (", no validation was better" if best else "")
+    return ", the best by mean validation macro-F1" if best else ""
 
 
 def _version(package: str) -> str:

@@ -6,8 +6,9 @@ The sampler draws G answers per prompt: the prompt runs once, its cache is store
 import collections
 import dataclasses
 import importlib.util
+import operator
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -45,7 +46,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     backend = backend_of(cfg, mesh)
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
     reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
-    draw_answers = partial(sample, allowed=allowed, eos=tokenizer.eos, pad=tokenizer.pad, backend=backend)
+    draw_answers = partial(sample, allowed=allowed, eos=tokenizer.ends, pad=tokenizer.pad, backend=backend)
     traces: collections.Counter = collections.Counter()
 
     def sample_pieces(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
@@ -139,7 +140,7 @@ def sample(
     temperature: Array,
     allowed: Array,
     length: int,
-    eos: int,
+    eos: int | tuple[int, ...],
     pad: int,
     backend: Backend = vlm.REFERENCE,
 ) -> Rollout:
@@ -147,12 +148,13 @@ def sample(
 
     key: of this rollout. The draw of answer g at token t depends only on (key, uid of the example, g, t), not on the prompt's
     place in the batch, its device or its neighbours. temperature float32 [G], one per answer; 0 takes the likeliest token and
-    gives its log-probability at temperature 1. allowed bool [V].
+    gives its log-probability at temperature 1. allowed bool [V]. eos: the ids that end an answer, which must be allowed.
     """
     group = temperature.shape[0]
     head = vlm.output_head(params, cfg)
     divisor = jnp.where(temperature > 0, temperature, 1.0)[None, :, None]
     answers = jnp.arange(group)
+    ends = eos if isinstance(eos, tuple) else (eos,)
     keys = jax.vmap(lambda uid: jax.vmap(lambda g: jax.random.fold_in(jax.random.fold_in(key, uid), g))(answers))(prompts.uid)
 
     def draw(hidden: Array, at: Array) -> tuple[Array, Array]:
@@ -172,7 +174,8 @@ def sample(
         tokens, logps, mask, done = state
         put = lambda array, value: jax.lax.dynamic_update_index_in_dim(array, value, at, 2)  # noqa: E731
         tokens = put(tokens, jnp.where(done, pad, token))
-        return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | (token == eos)
+        ended = reduce(operator.or_, [token == end for end in ends])
+        return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | ended
 
     token, logp = draw(jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])), jnp.int32(0))
     state = write((*blank, jnp.zeros(shape, bool)), token, logp, jnp.int32(0))

@@ -228,14 +228,19 @@ class Task:
     @property
     def sample(self) -> str:
         """How a question reads, with INSTRUCTION_SLOT for its instruction and `[image]` for pictures between texts."""
-        if self.wordings is None:
-            return self.template
+        return self.template if self.wordings is None else self.question_text(self.sample_question(INSTRUCTION_SLOT))
+
+    def sample_question(self, instruction: str, text: str = "...") -> Question:
+        """A question of the usual form: of one thing, a pair or a list of three, without bytes in its images. Where the task
+        judges texts, each is `text`, about one picture. Room for more pictures than a pair or one thing has is for its context.
+        """
         count = {"pairwise": 2, "listwise": 3}.get(self.kind, 1)
-        texts = 0 < self.max_images < count or self.wordings.noun == "Answer"
-        images, context, candidates = ((b"",), 1, (Candidate(0, "..."),) * count) if texts else ((b"",) * count, 0, ())
+        texts = self.wordings is not None and (0 < self.max_images < count or self.wordings.noun == "Answer")
+        context = 1 if texts else max(0, self.max_images - count) if self.kind != "listwise" else 0
+        images, candidates = ((b"",), (Candidate(0, text),) * count) if texts else ((b"",) * (context + count), ())
         low, high = (float(self.labels[0]), float(self.labels[-1])) if self.kind == "pointwise_score" else (None, None)
-        tie, about = len(self.labels) == 3, (self.name, "", self.kind, INSTRUCTION_SLOT)
-        return self.question_text(Question(*about, images, context, candidates, tie and self.kind == "pairwise", low, high))
+        tie, about = len(self.labels) == 3, (self.name, "", self.kind, instruction)
+        return Question(*about, images, context, candidates, tie and self.kind == "pairwise", low, high)
 
     def _check(self, question: Question) -> None:
         if question.kind != self.kind:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mtjudge_jax.hosts.exchange import AnotherProcess
+from mtjudge_jax.data.folder_files import settled
+from mtjudge_jax.hosts.exchange import AnotherProcess, together
 from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file
 from mtjudge_jax.policy.model import exportable
@@ -56,9 +57,11 @@ def write_unwritten(run: Run, progress: Progress) -> Progress:
 def _write(run: Run, params: Params, step: int) -> str:
     """Returns the reason that the model could not be written, or "". The answer is the same on every process."""
     run.watch.beat(f"step {step} best model")
-    files = {JUDGE_FILE: judge_file(run.cfg, step, wording_hashes(run.cfg))}
-    how = {"source_folder": run.model.folder, "dtype": run.cfg.model.dtype, "overwrite": True, "files": files}
+    judge = {JUDGE_FILE: judge_file(run.cfg, step, wording_hashes(run.cfg))}
+    how = {"source_folder": run.model.folder, "dtype": run.cfg.model.dtype, "overwrite": True}
     try:
+        with together():
+            how["files"] = settled(run.model.folder, run.model.fmt.tokenizer) | judge
         save_hf(exportable(params, run.model), run.workdir / "best", **how)
     except FileExistsError:  # the folder of somebody else: a retry would not help
         raise

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import re
+import runpy
 import shutil
 import socket
 import subprocess
@@ -18,7 +20,8 @@ import pytest
 from commands import commands
 from flax.traverse_util import flatten_dict
 from parity import HERE, hub_config, write_moe
-from safetensors.numpy import load_file, safe_open
+from PIL import Image
+from safetensors.numpy import load_file, safe_open, save_file
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.checkpoint import restoring
@@ -374,6 +377,77 @@ def test_transformers_takes_the_export_whole(tmp_path):
     net = oracle.load(write(tmp_path / "out", workdir=plain().workdir, step="8"))  # refuses missing and unexpected tensors
     want = plain().trained[8]["text"]["norm_d"]
     assert np.array_equal(net.model.language_model.norm.weight.detach().numpy(), want)
+
+
+def odd_base(folder: Path) -> Path:
+    """The demo's base as transformers 5 and trainers built on it leave it: saved anew, a base tokenizer whose eos_token does not
+    end a turn, a list of ends, the image settings nested (beside an older file that disagrees), the head saved too.
+    """
+    from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+    AutoModelForImageTextToText.from_pretrained(DEMO_BASE, dtype="float32").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(DEMO_BASE).save_pretrained(folder)
+    change = lambda name, **new: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | new))  # noqa: E731
+    images = json.loads((DEMO_BASE / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": images, "processor_class": "Qwen3VLProcessor"}))
+    older = images | {"size": {"shortest_edge": 1024, "longest_edge": 1024}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(older))
+    change("tokenizer_config.json", eos_token="<|endoftext|>")
+    change("generation_config.json", eos_token_id=[568, 566], repetition_penalty=1.3)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].copy()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_folder_saved_by_transformers_is_trained_and_goes_back(tmp_path, monkeypatch, capsys):
+    """The program of the card gives, with transformers alone, the very texts of the Judge."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    from mtjudge_jax.judge import Judge
+
+    own = {"name": "sharper", "kind": "pairwise", "question": "Which picture is sharper?", "criterion": "sharpness"}
+    asked = {"tasks": ("technical", "sharper"), "custom_tasks": (own,), "prompt_tokens": 160, "patches": 80}
+    data = dataclasses.replace(plain().cfg.data, **asked)
+    rollout = dataclasses.replace(plain().cfg.rollout, completion_tokens=24)
+    model = dataclasses.replace(plain().cfg.model, path=str(odd_base(tmp_path / "base")))
+    made = Made(model=model, data=data, rollout=rollout)
+    capsys.readouterr()
+    out = write(tmp_path / "out", workdir=made.workdir, step="8")
+    said = capsys.readouterr().out
+    anew = "written anew, so that all files agree with what training read: preprocessor_config.json, generation_config.json"
+    assert anew in said
+    assert "left out of generation_config.json, as the judge was trained without: repetition_penalty" in said
+    assert equal(out, made.params(8)) and "lm_head.weight" not in load_file(out / "model.safetensors")
+    photo = Image.open(DEMO_BASE.parent / "assets" / "photos" / "chameleon.jpg").convert("RGB")
+    for number, name in enumerate(("picture.jpg", "first.jpg", "second.jpg")):
+        photo.rotate(45 * number).save(tmp_path / name)
+    card = (out / "README.md").read_text()
+    (program, _) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    (tmp_path / "ask.py").write_text(program.replace('"PATH"', repr(str(out))))
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("ask.py")
+    theirs = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    judge = Judge.from_pretrained(out, batch=1, mesh="data=1")
+    ours = {"technical": judge.judge(images="picture.jpg", task="technical").text}
+    ours["sharper"] = judge.judge(images=["first.jpg", "second.jpg"], task="sharper").text
+    assert theirs == ours and all(len(text) > 8 for text in ours.values())
+
+
+def test_an_export_of_the_model_training_began_with_says_so(tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(plain().workdir, run)
+    judge = json.loads((run / "best" / JUDGE_FILE).read_text())
+    (run / "best" / JUDGE_FILE).write_text(json.dumps(judge | {"step": 0}))
+    scores = {"tasks": {"technical": {"count": 5, "macro_f1": 0.4}}, "mean": {"macro_f1": 0.4}}
+    (run / "eval").mkdir()
+    (run / "eval" / "val_000000.json").write_text(json.dumps(scores))
+    card = (write(tmp_path / "out", workdir=run) / "README.md").read_text()
+    warning = "warning: step 0 is the model that training began with: no validation was better; --step=latest exports"
+    assert f"{warning} the trained one" in capsys.readouterr().out.splitlines()
+    assert "| steps | 0 of 8: the weights that training began with, no validation was better |" in card
+    assert "| technical | 5 | – | 0.40 | 0.40 |" in card and '"before" and "after" are the same' in card
+    write(tmp_path / "latest", workdir=run, step="latest")
+    assert "warning" not in capsys.readouterr().out
 
 
 # the command

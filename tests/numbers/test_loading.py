@@ -27,8 +27,9 @@ from places import GOLDENS
 from safetensors.numpy import load_file, save_file
 
 from mtjudge_jax.models.hf import place
+from mtjudge_jax.models.hf import shards as shards_module
 from mtjudge_jax.models.hf.load import load_params
-from mtjudge_jax.models.hf.save import save_hf
+from mtjudge_jax.models.hf.save import companions, save_hf
 from mtjudge_jax.models.hf.shards import open_checkpoint
 from mtjudge_jax.models.hf.table import layouts, model_weights, to_hf
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf, load_config
@@ -408,6 +409,49 @@ def test_a_tied_config_refuses_a_separate_head(tmp_path):
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     _, problem, hint = refusal(tmp_path / "model")
     assert problem == "unexpected: lm_head.weight" and "tie_word_embeddings is true" in hint
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_tied_model_may_be_saved_with_a_copy_of_its_embedding_as_head(tmp_path, shards, monkeypatch):
+    """Some trainers write both. transformers ties them if they are equal; we read the model as without the head."""
+    monkeypatch.setattr(shards_module, "_COMPARED_BYTES", 500)  # compared in several pieces
+    shutil.copytree(GOLDEN, folder := tmp_path / "model")
+    config = json.loads((GOLDEN / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.language_model.embed_tokens.weight"]
+    tensors["lm_head.weight"] = embedding.copy()
+    head = {"lm_head.weight": tensors.pop("lm_head.weight")} if shards else {}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    if shards:
+        (folder / "model.safetensors").rename(folder / "a.safetensors")
+        save_file(head, folder / "b.safetensors", metadata={"format": "pt"})
+        places = dict.fromkeys(tensors, "a.safetensors") | dict.fromkeys(head, "b.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    params = load(folder)
+    assert "head_vd" not in params["text"] and np.array_equal(params["text"]["embed_vd"], embedding)
+    out = tmp_path / "out"
+    save_hf(params, out, source_folder=folder, dtype=jnp.float32)
+    assert "lm_head.weight" not in load_file(out / "model.safetensors") and equal(load(out), params)
+    for file in folder.glob("*.safetensors"):
+        changed = load_file(file)
+        if "lm_head.weight" in changed:
+            changed["lm_head.weight"][-1, -1] += 1
+            save_file(changed, file, metadata={"format": "pt"})
+    assert "unexpected: lm_head.weight" in refusal(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_head_is_tied_alike_in_both_places_of_an_export(tmp_path, tied):
+    """transformers reads the top level, vLLM text_config; files say either, both or neither."""
+    raw = json.loads((GOLDEN / "config.json").read_text())
+    for nested in (None, False, True):
+        config = raw | {"tie_word_embeddings": tied, "text_config": {**raw["text_config"], "tie_word_embeddings": nested}}
+        if nested is None:
+            del config["text_config"]["tie_word_embeddings"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        written = json.loads(companions(tmp_path, np.dtype("float32"))["config.json"])
+        assert (written["tie_word_embeddings"], written["text_config"]["tie_word_embeddings"]) == (tied, tied)
 
 
 @pytest.mark.parametrize(

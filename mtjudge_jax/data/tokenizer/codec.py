@@ -1,14 +1,15 @@
 """What every tokenizer format reads a model folder into, and the JSON files that all formats share."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import read_object
 
 _CONTROL_SHAPE = re.compile(r"<\|.*\|>|<unused_?\d+>", re.DOTALL)
-CONFIG_FILE = "tokenizer_config.json"
+CONFIG_FILE, GENERATION_FILE = "tokenizer_config.json", "generation_config.json"
 
 
 class Codec(Protocol):
@@ -31,9 +32,9 @@ class TokenizerParts(NamedTuple):
     """The content of a tokenizer folder. `special` maps pad_token, eos_token, image_token, .. to texts, `vocab` texts to ids."""
 
     codec: Codec
-    chat: Callable[[list[dict[str, Any]]], str] | None  # messages -> a prompt up to the answer; None: no template
     vocab: Mapping[str, int]
     special: Mapping[str, str]
+    in_template: Mapping[str, str]  # those of `special` that a chat template may name
     control: tuple[tuple[str, int], ...]  # (text, id) of the tokens that neither users nor the sampler may write
 
 
@@ -48,24 +49,35 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def special_texts(folder: Path) -> dict[str, str]:
-    """Texts of the tokens that the folder names: {"eos_token": "<|im_end|>", "image_token": "<|image_pad|>", ..}."""
-    config = json_object(folder / CONFIG_FILE)
-    named = json_object(folder / "special_tokens_map.json")
-    for part in (config, config.get("extra_special_tokens"), config.get("model_specific_special_tokens")):
-        named |= part if isinstance(part, dict) else {}  # a list holds texts without names
+    """Texts of the tokens that the folder names: {"eos_token": "<|im_end|>", "image_token": "<|image_pad|>", ..}.
+
+    special_tokens_map.json wins over tokenizer_config.json, unless the latter lists added_tokens_decoder: then it is not read, as
+    in transformers 5.24 (`PreTrainedTokenizerBase._from_pretrained`).
+    """
+    config, named = json_object(folder / CONFIG_FILE), {}
+    older = {} if "added_tokens_decoder" in config else json_object(folder / "special_tokens_map.json")
+    for source in (config, older):
+        for part in (source, source.get("extra_special_tokens"), source.get("model_specific_special_tokens")):
+            named |= part if isinstance(part, dict) else {}  # a list holds texts without names
     texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in named.items()}
     return {name: text for name, text in texts.items() if name.endswith("_token") and isinstance(text, str)}
 
 
-def chat_template(folder: Path) -> str | None:
-    """The Jinja template of `chat_template.jinja`, else of `tokenizer_config.json`, else of `chat_template.json`."""
-    jinja = folder / "chat_template.jinja"
-    if jinja.is_file():
-        return jinja.read_text()
-    for name in (CONFIG_FILE, "chat_template.json"):
-        found = json_object(folder / name).get("chat_template")
-        if isinstance(found, list):  # several by name
-            found = {entry["name"]: entry["template"] for entry in found}.get("default")
-        if found is not None:
-            return found
-    return None
+def generation_ends(folder: Path) -> list[int]:
+    """Ids at which transformers' `generate` stops: `eos_token_id`, a number or a list, of generation_config.json; without that
+    file of config.json, and last of its text_config. [] where it is not set.
+
+    vLLM stops at these and at the tokenizer's eos_token. Source: transformers 5.24, `GenerationMixin.adjust_generation_fn` and
+    `GenerationConfig.from_model_config`; vLLM, `SamplingParams.update_from_generation_config`. Raises UserError for other values.
+    """
+    path, model = folder / GENERATION_FILE, folder / "config.json"
+    found = json_object(path).get("eos_token_id")
+    if not path.is_file():
+        path, config = model, json_object(model)
+        text = config.get("text_config")
+        found = config.get("eos_token_id")
+        found = text.get("eos_token_id") if found is None and isinstance(text, dict) else found
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(i) is int and i >= 0 for i in ids):
+        raise UserError(f"{path}: eos_token_id is {found!r}, it must be a token id or a list of them")
+    return ids

@@ -1,20 +1,18 @@
 """SentencePiece's `tokenizer.model`, read by the sentencepiece package itself.
 
 transformers 5.23 makes of such a file a tokenizer that encodes every text to nothing. So none of its tokenizer classes is
-used here, only the template renderer that they all call.
+used here.
 """
 
 import dataclasses
-import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mtjudge_jax.data.tokenizer.codec import (
     CONFIG_FILE,
     TokenizerParts,
-    chat_template,
     json_object,
     looks_like_control,
     special_texts,
@@ -79,9 +77,7 @@ def read(folder: Path) -> TokenizerParts:
     meaning |= {i: text for i, (text, _) in added.items()}
     codec = _SentencePieceCodec(processor, literal, any_literal, meaning, processor.unk_id())
     vocab = {piece.piece: i for i, piece in enumerate(model.pieces) if piece.type in (_CONTROL, _USER_DEFINED)} | literal
-    template = chat_template(folder)
-    chat = None if template is None else template_chat(template, special)
-    return TokenizerParts(codec, chat, vocab, special, tuple((control[i], i) for i in sorted(control)))
+    return TokenizerParts(codec, vocab, special, special, tuple((control[i], i) for i in sorted(control)))
 
 
 def _meaning(piece: Any) -> str | int:
@@ -122,17 +118,3 @@ def _added_tokens(folder: Path) -> dict[int, tuple[str, bool]]:
     added = {int(i): (text, False) for text, i in json_object(folder / "added_tokens.json").items()}
     listed = config.get("added_tokens_decoder", {})
     return added | {int(i): (token["content"], bool(token.get("special", False))) for i, token in listed.items()}
-
-
-def template_chat(template: str, special: Mapping[str, str]) -> Callable[[list[dict[str, Any]]], str]:
-    """`TokenizerParts.chat` of a Jinja template, which sees the special tokens by name, as in transformers."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would say that torch is missing; nothing needs it
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    def chat(messages: list[dict[str, Any]]) -> str:
-        rendered, _ = render_jinja_template(
-            conversations=[messages], chat_template=template, add_generation_prompt=True, **special
-        )
-        return rendered[0]
-
-    return chat

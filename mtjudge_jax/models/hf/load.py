@@ -17,6 +17,10 @@ from mtjudge_jax.models.hf.table import Weight, layouts, model_weights
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.types import Params
 
+# A tied model may be saved with its head, which transformers then ties if it equals the embedding. With another head it is
+# refused: transformers would untie it, vLLM would leave it out.
+_COPIES = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
 
 def load_params(
     folder: str | os.PathLike,
@@ -42,7 +46,7 @@ def load_params(
     leaves = model_weights(cfg)
     wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in leaves for name in weight.names}
     with together():
-        stored = open_checkpoint(folder, wanted)
+        stored = open_checkpoint(folder, wanted, _COPIES)
     sources = _sources(leaves, stored)
     plans = {}
     for weight in leaves:

@@ -88,11 +88,12 @@ def _to_host(weight: Weight, leaf: Any, i: int | None, dtype: np.dtype) -> np.nd
 
 
 def companions(source: str | os.PathLike, dtype: np.dtype) -> dict[str, bytes]:
-    """The files of the source that are not weights, by name. Its config gets the dtype of the weights that are written, and
-    both spellings of the rotary angles.
+    """The files of the source that are not weights, by name. Its config gets the dtype of the weights that are written, both
+    spellings of the rotary angles, and in both places whether the head is tied, as its top level says.
 
-    Loaders believe the config's dtype. transformers 5 and libraries built on it read `rope_parameters`; everything older
-    reads `rope_theta` and `rope_scaling`. Each silently takes a default where it finds only the other's spelling.
+    Loaders believe the config's dtype. transformers ties by the top level, vLLM by text_config. transformers 5 and libraries
+    built on it read `rope_parameters`; everything older reads `rope_theta` and `rope_scaling`. Each silently takes a default
+    where it finds only the other's spelling.
     """
     source = as_path(source)
     files = {name: (source / name).read_bytes() for name in _COMPANIONS if (source / name).is_file()}
@@ -104,6 +105,7 @@ def companions(source: str | os.PathLike, dtype: np.dtype) -> dict[str, bytes]:
     if not raw.keys() & {"dtype", "torch_dtype"}:
         raw["dtype"] = dtype.name
     _spell_rope(raw["text_config"])
+    raw["text_config"]["tie_word_embeddings"] = raw.setdefault("tie_word_embeddings", False)
     return {MODEL_CONFIG: text if raw == json.loads(text) else json.dumps(raw, indent=2).encode() + b"\n"} | files
 
 

@@ -13,7 +13,7 @@ A file on a disk is mapped into memory. Of a file in a bucket only the bytes in 
 import json
 import mmap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 _LFS_START = b"version https://git-lfs"
 _HEADER_BYTES = 100_000_000  # the limit of the format
 GAP_BYTES = 1 << 20  # a shorter gap is read with its neighbours: another request takes as long as some megabytes
+_COMPARED_BYTES = 16 << 20  # of a tensor at a time
 _MAX_SHOWN = 12  # problems of one kind
 
 Shape = tuple[int, ...]
@@ -59,9 +60,10 @@ class _Index(NamedTuple):
     problems: list[_Problem]
 
 
-def open_checkpoint(folder: str | Path, wanted: _Wanted) -> dict[str, Stored]:
-    """Finds each wanted tensor and checks everything that the headers say. Reads no weights.
+def open_checkpoint(folder: str | Path, wanted: _Wanted, copies: Mapping[str, str] | None = None) -> dict[str, Stored]:
+    """Finds each wanted tensor and checks everything that the headers say. Reads no weights, but for `copies`.
 
+    copies: {tensor: another one}. A tensor that is not wanted is passed over if it holds the same bytes as the other.
     Raises FileNotFoundError without a checkpoint, and one UserError that lists every problem with the name of its tensor.
     """
     folder = as_path(folder)
@@ -82,7 +84,8 @@ def open_checkpoint(folder: str | Path, wanted: _Wanted) -> dict[str, Stored]:
                 problems.append(("twice", f"{tensor.name} (in {stored[tensor.name].file.name} and {file})"))
             stored[tensor.name] = tensor
     lost = {name for name, file in place.items() if file in unread}
-    problems += _against_index(file_of or {}, stored, wanted, lost) + _against_config(file_of or {}, stored, wanted, lost)
+    known = wanted | {name: (stored[name].shape,) for name, other in (copies or {}).items() if _same(name, other, stored)}
+    problems += _against_index(file_of or {}, stored, known, lost) + _against_config(file_of or {}, stored, known, lost)
     if problems:
         raise UserError(_message(folder, problems, stored, wanted))
     found = sum(tensor.stop - tensor.start for tensor in stored.values())
@@ -90,6 +93,24 @@ def open_checkpoint(folder: str | Path, wanted: _Wanted) -> dict[str, Stored]:
         what = f"{folder / _INDEX}: total_size is {total}, the tensors have {found} bytes; they are used all the same"
         warnings.warn(what, stacklevel=2)
     return {name: stored[name] for name in wanted}
+
+
+def _same(name: str, other: str, stored: dict[str, Stored]) -> bool:
+    """Whether two tensors are there and have the same bytes; some rows are compared at a time."""
+    if name not in stored or other not in stored:
+        return False
+    one, two = stored[name], stored[other]
+    if (one.dtype, one.shape) != (two.dtype, two.shape) or one.dtype not in FLOATS or not one.shape:
+        return False
+    (_, a), (_, b) = (*read_tensors([one]), *read_tensors([two]))
+    rows, bits = one.shape[0], f"u{FLOATS[one.dtype].itemsize}"
+    step = max(1, _COMPARED_BYTES * rows // (one.stop - one.start))
+    for at in range(0, rows, step):
+        index = (slice(at, min(rows, at + step)), *(slice(0, size) for size in one.shape[1:]))
+        parts = [x.view(bits).read(index) if isinstance(x, Ranged) else x.view(bits)[index] for x in (a, b)]
+        if not np.array_equal(*parts):
+            return False
+    return True
 
 
 def _message(folder: AnyPath, problems: list[_Problem], stored: dict[str, Stored], wanted: _Wanted) -> str:

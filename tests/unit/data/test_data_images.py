@@ -24,6 +24,7 @@ from mtjudge_jax.data.images import (
     patchify,
     smart_resize,
 )
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import BadRecord
 
 QWEN = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # Qwen3-VL's published configuration
@@ -360,6 +361,66 @@ def test_load_image_config(tmp_path):
 def test_load_image_config_refuses(tmp_path, changes, message):
     write_config(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
+        load_image_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"size": None}, "not None and None"),
+        ({"size": 224}, "not None and None"),
+        ({"min_pixels": 0}, "not 0 and 16777216"),
+        ({"size": {"shortest_edge": "a", "longest_edge": "b"}}, "not a and b"),
+        ({"rescale_factor": None}, "rescale_factor is None, only 1/255"),
+        ({"image_mean": None}, "image_mean missing"),
+        ({"image_std": [0.5, 0.5]}, "image_std is .0.5, 0.5., it must be three numbers"),
+        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type is SiglipImageProcessor"),
+    ],
+)
+def test_odd_settings_are_refused_in_one_line(tmp_path, changes, message):
+    write_config(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as caught:
+        load_image_config(tmp_path)
+    assert "preprocessor_config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_settings_are_those_that_transformers_reads(tmp_path):
+    """`image_processor` of processor_config.json before preprocessor_config.json, as transformers 5 saves and reads them."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    def check(**sizes):
+        theirs, ours = Qwen2VLImageProcessorPil.from_pretrained(tmp_path), load_image_config(tmp_path)
+        assert (ours.min_pixels, ours.max_pixels) == (sizes["low"], sizes["high"])
+        assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (sizes["low"], sizes["high"])
+        assert (ours.patch, ours.merge) == (theirs.patch_size, theirs.merge_size) == (16, 2)
+        for height, width in ((40, 60), (300, 200), (96, 97)):
+            grid = theirs(np.zeros((height, width, 3), np.uint8))["image_grid_thw"][0].tolist()
+            assert [1, *patchify(np.zeros((height, width, 3), np.uint8), ours).grid] == grid
+
+    write_config(tmp_path, size={"shortest_edge": 4096, "longest_edge": 4096}, image_mean=0.5)
+    nested = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    both = {"processor_class": "Qwen3VLProcessor", "image_processor": nested}
+    (tmp_path / "processor_config.json").write_text(json.dumps(both))
+    (tmp_path / "preprocessor_config.json").unlink()
+    check(low=4096, high=4096)  # alone
+    write_config(tmp_path, size={"shortest_edge": 9216, "longest_edge": 9216})
+    check(low=4096, high=4096)  # both, and they disagree
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "Qwen3VLProcessor"}')
+    check(low=9216, high=9216)  # as older versions wrote it
+    (tmp_path / "processor_config.json").write_text('{"image_processor": null}')
+    check(low=9216, high=9216)
+    write_config(tmp_path, min_pixels=1024)
+    check(low=1024, high=16777216)
+
+
+def test_a_missing_image_processor_names_both_files(tmp_path):
+    with pytest.raises(UserError, match=r"has no preprocessor_config\.json and no processor_config\.json: copy one of them from"):
+        load_image_config(tmp_path)
+    (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no preprocessor_config\.json and processor_config\.json without image_processor: copy"):
+        load_image_config(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"image_processor": [1]}')
+    with pytest.raises(UserError, match=r"processor_config\.json: image_processor holds a list instead of an object"):
         load_image_config(tmp_path)
 
 

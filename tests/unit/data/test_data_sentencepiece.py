@@ -12,6 +12,7 @@ from data_fixtures import (
     FORGERIES,
     SPECIAL,
     TAGS,
+    TEMPLATE,
     THINKING_TEMPLATE,
     noise,
     write_sentencepiece,
@@ -203,6 +204,7 @@ def test_names_of_another_family(tmp_path):
 def test_the_models_own_special_tokens_will_do(tmp_path):
     folder = write_sentencepiece(tmp_path)
     (folder / "tokenizer_config.json").unlink()
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("<|im_end|>", "{{ eos_token }}"))
     assert (load_tokenizer(folder).pad, load_tokenizer(folder).eos) == (3, 2)
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
     assert (load_tokenizer(folder).pad, load_tokenizer(folder).eos) == (3, 6)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from data_fixtures import FORGERIES, SPECIAL, TAGS, TEMPLATE, THINKING_TEMPLATE, write_tokenizer
 
+from mtjudge_jax.data.rows import make_target
 from mtjudge_jax.data.tokenizer import load_tokenizer
-from mtjudge_jax.data.tokenizer.codec import looks_like_control
-from mtjudge_jax.data.tokenizer.sentencepiece import template_chat
+from mtjudge_jax.data.tokenizer.codec import generation_ends, looks_like_control, special_texts
+from mtjudge_jax.data.tokenizer.template import chat_template, template_chat
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import BadRecord
 from mtjudge_jax.tasks.answer import parse_strict
 
@@ -226,3 +228,184 @@ def test_control_shapes():
     control = ("<|image_pad|>", "<|fim_prefix|>", "<|a b|>", "<unused0>", "<unused_12>")
     text = ("<think>", "<answer>", "a <|b|>", "<|", "<unused>", "<table>", "|>", "<||")
     assert all(map(looks_like_control, control)) and not any(map(looks_like_control, text))
+
+
+# the end of an answer
+
+BASE = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}  # of a base model's tokenizer: not what ends a turn
+
+
+def write_json(folder, name, **fields):
+    (folder / name).write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ("files", "eos", "ends"),
+    [
+        ({}, 258, {258}),
+        ({"generation_config.json": {"eos_token_id": 258}}, 258, {258}),
+        ({"generation_config.json": {"eos_token_id": [258, 256]}}, 258, {258, 256}),  # the published Qwen3-VL: the pad is one
+        ({"tokenizer_config.json": BASE, "generation_config.json": {"eos_token_id": [258, 256]}}, 258, {258, 256}),
+        ({"tokenizer_config.json": BASE, "generation_config.json": {"eos_token_id": 258}}, 258, {258, 256}),
+        ({"tokenizer_config.json": BASE, "config.json": {"eos_token_id": 258}}, 258, {258, 256}),
+        ({"tokenizer_config.json": BASE, "config.json": {"text_config": {"eos_token_id": [258]}}}, 258, {258, 256}),
+        ({"tokenizer_config.json": {"eos_token": None}, "generation_config.json": {"eos_token_id": [258]}}, 258, {258}),
+        ({"generation_config.json": {"eos_token_id": None}, "config.json": {"eos_token_id": 256}}, 258, {258}),
+        ({"generation_config.json": {"eos_token_id": []}}, 258, {258}),
+        ({"generation_config.json": {"eos_token_id": [258, 300]}}, 258, {258}),  # 300 is no token
+    ],
+)
+def test_an_answer_ends_where_transformers_and_vllm_stop(tmp_path, files, eos, ends):
+    folder = write_tokenizer(tmp_path)
+    for name, fields in files.items():
+        old = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        write_json(folder, name, **(old | fields))
+    found = load_tokenizer(folder)
+    assert (found.eos, set(found.ends), len(found.ends)) == (eos, ends, len(ends))
+    assert {i for i in range(256, 264) if found.allowed_mask(320)[i]} == ends
+    assert found.decode([*found.encode("<answer>yes</answer>"), *ends]) == "<answer>yes</answer>"
+    ids, mask = make_target("<answer>yes</answer>", found, 64)
+    assert ids[mask][-1] == eos and found.decode(ids[mask]) == "<answer>yes</answer>"
+
+
+def test_the_ends_are_those_that_transformers_reads(tmp_path):
+    """GenerationConfig reads the same files; without generation_config.json it takes the model's config."""
+    from transformers import GenerationConfig
+
+    folder = write_tokenizer(tmp_path)
+    write_json(folder, "config.json", model_type="qwen3_vl", eos_token_id=[258, 256])
+    theirs = GenerationConfig.from_pretrained(folder, config_file_name="config.json", _from_model_config=True)
+    assert generation_ends(folder) == theirs.eos_token_id == [258, 256]
+    write_json(folder, "generation_config.json", eos_token_id=256)
+    assert generation_ends(folder) == [GenerationConfig.from_pretrained(folder).eos_token_id] == [256]
+
+
+@pytest.mark.parametrize("value", ["<|im_end|>", True, [258, "x"], -1, {"id": 258}])
+def test_an_end_that_is_no_id_is_refused(tmp_path, value):
+    write_json(write_tokenizer(tmp_path), "generation_config.json", eos_token_id=value)
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is .*, it must be a token id or a list of them"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_template_that_nobody_stops_at_is_refused_in_one_line(tmp_path):
+    folder = write_tokenizer(tmp_path)
+    write_json(folder, "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **BASE)
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(folder)
+    assert str(caught.value) == (
+        f"{folder}: its chat template ends an assistant's turn with <|im_end|> (258), but an answer ends with "
+        "<|endoftext|> (256): add 258 to eos_token_id of generation_config.json"
+    )
+    said = r"ends an assistant's turn without a token, but an answer ends with <\|im_end\|> \(258\): write"
+    with pytest.raises(UserError, match=said):
+        with_template(write_tokenizer(tmp_path), TEMPLATE.replace("{%- endfor -%}<|im_end|>", "{%- endfor -%}"))
+
+
+def test_a_turn_is_written_as_a_text_or_in_parts(tmp_path):
+    """Templates of text models take a text, and write a list of parts as Python would print it."""
+    loop, reply = "{% for c in m.content -%}", "{% if m.role == 'assistant' %}{{ m.content }}{% else %}"
+    text = TEMPLATE.replace(loop, reply + loop)
+    text = text.replace("{%- endfor -%}<|im_end|>", "{%- endfor -%}{% endif %}<|im_end|>")
+    assert with_template(write_tokenizer(tmp_path), text).ends == (258,)
+    only_questions = TEMPLATE.replace("{%- for m in messages -%}", "{%- for m in messages[:1] -%}")
+    assert with_template(tmp_path, only_questions).ends == (258,)
+
+
+# the order of files that may say the same
+
+
+OTHER = TEMPLATE.replace("<|im_start|>{{ m.role }}", "<|im_start|>[{{ m.role }}]")
+
+
+@pytest.mark.parametrize(
+    ("files", "wins"),
+    [
+        ({"processor_config.json": {"chat_template": OTHER}, "chat_template.json": {"chat_template": TEMPLATE}}, "OTHER"),
+        ({"processor_config.json": {"chat_template": {"default": OTHER, "x": "y"}}}, "OTHER"),
+        (
+            {"processor_config.json": {"processor_class": "Qwen3VLProcessor"}, "chat_template.json": {"chat_template": OTHER}},
+            "OTHER",
+        ),
+        ({"chat_template.json": {"chat_template": OTHER}}, "OTHER"),  # the legacy file wins over the jinja
+        ({"tokenizer_config.json": {"chat_template": OTHER}}, "TEMPLATE"),  # the jinja wins over the tokenizer's
+        ({"additional_chat_templates/default.jinja": OTHER}, "TEMPLATE"),
+        ({"additional_chat_templates/default.jinja": OTHER, "chat_template.jinja": None}, "OTHER"),
+        (
+            {
+                "additional_chat_templates/default.jinja": OTHER,
+                "chat_template.jinja": None,
+                "tokenizer_config.json": {"chat_template": TEMPLATE},
+            },
+            "OTHER",
+        ),
+    ],
+)
+def test_of_several_templates_the_one_counts_that_transformers_takes(tmp_path, files, wins):
+    from transformers.processing_utils import ProcessorMixin
+
+    folder = write_tokenizer(tmp_path)
+    for name, fields in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        if fields is None:
+            path.unlink()
+        elif isinstance(fields, str):
+            path.write_text(fields)
+        else:
+            write_json(folder, name, **((json.loads(path.read_text()) if path.exists() else {}) | fields))
+    theirs = ProcessorMixin.get_processor_dict(folder)[0]["chat_template"]
+    theirs = theirs["default"] if isinstance(theirs, dict) else theirs
+    assert chat_template(folder) == theirs == {"OTHER": OTHER, "TEMPLATE": TEMPLATE}[wins]
+    assert load_tokenizer(folder).render("a", 0).startswith("<|im_start|>[user]" if wins == "OTHER" else "<|im_start|>user")
+
+
+def test_templates_that_transformers_refuses_together_are_refused(tmp_path):
+    folder = write_tokenizer(tmp_path)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tools.jinja").write_text("x")
+    write_json(folder, "chat_template.json", chat_template=TEMPLATE)
+    with pytest.raises(UserError, match=r"chat_template\.json is beside additional_chat_templates/, and transformers refuses"):
+        load_tokenizer(folder)
+
+
+def qwen(folder):
+    """A tokenizer of the class that Qwen3-VL's has, as transformers saves it."""
+    from transformers import AutoTokenizer
+
+    write_tokenizer(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder, "tokenizer_config.json", **(config | {"tokenizer_class": "Qwen2Tokenizer"}))
+    AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
+    return folder
+
+
+def test_a_vocabulary_with_merges_is_the_same_tokenizer(tmp_path):
+    """The older form, that slow tokenizers and many converters write."""
+    whole = load_tokenizer(qwen(tmp_path))
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    write_json(tmp_path, "vocab.json", **content["model"]["vocab"])
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    added = {str(token.pop("id")): token for token in content["added_tokens"]}
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    write_json(tmp_path, "tokenizer_config.json", **(config | {"added_tokens_decoder": added}))
+    (tmp_path / "tokenizer.json").unlink()
+    parts = load_tokenizer(tmp_path)
+    text = "<|im_start|>user\n<think>looks sharp, é 日本 🙂</think> it's 12<|im_end|>"
+    assert parts.encode(text) == whole.encode(text) and parts.decode(parts.encode(text)) == whole.decode(whole.encode(text))
+    fields = ("pad", "ends", "image", "vision_start", "vision_end", "size", "control")
+    assert all(getattr(parts, name) == getattr(whole, name) for name in fields)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_special_tokens_of_an_older_map_count_as_in_transformers(tmp_path, listed):
+    from transformers import AutoTokenizer
+
+    folder = write_tokenizer(tmp_path)
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": "<|endoftext|>"}
+    added = {"258": {"content": "<|im_end|>", "special": True}}
+    write_json(folder, "tokenizer_config.json", **(config | ({"added_tokens_decoder": added} if listed else {})))
+    write_json(folder, "special_tokens_map.json", eos_token={"content": "<|im_end|>"})
+    write_json(folder, "generation_config.json", eos_token_id=258)
+    theirs = AutoTokenizer.from_pretrained(folder).eos_token_id
+    assert theirs == (256 if listed else 258) and theirs in load_tokenizer(folder).ends
+    assert special_texts(folder)["eos_token"] == ("<|endoftext|>" if listed else "<|im_end|>")

@@ -125,11 +125,14 @@ def test_the_examples_are_programs(adapter, tasks):
     assert len(programs) == (1 if adapter else 2)
     for program in programs:
         ast.parse(program)
-    assert '{"type": "image", "image": "picture.jpg"}, {"type": "text", "text": question}]' in programs[0]
+    asked = "Does this picture show a dog?" if tasks == ("alignment",) else "Is the technical quality"
+    text_part = f'{{"type": "text", "text": "{asked}'
+    assert '{"type": "image", "image": "picture.jpg"},\n        ' + text_part in programs[0]
+    assert [f'"{task}": [' in programs[0] for task in tasks] == [True] * len(tasks) and "[image]" not in programs[0]
     assert "{instruction}" not in programs[0] and ("a dog" in programs[0]) == (tasks == ("alignment",))
     assert "max_new_tokens=100," in programs[0] and "dtype=torch.bfloat16" in programs[0]
     (serve,) = blocks(text, "bash")
-    limits = "--limit-mm-per-prompt '{\"image\": 2}' --max-model-len 800\n"
+    limits = "--limit-mm-per-prompt '{\"image\": 1}' --max-model-len 800 --chat-template-content-format openai\n"
     if adapter:
         lora = "--enable-lora --max-lora-rank 16 --lora-modules judge=PATH "
         assert serve == f"vllm serve Qwen/Qwen3-VL-2B-Instruct {lora}{limits}"
