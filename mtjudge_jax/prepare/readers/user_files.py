@@ -36,7 +36,7 @@ def _read_jsonl(source: AnyPath, options: Mapping[str, str]) -> Iterator[JudgeEx
         remedy = "name one with --option=file=NAME, or give the file itself"
         raise UserError(f"{source}: several JSONL files ({downloads.first_names(found)}); {remedy}")
     with image_files.image_reader(found[0], remedy=_AGAIN) as images:
-        yield from files.records(_json_lines(found[0]), lambda row: [user_rows.example_of(row, images, taken)])
+        yield from files.records(_json_lines(found[0]), lambda row: [user_rows.example_of_row(row, images, taken)])
 
 
 def _json_lines(path: AnyPath) -> Iterator[files.NativeRow | BadRecord]:
@@ -68,11 +68,11 @@ def _read_parquet(source: AnyPath, options: Mapping[str, str]) -> Iterator[Judge
         there = files.column_names(path, remedy=_AGAIN)
         for name in there:
             if name not in user_rows.FIELDS and not name.startswith("__index_level_"):  # pandas writes it
-                raise UserError(f"{path}: {user_rows.unknown_field('column', name, there)}; rename it or leave it out")
+                raise UserError(f"{path}: {user_rows.not_a_field('column', name, there)}; rename it or leave it out")
     wanted = {name: files.Column((name,), needed=name == "label") for name in user_rows.FIELDS}
     with image_files.image_reader(source, remedy=_AGAIN) as images:
         rows = files.parquet_rows(found, wanted, remedy=_AGAIN)
-        yield from files.records(rows, lambda row: [user_rows.example_of(row, images, taken)])
+        yield from files.records(rows, lambda row: [user_rows.example_of_row(row, images, taken)])
 
 
 JSONL = UserFiles(

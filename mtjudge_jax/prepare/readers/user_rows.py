@@ -85,12 +85,12 @@ def _kind_of(name: Any) -> str | None:
     return kind if kind in KINDS else None
 
 
-def example_of(row: files.NativeRow, images: image_files.ReadImage, taken: Taken) -> JudgeExample:
+def example_of_row(row: files.NativeRow, images: image_files.ReadImage, taken: Taken) -> JudgeExample:
     """Raises BadRecord if the row does not have the form above."""
     native = {name: value for name, value in row.fields.items() if value is not None}
     for name in native:
         if name not in FIELDS:
-            raise BadRecord("unknown_field", unknown_field("field", name, native))
+            raise BadRecord("unknown_field", not_a_field("field", name, native))
     given = {name: native.get(name, taken.options.get(name, "")) for name in FIELDS}
     task = _text(given, "task", needed=True)
     kind = _kind_of(given["kind"])
@@ -132,7 +132,7 @@ def example_of(row: files.NativeRow, images: image_files.ReadImage, taken: Taken
     )
 
 
-def unknown_field(what: str, name: str, there: Collection[str]) -> str:
+def not_a_field(what: str, name: str, there: Collection[str]) -> str:
     """Suggests the nearest field, or else lists all fields and the required ones that are missing."""
     if chat := sorted(_CHAT & set(there)):
         return f"unknown {what} {chat[0]!r}: chat rows are not read; fields are {', '.join(FIELDS)}"

@@ -374,7 +374,7 @@ def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
 
 def test_the_report_of_a_run_finds_the_records(tmp_path, source):
     out, _ = run(tmp_path, source, [made(i) for i in range(20)])
-    of_run = RunFolder(tmp_path, {}, [], [], {}, out, read_manifest(out), [])
+    of_run = RunFolder(tmp_path, {}, [], [], {}, out, read_manifest(out), [], 0.0)
     ids = {example.example_id for example in by_split(out)["test"]}
     found = read_examples(of_run, split="test", task="sharp", ids=ids)
     assert found.keys() == ids and len(ids) == 2 and of_run.problems == []
