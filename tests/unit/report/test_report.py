@@ -78,6 +78,33 @@ def test_the_weights_of_mt_grpo_are_drawn(workdir, source):
     assert drawn.title == "Weights of the tasks" and all(task in drawn.alt for task in POINTWISE)
 
 
+def test_curves_can_be_read(workdir, source):
+    """No text is smaller than 11 pixels at 360, every number of a step is there under the pointer, no two tasks look the same."""
+    page = Page(source)
+    charts = [a for a in page.all("div") if a.get("class") == "chart"]
+    assert all(float(size) >= 11 for size in re.findall(r"font-size: ([\d.]+)px", source[: source.index("<script>")]))
+    assert all(float(a["viewbox"].split()[2]) <= 330 for a in page.all("svg"))
+    curves = {a["aria-label"].split(", steps")[0]: json.loads(a["data-values"]) for a in charts if "data-values" in a}
+    assert {"Learning rate", "Gradient norm", "Reward", "Loss", "Macro-F1 on validation"} <= set(curves)
+    (rate,) = curves["Learning rate"]["lines"]
+    assert rate["x"] == list(range(1, 13)) and rate["y"] == [2e-4] * 12
+    *_, mean = curves["Macro-F1 on validation"]["lines"]
+    judged = [line for line in read_run(workdir).validation if (workdir / "eval" / f"val_{line['step']:06d}.json").exists()]
+    assert mean["name"] == "mean" and sum(band is not None for band in mean["band"]) == len(judged) == 2
+    looks = looks_of([f"t{i}" for i in range(24)])
+    assert len({(look.color, look.dash) for look in looks.values()}) == 24
+
+
+def test_the_page_has_a_dark_side_and_hints_at_hidden_columns(source):
+    assert "prefers-color-scheme: dark" in source and "color-scheme: light dark" in source
+    drawn = source[source.index("<body>") : source.index("<script>")]
+    assert not re.search(r"(fill|stroke|background|color): ?#", drawn)  # all by variables of the style sheet
+    used, known = set(re.findall(r"var\((--[\w]+)\)", source)), set(re.findall(r"(--[\w]+):", source))
+    assert used <= known | {"--share"}
+    hints = re.findall(r'<p class="hint.*?</p>\s*<div class="scroll"', source, re.S)
+    assert len(hints) == source.count('class="wide"') == 3
+
+
 def test_cards_have_pictures_question_and_filters(source):
     page = Page(source)
     cards = [a for a in page.all("li") if "data-task" in a]
