@@ -6,9 +6,8 @@ The sampler draws G answers per prompt: the prompt runs once, its cache is store
 import collections
 import dataclasses
 import importlib.util
-import operator
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -97,7 +96,7 @@ def backend_of(cfg: Config, mesh: Mesh) -> Backend:
             raise ConfigError(f"{name} = 'splash' runs on a TPU, these devices are {platform}: use tokamax or chunked")
         if value == "tokamax" and importlib.util.find_spec("tokamax") is None:
             other = "chunked" if name == "model.attention" else "dense"
-            raise ConfigError(f"{name} = 'tokamax' is not installed: pip install 'mtjudge_jax[tokamax]', or set {name}={other}")
+            raise ConfigError(f"{name} = 'tokamax' is not installed: pip install -e '.[tokamax]', or set {name}={other}")
     return Backend(attention, experts, cfg.model.remat, mesh if mesh.size > 1 else None)
 
 
@@ -154,7 +153,6 @@ def sample(
     head = vlm.output_head(params, cfg)
     divisor = jnp.where(temperature > 0, temperature, 1.0)[None, :, None]
     answers = jnp.arange(group)
-    ends = eos if isinstance(eos, tuple) else (eos,)
     keys = jax.vmap(lambda uid: jax.vmap(lambda g: jax.random.fold_in(jax.random.fold_in(key, uid), g))(answers))(prompts.uid)
 
     def draw(hidden: Array, at: Array) -> tuple[Array, Array]:
@@ -174,8 +172,7 @@ def sample(
         tokens, logps, mask, done = state
         put = lambda array, value: jax.lax.dynamic_update_index_in_dim(array, value, at, 2)  # noqa: E731
         tokens = put(tokens, jnp.where(done, pad, token))
-        ended = reduce(operator.or_, [token == end for end in ends])
-        return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | ended
+        return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | jnp.isin(token, np.atleast_1d(eos))
 
     token, logp = draw(jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])), jnp.int32(0))
     state = write((*blank, jnp.zeros(shape, bool)), token, logp, jnp.int32(0))
