@@ -4,9 +4,11 @@ import contextlib
 import os
 import runpy
 import signal
+import socket
 import sys
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,6 +17,8 @@ from absl import app, flags, logging
 from mtjudge_jax.errors import UserError, fail, leave, one_line, unknown
 from mtjudge_jax.flags import parse_flags
 
+EXIT_CTRL_C = 130  # as shells have it: 128 and the number of SIGINT
+_STOP_SECONDS = 0.5  # for the line that it prints
 COMMANDS = {
     "demo": "train a tiny judge on this machine, evaluate it and write its report",
     "prepare": "turn a data set into checked records",
@@ -44,7 +48,7 @@ def main() -> None:
         runpy.run_module(f"mtjudge_jax.{command}", run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:  # during the command's imports
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_CTRL_C)
 
 
 def run_command(main: Callable[..., None], *, positional: bool = False, workdir: flags.FlagHolder | None = None) -> None:
@@ -59,8 +63,8 @@ def run_command(main: Callable[..., None], *, positional: bool = False, workdir:
         if len(argv) > 1 and not positional:
             fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
         logging.set_verbosity(logging.WARNING)  # Orbax and jax log every file that they write
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, lambda *_: _stop(None if workdir is None else workdir.value))
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in the background of a script
+            _listen_for_ctrl_c(None if workdir is None else workdir.value)
         try:
             main(argv[1:]) if positional else main()
         except Exception as raised:
@@ -102,11 +106,68 @@ def resume_text(workdir: str | None) -> str:
     return "the same command continues from what was saved, or starts from the beginning"
 
 
+class _CtrlC:
+    """What the process knows of Ctrl-C."""
+
+    saves = False  # whether a first one saves and then ends the process
+    asked = False  # whether that first one came
+
+
+@contextlib.contextmanager
+def first_ctrl_c_saves() -> Iterator[None]:
+    """While it lasts, a first Ctrl-C asks all processes to stop, as a SIGTERM does (hosts.stop_if_asked); a second one ends this
+    process at once. For commands in a group of hosts.start.
+    """
+    _CtrlC.saves = True
+    try:
+        yield
+    finally:
+        _CtrlC.saves = False
+
+
+def ctrl_c_asked() -> bool:
+    """Whether it was a Ctrl-C that asked this process to stop."""
+    return _CtrlC.asked
+
+
+def _listen_for_ctrl_c(workdir: str | None) -> None:
+    """A thread acts on Ctrl-C. Python's own handler would wait for the end of a computation or a compilation, and the
+    KeyboardInterrupt that it raises may get lost: while jax collects garbage, Python drops it.
+    """
+    signals, written = socket.socketpair()
+    written.setblocking(False)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=written.close)  # else the Ctrl-C of a child would count as another one
+
+    def listen() -> None:
+        with written:
+            while number := signals.recv(1):
+                if number[0] == signal.SIGINT:
+                    _act_on_ctrl_c(workdir)
+
+    threading.Thread(target=listen, name="ctrl-c", daemon=True).start()
+
+
+def _act_on_ctrl_c(workdir: str | None) -> None:
+    if not _CtrlC.saves or _CtrlC.asked:
+        _stop(workdir)
+    _CtrlC.asked = True
+    _say_at_once("stopping after what is computed now, and saving; Ctrl-C again ends at once")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _stop(workdir: str | None) -> NoReturn:
-    """The handler of Ctrl-C. A KeyboardInterrupt would get lost: raised while jax collects garbage, Python drops it."""
+    last = threading.Timer(_STOP_SECONDS, os._exit, (EXIT_CTRL_C,))  # where the file system of the workdir does not answer
+    last.daemon = True
+    last.start()
+    _say_at_once(f"stopped; {resume_text(workdir)}")
+    os._exit(EXIT_CTRL_C)
+
+
+def _say_at_once(text: str) -> None:
     newline = "\n" if sys.stderr.isatty() else ""  # after the terminal's ^C
-    os.write(2, f"{newline}stopped; {resume_text(workdir)}\n".encode())
-    os._exit(130)
+    os.write(2, f"{newline}{text}\n".encode())
 
 
 if __name__ == "__main__":

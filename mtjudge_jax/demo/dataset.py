@@ -23,6 +23,7 @@ from mtjudge_jax.data.tf_example import FEATURE, tf_example
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucket
 from mtjudge_jax.records import JudgeExample, Label, pack
 
@@ -89,8 +90,19 @@ def write_demo_data(
     """
     folder = as_path(folder)
     arguments = {"seed": seed, "train": train, "val": val, "test": test, "pairwise": pairwise, "recipe": _RECIPE}
-    if folder.exists() and any(folder.iterdir()) and _check_same(folder, arguments):
+
+    def is_there() -> bool:
+        return folder.exists() and any(folder.iterdir()) and _check_same(folder, arguments)
+
+    if is_there():
         return
+    with held(folder, beside=True):
+        if not is_there():  # by another command, meanwhile
+            _draw(folder, arguments)
+
+
+def _draw(folder: AnyPath, arguments: dict[str, int]) -> None:
+    seed, train, val, test, pairwise = (arguments[name] for name in ("seed", "train", "val", "test", "pairwise"))
     jobs = [(split, task, count) for split, count in zip(SPLITS, (train, val, test), strict=True) for task in POINTWISE]
     jobs += [("test", task, pairwise) for task in PAIRWISE]
     if in_bucket(folder):

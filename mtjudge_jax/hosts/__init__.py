@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 import jax
+from jax._src.lib import utils  # the level of the runtime's log has no public name in JAX
 from jax.experimental import multihost_utils
 
 from mtjudge_jax.config import HostsConfig
@@ -24,7 +25,11 @@ _LAST_SECONDS = 3  # process 0 runs the service that the others depend on: it gi
 
 
 class Preempted(Exception):
-    """A host got a SIGTERM and everything is saved. Carries the line to print."""
+    """A host got a SIGTERM or a Ctrl-C and everything is saved. Carries the line to print and the exit status."""
+
+    def __init__(self, line: str, status: int = EXIT_RESTART):
+        super().__init__(line)
+        self.status = status
 
 
 def start(cfg: HostsConfig) -> None:
@@ -36,6 +41,8 @@ def start(cfg: HostsConfig) -> None:
     """
     if jax.distributed.is_initialized():
         return
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "1" and "JAX_LOGGING_LEVEL" not in os.environ:  # jax's own default
+        utils.absl_set_min_log_level(2)  # errors: on a SIGTERM the runtime warns of it in its own words, beside our line
     times = {"initialization_timeout": cfg.start_seconds, "heartbeat_timeout_seconds": cfg.heartbeat_seconds}
     times |= {"shutdown_timeout_seconds": _SHUTDOWN_SECONDS}
     if given := _from_environment(os.environ):
@@ -80,7 +87,7 @@ def _from_environment(env) -> tuple[str, int, int] | None:
 @contextlib.contextmanager
 def joined(cfg: HostsConfig) -> Iterator[None]:
     """`start`, and an orderly shutdown at the end, so that no process takes the end of another for a crash. When the block
-    raises Preempted, every process exits with EXIT_RESTART.
+    raises Preempted, every process exits with its status.
     """
     start(cfg)
     try:
@@ -89,7 +96,7 @@ def joined(cfg: HostsConfig) -> Iterator[None]:
         if jax.process_index() == 0:
             print(preempted, flush=True)
         jax.distributed.shutdown()
-        leave(EXIT_RESTART)
+        leave(preempted.status)
     except Exception:
         if jax.process_index() == 0 and jax.process_count() > 1:
             time.sleep(_LAST_SECONDS)

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable
 
 from mtjudge_jax import checkpoint, hosts
+from mtjudge_jax.cli import EXIT_CTRL_C, ctrl_c_asked, first_ctrl_c_saves
 from mtjudge_jax.config import Config
+from mtjudge_jax.hosts.exchange import on_any_process
 from mtjudge_jax.train.best_model import write_unwritten
 from mtjudge_jax.train.monitor.batch_metrics import learning_rate
 from mtjudge_jax.train.monitor.messages import say, step_line
@@ -13,9 +15,11 @@ from mtjudge_jax.train.run import Progress, Run, log, save_progress, settle
 from mtjudge_jax.train.validation import validate
 
 
+@first_ctrl_c_saves()
 def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progress, dict]]) -> Progress:
     """Trains, validates and saves until `steps` is reached or the patience ends. `step_fn` is one step of GRPO or SFT and returns
-    the state after it with a line for metrics.jsonl. After a SIGTERM to any host, saves and raises Preempted.
+    the state after it with a line for metrics.jsonl. After a SIGTERM or a first Ctrl-C to any host, saves and
+    raises Preempted.
     """
     cfg, first, warm = run.cfg, progress.step + 1, 0.0
     while True:
@@ -37,7 +41,8 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
             settle(run, progress.step)
             steps = checkpoint.saved_steps(run.checkpoints)
             kept = f"step {steps[-1]} is saved, the same command continues from it" if steps else "nothing could be saved"
-            raise hosts.Preempted(f"asked to stop: {kept}") from stop
+            status = EXIT_CTRL_C if on_any_process(ctrl_c_asked()) else stop.status
+            raise hosts.Preempted(f"asked to stop: {kept}", status) from stop
         progress = progress._replace(step=progress.step + 1)
         line["lr"] = learning_rate(cfg, int(progress.state.step))
         now = time.perf_counter()

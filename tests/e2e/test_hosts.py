@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from commands import Ended, Started, commands
 
+from mtjudge_jax.cli import EXIT_CTRL_C
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts import EXIT_RESTART, _from_environment
 
@@ -49,7 +50,7 @@ def start_training(folder: Path, processes: int, devices: int = 0, **changes) ->
 
 @cache
 def trained() -> tuple[Path, dict[int, list[dict]]]:
-    """The same three steps by 1, 2 and 4 processes with 8 devices in all."""
+    """The same two steps by 1, 2 and 4 processes with 8 devices in all."""
     folder = commands().folder / "hosts"
     folder.mkdir()
     # One number after the other: nine processes would compile at once.
@@ -76,7 +77,7 @@ def test_processes_train_as_one(processes):
     assert [one["devices"] for one in runs[processes]] == [8] * processes
     assert runs[processes][0]["mesh"]["data"] == 8
     assert all(count == 1 for one in runs[processes] for count in one["traces"].values())
-    assert len(batches(runs[1])) == 3 and len(set(batches(runs[1])[0])) == 16
+    assert len(batches(runs[1])) == 2 and len(set(batches(runs[1])[0])) == 16
     assert batches(runs[processes]) == batches(runs[1])
     alone, first = parameters(folder, "1-0"), parameters(folder, f"{processes}-0")
     assert len(alone) > 30
@@ -89,7 +90,7 @@ def test_two_processes_draw_and_learn_as_one_by_mt_grpo():
     """The next batch follows what the steps measured on all of them."""
     folder = commands().folder / "hosts_mt_grpo"
     folder.mkdir()
-    runs = {n: facts(start_training(folder / str(n), n, data__mixture="mt_grpo")) for n in (1, 2)}
+    runs = {n: facts(start_training(folder / str(n), n, steps=3, eval__every_steps=3, data__mixture="mt_grpo")) for n in (1, 2)}
     endings = {n: drills.ending(folder / str(n)) for n in (1, 2)}
     rounds = {n: [line["rounds"] for line in end["metrics"] if line["kind"] == "train"] for n, end in endings.items()}
     assert rounds[1] == rounds[2] and len(rounds[1]) == 3 and max(rounds[1]) > 1
@@ -111,7 +112,7 @@ def test_metrics_and_judgements_are_those_of_one_process(processes):
     folder, _ = trained()
     want, got = (drills.ending(folder / str(n))["metrics"] for n in (1, processes))
     assert [(line["kind"], line["step"]) for line in got] == [(line["kind"], line["step"]) for line in want]
-    assert len(got) == 5
+    assert len(got) == 4
     for line, reference in zip(got, want, strict=True):
         if line["kind"] == "train":
             assert list(line["tasks"]) == list(reference["tasks"]) == ["technical", "safety"]
@@ -120,7 +121,7 @@ def test_metrics_and_judgements_are_those_of_one_process(processes):
             for name in ("loss", "grad_norm", "kl", "entropy"):
                 assert line[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-6), name
             assert line["grad_norm"] > 1e-3
-    for name in ("val_000000", "val_000003"):
+    for name in ("val_000000", "val_000002"):
         lines = [(folder / str(n) / "eval" / f"{name}.predictions.jsonl").read_text() for n in (1, processes)]
         ids = [[json.loads(line)["example_id"] for line in text.splitlines()] for text in lines]
         assert ids[0] == ids[1] and len(ids[0]) == 4
@@ -132,22 +133,25 @@ def test_metrics_and_judgements_are_those_of_one_process(processes):
 
 @pytest.mark.parametrize(("saved_by", "processes", "devices"), [(1, 1, 4), (1, 1, 2), (1, 1, 1), (2, 1, 8), (1, 2, 1)])
 def test_any_mesh_and_any_number_of_hosts_takes_over(saved_by, processes, devices):
-    """After step 2 of 8 devices: the next step reads the same examples and has the same loss."""
+    """After the first step of 8 devices: the next step reads the same examples and has the same loss."""
     folder, runs = trained()
     workdir = folder / f"over-{saved_by}-{processes}-{devices}"
     shutil.copytree(folder / str(saved_by), workdir)
-    shutil.rmtree(workdir / "checkpoints" / "3")
+    shutil.rmtree(workdir / "checkpoints" / "2")
     got = facts(start_training(workdir, processes, devices))
     assert got[0]["devices"] == processes * devices
-    assert batches(got) == [batches(runs[1])[2]]
+    assert batches(got) == [batches(runs[1])[1]]
     line, reference = ([m for m in drills.ending(w)["metrics"] if m["kind"] == "train"][-1] for w in (workdir, folder / "1"))
-    assert line["step"] == reference["step"] == 3 and abs(reference["loss"]) > 1e-5
+    assert line["step"] == reference["step"] == 2 and abs(reference["loss"]) > 1e-5
     assert line["loss"] == pytest.approx(reference["loss"], rel=1e-5, abs=1e-9)
     assert_near(parameters(folder, f"{workdir.name}-0"), parameters(folder, "1-0"), 1e-5)
 
 
+STEPS = 5
+
+
 def arguments(workdir: Path, *flags: str) -> list[str]:
-    small = ("rollout.prompts=12", "update.prompts=12", "update.micro_prompts=12", "optim.schedule=constant", *flags)
+    small = (f"steps={STEPS}", f"eval.every_steps={STEPS}", "optim.schedule=constant", *flags)
     run = ["train", f"--config={commands().config}", f"--config.data.path={data()}", f"--workdir={workdir}"]
     return run + [f"--config.{flag}" for flag in small]
 
@@ -182,9 +186,17 @@ def test_a_sigterm_to_one_of_two_saves_the_same_step_on_both_and_the_run_goes_on
     assert time.monotonic() - began < 10
     assert [one.status for one in ended] == [EXIT_RESTART] * 2, ended[1].err[-2000:]
     step = host_drills.last_step(workdir)
-    assert 2 <= step < 8
+    assert 2 <= step < STEPS
     assert ended[0].out.splitlines()[-1] == f"asked to stop: step {step} is saved, the same command continues from it"
     assert "asked to stop" not in ended[1].out
+    run = start_command(workdir, "checkpoint.every_steps=100", slow=0.3)
+    assert commands().until(lambda: f"resumed {workdir}" in run[0].out.read_text(), run[0])
+    assert commands().until(lambda: f"\nstep {step + 1}/" in run[0].out.read_text(), run[0])
+    os.kill(run[1].pid, signal.SIGINT)
+    ended = wait_all(run)
+    assert [one.status for one in ended] == [EXIT_CTRL_C] * 2, ended[1].err[-2000:]
+    before, step = step, host_drills.last_step(workdir)
+    assert before < step and f"asked to stop: step {step} is saved" in ended[0].out
     again = wait_all(start_command(workdir, "checkpoint.every_steps=1"))
     assert [one.status for one in again] == [0, 0], again[0].err[-2000:]
     assert f"resumed {workdir} after step {step}" in again[0].out
@@ -221,7 +233,7 @@ def test_a_step_without_progress_is_ended_by_the_watch():
 
 def test_a_slow_host_is_named_within_five_steps():
     workdir = commands().folder / "slow"
-    shared = {"processes": 2, "port": free_port(), "devices": 1, "argv": arguments(workdir, "steps=6")}
+    shared = {"processes": 2, "port": free_port(), "devices": 1, "argv": arguments(workdir)}
     ended = wait_all([commands().start_call("host_drills.command", process=i, slow=float(i), **shared) for i in (0, 1)])
     assert [one.status for one in ended] == [0, 0], ended[0].err[-2000:]
     lines = ended[0].out.splitlines()

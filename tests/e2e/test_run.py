@@ -17,14 +17,18 @@ from commands import Ended, Started, commands
 from mtjudge_jax.checkpoint.folders import UNFINISHED
 from mtjudge_jax.demo.cases import POINTWISE
 
-STEPS = 8
+STEPS, EVERY = 6, 3  # of evaluations
+
+
+def train(workdir: Path, *flags: str) -> Started:
+    return commands().train(workdir, f"--config.steps={STEPS}", f"--config.eval.every_steps={EVERY}", *flags)
 
 
 @cache
 def whole() -> Path:
     """The workdir of a run that nothing disturbed."""
     workdir = commands().folder / "whole"
-    ended = commands().wait(commands().train(workdir))
+    ended = commands().wait(train(workdir))
     assert ended.status == 0, ended.err[-3000:]
     assert "traced more than once" not in ended.out
     return workdir
@@ -48,28 +52,40 @@ def test_a_run_killed_twice_and_interrupted_ends_as_if_nothing_had_happened():
     workdir = commands().folder / "disturbed"
     folder = workdir / "checkpoints"
 
-    run = commands().train(workdir)
+    run = train(workdir)
     assert commands().until(lambda: files(folder, ""), run)
     assert hit(run, signal.SIGKILL, within=0.2).status == -signal.SIGKILL
     step = drills.ending(workdir)["step"]
 
-    run = commands().train(workdir)
+    run = train(workdir)
     assert commands().until(lambda: "\nstep " in run.out.read_text() and files(folder, UNFINISHED[0]), run)
     ended = hit(run, signal.SIGKILL, within=0)  # inside a save
     assert ended.status == -signal.SIGKILL and f"resumed {workdir} after step {step}" in ended.out
 
-    run = commands().train(workdir)
-    assert commands().until(lambda: "resumed" in run.out.read_text(), run)
+    run = train(workdir, "--config.checkpoint.every_steps=100")
+    assert commands().until(lambda: "\nstep " in run.out.read_text(), run)
     ended = hit(run, signal.SIGINT, within=0.2)
     assert ended.status == 130, ended.err
     saved = max(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-    assert ended.err.splitlines() == [f"stopped; the same command continues after step {saved}"]
+    assert saved > step and f"\nstep {saved}/" in ended.out  # not one of the steps that it had done is lost
+    assert ended.out.splitlines()[-1] == f"asked to stop: step {saved} is saved, the same command continues from it"
+    assert ended.err.splitlines() == ["stopping after what is computed now, and saving; Ctrl-C again ends at once"]
 
-    ended = commands().wait(commands().train(workdir))
+    run = train(workdir)
+    assert commands().until(lambda: "resumed" in run.out.read_text(), run)
+    assert commands().until(lambda: files(folder, UNFINISHED[0]) or "\nstep " in run.out.read_text(), run)
+    os.kill(run.pid, signal.SIGINT)
+    time.sleep(0.02)  # two at once would be one
+    began = time.monotonic()
+    ended = hit(run, signal.SIGINT, within=0)
+    assert time.monotonic() - began < 1 and ended.status == 130, ended.err
+    assert re.fullmatch(r"stopping after .*\nstopped; the same command continues after step \d+\n", ended.err)
+
+    ended = commands().wait(train(workdir))
     assert ended.status == 0, ended.err[-3000:]
     assert drills.ending(workdir) == reference
     assert [line["step"] for line in reference["metrics"] if line["kind"] == "train"] == list(range(1, STEPS + 1))
-    assert [line["step"] for line in reference["metrics"] if line["kind"] == "eval"] == list(range(0, STEPS + 1, 4))
+    assert [line["step"] for line in reference["metrics"] if line["kind"] == "eval"] == list(range(0, STEPS + 1, EVERY))
     assert len({leaf["digest"] for leaf in reference["leaves"].values()}) > 50
     for path in (*(whole() / "best").iterdir(), *(whole() / "eval").iterdir()):
         assert path.read_bytes() == (workdir / path.relative_to(whole())).read_bytes(), path
@@ -174,14 +190,14 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
     assert facts["stopped"] == "KeyboardInterrupt: "
     said = "Preempted: asked to stop: step 2 is saved, the same command continues from it"
     assert facts["asked"] == facts["asked_late"] == said
-    assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 5
+    assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
     assert facts["asked_on"] == facts["asked_late_on"] == facts["reward"]
     assert facts["rounds"][2] > 1 and set(facts["rounds"]) <= {1, 2, 3}
     assert facts["update"] == [1] and set(facts["traces"].values()) == {1}
     assert sorted(name.split(" ")[0] for name in facts["traces"]) == ["logp", "sample"]
     for run, zeros in ((facts["whole"], 0), (facts["reward"], 1)):
         lines = [line for line in run["metrics"] if line["kind"] == "train"]
-        assert len(lines) == 5
+        assert len(lines) == 4
         logits = np.zeros(6)
         for step, line in enumerate(lines):
             seen = line["mixture"]
@@ -196,7 +212,7 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
                 assert np.allclose([seen[name]["weight"] for name in POINTWISE], weights, atol=1e-6)
                 rates = [line["tasks"].get(name, {"zero_variance": 0.0})["zero_variance"] for name in POINTWISE]
                 assert np.allclose([seen[name]["no_gradient"] for name in POINTWISE], 0.1 * np.array(rates), atol=1e-9)
-        assert run["data"]["step"] == 5
+        assert run["data"]["step"] == 4
         assert sum(task["position"] for task in run["data"]["tasks"].values()) == sum(line["rounds"] for line in lines) * 12
 
 
