@@ -37,7 +37,7 @@ def get_config():
     cfg.rollout.group_size = cfg.eval.samples = 2
     cfg.rollout.completion_tokens = 16
     cfg.optim.lr, cfg.optim.schedule, cfg.optim.warmup_steps = 1e-3, "cosine", 2
-    cfg.eval.every_steps, cfg.eval.limit = 4, 2
+    cfg.eval.every_steps, cfg.eval.limit, cfg.eval.tasks = 4, 2, ("technical", "safety")
     cfg.checkpoint.every_steps = 1
     return cfg
 '''
@@ -62,6 +62,8 @@ class Commands:
         self.folder = Path(tempfile.mkdtemp(prefix="mtjudge-"))
         self.config = self.folder / "tiny_config.py"
         self.config.write_text(CONFIG)
+        settings = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+        settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # of a hundred small programs a process
         flags = "--xla_backend_optimization_level=0"
         if jax.__version_info__ < (0, 11):  # newer versions of XLA do not have it
             flags += " --xla_cpu_use_fusion_emitters=false"
@@ -70,7 +72,7 @@ class Commands:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"},
+            env=os.environ | settings | {"XLA_FLAGS": flags},
             cwd=self.folder,
         )
         self._count = 0

@@ -54,6 +54,18 @@ def said_lines(lines: list[str]):
     return mock.patch("mtjudge_jax.train.monitor.messages.tqdm.write", lambda text, file: lines.append(text))
 
 
+def one_update(module):
+    """Runs of one config in a process share their jitted update: tracing it takes longer than a step."""
+    make, made = module.make_update, []
+
+    def make_update(*arguments):
+        if not made:
+            made.append(make(*arguments))
+        return made[0]
+
+    return mock.patch.object(module, "make_update", make_update)
+
+
 class Spy:
     """Watches the updates of a run: the jitted functions, and which rows of their batches have a mask."""
 
@@ -91,15 +103,21 @@ def grpo(*, folder: str) -> dict:
     """Two updates a rollout batch: whole; stopped by a full disk and gone on; with other sources; with bad records."""
     from mtjudge_jax.policy.model import DEMO_BASE, open_model
     from mtjudge_jax.train import grpo
-    from mtjudge_jax.train.fit import fit
 
     folder = Path(folder)
     shutil.copytree(DEMO_BASE, folder / "model")
     paths = {"data__path": str(folder / "data"), "model__path": str(folder / "model")}
     half = {"update__prompts": 6, "update__micro_prompts": 6, "data__tasks": ("technical", "alignment", "safety")}
-    cfg = config(steps=3, eval__every_steps=3, **half, **paths)
+    cfg = config(steps=3, eval__every_steps=3, eval__tasks=(), **half, **paths)
     commands.write_data(folder=cfg.data.path)
-    model = open_model(cfg)
+    with one_update(grpo):
+        return grpo_runs(folder, cfg, open_model(cfg), half)
+
+
+def grpo_runs(folder: Path, cfg: Config, model, half: dict) -> dict:
+    from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
+
     facts = {}
     with Spy(grpo) as spy:
         fit(cfg, folder / "whole", model)
@@ -146,7 +164,7 @@ def bad_records(folder: Path, model, half: dict) -> dict:
     commands.write_data(folder=str(data), val=32)
     damage(data, "train", "technical")
     changes = half | {"data__path": str(data), "model__path": str(folder / "model")}
-    changes |= {"eval__every_steps": 9, "checkpoint__every_steps": 9}
+    changes |= {"eval__every_steps": 9, "eval__tasks": (), "checkpoint__every_steps": 9}
     lines = []
     first = iter([OSError(28, "No space left on device")])
 
@@ -204,7 +222,7 @@ def non_finite(*, folder: str, data: str) -> dict:
     folder, lines, facts = Path(folder), [], {}
     cfg = config(steps=5, data__path=data, eval__every_steps=5, checkpoint__every_steps=5, optim__schedule="constant")
     model = open_model(cfg)
-    make, give, calls = grpo.make_update, grpo.score, iter(range(100))
+    make, give, calls, made = grpo.make_update, grpo.score, iter(range(100)), []
 
     def poisoned(loss):
         def of(params, *rest):
@@ -217,6 +235,7 @@ def non_finite(*, folder: str, data: str) -> dict:
     def make_update(state, loss, *rest):
         good, bad, seen = make(state, loss, *rest), make(state, poisoned(loss), *rest), []
         facts["digests"] = seen
+        made.append(good)
 
         def update(state, *batch):
             before = digests(state)
@@ -242,7 +261,8 @@ def non_finite(*, folder: str, data: str) -> dict:
     facts["files"] = {path.name: path.read_text() for path in (folder / "two" / "skipped").iterdir()}
 
     cfg.update.max_skipped = 2
-    with said, mock.patch.object(grpo, "score", nan_at(range(100))):
+    again = mock.patch.object(grpo, "make_update", lambda *_: made[0])
+    with said, again, mock.patch.object(grpo, "score", nan_at(range(100))):
         facts["stopped"] = message(fit, cfg, folder / "all", model)
     facts["all"] = ending(folder / "all")
     return facts
@@ -252,16 +272,20 @@ def allowed(*, folder: str, data: str) -> dict:
     """A run that goes on with another learning rate, and another of float32 weights that goes on in bfloat16."""
     import jax
 
+    from mtjudge_jax.policy.model import open_model
     from mtjudge_jax.train.fit import fit
 
     folder, facts = Path(folder), {}
     changes = {"data__path": data, "eval__every_steps": 9, "model__dtype": "bfloat16", "optim__schedule": "constant"}
-    fit(config(steps=1, **changes), folder / "run")
+    few = {"rollout__prompts": 4, "update__prompts": 4, "update__micro_prompts": 4, "data__tasks": ("technical", "safety")}
+    changes |= few | {"eval__tasks": ("technical",)}
+    model = open_model(config(steps=1, **changes))
+    fit(config(steps=1, **changes), folder / "run", model)
     more = config(steps=2, optim__lr=2e-3, **changes)
-    facts["refused"] = message(fit, more, folder / "run")
-    facts["one name"] = message(fit, more, folder / "run", None, ("steps",))
-    facts["unknown"] = message(fit, more, folder / "run", None, ("optim.lrr",))
-    fit(more, folder / "run", allowed=("steps", "optim.lr"))
+    facts["refused"] = message(fit, more, folder / "run", model)
+    facts["one name"] = message(fit, more, folder / "run", model, ("steps",))
+    facts["unknown"] = message(fit, more, folder / "run", model, ("optim.lrr",))
+    fit(more, folder / "run", model, allowed=("steps", "optim.lr"))
     facts["on"] = ending(folder / "run")
     half = config(steps=3, optim__lr=2e-3, **(changes | {"model__param_dtype": "bfloat16"}))
     _, progress = fit(half, folder / "run", allowed=("steps", "model.param_dtype"))
@@ -273,11 +297,13 @@ def allowed(*, folder: str, data: str) -> dict:
 def asked_in_validation(*, folder: str, data: str) -> dict:
     """A SIGTERM while the last step is judged, twice; then the run goes on, and the finished command is given again."""
     from mtjudge_jax import hosts
+    from mtjudge_jax.policy.model import open_model
+    from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
     folder = Path(folder)
     cfg = config(steps=2, data__path=data, eval__every_steps=2, checkpoint__every_steps=1)
-    fit(cfg, folder / "whole")
+    model = open_model(cfg)
 
     def stop_in(points: int):
         left = iter(range(points))
@@ -289,15 +315,17 @@ def asked_in_validation(*, folder: str, data: str) -> dict:
         return mock.patch.object(hosts, "stop_if_asked", asked)
 
     facts, workdir = {}, folder / "again"
-    # A validation asks after each of its 6 tasks, and before a better model is written; a step asks twice.
-    with stop_in(7 + 4 + 2):
-        facts["first"] = message(fit, cfg, workdir)
-    facts["judged"] = [ending(workdir)["step"], ending(workdir)["meta"]["judged"]]
-    with stop_in(2):
-        facts["second"] = message(fit, cfg, workdir)
-    fit(cfg, workdir)
+    with one_update(grpo):
+        fit(cfg, folder / "whole", model)
+        # A validation asks after each of its 2 tasks, and before a better model is written; a step asks twice.
+        with stop_in(3 + 4 + 1):
+            facts["first"] = message(fit, cfg, workdir, model)
+        facts["judged"] = [ending(workdir)["step"], ending(workdir)["meta"]["judged"]]
+        with stop_in(1):
+            facts["second"] = message(fit, cfg, workdir, model)
+        fit(cfg, workdir, model)
     facts["on"] = ending(workdir) == ending(folder / "whole")
     before = (workdir / "metrics.jsonl").read_bytes()
-    fit(cfg, workdir)
+    fit(cfg, workdir, model)
     facts["same"] = (workdir / "metrics.jsonl").read_bytes() == before
     return facts | {"finished": ending(workdir) == ending(folder / "whole")}

@@ -14,10 +14,17 @@ from mtjudge_jax.policy.judge_file import JUDGE_FILE
 
 def late_best(*, folder: str, data: str) -> dict:
     """Three steps, the model before the first is the best: written at once, and at the third try."""
-    return {"whole": train(Path(folder) / "whole", data, refused=0), "late": train(Path(folder) / "late", data, refused=2)}
+    from mtjudge_jax.policy.model import open_model
+    from mtjudge_jax.train import grpo
+
+    # A learning rate of almost nothing: no step makes the model better.
+    cfg = drills.config(steps=3, data__path=data, eval__every_steps=3, checkpoint__every_steps=1, optim__lr=1e-12)
+    model = open_model(cfg)
+    with drills.one_update(grpo):
+        return {name: train(cfg, Path(folder) / name, model, refused) for name, refused in (("whole", 0), ("late", 2))}
 
 
-def train(workdir: Path, data: str, refused: int) -> dict:
+def train(cfg, workdir: Path, model, refused: int) -> dict:
     """`refused`: how many writings of a best model find no room. `saved` of the facts: step, best and since_best as saved."""
     from mtjudge_jax import checkpoint
     from mtjudge_jax.train.fit import fit
@@ -36,11 +43,9 @@ def train(workdir: Path, data: str, refused: int) -> dict:
         saved.append([step, what["meta"]["best"], what["meta"]["since_best"]])
         return save(checkpoints, step, **what)
 
-    # A learning rate of almost nothing: no step makes the model better.
-    cfg = drills.config(steps=3, data__path=data, eval__every_steps=3, checkpoint__every_steps=1, optim__lr=1e-12)
     writing = mock.patch("mtjudge_jax.train.best_model.save_hf", write)
     with drills.said_lines(lines), writing, mock.patch.object(checkpoint, "save", noted):
-        fit(cfg, workdir)
+        fit(cfg, workdir, model)
     ending = drills.ending(workdir)
     ending["metrics"] = [line for line in ending["metrics"] if line["kind"] != "warning"]
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((workdir / "best").iterdir())}

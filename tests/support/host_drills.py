@@ -17,10 +17,10 @@ DEVICES = 8  # in all processes together
 
 
 def config(data: str, **changes) -> Config:
-    """Two tasks, 16 prompts of two answers a rollout batch, two updates of it."""
+    """Two steps of two tasks, 16 prompts of two answers a rollout batch, two updates of it."""
     sizes = {"rollout__prompts": 16, "update__prompts": 8, "update__micro_prompts": 8, "data__tasks": ("technical", "safety")}
-    sizes |= {"optim__schedule": "constant", "loss__kl_coef": 0.1, "eval__every_steps": 3}
-    return drills.config(**(sizes | {"data__path": data, "steps": 3} | changes))
+    sizes |= {"optim__schedule": "constant", "loss__kl_coef": 0.1, "eval__every_steps": 2}
+    return drills.config(**(sizes | {"data__path": data, "steps": 2} | changes))
 
 
 def host(*, port: int, process: int, processes: int, devices: int) -> None:
@@ -31,6 +31,19 @@ def host(*, port: int, process: int, processes: int, devices: int) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
     os.environ |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
     os.environ["JAX_PROCESS_ID"] = str(process)
+    compile_once()
+
+
+def compile_once() -> None:
+    """Process 0 compiles for all and writes the cache, as jax can do on GPUs: on CPUs each process has keys of its own, which
+    nobody writes.
+    """
+    import jax
+    from jax._src import cache_key
+
+    if hasattr(cache_key, "_hash_accelerator_config") and hasattr(cache_key, "_hash_devices"):
+        cache_key._hash_accelerator_config = cache_key._hash_devices
+        jax.config.update("jax_share_binary_between_hosts", True)
 
 
 def train(*, workdir: str, data: str, changes: dict, **place) -> dict:

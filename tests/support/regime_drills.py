@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from drills import Spy, config, ending, message
+from drills import Spy, config, ending, message, one_update
 
 from mtjudge_jax.data.sources import BadRowCounter
 
@@ -33,43 +33,51 @@ def sft(*, folder: str, data: str) -> dict:
     folder = Path(folder)
     cfg = config(stage="sft", steps=4, data__path=data, eval__every_steps=4)
     model = open_model(cfg)
-    with Spy(sft) as spy:
-        fit(cfg, folder / "whole", model)
-    facts = {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
+    with one_update(sft):
+        with Spy(sft) as spy:
+            fit(cfg, folder / "whole", model)
+        facts = {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
+        with interrupt_in_third_step():
+            facts["stopped"] = message(fit, cfg, folder / "again", model)
+        fit(cfg, folder / "again", model)
     facts["update"] = [update._cache_size() for update in spy.jitted]
-    with interrupt_in_third_step():
-        facts["stopped"] = message(fit, cfg, folder / "again", model)
-    fit(cfg, folder / "again", model)
     return facts | {"again": ending(folder / "again")}
 
 
 def adaptive(*, folder: str, data: str) -> dict:
     """MT-GRPO whole, by Ctrl-C stopped in its third step's update and gone on; and with the change of the mean reward, stopped
     by a SIGTERM between the rounds of its third step, and before its update."""
-    from mtjudge_jax import hosts
     from mtjudge_jax.policy.model import open_model
     from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
     folder, facts = Path(folder), {}
-    cfg = config(steps=5, data__path=data, eval__every_steps=5, data__mixture="mt_grpo", data__mt_grpo_beta=20.0)
+    cfg = config(steps=4, data__path=data, eval__every_steps=4, data__mixture="mt_grpo", data__mt_grpo_beta=20.0)
     model = open_model(cfg)
-    with Spy(grpo) as spy:
-        fit(cfg, folder / "whole", model)
-    facts |= {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
-    facts["update"] = [update._cache_size() for update in spy.jitted]
-    with interrupt_in_third_step():
-        facts["stopped"] = message(fit, cfg, folder / "again", model)
-    fit(cfg, folder / "again", model)
-    facts["again"] = ending(folder / "again")
+    with one_update(grpo):
+        with Spy(grpo) as spy:
+            fit(cfg, folder / "whole", model)
+        facts |= {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
+        with interrupt_in_third_step():
+            facts["stopped"] = message(fit, cfg, folder / "again", model)
+        fit(cfg, folder / "again", model)
+        facts["again"] = ending(folder / "again")
+        cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
+        facts |= asked_in_third_step(folder, cfg, model)
+    return facts | {"update": [update._cache_size() for update in spy.jitted]}
 
-    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
+
+def asked_in_third_step(folder: Path, cfg, model) -> dict:
+    """A run whole; stopped before the rounds of its third step are done, and from there once more before its update."""
+    from mtjudge_jax import hosts
+    from mtjudge_jax.train.fit import fit
+
     fit(cfg, folder / "reward", model)
-    facts["reward"] = ending(folder / "reward")
+    facts = {"reward": ending(folder / "reward")}
     rounds = [line["rounds"] for line in facts["reward"]["metrics"] if line["kind"] == "train"]
-    points = 7 + sum(rounds[:2]) + 2 + 1  # of the first validation, of two whole steps, before the third
-    for name, more in (("asked", 0), ("asked_late", rounds[2] - 1)):
-        left = iter(range(points + more))
+    points = 3 + sum(rounds[:2]) + 2 + 1  # of the first validation, of two whole steps, before the third
+    for name, count in (("asked", points), ("asked_late", rounds[2])):
+        left = iter(range(count))
 
         def asked(left=left):
             if next(left, None) is None:
@@ -77,6 +85,8 @@ def adaptive(*, folder: str, data: str) -> dict:
 
         with mock.patch.object(hosts, "stop_if_asked", asked):
             facts[name] = message(fit, cfg, folder / name, model)
+        if name == "asked":
+            shutil.copytree(folder / name, folder / "asked_late")
         fit(cfg, folder / name, model)
         facts[f"{name}_on"] = ending(folder / name)
     return facts | {"rounds": rounds}
@@ -106,19 +116,24 @@ def adapters(*, folder: str, data: str) -> dict:
     from mtjudge_jax.models.hf.load import load_params
     from mtjudge_jax.models.hf.save import save_hf
     from mtjudge_jax.models.qwen3_vl.config import load_config
+    from mtjudge_jax.policy.model import open_model
+    from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
     folder = Path(folder)
     base = experts_folder(folder)
-    half = {"update__micro_prompts": 6, "data__tasks": ("technical", "alignment", "safety")}
+    half = {"update__micro_prompts": 3, "data__tasks": ("technical", "alignment", "safety")}
+    half |= {"rollout__prompts": 6, "update__prompts": 6}
     small = {"model__path": str(base), "model__dtype": "bfloat16", "lora__rank": 2, "data__path": data, "loss__kl_coef": 0.1}
     cfg = config(steps=4, eval__every_steps=4, **half, **small)
-    run, progress = fit(cfg, folder / "whole")
-    facts = {"whole": ending(folder / "whole"), "traces": dict(run.model.programs.traces)}
-    facts["bytes"] = sum(x.nbytes for x in flatten_dict(progress.frozen, sep="/").values())
-    with interrupt_in_third_step():
-        facts["stopped"] = message(fit, cfg, folder / "again")
-    fit(cfg, folder / "again")
+    model = open_model(cfg)
+    with one_update(grpo):
+        run, progress = fit(cfg, folder / "whole", model)
+        facts = {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
+        facts["bytes"] = sum(x.nbytes for x in flatten_dict(progress.frozen, sep="/").values())
+        with interrupt_in_third_step():
+            facts["stopped"] = message(fit, cfg, folder / "again", model)
+        fit(cfg, folder / "again", model)
     facts["again"] = ending(folder / "again")
 
     def weights(path: Path) -> dict:
