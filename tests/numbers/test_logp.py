@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.rl.logp import completion_logp, sampling_logits
+from mtjudge_jax.rl.logp import _chunk_logp, completion_logp, sampling_logits
 
 GROUP, LENGTH, TEMPERATURE = 3, 6, 0.8
 TOLERANCE = 1e-5  # relative, float32
@@ -143,3 +143,15 @@ def test_a_banned_target_that_is_masked_leaves_the_gradient_finite():
     (_, out), gradient = shared(False, 4096, "none")(params, rows, tokens, weights)
     assert np.isfinite(out.logp).all()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_logits_past_the_range_of_an_exponential(scale):
+    """Logits (2, 1, -1) * scale, whose exponentials a float32 does not hold at 1000, against float64."""
+    logits = scale * np.array([2.0, 1.0, -1.0])
+    p = np.exp(logits - logits[0]) / np.exp(logits - logits[0]).sum()
+    want = logits - logits[0] - np.log(np.exp(logits - logits[0]).sum())
+    head, hidden = jnp.asarray(logits[:, None], jnp.float32), jnp.ones((3, 1))
+    logp, entropy = _chunk_logp(head, jnp.ones(3, bool), 1.0, None, hidden, jnp.arange(3))
+    assert np.allclose(logp, want, rtol=1e-6)
+    assert np.allclose(entropy, -(p * want).sum(), atol=1e-6)

@@ -11,11 +11,11 @@ from PIL import Image
 from report_folder import PAIRWISE, POINTWISE, Page, draw_picture, make_example, make_workdir, write_evaluation
 
 from mtjudge_jax.report.curves import mixture_plot
-from mtjudge_jax.report.examples import choose_balanced, thumbnail
+from mtjudge_jax.report.examples import _judged_pairs, choose_balanced, thumbnail
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.page import format_ci, format_duration
 from mtjudge_jax.report.plots import Series, draw_curves, looks_of, smooth
-from mtjudge_jax.report.read import latest_by_step, read_run
+from mtjudge_jax.report.read import Evaluation, latest_by_step, read_run
 from mtjudge_jax.report.write import write_report
 from mtjudge_jax.tasks import TASKS
 
@@ -239,3 +239,12 @@ def test_thumbnail_shrinks_and_encodes_again():
     data = base64.b64decode(thumbnail(file.getvalue()).split(",")[1])
     assert Image.open(io.BytesIO(data)).size == (192, 96) and b"hidden" not in data
     assert len(base64.b64decode(thumbnail(draw_picture(np.random.default_rng(0))).split(",")[1])) < 10_000
+
+
+def test_the_first_validation_is_set_beside_the_last():
+    """Of three validations the middle one is not shown; of one alone there is nothing before."""
+    runs = {f"val_{step:06d}": Evaluation(f"val_{step:06d}", {}, {}, [], None) for step in (12, 0, 6)}
+    assert list(_judged_pairs(runs)) == [("val", runs["val_000000"], runs["val_000012"])]
+    assert list(_judged_pairs({"val_000012": runs["val_000012"]})) == [("val", None, runs["val_000012"])]
+    runs |= {"trained_test": Evaluation("trained_test", {}, {}, [], None)}
+    assert next(_judged_pairs(runs)) == ("test", None, runs["trained_test"])
