@@ -6,8 +6,9 @@ The sampler draws G answers per prompt: the prompt runs once, its cache is store
 import collections
 import dataclasses
 import importlib.util
+import operator
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
@@ -130,6 +131,10 @@ def stage_key(seed: int, step: int, stage: str, again: int = 0) -> Array:
     return jax.random.fold_in(key, again) if again else key
 
 
+def _is_end(token: Array, eos: Array | int | tuple[Array | int, ...]) -> Array:
+    return reduce(operator.or_, [token == end for end in (eos if isinstance(eos, tuple) else (eos,))])
+
+
 def sample(
     params: Params,
     cfg: Qwen3VLConfig,
@@ -172,7 +177,7 @@ def sample(
         tokens, logps, mask, done = state
         put = lambda array, value: jax.lax.dynamic_update_index_in_dim(array, value, at, 2)  # noqa: E731
         tokens = put(tokens, jnp.where(done, pad, token))
-        return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | jnp.isin(token, np.atleast_1d(eos))
+        return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | _is_end(token, eos)
 
     token, logp = draw(jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])), jnp.int32(0))
     state = write((*blank, jnp.zeros(shape, bool)), token, logp, jnp.int32(0))

@@ -427,9 +427,10 @@ def test_a_folder_saved_by_transformers_is_trained_and_goes_back(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     runpy.run_path("ask.py")
     theirs = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
-    judge = Judge.from_pretrained(out, batch=1, mesh="data=1")
+    judge = Judge.from_pretrained(out, batch=8)
     ours = {"technical": judge.judge(images="picture.jpg", task="technical").text}
-    ours["sharper"] = judge.judge(images=["first.jpg", "second.jpg"], task="sharper").text
+    with pytest.warns(UserWarning, match="never trained on the task 'sharper'"):  # Made's record names one task
+        ours["sharper"] = judge.judge(images=["first.jpg", "second.jpg"], task="sharper").text
     assert theirs == ours and all(len(text) > 8 for text in ours.values())
 
 

@@ -94,6 +94,18 @@ def test_an_answer_ends_with_its_first_end_of_sequence():
     assert np.array_equal(whole.truncated, np.ones_like(whole.truncated))
 
 
+def test_an_answer_ends_with_the_first_of_several_ends():
+    """One of them may be the padding: an answer that ends with it still has it in its mask, with its log-probability."""
+    one, whole = common_token(), np.asarray(free().tokens)
+    ends = (one, int(whole[whole != one][0]), tiny.PAD)
+    out, ends_here = sampler()(*world(), TEMPERATURE, ends), np.isin(whole, ends)
+    ended = np.cumsum(ends_here, -1) - ends_here > 0
+    assert np.isin(whole, ends[1]).any() and not (ended == (np.cumsum(whole == one, -1) - (whole == one) > 0)).all()
+    assert np.array_equal(out.mask, ~ended) and np.array_equal(out.logp == 0, ended)
+    assert np.array_equal(out.tokens, np.where(ended, tiny.PAD, whole))
+    assert np.array_equal(out.truncated, ~ends_here.any(-1))
+
+
 def test_an_end_at_the_first_or_the_last_token():
     tokens = np.asarray(free().tokens)
     for at in (0, LENGTH - 1):
