@@ -157,8 +157,8 @@ def sample(
     group = temperature.shape[0]
     head = vlm.output_head(params, cfg)
     divisor = jnp.where(temperature > 0, temperature, 1.0)[None, :, None]
-    answers = jnp.arange(group)
-    keys = jax.vmap(lambda uid: jax.vmap(lambda g: jax.random.fold_in(jax.random.fold_in(key, uid), g))(answers))(prompts.uid)
+    answer_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    keys = jax.vmap(lambda uid: answer_keys(jax.random.fold_in(key, uid), jnp.arange(group)))(prompts.uid)
 
     def draw(hidden: Array, at: Array) -> tuple[Array, Array]:
         """hidden [Q, G, D] -> token [Q, G] and its log-probability."""
