@@ -2,10 +2,14 @@
 
 import json
 import os
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from mtjudge_jax.hosts import watchdog
 from mtjudge_jax.hosts.watchdog import Watch, watch_path
 from mtjudge_jax.tasks.reward import Scores
 from mtjudge_jax.train.monitor.health import COLLAPSE, WINDOW, Health
@@ -105,3 +109,28 @@ def test_a_watch_that_is_closed_ends_nothing(tmp_path):
     os.stat(tmp_path)
     assert watch_path("gs://bucket/run", 3).name == "3.txt" and "gs:" not in str(watch_path("gs://bucket/run", 3))
     assert str(watch_path("runs/a", 3)) == "runs/a/hosts/3.txt"
+
+
+def test_a_watch_ends_a_process_at_the_first_look_after_its_seconds(tmp_path, monkeypatch, capsys):
+    """Beats at 5000 and 5010 s, a watch of 20 s that looks every second: the process ends at 5031 s, with status 1."""
+    now, ended = [5000.0], []
+
+    class Closed:
+        def wait(self, seconds: float) -> bool:
+            now[0] += seconds
+            if now[0] == 5010:
+                watch.beat("step 2")
+            return bool(ended) or now[0] > 5100
+
+        def set(self) -> None:
+            pass
+
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now[0], strftime=time.strftime))
+    monkeypatch.setattr(watchdog, "threading", SimpleNamespace(Event=Closed, Thread=lambda **_: threading.Thread()))
+    monkeypatch.setattr(watchdog.os, "_exit", lambda status: ended.append((now[0], status)))
+    watch = Watch(tmp_path / "0.txt", 20)
+    watch.beat("step 1")
+    watch._look()
+    watch.close()
+    assert ended == [(5031.0, 1)]
+    assert "no progress for 20 s after: step 2" in capsys.readouterr().err

@@ -1,10 +1,11 @@
 """The learning rate of a step, in its line of metrics.jsonl and in the line that is printed."""
 
+import jax
 import pytest
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.train.monitor.batch_metrics import learning_rate, updates_of
-from mtjudge_jax.train.monitor.messages import opening_lines, step_line
+from mtjudge_jax.train.monitor.messages import opening_lines, say, step_line
 
 
 def config(**optim) -> Config:
@@ -42,3 +43,10 @@ def test_what_zero_variance_is_is_said_once_before_the_first_step():
     cfg = config()
     cfg.stage = "sft"
     assert not [line for line in opening_lines(cfg, {}) if "zero_variance" in line]
+
+
+def test_process_0_alone_prints(monkeypatch, capsys):
+    for process, printed in ((0, "step 1\n"), (1, ""), (3, "")):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        say("step 1")
+        assert capsys.readouterr().out == printed, process
