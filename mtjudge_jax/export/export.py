@@ -130,7 +130,7 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     asking = Asking(tokenizer.escape, tokenizer.opening, tokenizer.ends)
     files = {_CARD: model_card(chosen.cfg, **what, dtype=dtype, adapter=peft, asking=asking).encode()}
     if jax.process_index() == 0:
-        _report(chosen, source, None if peft else tokenizer)
+        _report(chosen, source, tokenizer, adapter=peft)
     if peft:
         model = open_model(cfg)
         base_model = origin.hub_name or str(absolute(source))
@@ -146,20 +146,24 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     save_hf(params, out, source_folder=source, dtype=jnp.dtype(dtype), overwrite=overwrite, files=files)
 
 
-def _report(chosen: Chosen, source: AnyPath, tokenizer: Tokenizer | None) -> None:
-    """Prints what is read, and what of the source's files is written otherwise. tokenizer: None if none of them is written."""
+def _report(chosen: Chosen, source: AnyPath, tokenizer: Tokenizer, *, adapter: bool) -> None:
+    """Prints what is read, and what of the source's files is written otherwise. Of an adapter, which needs the source itself,
+    what its files say otherwise.
+    """
     print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
     if chosen.step == 0:
-        trained = f"; --step={LATEST} exports the trained one" if chosen.saved is None else ""
-        why = ": no validation was better" if chosen.saved is None else ""
-        print(f"warning: step 0 is the model that training began with{why}{trained}", flush=True)
-    if tokenizer is None:
-        return
+        best = f": no validation was better; --step={LATEST} exports the trained one" if chosen.saved is None else ""
+        print(f"warning: step 0 is the model that training began with{best}", flush=True)
     new = settled(source, tokenizer)
-    changed = [name for name, content in new.items() if not (source / name).is_file() or (source / name).read_bytes() != content]
-    if changed:
+    old = {name: source / name for name in new}
+    changed = [name for name, path in old.items() if path.is_file() and path.read_bytes() != new[name]]
+    if adapter and changed:
+        remedy = "--adapter=merge writes a folder whose files agree"
+        print(f"warning: of {source}, which the adapter needs, {', '.join(changed)} say otherwise than training read: {remedy}")
+        return
+    if changed := [*changed, *(name for name, path in old.items() if not path.is_file() and not adapter)]:
         print(f"written anew, so that all files agree with what training read: {', '.join(changed)}", flush=True)
-    if dropped := dropped_settings(source):
+    if (dropped := dropped_settings(source)) and not adapter:
         print(f"left out of generation_config.json, as the judge was trained without: {', '.join(dropped)}", flush=True)
 
 

@@ -166,6 +166,20 @@ def test_adapters_leave_added_or_alone(tmp_path):
         write(tmp_path / "none", workdir=made.workdir)
 
 
+def test_an_adapter_of_a_base_that_contradicts_itself_says_so(tmp_path, capsys):
+    shutil.copytree(DEMO_BASE, tmp_path / "base")
+    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": 566}')
+    model = dataclasses.replace(plain().cfg.model, path=str(tmp_path / "base"))
+    made = Made(model=model, lora=LoraConfig(rank=2, alpha=3.0, targets=("q",)))
+    capsys.readouterr()
+    out = write(tmp_path / "alone", workdir=made.workdir, step="8", form="peft")
+    said, card = capsys.readouterr().out, (out / "README.md").read_text()
+    assert f"warning: of {tmp_path}/base, which the adapter needs, generation_config.json say otherwise than training" in said
+    assert "eos_token_id=[568, 566], max_new_tokens=" in card and '"stop_token_ids": [' in card
+    whole = write(tmp_path / "whole", workdir=made.workdir, step="8")
+    assert json.loads((whole / "generation_config.json").read_text())["eos_token_id"] == [568, 566]
+
+
 def test_what_was_not_trained_comes_from_the_starting_model(tmp_path):
     shutil.copytree(DEMO_BASE, tmp_path / "base")
     part = dataclasses.replace(plain().cfg.model, path=str(tmp_path / "base"), freeze=("vision", "mergers"))

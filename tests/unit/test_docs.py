@@ -31,6 +31,9 @@ NOT_HERE = {
     "mine/rows.jsonl", "report.html", "report.md", "runs/demo/report.html", "runs/pod.lock", "contact_sheet.png",
     "comparison.md", "comparison.html", "comparison.json", "eval/NAME.json", "NAME.json", "eval/NAME.predictions.jsonl",
     "NAME.predictions.jsonl", "~/.sky/config.yaml",
+    # Of a model folder:
+    "processor_config.json", "preprocessor_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "chat_template.json", "chat_template.jinja", "additional_chat_templates/default.jinja", "vocab.json", "merges.txt",
 }  # fmt: skip
 
 
