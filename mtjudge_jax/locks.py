@@ -331,7 +331,9 @@ def _parse(text: bytes) -> Owner | None:
 
 
 def _this_process() -> Owner:
-    command = f"{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
+    program = Path(sys.argv[0])
+    name = f"mtjudge {program.parent.name}" if program.name == "__main__.py" else program.name
+    command = f"{name} {shlex.join(sys.argv[1:])}".strip()
     job = next((os.environ[name] for name in _JOBS if os.environ.get(name)), "")
     job = f"{job} {os.environ.get('SLURM_RESTART_COUNT', '')}".strip()
     pid, since = os.getpid(), time.strftime("%Y-%m-%d %H:%M:%S %Z")

@@ -77,7 +77,8 @@ def test_two_runs_in_one_workdir_at_once(tmp_path):
     first = commands().start(*flags, "--config.steps=2")
     assert commands().until((workdir / ".mtjudge.lock").exists, first)
     second = commands().run(*flags, "--config.steps=2")
-    assert second.status == 2 and f"(process {first.pid} on " in second.err and second.err.count("\n") == 1, second.err
+    assert second.status == 2 and second.err.startswith(f"error: {workdir} is in use by `mtjudge train --config="), second.err
+    assert f"(process {first.pid} on " in second.err and second.err.count("\n") == 1, second.err
     ended = commands().wait(first)
     assert ended.status == 0, ended.err[-2000:]
     lines = drills.ending(workdir)["metrics"]

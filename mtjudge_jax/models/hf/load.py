@@ -10,11 +10,14 @@ import jax
 from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding
 
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.models.hf import place
+from mtjudge_jax.models.hf.folder import MODEL_CONFIG
 from mtjudge_jax.models.hf.shards import Stored, open_checkpoint, read_tensors
 from mtjudge_jax.models.hf.table import Weight, layouts, model_weights
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.paths import as_path, in_bucket, read_generation
 from mtjudge_jax.types import Params
 
 # A tied model may be saved with its head, which transformers then ties if it equals the embedding. With another head it is
@@ -41,11 +44,12 @@ def load_params(
     never holds a large leaf, and a process reads only what its own devices hold.
 
     Raises UserError before any array is made. It names every tensor and file that cannot be used. A failure on one host
-    raises AnotherProcess on the others.
+    raises AnotherProcess on the others. So does a folder that a training run replaces meanwhile.
     """
     leaves = model_weights(cfg)
     wanted = {name: tuple(one.tensor_shape for one in layouts(weight)) for weight in leaves for name in weight.names}
     with together():
+        which = _which(folder)
         stored = open_checkpoint(folder, wanted, _COPIES)
     sources = _sources(leaves, stored)
     plans = {}
@@ -65,8 +69,19 @@ def load_params(
             place.write_on_host(leaf, small[path], array, weight.order, layer, piece_bytes)
         else:
             large[path] = place.write_on_devices(leaf, large[path], array, weight.order, layer, piece_bytes)
+    with together():
+        if _which(folder) != which:  # a training run has found a better model: what was read may be of both
+            raise UserError(f"{folder} was replaced by another model while it was read: run the command again")
     flat = {path: place.from_host(leaf, small[path]) if path in small else large[path] for path, leaf in plans.items()}
     return unflatten_dict(flat, sep="/")
+
+
+def _which(folder: str | os.PathLike) -> int:
+    """A number that changes when the folder is replaced; 0 without a folder."""
+    folder = as_path(folder)
+    if in_bucket(folder):
+        return read_generation(folder / MODEL_CONFIG)[1]
+    return folder.stat().st_ino if folder.is_dir() else 0
 
 
 def _sources(leaves: list[Weight], stored: dict[str, Stored]) -> dict[str, tuple[Weight, int]]:

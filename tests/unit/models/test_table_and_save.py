@@ -14,6 +14,8 @@ import tiny
 from places import GOLDENS
 from safetensors.numpy import load_file
 
+from mtjudge_jax.errors import UserError
+from mtjudge_jax.models.hf import load as loading
 from mtjudge_jax.models.hf.folder import Tensor, write_folder
 from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.save import save_hf
@@ -158,6 +160,21 @@ def test_a_folder_that_fills_while_an_export_is_written_is_not_replaced(tmp_path
     with pytest.raises(OSError, match="out: exists "):
         write_folder(tmp_path / "out", [Tensor("a", (2,), read)], {"config.json": b"{}"}, **how)
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "checkpoints").is_dir()
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    """As the best model of a run that goes on: files of both would make a third model, of the same shapes."""
+    params, out = load(), tmp_path / "best"
+    save_hf(params, out, source_folder=GOLDEN, dtype=jnp.float32)
+    read = loading.read_tensors
+
+    def replaced(stored):
+        yield from read(stored)
+        save_hf(params, out, source_folder=GOLDEN, dtype=jnp.float32, overwrite=True)
+
+    monkeypatch.setattr(loading, "read_tensors", replaced)
+    with pytest.raises(UserError, match="best was replaced by another model while it was read: run the command again"):
+        load(out)
 
 
 def test_parameters_of_another_model_are_not_written(tmp_path):
