@@ -1,15 +1,17 @@
 """Agreement, ranks, calibration, votes, both orders and lists against numbers worked by hand."""
 
 import dataclasses
+import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 from test_metrics import HAND, pair, prediction, rows
 
 from mtjudge_jax import tasks
-from mtjudge_jax.eval.console import table
+from mtjudge_jax.eval.console import progress_bar, table
 from mtjudge_jax.eval.details import list_score
 from mtjudge_jax.eval.pairs import pair_details
 from mtjudge_jax.eval.scores import mean_score, pairwise_score, task_score
@@ -236,3 +238,14 @@ def test_list_score_by_hand():
     assert got["macro_f1"] is None and got["sampled_accuracy"] is None
     scores = {"technical": {"macro_f1": 0.5, "sampled_accuracy": None}, "safety": got}
     assert mean_score(scores)["macro_f1"] == pytest.approx((0.5 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize(("terminal", "process", "shown"), [(True, 0, True), (False, 0, False), (True, 1, False)])
+def test_the_bar_is_shown_by_process_0_on_a_terminal(monkeypatch, terminal, process, shown):
+    screen = io.StringIO()
+    screen.isatty = lambda: terminal
+    monkeypatch.setattr("sys.stderr", screen)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    with progress_bar({}) as progress:
+        progress(1)
+    assert bool(screen.getvalue()) is shown

@@ -5,6 +5,7 @@ from dataclasses import replace
 from preparing import by_split, made, picture, run
 
 from mtjudge_jax.data.sources import open_split
+from mtjudge_jax.prepare import checking
 from mtjudge_jax.records import TIE, Candidate, Label, reordered
 
 
@@ -60,3 +61,12 @@ def test_a_list_in_another_order_is_found_and_other_texts_about_the_same_picture
     others = replace(first, example_id="fake/2", candidates=(*texts[:2], Candidate(0, "a horse")))
     _, report = run(tmp_path, source, [first, turned, others], val=0, test=0, max_bad=1)
     assert report["left_out"]["duplicate"]["count"] == 1 and report["records_written"] == 2 and report["notes"] == []
+
+
+def test_a_picture_of_many_records_is_decoded_once(tmp_path, source, monkeypatch):
+    """300 records of three pictures: more than are read ahead."""
+    looked, look = [], checking._look
+    monkeypatch.setattr(checking, "_look", lambda image: looked.append(image) or look(image))
+    _, report = run(tmp_path, source, [made(i, images=(picture(i % 3),)) for i in range(300)])
+    assert report["records_written"] == 300
+    assert sorted(looked) == sorted(picture(i) for i in range(3))

@@ -219,3 +219,15 @@ def test_rows_of_one_instruction_or_else_of_one_image_are_a_group(tmp_path):
     examples, bad = read_all(JSONL, tmp_path, instruction="the same for all without one")
     groups = [example.group_id for example in examples]
     assert bad == [] and [groups.index(group) for group in groups] == [0, 0, 2, 2, 4, 4, 6, 7] and groups[7] == "mine"
+
+
+def test_rows_without_pictures_are_grouped_by_their_text_or_candidates(tmp_path):
+    """Two criteria of one text share a group, so they land in one split; other texts and other candidates have others."""
+    texts = [{"kind": "pointwise_binary", "task": "a", "criterion": "c", "text": text, "label": 1} for text in ("x", "x", "y")]
+    pair = {"kind": "pairwise", "task": "b", "criterion": "c", "label": 0}
+    pairs = [pair | {"candidates": [{"text": "x"}, {"text": second}]} for second in ("p", "p", "q")]
+    native.write_own(tmp_path, [row | {"id": f"r{i}"} for i, row in enumerate(texts + pairs)])
+    examples, bad = read_all(READERS["jsonl"], tmp_path)
+    assert bad == []
+    groups = [example.group_id for example in examples]
+    assert [groups.index(group) for group in groups] == [0, 0, 2, 3, 3, 5]
