@@ -15,7 +15,6 @@ from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare.prepare import Arguments, prepare
 from mtjudge_jax.records import BadRecord, Candidate, Label, check_example, pack, unpack
 from mtjudge_jax.report.examples import read_examples
-from mtjudge_jax.report.read import RunFolder
 
 
 def test_records_come_back_as_they_were(tmp_path, source):
@@ -374,10 +373,10 @@ def test_other_splits_need_no_second_check(tmp_path, source, monkeypatch):
 
 def test_the_report_of_a_run_finds_the_records(tmp_path, source):
     out, _ = run(tmp_path, source, [made(i) for i in range(20)])
-    of_run = RunFolder(tmp_path, {}, [], [], {}, out, read_manifest(out), [], 0.0)
+    problems: list[str] = []
     ids = {example.example_id for example in by_split(out)["test"]}
-    found = read_examples(of_run, split="test", task="sharp", ids=ids)
-    assert found.keys() == ids and len(ids) == 2 and of_run.problems == []
+    found = read_examples(out, problems, split="test", task="sharp", ids=ids)
+    assert found.keys() == ids and len(ids) == 2 and problems == []
 
 
 def test_prepared_folders_are_joined(tmp_path, source):
