@@ -6,7 +6,7 @@ renaming. An object appears whole or not at all, is replaced in one step, and is
 is complete when its last file is there, and code that replaces a folder removes that file first.
 
 Copying, removing and listing are not etils's own: it would send a copy within a bucket through this machine and ask for the
-size of every file by a request. gcsfs comes with `pip install 'mtjudge_jax[gcs]'`.
+size of every file by a request. gcsfs comes with `pip install -e '.[gcs]'`.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def address(path: AnyPath) -> str:
 def bucket_files() -> Any:
     """gcsfs without its cache of listings, because other processes and libraries write into the same bucket."""
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError(f"{_SCHEME} paths need gcsfs, which is not installed: pip install 'mtjudge_jax[gcs]'")
+        raise UserError(f"{_SCHEME} paths need gcsfs, which is not installed: pip install -e '.[gcs]'")
     import fsspec.config
 
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)

@@ -3,6 +3,7 @@
 from types import ModuleType
 from typing import Literal, NamedTuple
 
+import jax
 from absl import flags
 from jax.sharding import Mesh
 
@@ -20,6 +21,12 @@ class Backend(NamedTuple):
     mesh: Mesh | None = None  # None on one device
 
 
+def default_platform() -> str:
+    """cpu, gpu or tpu: the default device's. `mtjudge plan` makes that one for which it compiles, which need not be here."""
+    device = jax.config.jax_default_device
+    return device.platform if isinstance(device, jax.Device) else device or jax.default_backend()
+
+
 def import_tokamax(asked: str, instead: str) -> ModuleType:
     """The optional kernels for GPUs. Raises UserError that names the setting which asked for them, and another choice."""
     try:
@@ -27,7 +34,7 @@ def import_tokamax(asked: str, instead: str) -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"{asked} needs the package tokamax, which cannot be imported here: "
-            f"pip install 'mtjudge_jax[tokamax]', or set it to {instead}"
+            f"pip install -e '.[tokamax]', or set it to {instead}"
         ) from error
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # otherwise tokamax parses the command line of this program, and refuses it

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mtjudge_jax.models.backend import import_tokamax
+from mtjudge_jax.models.backend import default_platform, import_tokamax
 from mtjudge_jax.types import Array
 
 _Impl = Literal["dense", "ragged", "tokamax"]
@@ -88,7 +88,7 @@ def _product(impl: _Impl) -> Callable:
         return _ragged_dot
     tokamax = import_tokamax("experts = 'tokamax'", "ragged or dense")
     # Kernels by name: by default tokamax silently falls back to masked dense products.
-    kernels = {"gpu": ("mosaic", "triton"), "tpu": "mosaic"}.get(jax.default_backend(), "xla")
+    kernels = {"gpu": ("mosaic", "triton"), "tpu": "mosaic"}.get(default_platform(), "xla")
     return lambda lhs, *args: tokamax.ragged_dot_general(lhs, *args, preferred_element_type=lhs.dtype, implementation=kernels)
 
 

@@ -75,7 +75,7 @@ def test_an_address_that_cannot_be_used_is_one_line(bucket, monkeypatch):
     assert "\n" not in str(error.value)
     monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
     paths.bucket_files.cache_clear()
-    with pytest.raises(ValueError, match=r"gcsfs, which is not installed: pip install 'mtjudge_jax\[gcs\]'"):
+    with pytest.raises(ValueError, match=r"gcsfs, which is not installed: pip install -e '\.\[gcs\]'"):
         paths.bucket_files()
 
 

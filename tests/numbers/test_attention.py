@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import sys
+import types
 from dataclasses import asdict, dataclass, replace
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 import tiny
 
 from mtjudge_jax.config import MeshConfig
-from mtjudge_jax.models.attention import attend, attend_grouped, chunked, splash
+from mtjudge_jax.models.attention import attend, attend_grouped, chunked, splash, tokamax
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.sharding import batch_sharding, make_mesh
@@ -267,6 +268,23 @@ def test_splash_is_lowered_for_a_tpu_where_padding_changes_the_block(group, leng
     assert text.count("tpu_custom_call") == 3
 
 
+@pytest.mark.parametrize("name", ["prompt of real heads", "images of odd heads", "three completions", "one completion"])
+def test_tokamax_gets_whole_tiles(name, monkeypatch):
+    """Its kernel for Hopper refuses a mask of 255 keys: "must have size smaller or a multiple of its tiling 8"."""
+    sizes = []
+
+    def product(q, k, v, *, mask, **_):
+        assert k.shape == v.shape and mask.shape[-2:] == (q.shape[-3], k.shape[-3])
+        sizes.append(mask.shape[-2:])
+        return q
+
+    monkeypatch.setattr(tokamax, "import_tokamax", lambda *_: types.SimpleNamespace(dot_product_attention=product))
+    case = CASES[name]
+    out = forward(case, Backend(attention="tokamax"), 1.0, *(operands(case)[x] for x in "qkv"))
+    assert out.shape == operands(case)["q"].shape
+    assert sizes and all(size % 64 == 0 for both in sizes for size in both), sizes
+
+
 @pytest.mark.parametrize("attention", ["chunked", "splash"])
 def test_the_whole_model_is_the_same(attention):
     """Hidden states and the gradient of every weight, through scanned layers that the backward pass computes again."""
@@ -299,5 +317,5 @@ def test_an_unknown_backend_and_a_missing_library_are_named(monkeypatch):
     with pytest.raises(ValueError, match="unknown attention 'flash': known are xla, chunked, splash, tokamax"):
         forward(case, Backend(attention="flash"), 1.0, *args)
     monkeypatch.setitem(sys.modules, "tokamax", None)
-    with pytest.raises(ValueError, match=r"cannot be imported here: pip install 'mtjudge_jax\[tokamax\]', or set it to chunked"):
+    with pytest.raises(ValueError, match=r"cannot be imported here: pip install -e '\.\[tokamax\]', or set it to chunked"):
         forward(case, Backend(attention="tokamax"), 1.0, *args)

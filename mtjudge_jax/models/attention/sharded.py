@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.models.backend import default_platform
 from mtjudge_jax.sharding import BATCH_AXES
 from mtjudge_jax.types import Array
 
@@ -42,4 +43,4 @@ def call_sharded(kernel: Callable, q: Array, k: Array, v: Array, segments: Array
 
 def platform_of(mesh: Mesh | None) -> str:
     """cpu, gpu or tpu. The devices of the mesh decide: in ahead-of-time compilation they are not those of this machine."""
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return default_platform() if mesh is None else mesh.devices.flat[0].platform

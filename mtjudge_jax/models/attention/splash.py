@@ -60,7 +60,7 @@ def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Call
 
     layout: ("full",), ("causal",) or ("grouped", prompt, completion).
     """
-    # The block is that of the tokens before padding: of the padded length, `block_size` may be another one that does not divide it.
+    # The block is that of the tokens before padding: `block_size` of the padded length may be one that does not divide it.
     block, length = block_size(length), padded_length(length)
     match layout:
         case ("full",):

@@ -4,7 +4,8 @@ Only its public function `tokamax.dot_product_attention` is called; on a CPU it 
 no segments, so the mask is passed as booleans that all heads share: one byte for each query and key, 16 MiB for a row of 4096
 patches. Ranges of keys would cost nothing, but only tokamax's internals accept them, and those change between versions. It
 gives no log-sum-exp with a gradient. So the keys of a completion are the prompt's and its own, end to end: each call makes G
-copies of the prompt's keys and values, and frees them afterwards.
+copies of the prompt's keys and values, and frees them afterwards. The kernel for Hopper refuses a mask whose length is no
+multiple of 8, so prompts, completions and rows of patches are each padded to whole tiles.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
 from mtjudge_jax.models.backend import import_tokamax
 from mtjudge_jax.types import Array
 
+_TILE = 64  # queries or keys of a kernel's block
 _KERNELS = ("mosaic", "triton")  # the first that works; never the reference, which makes the whole score matrix
 
 
@@ -32,23 +34,31 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
             case ("grouped", prompt, completion):
                 return _grouped(call, q, k, v, segments[:, :prompt], completion)
             case (order,):
+                length = q.shape[1]
+                q, k, v, segments = (_fill_tiles(x, 1) for x in (q, k, v, segments))
                 mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-                return call(q, k, v, mask, is_causal=order == "causal")
+                return call(q, k, v, mask, is_causal=order == "causal")[:, :length]
 
     return call_sharded(on_device, q, k, v, segments, mesh)
+
+
+def _fill_tiles(x: Array, axis: int) -> Array:
+    """Zeros behind, up to whole tiles. As segments they are padding, which sees only padding."""
+    return jnp.pad(x, [(0, -size % _TILE if at == axis else 0) for at, size in enumerate(x.shape)])
 
 
 def _grouped(call: Callable, q: Array, k: Array, v: Array, segments: Array, completion: int) -> Array:
     """`[prompt | completion 1 | ..]`; segments int32 [Q, P] of the prompt, 1 on real tokens."""
     (rows, p), shape = segments.shape, q.shape
+    own = [_fill_tiles(x[:, p:].reshape(rows, -1, completion, *x.shape[2:]), 2) for x in (q, k, v)]
+    q, k, v, segments = (_fill_tiles(x[:, :p], 1) for x in (q, k, v, segments))
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
-    out = call(q[:, :p], k[:, :p], v[:, :p], mask, is_causal=True)
-    own = [x[:, p:].reshape(rows, -1, completion, *x.shape[2:]) for x in (q, k, v)]
-    copies = [jnp.broadcast_to(x[:, None, :p], (*own[0].shape[:2], p, *x.shape[2:])) for x in (k, v)]
+    out = call(q, k, v, mask, is_causal=True)[:, :p]
+    _, group, length, *_ = own[0].shape
+    copies = [jnp.broadcast_to(x[:, None], (rows, group, *x.shape[1:])) for x in (k, v)]
     keys, values = (jnp.concatenate(pair, 2) for pair in zip(copies, own[1:], strict=True))
-    past = jnp.tril(jnp.ones((completion, completion), bool))
-    mask = jnp.concatenate(
-        [jnp.broadcast_to(segments[:, None, :] == 1, (rows, completion, p)), jnp.broadcast_to(past, (rows, *past.shape))], 2
-    )
-    after = call(own[0], keys, values, mask[:, None, None], is_causal=False)
+    past = jnp.tril(jnp.ones((length, length), bool))
+    seen = jnp.broadcast_to(segments[:, None, :] == 1, (rows, length, segments.shape[1]))
+    mask = jnp.concatenate([seen, jnp.broadcast_to(past, (rows, *past.shape))], 2)
+    after = call(own[0], keys, values, mask[:, None, None], is_causal=False)[:, :, :completion]
     return jnp.concatenate([out, after.reshape(rows, -1, *shape[2:])], 1)
