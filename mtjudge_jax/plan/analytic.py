@@ -109,6 +109,7 @@ def flops(model: Qwen3VLConfig, cfg: Config) -> dict[str, float]:
 class Estimate(NamedTuple):
     bytes: float  # at the peak of the update or of the rollout, whichever is higher
     seconds: float  # per step
+    held: float  # bytes of weights, optimizer and reference, in every program
 
 
 def weights(model: Qwen3VLConfig, cfg: Config) -> dict[tuple[bool, bool], int]:
@@ -148,7 +149,7 @@ def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, in
     numbers = 4 * text.num_layers * text.num_kv_heads * text.head_dim * (t.prompt + t.group * t.answer)  # of one prompt
     cache = numbers * sampled / mesh["tensor"] * mean / 2
     rollout = 0 if cfg.stage == "sft" else own * mean + cache + layer
-    return Estimate(kept + max(update, rollout), seconds(model, cfg, place, mesh, sum(count.values()), cache))
+    return Estimate(kept + max(update, rollout), seconds(model, cfg, place, mesh, sum(count.values()), cache), kept)
 
 
 def seconds(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int], count: int, cache: float) -> float:

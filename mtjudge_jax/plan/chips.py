@@ -1,14 +1,18 @@
-"""The makers' figures for chips, and the TPU slices that exist.
+"""The makers' figures for chips, the TPU slices that exist, and GPUs by name.
 
 Sources for TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in November 2026, for memory, peak in bfloat16,
 memory bandwidth, shapes of slices, and the bidirectional bandwidth of the links (one way is half of it); arXiv 2304.01433 for
 the links of v4, six of 50 GB/s; jax-ml.github.io/scaling-book/tpus for the axes that close into rings. The memory that a program
 may use is the limit in XLA's message when a program asks for more.
-Sources for GPUs: NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM; dense bfloat16, NVLink one way.
+Sources for GPUs: NVIDIA's data sheets of A100, H100, H200, HGX B200, L40S and L4, and its whitepaper of the Ada architecture for
+RTX 4090. bfloat16 is the dense figure, links are NVLink or, without one, PCIe, one way. Memory is what CUDA reports, and with the
+number and the sizes of multiprocessors it is from XLA's own descriptions (openxla/xla, backends/gpu/target_config/specs) or, for
+H200, L40S, L4 and RTX 4090, from what CUDA prints there.
 """
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
@@ -31,6 +35,27 @@ class Chip(NamedTuple):
     a_chip: int = 1  # JAX devices per chip
     cores: int = 1  # cores per chip that Google Cloud's names count: v5p-64 has 32 chips; 1: the names count chips
     config: str = ""  # libtpu's name for a chip whose cores form one device, where that is not the default
+    host: int = 4  # chips per host, in libtpu's topologies of all these generations; GPUs of a machine
+    gpu: "Gpu | None" = None  # None: a TPU
+    total: int = 0  # bytes of a GPU, of which XLA takes a share; 0: a TPU
+
+
+class Gpu(NamedTuple):
+    """What XLA must know of a GPU to compile for it."""
+
+    arch: tuple[int, int]  # CUDA's compute capability
+    cores: int  # multiprocessors
+    cache: int  # MiB of level 2
+    clock: float  # GHz
+
+
+# Per multiprocessor: shared memory, the most of it that a block may have, floating point units, threads.
+_ARCHS = {
+    (8, 0): (167936, 166912, 64, 2048),
+    (8, 9): (102400, 101376, 128, 1536),
+    (9, 0): (233472, 232448, 128, 2048),
+    (10, 0): (233472, 232448, 128, 2048),
+}
 
 
 TPUS: dict[str, Chip] = {
@@ -40,11 +65,26 @@ TPUS: dict[str, Chip] = {
     "v6e": Chip("v6e", "TPU v6 lite", int(31.25 * GIB), 918e12, 1638e9, 400e9, axes=2, rings=16),
     "tpu7x": Chip("tpu7x", "TPU7x", int(94.75 * GIB), 2307e12 / 2, 7380e9 / 2, 600e9 / 2, axes=3, rings=4, a_chip=2, cores=2),
 }
-_GPUS = (
-    Chip("A100", "NVIDIA A100", 80 * 10**9, 312e12, 2039e9, 300e9),
-    Chip("H200", "NVIDIA H200", 141 * 10**9, 989e12, 4800e9, 450e9),
-    Chip("H100", "NVIDIA H100", 80 * 10**9, 989e12, 3350e9, 450e9),
-)
+
+
+def _gpu(name: str, kind: str, memory: int, flops: float, hbm: float, links: float, gpu: Gpu) -> Chip:
+    return Chip(name, kind, memory, flops, hbm, links, host=8, gpu=gpu, total=memory)
+
+
+GPUS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        _gpu("a100-40", "NVIDIA A100-SXM4-40GB", 42331013120, 312e12, 1555e9, 300e9, Gpu((8, 0), 108, 40, 1.41)),
+        _gpu("a100-80", "NVIDIA A100", 85100068864, 312e12, 2039e9, 300e9, Gpu((8, 0), 108, 40, 1.41)),
+        _gpu("h100", "NVIDIA H100", 84942979072, 989e12, 3350e9, 450e9, Gpu((9, 0), 132, 50, 1.98)),
+        _gpu("h100-pcie", "NVIDIA H100 PCIe", 84942979072, 756e12, 2000e9, 64e9, Gpu((9, 0), 114, 50, 1.755)),
+        _gpu("h200", "NVIDIA H200", int(139.8 * GIB), 989e12, 4800e9, 450e9, Gpu((9, 0), 132, 50, 1.98)),
+        _gpu("b200", "NVIDIA B200", 191514411008, 2250e12, 8000e9, 900e9, Gpu((10, 0), 148, 126, 1.965)),
+        _gpu("l40s", "NVIDIA L40S", int(44.4 * GIB), 362e12, 864e9, 32e9, Gpu((8, 9), 142, 96, 2.52)),
+        _gpu("l4", "NVIDIA L4", int(22.0 * GIB), 121e12, 300e9, 32e9, Gpu((8, 9), 58, 48, 2.04)),
+        _gpu("rtx4090", "NVIDIA GeForce RTX 4090", int(23.5 * GIB), 165.2e12, 1008e9, 32e9, Gpu((8, 9), 128, 72, 2.52)),
+    )
+}
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16")
 SLICES: dict[str, tuple[str, ...]] = {
@@ -56,11 +96,8 @@ SLICES: dict[str, tuple[str, ...]] = {
 }
 
 
-_HOST_CHIPS = 4  # chips per host, in libtpu's topologies of all these generations
-
-
 class Slice(NamedTuple):
-    """A slice of TPUs, or the devices of this machine."""
+    """A slice of TPUs, a number of GPUs, or the devices of this machine."""
 
     name: str
     chip: Chip | None  # None: a device without published figures
@@ -72,8 +109,8 @@ class Slice(NamedTuple):
 
     @property
     def host_devices(self) -> int:
-        """Devices of one process: a host of a slice has four chips; this machine is one process."""
-        return min(self.devices, _HOST_CHIPS * self.chip.a_chip) if ":" in self.name else self.devices
+        """Devices of one process, which drives all chips of its host; this machine is one process."""
+        return min(self.devices, self.chip.host * self.chip.a_chip) if ":" in self.name else self.devices
 
     @property
     def links(self) -> float:
@@ -104,14 +141,65 @@ def tpu_slice(name: str) -> Slice:
         known = known_slices()
         hint = unknown("topology", name, known)
         lists = "; ".join(f"{chip}: {' '.join(shapes)}" for chip, shapes in SLICES.items())
-        raise ConfigError(f"{hint.partition(': known are')[0]}; known are {lists}")
+        raise ConfigError(f"{hint.partition(': known are')[0]}; known are {lists}; and GPUs, e.g. h100:4, of {', '.join(GPUS)}")
     return Slice(f"{chip}:{shape}", TPUS[chip], tuple(map(int, shape.split("x"))))
+
+
+def named_place(name: str) -> Slice:
+    """A slice of TPUs by its name, or GPUs: `h100:4`, `l40s` for one, `h200:16` for two machines of eight.
+
+    Raises ConfigError for an unknown name, and for a number of GPUs that does not fill its machines.
+    """
+    gpu, colon, count = name.partition(":")
+    if gpu not in GPUS:
+        same = [known for known in GPUS if known.startswith(f"{gpu}-")]
+        if same:
+            raise ConfigError(f"unknown topology {name!r}: write {' or '.join(f'{known}{colon}{count}' for known in same)}")
+        return tpu_slice(name)
+    chip, number = GPUS[gpu], int(count) if count.isdecimal() else not colon
+    if number < 1 or (number > chip.host and number % chip.host):
+        raise ConfigError(f"topology {name!r}: write {gpu}:N with N from 1 to {chip.host}, or a multiple of {chip.host}")
+    share = memory_share(os.environ)
+    return Slice(f"{gpu}:{int(number)}", chip._replace(memory=int(share * chip.total)), (int(number),))
+
+
+def memory_share(env: Mapping[str, str]) -> float:
+    """The part of a GPU's memory that JAX takes for programs, as these variables of the environment say; without them 75 %."""
+    given = env.get("XLA_CLIENT_MEM_FRACTION") or env.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
+    try:
+        share = float(given)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ConfigError(f"XLA_CLIENT_MEM_FRACTION = {given!r}: write the share of a GPU's memory, above 0 and at most 1")
+    return share
+
+
+def gpu_description(chip: Chip) -> str:
+    """The GPU for XLA's compiler, which needs none that way: a GpuTargetConfigProto as text."""
+    shared, block, units, threads = _ARCHS[chip.gpu.arch]
+    major, minor = chip.gpu.arch
+    own = f"{major} minor: {minor}" + (" feature_extension: ACCELERATED_FEATURES" if major > 8 else "")
+    return f"""gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+  threads_per_core_limit: {threads} core_count: {chip.gpu.cores} fpus_per_core: {units} block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {int(chip.hbm)} l2_cache_size: {chip.gpu.cache * 2**20}
+  clock_rate_ghz: {chip.gpu.clock} device_memory_size: {chip.total} shared_memory_per_block_optin: {block}
+  cuda_compute_capability {{ major: {own} }}
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{chip.kind}"
+"""
 
 
 def chip_of(kind: str) -> Chip | None:
     """The chip with this `device_kind`, or None if its figures are unknown."""
     exact = [chip for chip in TPUS.values() if chip.kind == kind]
-    return next(iter(exact), None) or next((chip for chip in _GPUS if kind.startswith(chip.kind)), None)
+    gpus = sorted((chip for chip in GPUS.values() if kind.startswith(chip.kind)), key=lambda chip: -len(chip.kind))
+    return next(iter(exact + gpus), None)
 
 
 # With these, libtpu compiles without opening a chip and without asking a metadata server about this machine.
@@ -125,13 +213,25 @@ _WITHOUT_A_TPU = {
 }
 
 
+def has_module(name: str) -> bool:
+    """Whether a module is installed, without importing it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
+
+
 def without_a_tpu(topologies: list[str]) -> None:
-    """Checks the slices' names and sets the environment that compiling for them needs. Raises ConfigError."""
+    """Checks the names and sets the environment that compiling for TPUs or GPUs that are not here needs. Raises ConfigError."""
     for name in topologies:
-        tpu_slice(name)
-    if topologies and importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            "--topology needs XLA's compiler for TPUs (libtpu), which is not installed: pip install 'mtjudge_jax[tpu]'"
-        )
+        chip = named_place(name).chip
+        if chip.gpu and not any(map(has_module, ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"))):
+            raise ConfigError(
+                f"--topology={name} needs XLA's compiler for GPUs, which is not installed: pip install -e '.[cuda]'"
+            )
+        if not chip.gpu and not has_module("libtpu"):
+            raise ConfigError(
+                f"--topology={name} needs XLA's compiler for TPUs (libtpu), which is not installed: pip install -e '.[tpu]'"
+            )
     if topologies:
         os.environ.update(_WITHOUT_A_TPU)

@@ -30,7 +30,7 @@ SAMPLING, LEARNING = ("rollout", "evaluation"), ("logp", "update")
 class Ids:
     """Replaces a tokenizer. Which ids are forbidden does not change the programs; that some are forbidden does."""
 
-    pad, eos = 0, 1
+    pad, ends = 0, (1, 2)  # the published models end at two tokens
 
     def allowed_mask(self, vocab_size: int) -> np.ndarray:
         return np.arange(vocab_size) > 0
@@ -93,6 +93,13 @@ def programs_of(cfg: Config) -> list[str]:
 
 def lower(setup: Setup, phase: str) -> jax.stages.Lowered:
     """One program as XLA receives it."""
+    device = setup.mesh.devices.flat[0]
+    # tokamax chooses its kernels by the default device, also for a GPU that is not here
+    with jax.default_device(device if device.platform == "gpu" else None):
+        return _lower(setup, phase)
+
+
+def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
     cfg, programs = setup.cfg, setup.programs
     params = join(setup.frozen, setup.state.params)
     if phase in SAMPLING:

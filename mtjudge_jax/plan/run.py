@@ -1,8 +1,9 @@
 """`mtjudge plan` after the environment is set: finds the model and the devices, compiles the programs and prints the plan."""
 
 import importlib.metadata
-import importlib.util
 import json
+import logging
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,13 +17,15 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 from mtjudge_jax.plan import search, table
-from mtjudge_jax.plan.chips import Slice, chip_of, tpu_slice
+from mtjudge_jax.plan.chips import Slice, chip_of, gpu_description, has_module, named_place
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
 from mtjudge_jax.plan.xla.compiled import memory_rows
 from mtjudge_jax.plan.xla.costs import COLLECTIVES
 from mtjudge_jax.policy.model import DEMO_BASE
 
 _LEVEL = "O1"  # XLA's optimization level: compiles in a quarter of the time, with the same memory within 1 % (30B-A3B, v5p:4x4x4)
+
+_MOST_SHARE = 0.92  # of a GPU's memory for XLA; CUDA, NCCL and libraries need the rest
 
 
 def model_of(cfg: Config, name: str) -> tuple[Qwen3VLConfig, str]:
@@ -43,9 +46,14 @@ def model_of(cfg: Config, name: str) -> tuple[Qwen3VLConfig, str]:
 
 
 def place_of(topology: str) -> tuple[Slice, list[jax.Device]]:
-    """The named slice, which need not exist, or the devices of this machine for ""."""
+    """The named slice or GPUs, which need not exist, or the devices of this machine for ""."""
     if topology:
-        place = tpu_slice(topology)
+        place = named_place(topology)
+        if place.chip.gpu:
+            shape = f"1x{place.devices // place.host_devices}x{place.host_devices}"  # as XLA writes it: hosts x GPUs of each
+            jax.devices()  # jax finds its plugins
+            settings = {"topology": shape, "target_config": gpu_description(place.chip)}
+            return place, list(topologies.get_topology_desc(platform="cuda", topology_name="", **settings).devices)
         cores = {"chip_config_name": place.chip.config} if place.chip.config else {}
         devices = list(topologies.get_topology_desc(platform="tpu", topology_name=place.name, **cores).devices)
         return place, devices
@@ -67,6 +75,7 @@ def run(cfg: Config, *, model_name: str, names: list[str], sweep: bool, tries: i
     if names:
         jax.config.update("jax_platforms", "cpu")  # a config file may have imported jax before the environment was set
         jax.config.update("jax_optimization_level", _LEVEL)
+        logging.getLogger("absl").setLevel(logging.ERROR)  # tokamax warns that its kernels are not tuned for these shapes
     places = [place_of(topology) for topology in names or [""]]
     say = lambda text: print(text, file=sys.stderr if as_json else sys.stdout, flush=True)  # noqa: E731
     if sweep:
@@ -84,6 +93,9 @@ def run(cfg: Config, *, model_name: str, names: list[str], sweep: bool, tries: i
 
 def _print_repair(plan: search.Plan, model: Qwen3VLConfig, tries: int) -> None:
     search_hint = "Compiling variants:" if tries else "Use --tries=6 to search for settings that fit."
+    if share := _share_that_fits(plan):
+        remedy = f"The run fits with XLA_CLIENT_MEM_FRACTION={share:.2f} before its command"
+        return print(f"Does not fit: {', '.join(plan.failing)}. {remedy}")
     print(f"Does not fit: {', '.join(plan.failing)}. {search_hint}")
     changes = search.repair(plan, model, tries, print) if tries else None
     if changes:
@@ -92,11 +104,20 @@ def _print_repair(plan: search.Plan, model: Qwen3VLConfig, tries: int) -> None:
         print("No variant fits: take a larger slice, shorter prompts or answers, or a larger --tries.")
 
 
+def _share_that_fits(plan: search.Plan) -> float | None:
+    """The share of a GPU's memory with which the run fits, where JAX takes less and the rest of the GPU can give it."""
+    chip, peak = plan.place.chip, max(plan.peaks.values())
+    share = math.ceil(100 * peak / chip.total) / 100 if chip.total else 1.0
+    return share if share <= _MOST_SHARE else None
+
+
 def _print_plan(plan: search.Plan, name: str) -> None:
     setup, place = plan.setup, plan.place
     phases = step_phases(setup.cfg, plan.compiled, place)
     print(table.plan_heading(setup, place, name), end="\n\n")
     print(table.memory_table(setup, plan.compiled, place), end="\n\n")
+    if place.chip and place.chip.gpu and ":" in place.name:
+        print(table.gpu_notes(place), end="\n\n")
     if phases:
         print(table.costs_table(setup, phases, place), end="\n\n")
     for one in plan.compiled.values():
@@ -146,7 +167,7 @@ def _as_dict(plan: search.Plan) -> dict:
 
 
 def _versions() -> str:
-    out = [f"jax {jax.__version__}"]
-    if importlib.util.find_spec("libtpu"):
-        out.append(f"libtpu {importlib.metadata.version('libtpu')}")
-    return ", ".join(out)
+    """Of jax and of XLA's compilers that are installed."""
+    compilers = {"libtpu": "libtpu", "jax_plugins.xla_cuda13": "jax-cuda13-plugin", "jax_plugins.xla_cuda12": "jax-cuda12-plugin"}
+    installed = [package for module, package in compilers.items() if has_module(module)]
+    return ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ["jax", *installed])

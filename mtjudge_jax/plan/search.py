@@ -16,7 +16,7 @@ from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.programs import LEARNING, SAMPLING, Setup, make_setup, programs_of
 from mtjudge_jax.plan.roofline import step_phases
-from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak
+from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak, resident
 
 Changes = dict[str, object]  # values by dotted field name
 
@@ -43,6 +43,11 @@ class Plan(NamedTuple):
     def excess(self) -> int:
         """Bytes beyond the device's memory, summed over the programs that do not fit."""
         return sum(max(0, self.peaks[phase] - self.place.chip.memory) for phase in self.failing) if self.place.chip else 0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether weights, optimizer and reference alone do not fit, whatever a program needs beside them."""
+        return self.place.chip is not None and sum(resident(self.setup).values()) > self.place.chip.memory
 
     @property
     def seconds(self) -> float:
@@ -75,16 +80,29 @@ def flags(changes: Changes) -> str:
 class _Remedy(NamedTuple):
     changes: Changes
     phases: tuple[str, ...]  # the phases whose memory it can reduce
+    first: bool = False  # of what every phase holds; tried before all else, but only while that alone does not fit
 
 
-def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]) -> Iterator[_Remedy]:
+def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str], *, crowded: bool = False) -> Iterator[_Remedy]:
     """Changes that reduce memory.
 
-    First one change for each phase in turn, in the order of `failing`, so that a few tries reach every phase. Then changes that
+    Where the weights alone do not fit (`crowded`), first the mesh, then what changes what is learned: no other change can help.
+    Then one change for each phase in turn, in the order of `failing`, so that a few tries reach every phase. Then changes that
     help every phase, and last those that change what is learned.
     """
     shape = mesh_shape(cfg.mesh, place.devices)
     shards = shape["data"] * shape["fsdp"] * shape["expert"]
+    held: list[Changes] = []
+    mesh = _leanest_mesh(cfg, model, place, crowded=crowded)
+    if mesh != shape:
+        held.append({f"mesh.{axis}": size for axis, size in mesh.items()})
+    if cfg.model.param_dtype != "bfloat16" and not cfg.lora.rank:
+        held.append({"model.param_dtype": "bfloat16"})
+    if not cfg.lora.rank and not cfg.model.freeze:
+        held.append({"lora.rank": 16})
+    if crowded:
+        yield from (_Remedy(changes, SAMPLING + LEARNING, first=True) for changes in held)
+        shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
     sampled = cfg.rollout.micro_prompts or cfg.rollout.prompts
     own = {
         SAMPLING: [{"rollout.micro_prompts": size} for size in halves(sampled, shards)],
@@ -96,13 +114,7 @@ def remedies(cfg: Config, model: Qwen3VLConfig, place: Slice, failing: list[str]
     worst_first = sorted(rank, key=rank.get)
     for turn in itertools.zip_longest(*(own[group] for group in worst_first)):
         yield from (_Remedy(changes, group) for changes, group in zip(turn, worst_first, strict=True) if changes)
-    mesh = _leanest_mesh(cfg, model, place)
-    if mesh != shape:
-        yield _Remedy({f"mesh.{axis}": size for axis, size in mesh.items()}, SAMPLING + LEARNING)
-    if cfg.model.param_dtype != "bfloat16" and not cfg.lora.rank:
-        yield _Remedy({"model.param_dtype": "bfloat16"}, SAMPLING + LEARNING)
-    if not cfg.lora.rank and not cfg.model.freeze:
-        yield _Remedy({"lora.rank": 16}, SAMPLING + LEARNING)
+    yield from (_Remedy(changes, SAMPLING + LEARNING) for changes in held)
 
 
 def halves(size: int, shards: int) -> list[int]:
@@ -114,14 +126,16 @@ def halves(size: int, shards: int) -> list[int]:
 def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
     """Tries one remedy after another, keeps those that help, and prints a line for each variant that it compiles.
 
-    Returns the changes with which every program fits, or None.
+    Returns the changes with which every program fits, without those that proved needless, or None.
     """
     cfg, place, devices = plan.setup.cfg, plan.place, list(plan.setup.mesh.devices.flat)
     kept: Changes = {}
+    gains: dict[str, float] = {}  # by field: how many times as much its phases needed before
     failing = left = plan.failing
-    best = plan.excess
-    for changes, phases in remedies(cfg, model, place, failing):
-        if not set(phases) & set(left):
+    now, crowded = plan, plan.crowded
+    for remedy in remedies(cfg, model, place, failing, crowded=crowded):
+        changes, phases = remedy.changes, remedy.phases
+        if not set(phases) & set(left) or (remedy.first and not crowded) or changes.items() <= kept.items():
             continue
         if tries == 0:
             say("  stopped: no tries left, give a larger --tries")
@@ -134,13 +148,32 @@ def repair(plan: Plan, model: Qwen3VLConfig, tries: int, say) -> Changes | None:
             continue
         tries -= 1
         learns = " (changes what is learned)" if {"model.param_dtype", "lora.rank"} & both.keys() else ""
-        say(f"  {flags(both)}: {_fit_text(tried)}{learns}")
+        say(f"  {flags(both)}{learns}: {_fit_text(tried)}")
+        gain = max((now.peaks[phase] / tried.peaks[phase] for phase in phases if phase in tried.peaks), default=1.0)
+        gains |= {name: gain * gains.get(name, 1.0) for name in changes}
         if not tried.failing:
             if _fits_elsewhere(changed(cfg, both), model, place, devices, failing, say):
-                return both
-        elif tried.excess < best or len(tried.failing) < len(left):
-            best, kept, left = tried.excess, both, tried.failing
+                return _without_needless(plan, model, both, changes, gains, tried, say)
+        elif tried.excess < now.excess or len(tried.failing) < len(left) or (crowded and not tried.crowded):
+            now, kept, left, crowded = tried, both, tried.failing, tried.crowded
     return None
+
+
+def _without_needless(
+    plan: Plan, model: Qwen3VLConfig, changes: Changes, last: Changes, gains: dict[str, float], fits: Plan, say
+) -> Changes:
+    """The changes without those whose gain there is room for now, each compiled without it and kept where that does not fit."""
+    room = plan.place.chip.memory / max(fits.peaks.values())
+    for name in [x for x in changes if x not in last and gains[x] <= room and not x.startswith("mesh.")]:
+        fewer = {other: value for other, value in changes.items() if other != name}
+        cfg, devices = plan.setup.cfg, list(plan.setup.mesh.devices.flat)
+        try:
+            tried = compile_plan(changed(cfg, fewer), model, plan.place, devices)
+        except ConfigError:
+            continue
+        say(f"  without --config.{name}={changes[name]}: {_fit_text(tried)}")
+        changes = changes if tried.failing else fewer
+    return changes
 
 
 def _fits_elsewhere(cfg: Config, model: Qwen3VLConfig, place: Slice, devices: list[jax.Device], done: list[str], say) -> bool:
@@ -181,11 +214,17 @@ def _estimates(cfg: Config, model: Qwen3VLConfig, place: Slice) -> list[tuple[di
     return sorted(found, key=lambda x: (x[1].bytes > room, x[1].seconds))
 
 
-def _leanest_mesh(cfg: Config, model: Qwen3VLConfig, place: Slice) -> dict[str, int]:
-    """The fastest of the meshes that need at most 10 % more memory than the smallest."""
+def _leanest_mesh(cfg: Config, model: Qwen3VLConfig, place: Slice, *, crowded: bool) -> dict[str, int]:
+    """The fastest of the meshes that need at most 10 % more memory than the smallest.
+
+    Where the weights alone do not fit, only of those whose weights take at most half of the device, or else the least.
+    """
     found = _estimates(cfg, model, place)
     if not found:
         return mesh_shape(cfg.mesh, place.devices)
+    if crowded:
+        most = max(place.chip.memory / 2, min(estimate.held for _, estimate in found))
+        found = [(mesh, estimate) for mesh, estimate in found if estimate.held <= most]
     least = min(estimate.bytes for _, estimate in found)
     return next(mesh for mesh, estimate in found if estimate.bytes <= 1.1 * least)
 

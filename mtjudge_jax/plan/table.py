@@ -1,5 +1,7 @@
 """The plan as text: its heading, two tables and a summary."""
 
+import os
+
 from mtjudge_jax.config import Config
 from mtjudge_jax.plan import analytic
 from mtjudge_jax.plan.chips import Slice
@@ -34,7 +36,7 @@ def plan_heading(setup: Setup, place: Slice, name: str) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     lines = [
         f"{name}: {_number(total)} parameters, {_number(active)} active per token, {_number(trained)} trained",
-        f"{place.name}: {place.devices} devices, mesh {mesh}",
+        f"{place.name}: {place.devices} device{'s' * (place.devices > 1)}, mesh {mesh}",
         step_text(cfg),
     ]
     return "\n".join(lines)
@@ -54,8 +56,29 @@ def memory_table(setup: Setup, compiled: dict[str, Compiled], place: Slice) -> s
             lines.append(row(f"  {title}", ["" if value is None else f"{value / 1e9:.2f}" for value in values]))
     peaks = [peak(rows) for rows in columns.values()]
     lines.append(row("  peak", [f"{value / 1e9:.2f}" for value in peaks]))
-    if place.chip:
-        lines.append(row(f"  of {place.chip.memory / 1e9:.2f}", [f"{value / place.chip.memory:.0%}" for value in peaks]))
+    limit, whose = (place.chip.memory, "") if place.chip else (_machine_memory() / place.devices, " (shared memory)")
+    if place.chip or "(cpu)" in place.name:
+        lines.append(row(f"  of {limit / 1e9:.2f}{whose}", [f"{value / limit:.0%}" for value in peaks]))
+    return "\n".join(lines)
+
+
+def _machine_memory() -> int:
+    """Bytes of this machine's memory, which the devices of a CPU share."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def gpu_notes(place: Slice) -> str:
+    """What the figures of GPUs mean: their limit, and what they leave out."""
+    chip = place.chip
+    lines = [
+        f"JAX takes {chip.memory / chip.total:.0%} of the {chip.total / 1e9:.2f} GB that CUDA reports; for another share set "
+        "XLA_CLIENT_MEM_FRACTION here and for the run.",
+        "Compiled by XLA's compiler for this GPU, without one: sizes are what it would take, not measured. NCCL and CUDA take "
+        "1 to 2 GB of the rest.",
+    ]
+    if place.devices > place.host_devices:
+        machines = place.devices // place.host_devices
+        lines.append(f"{machines} machines of {place.host_devices}: links count as if the network were NVLink.")
     return "\n".join(lines)
 
 
@@ -103,7 +126,10 @@ def row(title: str, values: list[str]) -> str:
 
 def summary(cfg: Config, phases: list[StepPhase], place: Slice) -> str:
     if place.chip is None:
-        return "No times: this device has no published figures. For a TPU slice use --topology, e.g. --topology=v5p:4x4x4"
+        return (
+            "No times: this device has no published figures. For TPUs or GPUs use --topology, e.g. --topology=v5p:4x4x4 or "
+            "--topology=h100:4.\nOn a CPU attention keeps all scores. On a TPU or GPU a kernel does not: peaks are lower there."
+        )
     seconds = sum(p.seconds for p in phases)
     rate = tokens_a_step(cfg) / seconds
     rounds = rounds_of(cfg)

@@ -216,6 +216,7 @@ def test_three_tries_for_two_phases():
 
     class Plan(search.Plan):
         peaks = property(lambda plan: peaks(plan.setup.cfg, plan.compiled))
+        crowded = False
 
     tried = []
 
@@ -310,7 +311,7 @@ def test_bad_input_is_one_line(flags, text):
 def test_without_the_compiler_for_tpus_the_remedy_is_named():
     with (
         mock.patch("importlib.util.find_spec", lambda name: None),
-        pytest.raises(ConfigError, match=r"pip install 'mtjudge_jax\[tpu\]'"),
+        pytest.raises(ConfigError, match=r"pip install -e '\.\[tpu\]'"),
     ):
         without_a_tpu(["v5p:4x4x4"])
     with mock.patch.dict(os.environ, clear=True), mock.patch("importlib.util.find_spec", lambda name: True):
@@ -363,6 +364,19 @@ def test_a_slice_that_is_not_here():
     assert (plan["devices"], plan["fits"], plan["limit"]) == (4, True, int(15.75 * GIB))
     assert plan["seconds"] > 0 and {p["bound"] for p in plan["phases"].values()} <= {"compute", "memory", "links"}
     assert max(map(peak, plan["memory"].values())) < GIB
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="no compiler for GPUs: pip install -e '.[cuda]'")
+@pytest.mark.parametrize("topology,limit", [("a100-40:2", 42331013120), ("h100", 84942979072)])
+def test_gpus_that_are_not_here(topology, limit):
+    """The demo, compiled by XLA for GPUs with the kernels that run there; the work of each is known."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}
+    env |= {"XLA_CLIENT_MEM_FRACTION": "0.5"}
+    command = [sys.executable, "-m", "mtjudge_jax.cli", "plan", f"--config={commands().config}", f"--topology={topology}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"of {limit // 2 / 1e9:.2f}" in done.stdout and "JAX takes 50% of" in done.stdout
+    assert "lack the matrix products" not in done.stdout and "Fits." in done.stdout
 
 
 def test_the_papers_configs_can_be_trained_where_they_are_planned():

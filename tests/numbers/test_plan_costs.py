@@ -122,8 +122,15 @@ def test_positions_of_a_convolution(stride, low, left, right):
 
 @pytest.mark.parametrize(
     "layout,length",
-    [(("full",), 1024), (("causal",), 1536), (("grouped", 700, 255), 2048), (("grouped", 1024, 63), 1536)]
-    + [(("full",), 1764), (("causal",), 130), (("grouped", 640, 256), 640 + 4 * 256)],  # rows that are padded
+    [
+        (("full",), 1024),
+        (("causal",), 1536),
+        (("grouped", 700, 255), 2048),
+        (("grouped", 1024, 63), 1536),
+        (("full",), 1764),  # these are padded
+        (("causal",), 130),
+        (("grouped", 640, 256), 640 + 4 * 256),
+    ],
 )
 def test_blocks_that_splash_visits(layout, length):
     """As many as the kernel's own list of blocks has, in each of its passes."""

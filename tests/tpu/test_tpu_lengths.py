@@ -1,7 +1,8 @@
 """Random lengths in every layout of tokens, lowered for TPUs on a machine without one: a few here, as many as you like by hand.
 
 `JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python tests/tpu/test_tpu_lengths.py 500 v5p:2x2x1 v6e:2x2` prints a line per crash, then
-how many there were. With `--compile` each is compiled too. `tests/numbers/test_attention.py` has the arithmetic of every length.
+how many there were; GPUs, e.g. h100:4, where the extra `cuda` is installed. `tests/numbers/test_attention.py` has the arithmetic
+of every length.
 """
 
 import importlib.util
@@ -9,14 +10,12 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,6 +24,7 @@ from mtjudge_jax.models.attention import attend, attend_decode, attend_grouped
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import moe
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig
+from mtjudge_jax.plan.run import place_of
 from mtjudge_jax.sharding import BATCH_AXES, make_mesh
 
 LONGEST = 8192  # tokens or patches a row
@@ -68,7 +68,7 @@ def lower(it: Draw, devices: list) -> jax.stages.Lowered:
 
     if it.layout == "experts":
         return _lower_experts(it, devices)
-    backend = Backend(attention="splash", mesh=mesh)
+    backend = Backend(attention="tokamax" if devices[0].platform == "gpu" else "splash", mesh=mesh)
     if it.layout == "decode":
         new = [of(it.group, heads, h) for heads in (n, k, k)]
         past = of(it.group, k, h, it.own), of(it.group, k, it.own, h)
@@ -106,21 +106,21 @@ def _lower_experts(it: Draw, devices: list) -> jax.stages.Lowered:
 
     def loss(x, w, real):
         args = {"router_de": w.router_de, "gate_up_ed2f": w.gate_up_ed2f, "down_efd": w.down_efd, "moe": EXPERTS}
-        out, _ = moe.expert_mlp(x, real, **args, backend=Backend(experts="ragged", mesh=mesh))
+        kernels = "tokamax" if devices[0].platform == "gpu" else "ragged"
+        out, _ = moe.expert_mlp(x, real, **args, backend=Backend(experts=kernels, mesh=mesh))
         return (out.astype(jnp.float32) ** 2).sum()
 
     return jax.jit(jax.grad(loss, (0, 1))).lower(x, weights, real)
 
 
-def run(count: int, topology: str, *, compiled: bool) -> None:
-    devices = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+def run(count: int, topology: str) -> None:
+    devices = place_of(topology)[1]
     rng, done, crashes = np.random.default_rng(0), Counter(), 0
     for number in range(count):
         it = draw(rng, LAYOUTS[number % len(LAYOUTS)])
         try:
-            program = lower(it, devices)
-            if compiled:
-                program.compile()
+            with jax.default_device(devices[0] if devices[0].platform == "gpu" else None):
+                lower(it, devices)
         except Exception as error:
             crashes += 1
             print(f"{topology} {it}: {type(error).__name__}: {str(error)[:300]}", flush=True)
@@ -140,5 +140,5 @@ def test_random_lengths_are_lowered():
 
 
 if __name__ == "__main__":
-    names = [word for word in sys.argv[2:] if not word.startswith("-")]
-    list(map(partial(run, int(sys.argv[1]), compiled="--compile" in sys.argv), names))
+    for name in sys.argv[2:]:
+        run(int(sys.argv[1]), name)

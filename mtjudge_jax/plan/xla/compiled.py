@@ -9,7 +9,7 @@ import jax
 
 from mtjudge_jax.plan.programs import SAMPLING, Setup, caches, device_bytes, lower, phases_of, rollout_batch
 from mtjudge_jax.plan.xla import costs, parse
-from mtjudge_jax.plan.xla.kernels import splash_work
+from mtjudge_jax.plan.xla.kernels import kernel_work
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _AT_ONCE = 2  # programs that compile at the same time; each takes a thread of XLA's and 2 to 4 GB
@@ -43,7 +43,8 @@ def _compile_one(setup: Setup, phase: str, lowered: jax.stages.Lowered) -> Compi
     """Raises what XLA raises, except its error that the memory does not suffice."""
     began = time.perf_counter()
     try:
-        program = lowered.compile()
+        options = _options(setup)
+        program = lowered.compile(compiler_options=options) if options else lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = refused(str(error))
         if needed is None:
@@ -52,8 +53,17 @@ def _compile_one(setup: Setup, phase: str, lowered: jax.stages.Lowered) -> Compi
     stats = program.memory_analysis()
     results = stats.output_size_in_bytes - stats.alias_size_in_bytes
     memory = Memory(stats.argument_size_in_bytes, stats.temp_size_in_bytes, results, stats.generated_code_size_in_bytes)
-    counted = costs.count(parse.parse_program(program.as_text()), kernel_work=splash_work, taken=1 / setup.mesh.shape["expert"])
+    counted = costs.count(parse.parse_program(program.as_text()), kernel_work=kernel_work, taken=1 / setup.mesh.shape["expert"])
     return Compiled(phase, memory, 0, counted, time.perf_counter() - began)
+
+
+def _options(setup: Setup) -> dict[str, object]:
+    """For a GPU that is not here, where XLA cannot try which kernel of a product is fastest: all products go to cuBLAS.
+
+    Its own kernels, untried, do not compile for every shape.
+    """
+    absent = setup.mesh.devices.flat[0].platform == "gpu" and jax.default_backend() != "gpu"
+    return {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False} if absent else {}
 
 
 def refused(text: str) -> int | None:
@@ -64,7 +74,7 @@ def refused(text: str) -> int | None:
     return int(float(found.group(1)) * _UNITS[found.group(2)]) if found else 0
 
 
-def _resident(setup: Setup) -> dict[str, int]:
+def resident(setup: Setup) -> dict[str, int]:
     """Bytes on a device from the first step to the last, whichever program runs."""
     frozen = device_bytes(setup.frozen)
     return {
@@ -80,7 +90,7 @@ def memory_rows(setup: Setup, compiled: dict[str, Compiled], phase: str) -> dict
     XLA reports its temporaries as one number. The parts whose shapes are known are separate rows; the rest are activations and
     gathered weights.
     """
-    rows, one = _resident(setup), compiled[phase]
+    rows, one = resident(setup), compiled[phase]
     if one.memory is None:
         return rows | {"refused": max(0, one.needed - rows["parameters"] - (rows["optimizer"] if phase == "update" else 0))}
     taken = rows["parameters"] + (rows["optimizer"] if phase == "update" else 0)

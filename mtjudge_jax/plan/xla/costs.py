@@ -23,6 +23,8 @@ _FREE = (*_INSIDE, "parameter", "constant", "tuple", "get-tuple-element", "bitca
         "copy-done", "slice-done", "all-gather-done", "all-reduce-done", "collective-permute-done", "async-done", "async-update",
         "opt-barrier", "optimization-barrier", "add-dependency")  # fmt: skip
 
+_KERNELS = ("tpu_custom_call", "mosaic_gpu", "__gpu$xla.gpu.triton")  # how XLA names kernels of Pallas
+
 
 class Counted(NamedTuple):
     fixed: Costs
@@ -36,6 +38,7 @@ class Kernel(NamedTuple):
     name: str
     op_name: str  # the JAX names around it
     operands: list[HloShape]
+    results: int = 1
 
 
 # Returns the flops and bytes of a kernel, or None if it does not know them.
@@ -102,7 +105,9 @@ def _of_instruction(module: Module, computation: Computation, x: Instruction, ke
             if kind == "all-reduce" and fusion.startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             costs[kind] += _sent_bytes(kind, where, y)
-        elif y.op == "custom-call" and "tpu_custom_call" in y.rest:
+        elif y.op == "custom-call" and (target := y.attribute("custom_call_target").strip('"')).startswith("__cublas"):
+            costs["flops"] += _cublas_flops(where, y)
+        elif y.op == "custom-call" and target.startswith(_KERNELS):
             flops, extra = _of_kernel(where, y, kernel_work, unknown)
             costs["flops"] += flops
             costs["hbm"] += extra
@@ -113,13 +118,20 @@ def _of_kernel(computation: Computation, x: Instruction, kernel_work: _Work, unk
     """(flops, bytes beyond one pass over operands and results) of a Pallas kernel, from its own estimate or `kernel_work`."""
     if found := re.search(r'"cost_estimate":\{"flops":"(\d+)"', x.rest):
         return float(found.group(1)), 0.0
-    op_name = re.search(r'op_name="([^"]*)"', x.rest)
+    op_name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', x.rest)
     operands = [shape for name in x.operands for shape in computation[name].shapes]
-    work = kernel_work(Kernel(x.name, op_name.group(1) if op_name else "", operands))
+    work = kernel_work(Kernel(x.name, op_name.group(1) if op_name else "", operands, len(x.shapes)))
     if work is None:
         unknown[re.sub(r"[.\d]+$", "", x.name)] += 1
         return 0.0, 0.0
     return work[0], max(0.0, work[1] - sum(shape.bytes for shape in operands if shape.hbm))
+
+
+def _cublas_flops(computation: Computation, x: Instruction) -> float:
+    """Two per multiplication and addition of a product that XLA gives to cuBLAS."""
+    contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', x.rest)
+    lhs = computation[x.operands[0]].shapes[0].dims
+    return 2.0 * prod(x.shapes[0].dims) * prod(lhs[int(n)] for n in re.findall(r"\d+", contracted.group(1) if contracted else ""))
 
 
 def _product_flops(computation: Computation, x: Instruction) -> float:

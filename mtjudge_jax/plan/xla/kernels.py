@@ -1,4 +1,4 @@
-"""The work of splash attention's kernels, which report no estimate to XLA."""
+"""The work of kernels that report no estimate to XLA: splash attention on a TPU, tokamax on a GPU."""
 
 import re
 from math import prod
@@ -12,6 +12,31 @@ from mtjudge_jax.plan.xla.costs import Kernel
 _PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _NAME = re.compile(r"splash_mha_(fwd|dq|dkv)")
 _SCOPE = re.compile(r"attend_(full|causal|grouped_\d+_\d+)_by_(\d+)\b")  # as splash names a call: its layout and its block
+
+# tokamax writes its operation and the shapes of its arguments, as JSON, into the name of a kernel.
+_TOKAMAX = re.compile(r"tokamax\._src\.ops\.(attention|ragged_dot)\.(\w+)\.")
+_ARGUMENT = re.compile(r'"(q|k|lhs|rhs)":"\w+\[([\d,]+)\]"')
+
+
+def kernel_work(kernel: Kernel) -> tuple[float, float] | None:
+    """(flops, bytes) of a call, None for a kernel that is not known."""
+    return tokamax_work(kernel) if _TOKAMAX.search(kernel.op_name) else splash_work(kernel)
+
+
+def tokamax_work(kernel: Kernel) -> tuple[float, float] | None:
+    """Of flash attention, or of one product of the rows of experts. Bytes are one pass over the operands, counted elsewhere."""
+    text = kernel.op_name.replace("\\", "")
+    kind, module = _TOKAMAX.search(text).groups()
+    shapes = {name: [int(size) for size in dims.split(",")] for name, dims in _ARGUMENT.findall(text)}
+    if kind == "ragged_dot" and {"lhs", "rhs"} <= set(shapes):
+        lhs, rhs = shapes["lhs"], shapes["rhs"]
+        return (2.0 * lhs[-2] * prod(rhs[-2:]) if len(rhs) == 3 else 2.0 * prod(lhs) * rhs[-1]), 0.0
+    if kind != "attention" or not {"q", "k"} <= set(shapes):
+        return None
+    # Backward: the queries' gradient has one result, that of keys and values two; the kernel with all three computes both.
+    products = {1: 3, 2: 4, 3: 7}[kernel.results] if module.endswith("_vjp") else 2
+    pairs = prod(shapes["q"][:-1]) * shapes["k"][-3] / (2 if '"is_causal":true' in text else 1)
+    return 2.0 * products * pairs * shapes["q"][-1], 0.0
 
 
 def splash_work(kernel: Kernel) -> tuple[float, float] | None:
