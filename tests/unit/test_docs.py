@@ -321,6 +321,20 @@ def test_the_table_of_plans_has_their_figures():
     assert found == plans()
 
 
+def test_the_table_of_gpus_has_the_figures_of_its_plans():
+    """And each plan has the flags of the line on the page that the row names."""
+    rows = table_rows(DOCS / "gpus.md", "line")
+    written = {words[next(i for i, word in enumerate(words) if word.startswith("--workdir="))]: words
+               for page, words in of_mtjudge() if page == name_of(DOCS / "gpus.md") and "train" in words}  # fmt: skip
+    assert len(rows) == len(written) == len(list((DOCS / "plans" / "gpus").glob("*.txt")))
+    for line, count, memory, step, link in rows:
+        text = (DOCS / re.search(r"\((.*)\)", link)[1]).read_text()
+        assert [*memory.split(" of "), step.removesuffix(" s")] == plan_figures(text)[:3]
+        assert f"h100:{count.split(' x ')[0]}: " in text
+        flags = {word.partition("=")[0]: word for word in written[f"--workdir={CODE.search(line)[1]}"] if word.startswith("--config")}
+        assert set(flags.values()) == {word for word in text.splitlines()[0].split() if word.startswith("--config")}
+
+
 def test_the_config_quotes_the_plans():
     quoted = re.findall(r"^    (\S+,\S+) +(\S+) +(\S+) +(\S+) s", (CONFIGS / "mt_rl_judge.py").read_text(), re.M)
     assert {name: list(rest) for name, *rest in quoted} == {name: figures[:3] for name, figures in plans().items()}
