@@ -140,7 +140,7 @@ def read_json(path: AnyPath, problems: list[str]) -> dict:
     except FileNotFoundError:
         problems.append(f"{path.name} is missing.")
         return {}
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:  # RecursionError: thousands of open brackets
         problems.append(f"{path.name} could not be read ({type(e).__name__}: {e}).")
         return {}
     if not isinstance(value, dict):

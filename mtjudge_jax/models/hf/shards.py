@@ -84,7 +84,9 @@ def open_checkpoint(folder: str | Path, wanted: _Wanted, copies: Mapping[str, st
                 problems.append(("twice", f"{tensor.name} (in {stored[tensor.name].file.name} and {file})"))
             stored[tensor.name] = tensor
     lost = {name for name, file in place.items() if file in unread}
-    known = wanted | {name: (stored[name].shape,) for name, other in (copies or {}).items() if _same(name, other, stored)}
+    known = wanted | {
+        name: (stored[name].shape,) for name, other in (copies or {}).items() if name not in wanted and _same(name, other, stored)
+    }
     problems += _against_index(file_of or {}, stored, known, lost) + _against_config(file_of or {}, stored, known, lost)
     if problems:
         raise UserError(_message(folder, problems, stored, wanted))
