@@ -146,23 +146,20 @@ def _judge_split(ask: Request) -> None:
     unreadable = BadRowCounter()
     examples = _read_examples(ask, unreadable, get_tasks(cfg))
     check_workdir(ask.out)
+    with contextlib.ExitStack() as stack:
+        with together():
+            stack.enter_context(held(as_path(ask.out), name=ask.name or ask.split, holds=jax.process_index() == 0))
+        _judge_into_folder(ask, cfg, examples, unreadable)
+
+
+def _judge_into_folder(ask: Request, cfg: Config, examples: dict[str, list[JudgeExample]], unreadable: BadRowCounter) -> None:
+    """Judges what no earlier command has judged, writes the scores and prints them."""
     model = open_model(cfg)
     temperature = np.full(ask.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
     fmt = eval_format(model, cfg)
     how = Judging(model.programs, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, ask.seed)
-    params = read_params(model, cfg)
-    with contextlib.ExitStack() as stack:
-        with together():
-            stack.enter_context(held(as_path(ask.out), name=ask.name or ask.split, holds=jax.process_index() == 0))
-        _judge_into(ask, cfg, params, examples, how, unreadable)
-
-
-def _judge_into(
-    ask: Request, cfg: Config, params: Params, examples: dict[str, list[JudgeExample]], how: Judging, unreadable: BadRowCounter
-) -> None:
-    """Judges what no earlier command has judged, and writes and prints the scores."""
-    name = ask.name or ask.split
+    params, name = read_params(model, cfg), ask.name or ask.split
     settings = _settings(ask, cfg, how, params, list(examples))
     written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"
     with together():
