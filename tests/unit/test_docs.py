@@ -331,7 +331,8 @@ def test_the_table_of_gpus_has_the_figures_of_its_plans():
         text = (DOCS / re.search(r"\((.*)\)", link)[1]).read_text()
         assert [*memory.split(" of "), step.removesuffix(" s")] == plan_figures(text)[:3]
         assert f"h100:{count.split(' x ')[0]}: " in text
-        flags = {word.partition("=")[0]: word for word in written[f"--workdir={CODE.search(line)[1]}"] if word.startswith("--config")}
+        words = [word for word in written[f"--workdir={CODE.search(line)[1]}"] if word.startswith("--config")]
+        flags = {word.partition("=")[0]: word for word in words}
         assert set(flags.values()) == {word for word in text.splitlines()[0].split() if word.startswith("--config")}
 
 

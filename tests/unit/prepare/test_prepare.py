@@ -355,7 +355,7 @@ def test_a_stopped_command_goes_on_and_ends_in_the_same_bytes(tmp_path, source, 
 def test_two_commands_do_not_write_one_folder(tmp_path, source):
     from mtjudge_jax.prepare.folder import work_folder
 
-    with work_folder(tmp_path / "out"), pytest.raises(ValueError, match="out is in use by .*process .*wait until it ends"):
+    with work_folder(tmp_path / "out"), pytest.raises(ValueError, match=r"out is in use by .*process .*wait until it ends"):
         run(tmp_path, source, [made(1)])
 
 

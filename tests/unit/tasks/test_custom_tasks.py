@@ -95,7 +95,7 @@ def test_the_remedy_for_an_own_task_is_its_entry():
     tasks = get_tasks(config(*entries))
     graded, pair = record("agin_tech", 1).question, record("pickapic", 2).question
     graded = graded._replace(kind="pointwise_score")
-    with pytest.raises(UserError, match=r"got 'pointwise_score' \('graded' in rows.*write \"kind\": \"graded\" in its entry of data"):
+    with pytest.raises(UserError, match=r"got 'pointwise_score' \('graded' in rows.*write \"kind\": \"graded\" in its entry"):
         tasks["look"].ask(graded)
     with pytest.raises(UserError, match=r'write "allow_tie": True in its entry of data.custom_tasks'):
         tasks["nicer"].ask(pair._replace(kind="pairwise", allow_tie=True))
