@@ -89,7 +89,17 @@ def _product(impl: _Impl) -> Callable:
     tokamax = import_tokamax("experts = 'tokamax'", "ragged or dense")
     # Kernels by name: by default tokamax silently falls back to masked dense products.
     kernels = {"gpu": ("mosaic", "triton"), "tpu": "mosaic"}.get(default_platform(), "xla")
-    return lambda lhs, *args: tokamax.ragged_dot_general(lhs, *args, preferred_element_type=lhs.dtype, implementation=kernels)
+
+    def product(lhs: Array, rhs: Array, group_sizes: Array, dimensions: jax.lax.RaggedDotDimensionNumbers) -> Array:
+        """On whole tiles of rows: the kernels for Hopper refuse others. The rows added are in no group."""
+        fill = ((0, -lhs.shape[0] % ROW_TILE), (0, 0))
+        sides = jnp.pad(lhs, fill), jnp.pad(rhs, fill) if dimensions == GRADIENT else rhs
+        out = tokamax.ragged_dot_general(
+            *sides, group_sizes, dimensions, preferred_element_type=lhs.dtype, implementation=kernels
+        )
+        return out if dimensions == GRADIENT else out[: lhs.shape[0]]
+
+    return product
 
 
 def _ragged_dot(lhs: Array, rhs: Array, group_sizes: Array, dimensions: jax.lax.RaggedDotDimensionNumbers) -> Array:

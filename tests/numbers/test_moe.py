@@ -5,6 +5,7 @@ that too, so nobody hunts for the difference.
 """
 
 import sys
+import types
 from functools import partial
 
 import jax
@@ -142,6 +143,26 @@ def test_softmax_of_the_chosen_alone_is_the_same(monkeypatch):
 def test_every_mesh_gives_the_same(shape, impl, reference, monkeypatch):
     monkeypatch.setattr(moe, "CHUNK_ROWS", 4)  # several chunks a device where experts are apart
     assert relative(with_gradients(case(), Backend(experts=impl, mesh=fake_mesh(shape))), reference) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [1, 84, 256, 606])
+def test_tokamax_gets_whole_tiles_of_rows(rows, monkeypatch):
+    """Its kernels for Hopper refuse 84 rows: "must have size smaller or a multiple of its tiling". The products are the same."""
+    seen = []
+
+    def product(lhs, rhs, sizes, dimensions, *, preferred_element_type, implementation):
+        seen.append(lhs.shape[0])
+        return jax.lax.ragged_dot_general(lhs, rhs, sizes, dimensions, preferred_element_type=preferred_element_type)
+
+    monkeypatch.setattr(grouped, "import_tokamax", lambda *_: types.SimpleNamespace(ragged_dot_general=product))
+    rng = np.random.default_rng(0)
+    lhs, bar, rhs = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((rows, 8), (rows, 4), (3, 8, 4)))
+    sizes = jnp.array([rows // 2, 0, rows - rows // 2], jnp.int32)
+    for args in ((lhs, rhs, sizes, grouped._PLAIN), (bar, rhs, sizes, grouped._TRANSPOSED), (lhs, bar, sizes, grouped.GRADIENT)):
+        got, want = (grouped._product(kind)(*args) for kind in ("tokamax", "ragged"))
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+    assert len(seen) == 3 and all(count % 64 == 0 for count in seen), seen
 
 
 def test_tokamax_on_a_mesh(reference):
