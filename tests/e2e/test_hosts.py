@@ -147,7 +147,7 @@ def test_any_mesh_and_any_number_of_hosts_takes_over(saved_by, processes, device
     assert_near(parameters(folder, f"{workdir.name}-0"), parameters(folder, "1-0"), 1e-5)
 
 
-STEPS = 5
+STEPS = 7  # two stops, and steps after each
 
 
 def arguments(workdir: Path, *flags: str) -> list[str]:
@@ -233,7 +233,7 @@ def test_a_step_without_progress_is_ended_by_the_watch():
 
 def test_a_slow_host_is_named_within_five_steps():
     workdir = commands().folder / "slow"
-    shared = {"processes": 2, "port": free_port(), "devices": 1, "argv": arguments(workdir)}
+    shared = {"processes": 2, "port": free_port(), "devices": 1, "argv": arguments(workdir, "steps=5")}
     ended = wait_all([commands().start_call("host_drills.command", process=i, slow=float(i), **shared) for i in (0, 1)])
     assert [one.status for one in ended] == [0, 0], ended[0].err[-2000:]
     lines = ended[0].out.splitlines()
