@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from mtjudge_jax.sharding import path_name
 
-_Parts = dict[str, list[jax.Array]]  # by leaf, a uint32 for each part that this process holds
+_Parts = list[tuple[list[str], Any]]  # by device, the leaves of which it holds a part, and an array of a uint32 for each
 
 
 def digests(tree: Any) -> dict[str, int]:
@@ -32,19 +32,31 @@ def start_digests(tree: Any) -> _Parts:
     """Starts the digests of what this process holds and returns at once. Over all processes, each part is counted once.
 
     The caller may donate the arrays afterwards, because devices work in the order of requests. No device waits for another.
+    One program a device: a program a leaf takes longer to compile than a step to run.
     """
-    parts: _Parts = {}
+    held: dict[jax.Device, list[tuple[str, jax.Array, np.uint32, tuple[int, ...]]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         leaf = jnp.asarray(leaf)
         strides = tuple(math.prod(leaf.shape[axis + 1 :]) % 2**32 for axis in range(leaf.ndim))
-        shards = [shard for shard in leaf.addressable_shards if shard.replica_id == 0]
-        parts[path_name(path)] = [_digest(shard.data, _first(shard.index, strides), strides) for shard in shards]
+        for shard in leaf.addressable_shards:
+            if shard.replica_id == 0:
+                part = (path_name(path), shard.data, _first(shard.index, strides), strides)
+                held.setdefault(shard.device, []).append(part)
+    every = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    parts: _Parts = [(every, np.zeros(len(every), np.uint32))]  # a leaf of which this process holds nothing, too
+    for of_device in held.values():
+        names, data, first, strides = (list(column) for column in zip(*of_device, strict=True))
+        parts.append((names, _digest_all(data, np.stack(first), tuple(strides))))
     return parts
 
 
 def finish_digests(parts: _Parts) -> dict[str, int]:
     """This process's share of each digest. The shares of all processes add up to the digest, modulo 2^32."""
-    return {name: sum(int(part) for part in of_leaf) % 2**32 for name, of_leaf in parts.items()}
+    sums: dict[str, int] = {}
+    for names, digested in parts:
+        for name, part in zip(names, np.asarray(digested), strict=True):
+            sums[name] = (sums.get(name, 0) + int(part)) % 2**32
+    return sums
 
 
 def host_digest(x: np.ndarray) -> int:
@@ -62,6 +74,10 @@ def _first(index: tuple[slice, ...], strides: tuple[int, ...]) -> np.uint32:
 
 
 @functools.partial(jax.jit, static_argnums=2)
+def _digest_all(parts: list[jax.Array], first: jax.Array, strides: tuple[tuple[int, ...], ...]) -> jax.Array:
+    return jnp.stack([_digest(*part) for part in zip(parts, first, strides, strict=True)])
+
+
 def _digest(x: jax.Array, first: jax.Array, strides: tuple[int, ...]) -> jax.Array:
     """first: the position of x's first element in the leaf. strides: what a step along each axis adds to the position."""
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x

@@ -43,6 +43,13 @@ def get_config():
 '''
 
 
+def fast_compile() -> str:
+    """XLA's flags for code that compiles fast and runs slowly."""
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    # newer versions of XLA do not have it
+    return flags if jax.__version_info__ >= (0, 11) else f"{flags} --xla_cpu_use_fusion_emitters=false"
+
+
 class Started(NamedTuple):
     pid: int
     out: Path
@@ -64,15 +71,12 @@ class Commands:
         self.config.write_text(CONFIG)
         settings = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
         settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # of a hundred small programs a process
-        flags = "--xla_backend_optimization_level=0"
-        if jax.__version_info__ < (0, 11):  # newer versions of XLA do not have it
-            flags += " --xla_cpu_use_fusion_emitters=false"
         self._server = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | settings | {"XLA_FLAGS": flags},
+            env=os.environ | settings | {"XLA_FLAGS": fast_compile()},
             cwd=self.folder,
         )
         self._count = 0

@@ -1,6 +1,6 @@
 """Makes the goldens of the parity tests with transformers on CPU:
 
-    python tests/goldens/make_goldens.py
+    python tests/support/goldens/make_goldens.py
 
 writes beside this file qwen3_vl/ (a tiny random model, untied, float32, transformers' own layout), qwen3_vl_moe/ (the routers
 and experts that take the place of its mlps, transformers' own layout), and of both families an .npz: the prompt rows,
