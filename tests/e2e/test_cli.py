@@ -119,7 +119,7 @@ FLAGS = [
     ("--config.rollout.group_size=1", "rollout.group_size = 1 must be at least 2: a single answer has no group"),
     ("--config.data.tasks=('technical','saftey')", "unknown task 'saftey', did you mean 'safety'?"),
     ("--config.mesh.data=5", "here are 1"),
-    ("--config.update.micro_prompts=5", "update.prompts = 12 is not divisible by update.micro_prompts = 5"),
+    ("--config.update.micro_prompts=5", "update.prompts = 6 is not divisible by update.micro_prompts = 5"),
     (
         "--config.data.path=@nowhere",
         "manifest.json missing; prepare the data first: mtjudge prepare --dataset=NAME",

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax
 
-CONFIG = '''"""Six tasks, 12 prompts of two answers a step."""
+CONFIG = '''"""Six tasks, six prompts of two answers a step."""
 
 from mtjudge_jax.config import Config
 
@@ -31,9 +31,9 @@ def get_config():
     cfg = Config(steps=8)
     cfg.model.path = "demo"
     cfg.data.tasks = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
-    cfg.data.mixture, cfg.data.balance_labels = "uniform", True
+    cfg.data.mixture = "uniform"
     cfg.data.prompt_tokens, cfg.data.patches = 48, 36
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 12
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 6
     cfg.rollout.group_size = cfg.eval.samples = 2
     cfg.rollout.completion_tokens = 16
     cfg.optim.lr, cfg.optim.schedule, cfg.optim.warmup_steps = 1e-3, "cosine", 2

@@ -107,7 +107,7 @@ def grpo(*, folder: str) -> dict:
     folder = Path(folder)
     shutil.copytree(DEMO_BASE, folder / "model")
     paths = {"data__path": str(folder / "data"), "model__path": str(folder / "model")}
-    half = {"update__prompts": 6, "update__micro_prompts": 6, "data__tasks": ("technical", "alignment", "safety")}
+    half = {"rollout__prompts": 12, "update__prompts": 6, "data__tasks": ("technical", "alignment", "safety")}
     cfg = config(steps=3, eval__every_steps=3, eval__tasks=(), **half, **paths)
     commands.write_data(folder=cfg.data.path)
     with one_update(grpo):

@@ -52,7 +52,8 @@ def adaptive(*, folder: str, data: str) -> dict:
     from mtjudge_jax.train.fit import fit
 
     folder, facts = Path(folder), {}
-    cfg = config(steps=4, data__path=data, eval__every_steps=4, data__mixture="mt_grpo", data__mt_grpo_beta=20.0)
+    twelve = {"rollout__prompts": 12, "update__prompts": 12, "update__micro_prompts": 12}
+    cfg = config(steps=4, data__path=data, eval__every_steps=4, data__mixture="mt_grpo", data__mt_grpo_beta=20.0, **twelve)
     model = open_model(cfg)
     with one_update(grpo):
         with Spy(grpo) as spy:

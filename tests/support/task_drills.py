@@ -56,7 +56,7 @@ def own_tasks(*, folder: str) -> dict:
     folder = Path(folder)
     write_data(folder / "data")
     changes = {"data__custom_tasks": (BRIGHT, STARS, WHICH, ORDER), "data__tasks": ("bright", "stars")}
-    changes |= {"data__balance_labels": False, "data__polarity": "varied", "data__path": str(folder / "data")}
+    changes |= {"data__polarity": "varied", "data__path": str(folder / "data")}
     changes |= {"data__prompt_tokens": 300, "eval__every_steps": 2}
     changes |= {"eval__tasks": ("bright", "stars", "which"), "checkpoint__every_steps": 2}
     weights = ("accuracy=0.5", "format=0.1", "graded=0.4", "overlong=1", "own_rewards:short=0.5")
@@ -98,7 +98,7 @@ def both_orders(*, folder: str) -> dict:
     manifest["files"][f"train/{name}"] = {"count": len(pairs), "sha256": "pairs"}
     (folder / "data" / "manifest.json").write_text(json.dumps(manifest))
     changes = {"data__tasks": ("technical", name), "eval__tasks": ("technical",), "eval__every_steps": 9}
-    changes |= {"data__balance_labels": False, "data__path": str(folder / "data")}
+    changes |= {"data__path": str(folder / "data"), "rollout__prompts": 12, "update__prompts": 12, "update__micro_prompts": 12}
     changes |= {"data__prompt_tokens": 96, "data__patches": 72, "rollout__group_size": 4}
     changes |= {"reward__weights": ("accuracy=0.5", "format=0.1", "consistency=0.4")}
     score = grpo.score
