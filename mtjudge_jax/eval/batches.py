@@ -14,7 +14,7 @@ from mtjudge_jax.data.pipeline import eval_batches
 from mtjudge_jax.data.rows import OTHER_ORDER_BIT, RowFormat
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
 from mtjudge_jax.eval.predictions import AnswerGroup, answered_line, unusable_line
-from mtjudge_jax.eval.probabilities import add_probabilities
+from mtjudge_jax.eval.probabilities import Sampled, add_probabilities
 from mtjudge_jax.eval.resume import Kept
 from mtjudge_jax.hosts.exchange import gather, my_rows
 from mtjudge_jax.policy.programs import Programs, decode_texts, place_prompts, stage_key
@@ -106,7 +106,11 @@ def judge_batch(
     """Predictions of this process's rows of a batch; `here` are their examples, fewer if the batch was filled up."""
     programs, length = how.programs, how.fmt.completion_tokens
     prompts = place_prompts(batch, programs.mesh)
-    out = programs.sample(params, prompts, key, how.temperature, length)
+    context = None
+    if probabilities:
+        out, context = programs.sample_and_keep(params, prompts, key, how.temperature, length, 1)
+    else:
+        out = programs.sample(params, prompts, key, how.temperature, length)
     truncated, mask = (local_rows(x, programs.mesh) for x in (out.truncated, out.mask))
     answers = zip(decode_texts(programs, out), truncated, mask.sum(-1), strict=True)
     rows = [
@@ -116,5 +120,5 @@ def judge_batch(
         for example, error, answer in zip(here, batch["error"].tolist(), answers, strict=False)
     ]
     if probabilities:
-        add_probabilities(rows, here, task, params=params, prompts=prompts, programs=programs, length=length)
+        add_probabilities(rows, here, task, Sampled(prompts, out, context), params=params, programs=programs)
     return rows

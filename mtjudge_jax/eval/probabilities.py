@@ -1,62 +1,129 @@
-"""The probability of each verdict: that of its word after the greedy answer's reasoning, normalised over the labels."""
+"""The probability of each verdict: that of its word after an answer's reasoning, normalised over the labels."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from mtjudge_jax.policy.programs import Programs
+from mtjudge_jax.hosts.exchange import gather
+from mtjudge_jax.policy.programs import Context, Programs
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.answer import truth_of
-from mtjudge_jax.types import Params, PromptBatch
+from mtjudge_jax.types import Params, PromptBatch, Rollout
 
 _ANSWER_TAG = "<answer>"
 _MOST_WORDS = 11  # a task with more labels gets no probabilities; neither does a list
+# A continuation has one of a few shapes, so that tasks share compiled programs.
+_BRANCHES = (2, 4, 8, _MOST_WORDS)
+_WIDTHS = (8, 32)  # in tokens; what is longer takes the length of an answer
+
+Shares = dict[str, float]  # by label, in the order of the task's labels; they sum to 1
+
+
+class Sampled(NamedTuple):
+    """What the sampler returned for a batch."""
+
+    prompts: PromptBatch
+    out: Rollout
+    context: Context
 
 
 def add_probabilities(
-    rows: list[dict],
-    examples: Sequence[JudgeExample],
-    task: Task,
-    *,
-    params: Params,
-    prompts: PromptBatch,
-    programs: Programs,
-    length: int,
+    rows: list[dict], examples: Sequence[JudgeExample], task: Task, sampled: Sampled, *, params: Params, programs: Programs
 ) -> None:
     """Fills `probabilities` of the labels, `probability` of the verdict, and `score_expected`: the mean grade under the
     probabilities, or the second label's probability. Every process must call this, with the same task and length in tokens.
-
-    One teacher-forced pass, with the answer word replaced by each of the row's words. The completions of a row are equal up to
-    the word, so their log-probabilities differ by that of the word.
     """
-    if not 1 < len(task.labels) <= _MOST_WORDS:
-        return
-    tokenizer = programs.tokenizer
-    shape = (prompts.tokens.shape[0] // jax.process_count(), len(task.labels), length)
-    tokens, lengths = np.full(shape, tokenizer.pad, np.int32), np.zeros(shape[:2], np.int32)
+    texts = [[] if row["unusable"] else [row["text"]] for row in rows]
+    found = label_probabilities(texts, examples, task, sampled, params=params, programs=programs)
+    for row, (shares, *_) in zip(rows, found, strict=True):
+        if shares is not None:
+            row["probabilities"], row["probability"] = shares, shares.get(row["verdict"])
+            row["score_expected"] = expected(shares, task)
+
+
+def expected(shares: Shares, task: Task) -> float:
+    """The mean grade under the probabilities, or the second label's probability."""
+    graded = task.kind == "pointwise_score"
+    return sum(float(word) * p for word, p in shares.items()) if graded else list(shares.values())[1]
+
+
+def branches_of(task: Task) -> int:
+    """How many continuations are computed of an answer to the task, 0 if it gets no probabilities."""
+    count = len(task.labels)
+    return next(size for size in _BRANCHES if count <= size) if 1 < count <= _MOST_WORDS else 0
+
+
+def widths_of(length: int) -> tuple[int, ...]:
+    """The lengths that continuations of an answer may have, smallest first."""
+    return (*(width for width in _WIDTHS if width < length), length)
+
+
+def label_probabilities(
+    texts: Sequence[Sequence[str]],
+    examples: Sequence[JudgeExample],
+    task: Task,
+    sampled: Sampled,
+    *,
+    params: Params,
+    programs: Programs,
+) -> list[list[Shares | None]]:
+    """The shares after each answer whose cache was kept; `texts` are these answers, for each example the same number or none.
+    None for an answer without a place for a verdict. Every process must call this, with the same task and number of answers.
+
+    The answer word is replaced by each of the row's words. These answers are equal up to the word, so their log-probabilities
+    differ by those of the tokens from there on, which continue the cache that the answer has left.
+    """
+    kept = sampled.context.answers.k.shape[2]
+    found: list[list[Shares | None]] = [[None] * kept for _ in texts]
+    branches = branches_of(task)
+    if not branches:
+        return found
+    drawn, length = local_rows(sampled.out.tokens, programs.mesh)[:, :kept], sampled.out.tokens.shape[-1]
+    last = local_rows(sampled.prompts.tokens, programs.mesh)[:, -1]
     # (label, its answer word) for each label that is a legal answer
     words = [
-        () if row["unusable"] else tuple(zip(task.labels, truth_of(task, example).words, strict=False))
-        for row, example in zip(rows, examples, strict=True)
+        tuple(zip(task.labels, truth_of(task, example).words, strict=False)) if of_row else ()
+        for of_row, example in zip(texts, examples, strict=True)
     ]
-    for i, row in enumerate(rows):
-        before, tag, _ = row["text"].partition(_ANSWER_TAG)
-        answers = [tokenizer.encode_answer(f"{before}{tag}{word}</answer>") for _, word in words[i]]
-        if not tag or not answers or max(map(len, answers)) > length:
-            continue
-        for j, ids in enumerate(answers):
-            tokens[i, j, : len(ids)], lengths[i, j] = ids, len(ids)
-    logp = local_rows(programs.logp(params, prompts, shard_batch(tokens, programs.mesh)), programs.mesh).astype(np.float64)
-    total = (logp * (np.arange(length) < lengths[..., None])).sum(-1)
-    for i, row in enumerate(rows):
-        n = len(words[i])
-        if not n or not lengths[i, :n].all():
-            continue
-        odds = np.exp(total[i, :n] - total[i, :n].max())
-        shares = dict(zip((label for label, _ in words[i]), (odds / odds.sum()).tolist(), strict=True))
-        row["probabilities"], row["probability"] = shares, shares.get(row["verdict"])
-        graded = task.kind == "pointwise_score"
-        row["score_expected"] = sum(float(word) * p for word, p in shares.items()) if graded else list(shares.values())[1]
+    answers = {
+        (i, g): ids
+        for i, of_row in enumerate(texts)
+        for g, text in enumerate(of_row)
+        if (ids := _answers(text, words[i], programs, length))
+    }
+    shared = {(i, g): min(_equal(ids, drawn[i, g]) for ids in every) for (i, g), every in answers.items()}
+    longest = max((len(ids) - shared[at] for at, every in answers.items() for ids in every), default=1)
+    longest = max(one for (one,) in gather([longest]))
+    width = next(width for width in widths_of(length) if longest <= width)
+    tokens = np.full((*drawn.shape[:2], branches, width + 1), programs.tokenizer.pad, np.int32)
+    at, lengths = np.zeros(drawn.shape[:2], np.int32), np.zeros(tokens.shape[:3], np.int32)
+    for (i, g), every in answers.items():
+        start = at[i, g] = shared[i, g]
+        tokens[i, g, :, 0] = drawn[i, g, start - 1] if start else last[i]
+        for j, ids in enumerate(every):
+            lengths[i, g, j] = len(ids) - start
+            tokens[i, g, j, 1 : 1 + lengths[i, g, j]] = ids[start:]
+    placed = shard_batch((tokens, at), programs.mesh)
+    logp = local_rows(programs.branch_logp(params, sampled.prompts, sampled.context, *placed), programs.mesh)
+    total = (logp.astype(np.float64) * (np.arange(width) < lengths[..., None])).sum(-1)
+    for (i, g), every in answers.items():
+        own = total[i, g, : len(every)]
+        odds = np.exp(own - own.max())
+        found[i][g] = dict(zip((label for label, _ in words[i]), (odds / odds.sum()).tolist(), strict=True))
+    return found
+
+
+def _answers(text: str, words: Sequence[tuple[str, str]], programs: Programs, length: int) -> list[list[int]]:
+    """The answer with each of the words in the place of its verdict, as ids; [] without a place, or if one is too long."""
+    before, tag, _ = text.partition(_ANSWER_TAG)
+    ids = [programs.tokenizer.encode_answer(f"{before}{tag}{word}</answer>") for _, word in words] if tag else []
+    return ids if ids and max(map(len, ids)) <= length else []
+
+
+def _equal(ids: Sequence[int], drawn: np.ndarray) -> int:
+    """How many first tokens are equal."""
+    different = np.asarray(ids, np.int32) != drawn[: len(ids)]
+    return int(np.argmax(different)) if different.any() else len(ids)

@@ -2,8 +2,8 @@
 
 
 def __getattr__(name: str):
-    """Imports Judge and Verdict on first use: importing jax takes seconds, and `mtjudge judge --help` must not wait for it."""
-    if name in ("Judge", "Verdict"):
+    """Imports on first use: importing jax takes seconds, and `mtjudge judge --help` must not wait for it."""
+    if name in ("WinRates", "Judge", "Verdict"):
         from mtjudge_jax.judge import judge
 
         return vars(judge)[name]

@@ -3,80 +3,38 @@
 import math
 import os
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.config_check import mesh_shape
-from mtjudge_jax.data.rows import DEVICE_KEYS, Row, RowFormat, bad_row, prompt_row, stack_rows
 from mtjudge_jax.errors import ConfigError, UserError
-from mtjudge_jax.eval.batches import Judging, judge_batch
-from mtjudge_jax.hosts.exchange import gather, my_rows
+from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.jax_setup import check_platform
-from mtjudge_jax.judge.pictures import Picture
+from mtjudge_jax.judge.compare import WinRates, from_pairs, from_scores, opponents
+from mtjudge_jax.judge.engine import THREADS, AskedAs, Engine, shards
+from mtjudge_jax.judge.pictures import Picture, pixels_of
 from mtjudge_jax.judge.questions import (
     OwnQuestion,
     as_pictures,
-    find_task,
     listed,
-    question_example,
-    read_question,
-    untrained,
     with_instructions,
 )
+from mtjudge_jax.judge.votes import Verdict, verdict_of
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.policy.judge_file import judge_config, judge_tasks, mesh_of
-from mtjudge_jax.policy.model import Model, eval_format, model_folder, open_model, read_params
-from mtjudge_jax.policy.programs import stage_key
-from mtjudge_jax.records import BadRecord, JudgeExample
-from mtjudge_jax.tasks import Task
-from mtjudge_jax.types import Params
+from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
 
-_EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
-_EXTRA_PATCHES = 2  # times: a small or very long picture is rounded up to more patches than in training
-_THREADS = min(8, os.cpu_count() or 1)  # that decode and resize pictures
 _DTYPES = ("float32", "bfloat16")
+_BY = '"pairs" needs a task of pairs, "score" one about a single picture or a pair'
 
 
-class Verdict(NamedTuple):
-    verdict: str | None  # one of the task's labels; None if the answer could not be read, or the question not asked
-    reasoning: str
-    probabilities: dict[str, float] | None  # of each label, after this reasoning
-    text: str  # the whole answer
-    error: str  # why there is no verdict, else ""
-    probability: float | None  # of the verdict
-    parse: str  # "strict": exactly the required form; "lenient": a verdict in another form; "invalid": no verdict
-    score_expected: float | None = None  # the mean grade; of a task without grades, the probability of its second label
-
-
-class _Row(NamedTuple):
-    """A question as the model is asked it."""
-
-    number: int
-    example: JudgeExample
-    task: Task
-    fmt: RowFormat
-    row: Row
-
-    @property
-    def program(self) -> tuple:
-        """Rows with equal programs go through the same compiled programs, and can be in one batch if the task is the same."""
-        return self.fmt.prompt_tokens, self.fmt.patch_count, self.fmt.completion_tokens, len(self.task.labels)
-
-
-class Judge:
+class Judge(Engine):
     """A loaded model that judges. Made by `from_pretrained`. Several threads may use it at a time."""
-
-    def __init__(self, model: Model, params: Params, how: Judging, trained: Sequence[str] = ()):
-        self._model, self._params, self._how = model, params, how
-        self.trained_tasks = tuple(trained)  # of the run that trained the model; () if its folder has no judge.json
-        self._compiled: set[tuple] = set()
 
     @classmethod
     def from_pretrained(
@@ -103,27 +61,37 @@ class Judge:
         if cfg.model.dtype not in _DTYPES:
             raise ConfigError(f"dtype = {dtype!r}: give {' or '.join(map(repr, _DTYPES))}")
         cfg.mesh = _all_devices(model_cfg) if mesh is None else mesh_of(mesh)
-        shards = _shards(mesh_shape(cfg.mesh, jax.device_count()))
-        cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // shards) * shards
+        rows = shards(mesh_shape(cfg.mesh, jax.device_count()))
+        cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // rows) * rows
         model = open_model(cfg)
         fmt = eval_format(model, cfg)
         how = Judging(model.programs, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
-        return cls(model, read_params(model, cfg), how, judge_tasks(cfg.model.path))
+        return cls(model, read_params(model, cfg), how, cfg.rollout.temperature, judge_tasks(cfg.model.path))
 
     def judge(
-        self, *, images: Picture | Sequence[Picture], task: str, instruction: str = "", texts: Sequence[str] = ()
+        self,
+        *,
+        images: Picture | Sequence[Picture],
+        task: str,
+        instruction: str = "",
+        texts: Sequence[str] = (),
+        samples: int = 1,
+        both_orders: bool = False,
+        seed: int = 0,
     ) -> Verdict:
         """Judges one question. `images` is one picture, or those of a pair or a list: a path, encoded bytes, a PIL image or a
         uint8 array [h, w, 3] or [3, h, w], never a URL.
 
         texts: the candidates, if the task judges texts; the images are then what the texts are about. task: one of the package,
-        or of the run that trained the model. Raises UserError for an unknown task, a wrong number of images, a missing
-        instruction, a text that is no Unicode and an unreadable image.
+        or of the run that trained the model. samples: with more than 1, so many answers are drawn and the majority decides.
+        both_orders: a pair is asked in both orders too, and the answers vote together. Raises UserError for an unknown task, a
+        wrong number of images, a missing instruction, a text that is no Unicode and an unreadable image.
         """
-        (found,) = self._judge([OwnQuestion(as_pictures(images), instruction, texts)], task)
+        asked = AskedAs(task, samples, both_orders, seed)
+        (found,) = self.ask([OwnQuestion(as_pictures(images), instruction, texts)], asked)
         if isinstance(found, UserError):
             raise found
-        return found
+        return verdict_of(*found)
 
     def judge_all(
         self,
@@ -132,13 +100,16 @@ class Judge:
         task: str | None = None,
         images: Iterable[Any] | None = None,
         instruction: str | Sequence[str] = "",
+        samples: int = 1,
+        both_orders: bool = False,
+        seed: int = 0,
     ) -> list[Verdict]:
         """Judges many questions in batches; returns the verdicts in their order.
 
         A question is a picture, a tuple (pictures, instruction) or (pictures, instruction, texts), or a dict with `image` or
         `images`, `instruction` (or `text`), `texts` and `task`. For a task of pairs, ("a.jpg", "b.jpg") is one too. Instead,
         `images` holds the pictures of each question and `instruction` one text, or one for each. An array [n, h, w, 3] is n
-        pictures.
+        pictures. samples, both_orders: as for `judge`.
 
         A question that cannot be asked gets a verdict None with the reason in `error`, beginning with its number, and a warning.
         Raises UserError for an unknown task and for questions in no such form at all.
@@ -148,125 +119,92 @@ class Judge:
         asked = with_instructions(images, instruction) if questions is None else listed(questions)
         if task is not None:
             self._task(task)  # also where there is no question
-        found = self._judge(asked, task)
-        failed = {i: f"question {i}: {one}" for i, one in enumerate(found) if isinstance(one, UserError)}
-        if failed:
-            first = next(iter(failed.values()))
-            warnings.warn(f"{len(failed)} of {len(found)} questions were not judged: {first}", stacklevel=2)
-        return [Verdict(None, "", None, "", failed[i], None, "invalid") if i in failed else one for i, one in enumerate(found)]
+        found = self.ask(asked, AskedAs(task, samples, both_orders, seed))
+        failed = _warn_failed(found)
+        refused = {i: Verdict(None, "", None, "", text, None, "invalid") for i, text in failed.items()}
+        return [refused[i] if i in refused else verdict_of(*one) for i, one in enumerate(found)]
 
-    def _task(self, name: str | None) -> Task:
-        return find_task(name, self._how.fmt.tasks, self.trained_tasks)
+    def score(
+        self,
+        images: Iterable[Any],
+        *,
+        task: str,
+        instructions: str | Sequence[str] = "",
+        samples: int = 1,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """One number for each element of `images`, float64 [N]: the probability of the task's second label (the class that the
+        question names), or the expected grade, after the judge's reasoning. samples: so many reasonings are averaged; 1 takes the
+        likeliest. Equal for equal pictures, whatever the batch.
 
-    def _judge(self, questions: Iterable[Any], task: str | None) -> list[Verdict | UserError]:
-        """A verdict for each question, or why it cannot be asked. Threads prepare the next batches while one is judged."""
-        found: dict[int, Verdict | UserError] = {}
-        waiting: dict[tuple, list[_Row]] = {}
-        most, begun, warned = self._how.batch, set(), set()
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for number, row in enumerate(_in_order(pool, self._prepare, enumerate(questions), task, ahead=2 * most)):
-                if isinstance(row, UserError):
-                    found[number] = row
-                    continue
-                if row.task.name not in warned and (text := untrained(row.task.name, self.trained_tasks)):
-                    warnings.warn(text, stacklevel=3)
-                warned.add(row.task.name)
-                rows = waiting.setdefault((row.program, row.task.name), [])
-                rows.append(row)
-                if len(rows) == most:
-                    found |= self._judge_rows(rows, most)
-                    begun.add(row.program)
-                    rows.clear()
-            for rows in filter(None, waiting.values()):
-                found |= self._judge_rows(rows, self._size_for(rows, rows[0].program in begun))
-        return [found[number] for number in sorted(found)]
+        NaN where no reasoning led to a verdict or the question could not be asked, with a warning that counts these. Raises
+        UserError for a task of pairs or lists.
+        """
+        found = self._task(task)
+        if not found.kind.startswith("pointwise"):
+            other = "compare" if found.kind == "pairwise" else "judge_all"
+            raise UserError(f"task {task!r} asks {found.kind} questions, a score is of one picture: use {other}")
+        verdicts = self.ask(with_instructions(images, instructions), AskedAs(task, samples, seed=seed))
+        failed = _warn_failed(verdicts)
+        scores = [None if i in failed else verdict_of(*one).score_expected for i, one in enumerate(verdicts)]
+        if unread := scores.count(None) - len(failed):
+            warnings.warn(f"{unread} of {len(scores)} questions have no score: no answer to them could be read", stacklevel=2)
+        return np.array([math.nan if score is None else score for score in scores])
 
-    def _prepare(self, numbered: tuple[int, Any], task_name: str | None) -> _Row | UserError:
-        """Decodes the images and makes the row, in the smallest room that holds the question."""
-        number, raw = numbered
-        own = raw.get("task") if isinstance(raw, Mapping) else None
-        if own is None and task_name is None:
-            raise UserError(f"question {number} has no task: give judge_all a task, or each question one")
-        try:
-            task = self._task(task_name if own is None else own)
-            asked = read_question(raw, several=task.kind in ("pairwise", "listwise"))
-            example = question_example(asked.images, asked.instruction, asked.texts, task=task, number=number)
-            return self._row_of(example, task, number)
-        except UserError as error:
-            return error
+    def compare(
+        self,
+        candidates: Iterable[Any],
+        *,
+        task: str,
+        instruction: str = "",
+        by: str | None = None,
+        anchors: int | None = None,
+        samples: int = 1,
+        seed: int = 0,
+    ) -> WinRates:
+        """The probability that each of N pictures wins against each other one, and their mean, the win rates [N].
 
-    def _row_of(self, example: JudgeExample, task: Task, number: int) -> _Row:
-        parts = task.ask(example.question, example.example_id).parts
-        for fmt in _rooms(self._how.fmt, len(example.images)):
-            try:
-                return _Row(number, example, task, fmt, prompt_row(parts, example.images, fmt, name="it"))
-            except BadRecord as error:
-                if error.reason not in ("prompt_too_long", "too_many_patches"):
-                    raise
-                too_large = error
-        remedy = str(too_large).replace("raise data.", "raise ").replace("in the config", "in the model's judge.json")
-        raise UserError(remedy)
-
-    def _size_for(self, rows: list[_Row], begun: bool) -> int:
-        """Of a batch that is not full: the next power of two. Behind full batches, a size that need not be compiled."""
-        program, most = rows[0].program, self._how.batch
-        shards = _shards(self._how.programs.mesh.shape)
-        sizes = [size for size in _ladder(shards, most) if size >= len(rows)]
-        return next((size for size in sizes if not begun or (program, size) in self._compiled), most)
-
-    def _judge_rows(self, rows: list[_Row], size: int) -> dict[int, Verdict]:
-        """The verdicts of at most `size` rows of one task and room, by their numbers."""
-        task, fmt = rows[0].task, rows[0].fmt
-        filler = bad_row(fmt, example_id="", task="", error="")
-        held = [{**row.row, "uid": np.uint32(row.example.uid)} for row in rows] + [filler] * (size - len(rows))
-        part = my_rows(size)
-        batch = stack_rows([{key: row[key] for key in DEVICE_KEYS} | {"error": np.str_("")} for row in held[part]])
-        how = self._how._replace(fmt=fmt)
-        settings = {"key": stage_key(how.seed, 0, "evaluate"), "order": "", "probabilities": True}
-        lines = judge_batch(self._params, batch, [row.example for row in rows][part], task, how, **settings)
-        self._compiled.add((rows[0].program, size))
-        verdicts = [Verdict(*(line[key] for key in Verdict._fields)) for line in chain(*gather(lines))]
-        return {row.number: verdict for row, verdict in zip(rows, verdicts, strict=True)}
+        by: "pairs" asks a task of pairs about every pair in both orders and is its default. "score", the default of a task
+        about one picture, judges each alone and compares the scores; a task of pairs then takes its pointwise twin. anchors: each
+        candidate meets only the next `anchors` ones. samples: as for `score`. Raises UserError for anything that cannot be asked.
+        """
+        found, pictures = self._task(task), [*listed(candidates)]
+        by = ("pairs" if found.kind == "pairwise" else "score") if by is None else by
+        if by not in ("pairs", "score") or (by == "pairs" and found.kind != "pairwise") or found.kind == "listwise":
+            raise UserError(f"by = {by!r} with task {task!r}, which asks {found.kind} questions: {_BY}")
+        pairs = opponents(len(pictures), anchors if by == "pairs" else None)
+        with ThreadPoolExecutor(THREADS) as pool:
+            pixels = list(pool.map(pixels_of, pictures))
+        if by == "score":
+            if found.kind == "pairwise" and not found.single:
+                raise UserError(f"task {task!r} has no pointwise twin: compare by pairs, or name a task about one picture")
+            asked = AskedAs(found.single or task, samples, seed=seed)
+            questions = [OwnQuestion([one], instruction) for one in pixels]
+        else:
+            asked = AskedAs(task, samples, both_orders=True, seed=seed)
+            questions = [OwnQuestion([pixels[i], pixels[j]], instruction) for i, j in pairs]
+        answered = self.ask(questions, asked)
+        for one in answered:
+            if isinstance(one, UserError):
+                raise one
+        shares = [[answer.shares for answer in answers] for answers, _ in answered]
+        if by == "score":
+            result = from_scores([verdict_of(*one).probabilities for one in answered])
+        else:
+            result = from_pairs(len(pixels), pairs, shares, found)
+        if result.unread:
+            total = sum(map(len, shares))
+            warnings.warn(f"{result.unread} of {total} answers could not be read and count as undecided", stacklevel=2)
+        return result
 
 
-def _rooms(fmt: RowFormat, images: int) -> list[RowFormat]:
-    """The sizes a question may be judged in, smallest first: those of the run, which hold what the run was trained on, and for
-    what it was not, larger ones for each of the images.
-    """
-    images = max(1, images)
-    return [
-        fmt,
-        fmt._replace(
-            prompt_tokens=(fmt.prompt_tokens + _EXTRA_TOKENS) * images,
-            patch_count=fmt.patch_count * _EXTRA_PATCHES * images,
-            completion_tokens=fmt.completion_tokens * images,
-        ),
-    ]
-
-
-def _in_order(pool: ThreadPoolExecutor, call: Callable, items: Iterable[Any], *given: Any, ahead: int) -> Iterator[Any]:
-    """`call(item, *given)` of each item, in order; at most `ahead` of them wait to be taken."""
-    waiting: deque = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(call, item, *given))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for job in waiting:
-            job.cancel()
-
-
-def _ladder(shards: int, most: int) -> list[int]:
-    """Sizes of a batch: shards times a power of two, and the largest. _ladder(1, 12) -> [1, 2, 4, 8, 12]."""
-    return [shards * 2**power for power in range(math.ceil(math.log2(most / shards)))] + [most]
-
-
-def _shards(shape: Mapping[str, int]) -> int:
-    """Devices over which a batch is spread."""
-    return shape["data"] * shape["fsdp"] * shape["expert"]
+def _warn_failed(found: Sequence[Any]) -> dict[int, str]:
+    """What is wrong with the questions that cannot be asked, by number."""
+    failed = {i: f"question {i}: {one}" for i, one in enumerate(found) if isinstance(one, UserError)}
+    if failed:
+        first = next(iter(failed.values()))
+        warnings.warn(f"{len(failed)} of {len(found)} questions were not judged: {first}", stacklevel=3)
+    return failed
 
 
 def _all_devices(model: Qwen3VLConfig) -> MeshConfig:

@@ -13,7 +13,16 @@ from mtjudge_jax.policy.model import model_folder
 
 
 def print_verdict(
-    model: str, images: Sequence[str], *, task: str | None, instruction: str, as_json: bool, dtype: str | None, mesh: list[str]
+    model: str,
+    images: Sequence[str],
+    *,
+    task: str | None,
+    instruction: str,
+    as_json: bool,
+    dtype: str | None,
+    mesh: list[str],
+    samples: int,
+    both_orders: bool,
 ) -> None:
     """Judges and prints the verdict. A question that cannot be asked raises UserError, before the weights are read."""
     cfg = judge_config(model, batch=1)
@@ -23,7 +32,8 @@ def print_verdict(
     judge = Judge.from_pretrained(model, batch=1, dtype=dtype, mesh=mesh or None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        verdict = judge.judge(images=pixels, task=asked.name, instruction=instruction)
+        votes = {"samples": samples, "both_orders": both_orders}
+        verdict = judge.judge(images=pixels, task=asked.name, instruction=instruction, **votes)
     for text in dict.fromkeys(str(warning.message) for warning in caught if warning.category is UserWarning):
         print(f"warning: {text}", file=sys.stderr)
     if as_json:
@@ -33,5 +43,7 @@ def print_verdict(
     print(f"reasoning  {verdict.reasoning}")
     if verdict.probabilities:
         print("           " + ", ".join(f"{word} {p:.1%}" for word, p in verdict.probabilities.items()))
+    if verdict.agreement is not None:
+        print(f"agreement  {verdict.agreement:.0%} of the answers")
     if verdict.score_expected is not None and asked.kind == "pointwise_score":
         print(f"expected   {verdict.score_expected:.2f}, the mean grade under these probabilities")

@@ -15,7 +15,9 @@ from mtjudge_jax.tasks import Task, get_task
 
 _FIELDS = ("image", "images", "instruction", "text", "texts", "task")
 # Fields of rows.jsonl that do not change what is asked: such a row is a question too.
-_PASSED_OVER = ("id", "kind", "criterion", "label", "split", "group", "rationale", "raters", "license", "terms", "meta")
+_PASSED_OVER = (
+    "id", "kind", "criterion", "label", "scale", "allow_tie", "split", "group", "rationale", "raters", "license", "terms", "meta",
+)  # fmt: skip
 _FORMS = "give (pictures, instruction) or (pictures, instruction, texts), with the pictures in a list, or a dict"
 
 

@@ -9,7 +9,7 @@ import importlib.util
 import operator
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,19 @@ from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
 
+class Context(NamedTuple):
+    """What the sampler has left of each prompt and its first answers, for continuations of these. Q leads."""
+
+    prompt: vlm.Cache  # k [Q, L, K, H, P], v [Q, L, K, P, H]
+    answers: vlm.Cache  # k [Q, L, G, K, H, C - 1], v [Q, L, G, K, C - 1, H]
+
+
 class Programs(NamedTuple):
     """Jitted functions. `traces` counts how often each was traced, by shapes: it should be once."""
 
     sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
+    sample_and_keep: Callable[..., tuple[Rollout, Context]]  # the same with a sixth argument, static: how many answers' caches
+    branch_logp: Callable[..., Array]  # (params, prompts, context, tokens [Q, G, T, W], at [Q, G]) -> [Q, G, T, W - 1]
     logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
     reference_logp: Callable[[Params, PromptBatch, Array], Array]  # the same for the reference policy, which has no adapters
     logp_fn: Callable  # the same with entropy, not jitted, for a loss to call
@@ -46,17 +55,28 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     backend = backend_of(cfg, mesh)
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
     reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
-    draw_answers = partial(sample, allowed=allowed, eos=tokenizer.ends, pad=tokenizer.pad, backend=backend)
+    draw_answers = partial(draw_and_keep, allowed=allowed, eos=tokenizer.ends, pad=tokenizer.pad, backend=backend)
     traces: collections.Counter = collections.Counter()
 
-    def sample_pieces(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
+    def sample_pieces(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, keep: int = 0):
         traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}"] += 1
         weights = cast(params, cfg.model.dtype)
 
-        def draw(prompts: PromptBatch) -> Rollout:
-            return draw_answers(weights, model_cfg, prompts, key, temperature=temperature, length=length)
+        def draw(prompts: PromptBatch) -> Rollout | tuple[Rollout, Context]:
+            drawn, context = draw_answers(weights, model_cfg, prompts, key, temperature=temperature, length=length)
+            return (drawn, context._replace(answers=jax.tree.map(lambda x: x[:, :, :keep], context.answers))) if keep else drawn
 
         return in_pieces(draw, (prompts,), cfg.rollout.micro_prompts or prompts.tokens.shape[0])
+
+    def branch_logp(params: Params, prompts: PromptBatch, context: Context, tokens: Array, at: Array) -> Array:
+        traces[f"branches {prompts.tokens.shape} of {tokens.shape}"] += 1
+        weights = cast(params, cfg.model.dtype)
+        prompt, past = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
+        where = {"tokens": tokens[..., :-1], "at": at, "prompt": prompt, "past": past}
+        hidden = vlm.branch_hidden(weights, model_cfg, prompts, **where, backend=backend)
+        logits = sampling_logits(hidden, vlm.output_head(weights, model_cfg), allowed, cfg.rollout.temperature)
+        picked = jnp.take_along_axis(logits, tokens[..., 1:, None], -1)[..., 0]
+        return picked - jax.nn.logsumexp(logits, -1)
 
     def jitted_logp(name: str, fn: Callable) -> Callable:
         def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
@@ -70,7 +90,9 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     logp = jitted_logp("logp", logp_fn)
     reference_logp = jitted_logp("logp of the reference", reference_fn) if model_cfg.lora else logp
     jitted_sample = jax.jit(sample_pieces, static_argnums=4, out_shardings=rows)
-    return Programs(jitted_sample, logp, reference_logp, logp_fn, traces, mesh, tokenizer)
+    sample_and_keep = jax.jit(sample_pieces, static_argnums=(4, 5), out_shardings=(rows, None))
+    branches = jax.jit(branch_logp, out_shardings=rows)
+    return Programs(jitted_sample, sample_and_keep, branches, logp, reference_logp, logp_fn, traces, mesh, tokenizer)
 
 
 def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
@@ -135,7 +157,12 @@ def _is_end(token: Array, eos: Array | int | tuple[Array | int, ...]) -> Array:
     return reduce(operator.or_, [token == end for end in (eos if isinstance(eos, tuple) else (eos,))])
 
 
-def sample(
+def sample(*arguments: Any, **settings: Any) -> Rollout:
+    """`draw_and_keep` without the caches."""
+    return draw_and_keep(*arguments, **settings)[0]
+
+
+def draw_and_keep(
     params: Params,
     cfg: Qwen3VLConfig,
     prompts: PromptBatch,
@@ -147,15 +174,14 @@ def sample(
     eos: int | tuple[int, ...],
     pad: int,
     backend: Backend = vlm.REFERENCE,
-) -> Rollout:
-    """Draws answers of at most `length` tokens.
+) -> tuple[Rollout, Context]:
+    """Draws answers of at most `length` tokens. The caches cost nothing where the caller drops them inside the same program.
 
     key: of this rollout. The draw of answer g at token t depends only on (key, uid of the example, g, t), not on the prompt's
     place in the batch, its device or its neighbours. temperature float32 [G], one per answer; 0 takes the likeliest token and
     gives its log-probability at temperature 1. allowed bool [V]. eos: the ids that end an answer, which must be allowed.
     """
-    group = temperature.shape[0]
-    head = vlm.output_head(params, cfg)
+    group, head = temperature.shape[0], vlm.output_head(params, cfg)
     divisor = jnp.where(temperature > 0, temperature, 1.0)[None, :, None]
     answer_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     keys = jax.vmap(lambda uid: answer_keys(jax.random.fold_in(key, uid), jnp.arange(group)))(prompts.uid)
@@ -193,5 +219,6 @@ def sample(
         return at + 1, write(state, *draw(hidden, at), at), own
 
     own = vlm.empty_cache(cfg, prompt_cache, group, length - 1)
-    _, (tokens, logps, mask, done), _ = jax.lax.while_loop(unfinished, step, (jnp.int32(1), state, own))
-    return Rollout(tokens, mask, logps, ~done)
+    _, (tokens, logps, mask, done), own = jax.lax.while_loop(unfinished, step, (jnp.int32(1), state, own))
+    context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), Context(prompt_cache, own))
+    return Rollout(tokens, mask, logps, ~done), context

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.policy.programs import sample
-from mtjudge_jax.rl.logp import completion_logp
+from mtjudge_jax.models.qwen3_vl import vlm
+from mtjudge_jax.policy.programs import draw_and_keep, sample
+from mtjudge_jax.rl.logp import completion_logp, sampling_logits
 from mtjudge_jax.types import Rollout
 
 LENGTH = 8
@@ -65,6 +66,37 @@ def test_decode_equals_teacher_forcing(record_testsuite_property):
     assert out.logp.dtype == jnp.float32
     assert max(error, greedy) < TOLERANCE
     assert float(out.logp.max()) < 0
+
+
+@pytest.mark.parametrize("moe", [False, True])
+def test_branches_of_a_kept_cache_equal_teacher_forcing(moe):
+    """Three continuations of each answer from a place of its own, the first token and the last possible place among them."""
+    width, branches, cfg = 3, 3, tiny.config(moe=moe)
+    (_, rows, key), params, rng = world(), tiny.params(cfg), np.random.default_rng(5)
+    settings = {"allowed": tiny.ALLOWED, "length": LENGTH, "pad": tiny.PAD, "temperature": TEMPERATURE, "eos": NEVER}
+    out, context = tiny.jit(lambda params, rows: draw_and_keep(params, cfg, rows, key, **settings))(params, rows)
+    drawn = np.asarray(out.tokens)
+    at = rng.integers(0, LENGTH - width + 1, drawn.shape[:2]).astype(np.int32)
+    at[0, 0], at[1, 1] = 0, LENGTH - width
+    ends = rng.choice(np.flatnonzero(tiny.ALLOWED), (*at.shape, branches, width)).astype(np.int32)
+    before = np.where(at > 0, np.take_along_axis(drawn, np.maximum(at - 1, 0)[..., None], 2)[..., 0], rows.tokens[:, -1:])
+    fed = np.concatenate([np.broadcast_to(before[..., None, None], (*ends.shape[:3], 1)), ends[..., :-1]], -1)
+
+    def branch_logp(params, rows, context, fed, at):
+        prompt, past = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
+        hidden = vlm.branch_hidden(params, cfg, rows, tokens=fed, at=at, prompt=prompt, past=past)
+        logits = sampling_logits(hidden, vlm.output_head(params, cfg), tiny.ALLOWED, 0.7)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), ends[..., None], -1)[..., 0]
+
+    got = np.asarray(tiny.jit(branch_logp)(params, rows, context, fed, at))
+    for branch in range(branches):
+        whole = drawn.copy()
+        places = at[..., None] + np.arange(width)
+        np.put_along_axis(whole, places, ends[:, :, branch], 2)
+        want = completion_logp(params, cfg, rows, whole, whole >= 0, allowed=tiny.ALLOWED, temperature=0.7, chunk=4096).logp
+        want = np.take_along_axis(np.asarray(want), places, 2)
+        assert float(np.abs(got[:, :, branch] - want).max()) < TOLERANCE
+    assert np.ptp(got) > 1
 
 
 def test_decode_equals_the_plain_forward():

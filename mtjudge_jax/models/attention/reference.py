@@ -83,3 +83,35 @@ def attend_decode(
     itself = jnp.einsum("qgkxh,qgkh->qgkx", q, k, preferred_element_type=jnp.float32) * scale
     out = merge(out_c[..., 0, :], lse_c[..., 0], v[..., None, :], itself)
     return merge(out_p, lse_p, out, jnp.logaddexp(lse_c[..., 0], itself)).reshape(rows, group, n, h)
+
+
+def attend_branches(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    branches: int,
+    past: tuple[Array, Array],
+    prompt: tuple[Array, Array],
+    masks: tuple[Array, Array],
+    scale: float,
+) -> Array:
+    """Attention of T = `branches` short continuations of each of G cached completions: q [Q, G, T * W, N, H]; k, v with K heads.
+
+    past: keys [Q, G, K, H, C] and values [Q, G, K, C, H]; prompt: keys [Q, K, H, P] and values [Q, K, P, H]. masks: bool
+    [Q, G, C] and [Q, G, P], True where the branches of a completion look. A token sees these, its own branch's past and itself.
+    """
+    rows, group, count = q.shape[:3]
+    heads = q.reshape(rows, group, count, k.shape[-2], -1, q.shape[-1])
+    past_mask, prompt_mask = masks
+    wide = jnp.moveaxis(heads.reshape(rows, group * count, *heads.shape[3:]), 1, 3)  # [Q, K, N/K, G * T * W, H]
+    seen = jnp.repeat(prompt_mask, count, axis=1)[:, None, None]
+    out_p, lse_p = _attend_heads(wide, *prompt, seen, scale=scale)
+    out_p, lse_p = (jnp.moveaxis(x, 3, 1).reshape(*q.shape[:4], *x.shape[4:]) for x in (out_p, lse_p))
+    narrow = jnp.moveaxis(heads, 2, 4)  # [Q, G, K, N/K, T * W, H]
+    out_c, lse_c = _attend_heads(narrow, *past, past_mask[:, :, None, None, None], scale=scale)
+    out_c, lse_c = (jnp.moveaxis(x, 4, 2).reshape(*q.shape[:4], *x.shape[5:]) for x in (out_c, lse_c))
+    split = [x.reshape(rows, group, branches, -1, *x.shape[3:]) for x in (q, k, v)]
+    out, lse = attend_half(*split, None, causal=True, scale=scale)
+    out, lse = out.reshape(q.shape), lse.reshape(lse_c.shape)
+    return merge(out_p, lse_p, merge(out_c, lse_c, out, lse), jnp.logaddexp(lse_c, lse))

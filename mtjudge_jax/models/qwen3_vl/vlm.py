@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtjudge_jax.models.attention import attend, attend_decode, attend_grouped
+from mtjudge_jax.models.attention import attend, attend_branches, attend_decode, attend_grouped
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
@@ -136,6 +136,45 @@ def decode(
     # One write for all layers, so that the cache stays in place in the sampling loop.
     write = jax.lax.dynamic_update_index_in_dim
     return x, Cache(write(own.k, k, at, 5), write(own.v, v, at, 4))
+
+
+def branch_hidden(
+    params: Params,
+    cfg: Qwen3VLConfig,
+    batch: PromptBatch,
+    *,
+    tokens: Array,
+    at: Array,
+    prompt: Cache,
+    past: Cache,
+    backend: Backend = REFERENCE,
+) -> Array:
+    """Hidden states of T continuations of a part of each completion: a third level of the tree of caches.
+
+    tokens int32 [Q, G, T, W] follow a completion's first at - 1 tokens, at int32 [Q, G]. The first of them is the completion's
+    own token there, computed again, so hidden state w [Q, G, T, W, D] predicts completion token at + w. Where `at` is 0, that
+    first token is the prompt's last. prompt: of `prefill`. past: the completions' cache after `decode`.
+    """
+    model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
+    rows, group, branches, width = tokens.shape
+    steps = jnp.tile(jnp.arange(width, dtype=jnp.int32), branches)
+    positions = (batch.next_position[:, None] + at - 1)[..., None] + steps
+    rope = model.text.rope(jnp.broadcast_to(positions.reshape(rows, -1, 1), (rows, steps.shape[0] * group, 3)))
+    length = batch.tokens.shape[1]
+    in_prompt = batch.valid[:, None] & ((jnp.arange(length) < length - 1) | (at > 0)[..., None])
+    masks = jnp.arange(past.k.shape[-1]) < (at - 1)[..., None], in_prompt
+
+    def attention(q, k, v, state):
+        prompt, past = state
+        split = [x.reshape(rows, group, branches * width, *x.shape[2:]) for x in (q, k, v)]
+        out = attend_branches(*split, branches=branches, past=past, prompt=prompt, masks=masks, scale=scale)
+        return out.reshape(q.shape), None
+
+    x = model.text.embed_vd[...][tokens.reshape(rows, -1)]
+    x, _, _ = model.text(
+        x, rope, attention, states=(prompt, past), deepstack=None, real=jnp.ones(x.shape[:2], bool), backend=backend
+    )
+    return x.reshape(*tokens.shape, -1)
 
 
 def completion_hidden(

@@ -47,7 +47,7 @@ _SHOWN = ("image", "images", "text", "candidates")  # a row has at least one of 
 _SPLITS = ("", "train", "val", "test", "ood")
 _PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE, "both_bad": TIE}
 _MAX_CANDIDATES = 26
-_NO_LABEL = "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge`"
+_NO_LABEL = "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge --data`"
 _CHAT = {"messages", "conversations", "conversation", "completion", "chosen", "rejected"}  # rows of trainers of language models
 
 

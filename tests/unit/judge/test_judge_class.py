@@ -16,8 +16,10 @@ from data_fixtures import encoded, noise
 from PIL import Image
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.judge import judge as module
-from mtjudge_jax.judge.judge import Judge, Verdict, _all_devices, _dtype_of, _ladder
+from mtjudge_jax.judge import engine as module
+from mtjudge_jax.judge.engine import AskedAs, _ladder
+from mtjudge_jax.judge.judge import Judge, _all_devices, _dtype_of
+from mtjudge_jax.judge.votes import Reply, Verdict
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.policy.model import DEMO_BASE
 
@@ -31,16 +33,15 @@ def on_all_devices():
 def judge(monkeypatch):
     """The same judge with the stand-in; `judge.batches` are (task, rows, size, room)."""
     made = on_all_devices()
-    judge = Judge(made._model, made._params, made._how)
+    judge = Judge(made._model, made._params, made._how, made._temperature)
     judge.batches = []
 
-    def answered(rows, size):
+    def answered(rows, size, asked):
         sizes = rows[0].fmt.prompt_tokens, rows[0].fmt.patch_count, rows[0].fmt.completion_tokens
         judge.batches.append((rows[0].task.name, [row.number for row in rows], size, sizes))
         judge._compiled.add((rows[0].program, size))
-        return {
-            row.number: Verdict("yes", str(int(row.example.images[0][0, 0, 0])), None, "", "", None, "strict") for row in rows
-        }
+        seen = {row.number: str(int(row.example.images[0][0, 0, 0])) for row in rows}
+        return {number: [Reply("yes", pixel, "", "", "strict", None)] * asked.samples for number, pixel in seen.items()}
 
     monkeypatch.setattr(judge, "_judge_rows", answered)
     return judge
@@ -133,8 +134,9 @@ def test_a_question_gets_the_room_of_the_run_where_it_fits(judge):
     assert (
         plain == sizes and pair == ((sizes[0] + 64) * 2, sizes[1] * 4, sizes[2] * 2) and long == (sizes[0] + 64, sizes[1] * 2, 16)
     )
-    roomy = Judge(judge._model, judge._params, judge._how._replace(fmt=own._replace(prompt_tokens=128, patch_count=72)))
-    row = roomy._prepare((0, (picture(), picture())), "pairwise_technical")  # of a run whose sizes are for pairs
+    wide = judge._how._replace(fmt=own._replace(prompt_tokens=128, patch_count=72))
+    roomy = Judge(judge._model, judge._params, wide, judge._temperature)
+    row = roomy._prepare((0, (picture(), picture())), AskedAs("pairwise_technical"))  # of a run whose sizes are for pairs
     assert (row.fmt.prompt_tokens, row.fmt.patch_count) == (128, 72)
     with pytest.raises(
         UserError, match=r"^prompt_too_long: it has [0-9]+ tokens, .* raise prompt_tokens in the model's judge.json"
@@ -223,9 +225,9 @@ def test_pictures_are_decoded_by_several_threads_and_not_all_at_once(judge, monk
 
     answered = judge._judge_rows
 
-    def judged(rows, size):
+    def judged(rows, size, asked):
         most[0] = max(most[0], len(made) - sum(len(done) for _, done, _, _ in judge.batches))
-        return answered(rows, size)
+        return answered(rows, size, asked)
 
     monkeypatch.setattr(module, "question_example", counted)
     monkeypatch.setattr(judge, "_judge_rows", judged)

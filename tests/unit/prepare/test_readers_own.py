@@ -147,7 +147,7 @@ SAID = [
      f"unknown field 'messages': chat rows are not read; fields are {NAMES}"),
     ({"prompt": "a dog?", "chosen": "yes", "rejected": "no"},
      f"unknown field 'chosen': chat rows are not read; fields are {NAMES}"),
-    ({"label": None}, "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge`"),
+    ({"label": None}, "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge --data`"),
 ]  # fmt: skip
 PAIR_SAID = [
     ({"label": "C"}, "label is 'C', must be A or B or 0 or 1 or tie or both_good or both_bad"),
