@@ -35,14 +35,14 @@ def start_digests(tree: Any) -> _Parts:
     One program a device: a program a leaf takes longer to compile than a step to run.
     """
     held: dict[jax.Device, list[tuple[str, jax.Array, np.uint32, tuple[int, ...]]]] = {}
+    every: list[str] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        leaf = jnp.asarray(leaf)
+        leaf, name = jnp.asarray(leaf), path_name(path)
+        every.append(name)
         strides = tuple(math.prod(leaf.shape[axis + 1 :]) % 2**32 for axis in range(leaf.ndim))
         for shard in leaf.addressable_shards:
             if shard.replica_id == 0:
-                part = (path_name(path), shard.data, _first(shard.index, strides), strides)
-                held.setdefault(shard.device, []).append(part)
-    every = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+                held.setdefault(shard.device, []).append((name, shard.data, _first(shard.index, strides), strides))
     parts: _Parts = [(every, np.zeros(len(every), np.uint32))]  # a leaf of which this process holds nothing, too
     for of_device in held.values():
         names, data, first, strides = (list(column) for column in zip(*of_device, strict=True))

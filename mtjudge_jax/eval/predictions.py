@@ -33,7 +33,7 @@ def answered_line(example: JudgeExample, task: Task, order: str, answers: Answer
     drawn = [parsed for parsed, sampled in zip(lenient, answers.sampled, strict=True) if sampled]
     greedy = lenient[0]  # read as leniently as the sampled answers, so that their scores are comparable
     return _blank_line(example, task, order, truth) | {
-        "verdict": _verdict_text(greedy, task, truth),
+        "verdict": verdict_text(greedy, task, truth),
         "correct": greedy.verdict == right,
         "text": answers.texts[0],
         "reasoning": greedy.reasoning,
@@ -42,7 +42,7 @@ def answered_line(example: JudgeExample, task: Task, order: str, answers: Answer
         "reward": reward,
         "closeness": _closeness(greedy, truth),
         "sampled_accuracy": sum(parsed.verdict == right for parsed in drawn) / len(drawn) if drawn else None,
-        "sampled_verdicts": [_verdict_text(parsed, task, truth) for parsed in drawn],
+        "sampled_verdicts": [verdict_text(parsed, task, truth) for parsed in drawn],
         "tokens": int(answers.tokens[0]),
         "sampled_tokens": int(answers.tokens[1:].sum()),
     }
@@ -92,7 +92,7 @@ def _blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | No
     } | custom
 
 
-def _verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
+def verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
     """The verdict as files write it: a label of the task, or for a list the order of its candidates as they were shown."""
     if parsed.verdict is None:
         return None

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 
 from mtjudge_jax.eval.batches import Judging
+from mtjudge_jax.eval.predictions import verdict_text
 from mtjudge_jax.eval.probabilities import Sampled, Shares, expected, label_probabilities, widths_of
 from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.answer import Truth, parse_lenient, parse_strict, ranking_text, truth_of
+from mtjudge_jax.tasks.answer import Truth, parse_lenient, parse_strict, truth_of
 from mtjudge_jax.types import Params
 
 
@@ -73,7 +74,7 @@ def _read(text: str, task: Task, truth: Truth, shares: Shares | None) -> Reply:
     lenient, strict = parse_lenient(text, **form), parse_strict(text, **form)
     if lenient.verdict is None:
         return Reply(None, lenient.reasoning, text, lenient.error, "invalid", shares)
-    said = ranking_text(lenient.verdict, truth.words) if truth.ranked else task.labels[lenient.verdict]
+    said = verdict_text(lenient, task, truth)
     return Reply(said, lenient.reasoning, text, "", "lenient" if strict.verdict is None else "strict", shares)
 
 
