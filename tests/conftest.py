@@ -1,5 +1,6 @@
 """A fake mesh of 8 CPU devices, exact float32 and a compilation cache that lives on, all set before jax is imported."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -10,6 +11,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tracing is most of what the tests wait for. It leaves no cycles worth looking for so often, and nobody reads an operation's origin.
+gc.set_threshold(100_000, 50, 50)
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
+os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "0")
 os.environ.setdefault("FSSPEC_GCS_TOKEN", "anon")  # read as fsspec is imported; support/bucket.py asks for no name
 
 import jax

@@ -6,6 +6,7 @@ share the suite's compilation cache, so a second run of the same shapes does not
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import os
@@ -194,6 +195,8 @@ def _serve() -> None:
     import mtjudge_jax.train.fit  # noqa: F401
 
     transformers.AutoTokenizer  # noqa: B018  lazy: this imports it
+    gc.freeze()  # what is imported stays
+    gc.set_threshold(100_000, 50, 50)
     running = set()
     for line in sys.stdin:
         job = json.loads(line)
