@@ -11,8 +11,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tracing is most of what the tests wait for. It leaves no cycles worth looking for so often, and nobody reads an operation's origin.
-gc.set_threshold(100_000, 50, 50)
+# Tracing is most of what the tests wait for: it leaves few cycles to look for, and nobody reads an operation's origin.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "0")
 os.environ.setdefault("FSSPEC_GCS_TOKEN", "anon")  # read as fsspec is imported; support/bucket.py asks for no name
@@ -20,6 +19,7 @@ os.environ.setdefault("FSSPEC_GCS_TOKEN", "anon")  # read as fsspec is imported;
 import jax
 import pytest
 
+gc.set_threshold(100_000, 50, 50)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "allow")
 

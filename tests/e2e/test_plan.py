@@ -357,8 +357,8 @@ def test_a_slice_that_is_not_here():
     """The demo on four chips: compiled by XLA for TPUs, every kernel's work known."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}
     eight = [f"--config.{name}=8" for name in ("rollout.prompts", "update.prompts", "update.micro_prompts")]  # two a chip
-    command = [sys.executable, "-m", "mtjudge_jax.cli", "plan", f"--config={commands().config}", "--topology=v5e:2x2", "--json", *eight]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=500)
+    command = [sys.executable, "-m", "mtjudge_jax.cli", "plan", f"--config={commands().config}", "--topology=v5e:2x2", "--json"]
+    done = subprocess.run(command + eight, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
     plan = json.loads(done.stdout)
