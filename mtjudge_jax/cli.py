@@ -26,6 +26,7 @@ COMMANDS = {
     "train": "train a judge with a config: multi-task GRPO, or SFT",
     "eval": "judge a prepared split with a model and score the answers",
     "judge": "judge your own images",
+    "serve": "serve a judge over HTTP, for other programs and machines",
     "export": "write a Hugging Face folder with a model card from a run or one of its checkpoints",
     "report": "write the HTML report of a run, or compare several runs",
 }

@@ -6,8 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgpack
-
 from mtjudge_jax.errors import UserError
 
 SCHEMA_VERSION = 2
@@ -132,11 +130,15 @@ def pack(example: JudgeExample) -> bytes:
     fields["candidates"] = [candidate._asdict() for candidate in example.candidates]
     fields["sha256"] = [hashlib.sha256(image).digest() for image in example.images]
     del fields["place"]
+    import msgpack  # not needed by a client of a server
+
     return msgpack.packb({"schema_version": SCHEMA_VERSION, **fields})
 
 
 def unpack(data: bytes) -> JudgeExample:
     """Raises BadRecord (`unreadable_record`, `schema_version`, `image_hash`) instead of returning damaged content."""
+    import msgpack
+
     try:
         fields = msgpack.unpackb(data)
         version, hashes = fields.pop("schema_version"), fields.pop("sha256")

@@ -9,6 +9,7 @@ from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import TASKS, Task
 from mtjudge_jax.tasks.answer import Parsed, Truth, parse_lenient, parse_strict, ranking_text, truth_of
 from mtjudge_jax.tasks.reward import graded, ranking, reward_of
+from mtjudge_jax.tasks.verdicts import read_reply, verdict_text
 
 _RAW_CHARS = 200  # a longer native field is free text, which no metric reads
 
@@ -27,18 +28,18 @@ def answered_line(example: JudgeExample, task: Task, order: str, answers: Answer
     truth = truth_of(task, example)
     form = {"labels": truth.words, "ranked": truth.ranked}
     right = truth.ranks if truth.ranked else truth.label
-    strict = parse_strict(answers.texts[0], **form)
+    strict, reply = parse_strict(answers.texts[0], **form), read_reply(answers.texts[0], task, truth)
     lenient = [parse_lenient(text, **form) for text in answers.texts]
     reward = reward_of(strict, label_index=right, truncated=bool(answers.truncated[0]), alpha=alpha).total
     drawn = [parsed for parsed, sampled in zip(lenient, answers.sampled, strict=True) if sampled]
     greedy = lenient[0]  # read as leniently as the sampled answers, so that their scores are comparable
     return _blank_line(example, task, order, truth) | {
-        "verdict": verdict_text(greedy, task, truth),
+        "verdict": reply.verdict,
         "correct": greedy.verdict == right,
         "text": answers.texts[0],
-        "reasoning": greedy.reasoning,
-        "error": greedy.error,
-        "parse": "invalid" if greedy.verdict is None else "lenient" if strict.verdict is None else "strict",
+        "reasoning": reply.reasoning,
+        "error": reply.error,
+        "parse": reply.parse,
         "reward": reward,
         "closeness": _closeness(greedy, truth),
         "sampled_accuracy": sum(parsed.verdict == right for parsed in drawn) / len(drawn) if drawn else None,
@@ -90,13 +91,6 @@ def _blank_line(example: JudgeExample, task: Task, order: str, truth: Truth | No
         "order": order,
         "unusable": False,
     } | custom
-
-
-def verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
-    """The verdict as files write it: a label of the task, or for a list the order of its candidates as they were shown."""
-    if parsed.verdict is None:
-        return None
-    return ranking_text(parsed.verdict, truth.words) if truth.ranked else task.labels[parsed.verdict]
 
 
 def _closeness(parsed: Parsed, truth: Truth) -> float | None:

@@ -11,6 +11,7 @@ from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.answer import truth_of
+from mtjudge_jax.tasks.verdicts import Shares, expected
 from mtjudge_jax.types import Params, PromptBatch, Rollout
 
 _ANSWER_TAG = "<answer>"
@@ -18,8 +19,6 @@ _MOST_WORDS = 11  # a task with more labels gets no probabilities; neither does 
 # A continuation has one of a few shapes, so that tasks share compiled programs.
 _BRANCHES = (2, 4, 8, _MOST_WORDS)
 _WIDTHS = (8, 32)  # in tokens; what is longer takes the length of an answer
-
-Shares = dict[str, float]  # by label, in the order of the task's labels; they sum to 1
 
 
 class Sampled(NamedTuple):
@@ -42,12 +41,6 @@ def add_probabilities(
         if shares is not None:
             row["probabilities"], row["probability"] = shares, shares.get(row["verdict"])
             row["score_expected"] = expected(shares, task)
-
-
-def expected(shares: Shares, task: Task) -> float:
-    """The mean grade under the probabilities, or the second label's probability."""
-    graded = task.kind == "pointwise_score"
-    return sum(float(word) * p for word, p in shares.items()) if graded else list(shares.values())[1]
 
 
 def branches_of(task: Task) -> int:

@@ -17,10 +17,10 @@ import jinja2
 from huggingface_hub import ModelCardData
 
 from mtjudge_jax.config import Config, get_tasks
-from mtjudge_jax.export.chat import Example, chat_content, example_of, openai_request
 from mtjudge_jax.paths import AnyPath, absolute
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import INSTRUCTION_SLOT
+from mtjudge_jax.tasks.chat import Example, chat_content, example_of, openai_request
 
 _FOLDER = Path(__file__).parent
 _PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")

@@ -17,12 +17,13 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.probabilities import branches_of
 from mtjudge_jax.hosts.exchange import gather, my_rows
-from mtjudge_jax.judge.questions import find_task, question_example, read_question, untrained
-from mtjudge_jax.judge.votes import Reply, answer_batch, compile_batch, turned
+from mtjudge_jax.judge.answering import answer_batch, compile_batch
+from mtjudge_jax.judge.questions import OwnQuestion, find_task, question_example, read_question, untrained
 from mtjudge_jax.policy.model import Model
 from mtjudge_jax.policy.programs import stage_key
 from mtjudge_jax.records import BadRecord, JudgeExample, swapped
 from mtjudge_jax.tasks import Task
+from mtjudge_jax.tasks.verdicts import Reply, turned
 from mtjudge_jax.types import Params
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode and resize pictures
@@ -41,6 +42,19 @@ class AskedAs(NamedTuple):
     @property
     def orders(self) -> int:
         return 1 + self.both_orders
+
+
+Answered = tuple[list[Reply], Task] | UserError  # a question's answers, or why it cannot be asked
+
+
+class Call(NamedTuple):
+    """What a caller wants to know: questions, how they are asked, and what their answers say. The questions name their task, so
+    that those of several calls can be asked together.
+    """
+
+    questions: list[OwnQuestion]
+    asked: AskedAs
+    finish: Callable[[Sequence[Answered]], Any]  # given an answer to each question, in their order
 
 
 class _Row(NamedTuple):
@@ -71,7 +85,7 @@ class Engine:
         """Compiles all that calls about these tasks will need (default: the tasks that the model was trained on, or all known
         ones), and judges every later batch at full size, so that no later call compiles. samples: as in those calls.
         """
-        known = [self._task(name) for name in tasks or self.trained_tasks or self._how.fmt.tasks]
+        known = [self.task(name) for name in tasks or self.trained_tasks or self._how.fmt.tasks]
         known += [self._how.fmt.tasks[task.single] for task in known if task.single]
         most, rooms = self._how.batch, {}
         for task in known:
@@ -89,10 +103,11 @@ class Engine:
         """The likeliest answer, or several that are drawn."""
         return np.zeros(1, np.float32) if samples == 1 else np.full(samples, self._temperature, np.float32)
 
-    def _task(self, name: str | None) -> Task:
+    def task(self, name: str | None) -> Task:
+        """The task of that name; raises UserError for an unknown one."""
         return find_task(name, self._how.fmt.tasks, self.trained_tasks)
 
-    def ask(self, questions: Iterable[Any], asked: AskedAs) -> list[tuple[list[Reply], Task] | UserError]:
+    def ask(self, questions: Iterable[Any], asked: AskedAs) -> list[Answered]:
         """The answers to each question, or why it cannot be asked. Threads prepare the next batches while one is judged."""
         if asked.samples < 1:
             raise UserError(f"samples = {asked.samples} must be at least 1")
@@ -124,11 +139,11 @@ class Engine:
         """Decodes the images and makes the row, in the smallest room that holds the question."""
         place, raw = numbered
         (number, order), task_name = divmod(place, asked_for.orders), asked_for.task
-        own = raw.get("task") if isinstance(raw, Mapping) else None
+        own = raw.get("task") if isinstance(raw, Mapping) else (raw.task or None) if isinstance(raw, OwnQuestion) else None
         if own is None and task_name is None:
             raise UserError(f"question {number} has no task: give judge_all a task, or each question one")
         try:
-            task = self._task(task_name if own is None else own)
+            task = self.task(task_name if own is None else own)
             if asked_for.both_orders and task.kind != "pairwise":
                 raise UserError(f"both_orders is for pairs, task {task.name!r} asks {task.kind} questions: leave it out")
             asked = read_question(raw, several=task.kind in ("pairwise", "listwise"))
@@ -173,7 +188,7 @@ class Engine:
 
 def _together(
     found: Mapping[int, list[Reply] | UserError], tasks: Mapping[int, Task], number: int, asked: AskedAs
-) -> tuple[list[Reply], Task] | UserError:
+) -> Answered:
     """The answers to a question in all its orders, those of the second order turned back."""
     shown = [found[number + order] for order in range(asked.orders)]
     if failed := [one for one in shown if isinstance(one, UserError)]:

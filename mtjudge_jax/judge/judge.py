@@ -2,9 +2,7 @@
 
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -15,22 +13,17 @@ from mtjudge_jax.config_check import mesh_shape
 from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.jax_setup import check_platform
-from mtjudge_jax.judge.compare import WinRates, from_pairs, from_scores, opponents
-from mtjudge_jax.judge.engine import THREADS, AskedAs, Engine, shards
-from mtjudge_jax.judge.pictures import Picture, pixels_of
-from mtjudge_jax.judge.questions import (
-    OwnQuestion,
-    as_pictures,
-    listed,
-    with_instructions,
-)
-from mtjudge_jax.judge.votes import Verdict, verdict_of
+from mtjudge_jax.judge.calls import compare_call, judge_call, score_call, warn_failed
+from mtjudge_jax.judge.engine import AskedAs, Call, Engine, shards
+from mtjudge_jax.judge.pictures import Picture
+from mtjudge_jax.judge.questions import listed, with_instructions
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.policy.judge_file import judge_config, judge_tasks, mesh_of
 from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
+from mtjudge_jax.tasks.comparison import WinRates
+from mtjudge_jax.tasks.verdicts import Verdict, verdict_of
 
 _DTYPES = ("float32", "bfloat16")
-_BY = '"pairs" needs a task of pairs, "score" one about a single picture or a pair'
 
 
 class Judge(Engine):
@@ -87,11 +80,8 @@ class Judge(Engine):
         both_orders: a pair is asked in both orders too, and the answers vote together. Raises UserError for an unknown task, a
         wrong number of images, a missing instruction, a text that is no Unicode and an unreadable image.
         """
-        asked = AskedAs(task, samples, both_orders, seed)
-        (found,) = self.ask([OwnQuestion(as_pictures(images), instruction, texts)], asked)
-        if isinstance(found, UserError):
-            raise found
-        return verdict_of(*found)
+        asked = AskedAs(None, samples, both_orders, seed)
+        return self.run(judge_call(self.task(task), images, instruction=instruction, texts=texts, asked=asked))
 
     def judge_all(
         self,
@@ -118,9 +108,9 @@ class Judge(Engine):
             raise UserError("judge_all takes questions or images: give one of them")
         asked = with_instructions(images, instruction) if questions is None else listed(questions)
         if task is not None:
-            self._task(task)  # also where there is no question
+            self.task(task)  # also where there is no question
         found = self.ask(asked, AskedAs(task, samples, both_orders, seed))
-        failed = _warn_failed(found)
+        failed = warn_failed(found)
         refused = {i: Verdict(None, "", None, "", text, None, "invalid") for i, text in failed.items()}
         return [refused[i] if i in refused else verdict_of(*one) for i, one in enumerate(found)]
 
@@ -140,16 +130,8 @@ class Judge(Engine):
         NaN where no reasoning led to a verdict or the question could not be asked, with a warning that counts these. Raises
         UserError for a task of pairs or lists.
         """
-        found = self._task(task)
-        if not found.kind.startswith("pointwise"):
-            other = "compare" if found.kind == "pairwise" else "judge_all"
-            raise UserError(f"task {task!r} asks {found.kind} questions, a score is of one picture: use {other}")
-        verdicts = self.ask(with_instructions(images, instructions), AskedAs(task, samples, seed=seed))
-        failed = _warn_failed(verdicts)
-        scores = [None if i in failed else verdict_of(*one).score_expected for i, one in enumerate(verdicts)]
-        if unread := scores.count(None) - len(failed):
-            warnings.warn(f"{unread} of {len(scores)} questions have no score: no answer to them could be read", stacklevel=2)
-        return np.array([math.nan if score is None else score for score in scores])
+        asked = AskedAs(None, samples, seed=seed)
+        return self.run(score_call(self.task(task), images, instructions=instructions, asked=asked))
 
     def compare(
         self,
@@ -168,43 +150,12 @@ class Judge(Engine):
         about one picture, judges each alone and compares the scores; a task of pairs then takes its pointwise twin. anchors: each
         candidate meets only the next `anchors` ones. samples: as for `score`. Raises UserError for anything that cannot be asked.
         """
-        found, pictures = self._task(task), [*listed(candidates)]
-        by = ("pairs" if found.kind == "pairwise" else "score") if by is None else by
-        if by not in ("pairs", "score") or (by == "pairs" and found.kind != "pairwise") or found.kind == "listwise":
-            raise UserError(f"by = {by!r} with task {task!r}, which asks {found.kind} questions: {_BY}")
-        pairs = opponents(len(pictures), anchors if by == "pairs" else None)
-        with ThreadPoolExecutor(THREADS) as pool:
-            pixels = list(pool.map(pixels_of, pictures))
-        if by == "score":
-            if found.kind == "pairwise" and not found.single:
-                raise UserError(f"task {task!r} has no pointwise twin: compare by pairs, or name a task about one picture")
-            asked = AskedAs(found.single or task, samples, seed=seed)
-            questions = [OwnQuestion([one], instruction) for one in pixels]
-        else:
-            asked = AskedAs(task, samples, both_orders=True, seed=seed)
-            questions = [OwnQuestion([pixels[i], pixels[j]], instruction) for i, j in pairs]
-        answered = self.ask(questions, asked)
-        for one in answered:
-            if isinstance(one, UserError):
-                raise one
-        shares = [[answer.shares for answer in answers] for answers, _ in answered]
-        if by == "score":
-            result = from_scores([verdict_of(*one).probabilities for one in answered])
-        else:
-            result = from_pairs(len(pixels), pairs, shares, found)
-        if result.unread:
-            total = sum(map(len, shares))
-            warnings.warn(f"{result.unread} of {total} answers could not be read and count as undecided", stacklevel=2)
-        return result
+        how = {"instruction": instruction, "by": by, "anchors": anchors, "samples": samples, "seed": seed}
+        return self.run(compare_call(self.task(task), candidates, find=self.task, **how))
 
-
-def _warn_failed(found: Sequence[Any]) -> dict[int, str]:
-    """What is wrong with the questions that cannot be asked, by number."""
-    failed = {i: f"question {i}: {one}" for i, one in enumerate(found) if isinstance(one, UserError)}
-    if failed:
-        first = next(iter(failed.values()))
-        warnings.warn(f"{len(failed)} of {len(found)} questions were not judged: {first}", stacklevel=3)
-    return failed
+    def run(self, call: Call) -> Any:
+        """What the answers to a call's questions say."""
+        return call.finish(self.ask(call.questions, call.asked))
 
 
 def _all_devices(model: Qwen3VLConfig) -> MeshConfig:

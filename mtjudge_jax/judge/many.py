@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from mtjudge_jax.errors import ConfigError, UserError
 from mtjudge_jax.judge.judge import Judge
-from mtjudge_jax.judge.votes import Verdict
 from mtjudge_jax.locks import held
 from mtjudge_jax.policy.judge_file import best_of
+from mtjudge_jax.tasks.verdicts import Verdict
 
 _CHUNK_BATCHES = 4  # judged between two writes
 _IMAGE_FIELDS = ("image", "images", "candidates", "context")

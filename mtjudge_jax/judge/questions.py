@@ -5,13 +5,13 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
 from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.judge.pictures import ArrayLike, Picture, as_array, pixels_of
-from mtjudge_jax.records import Candidate, JudgeExample, Label, lone_surrogate
+from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import Task, get_task
+from mtjudge_jax.tasks.asking import example_about
 
 _FIELDS = ("image", "images", "instruction", "text", "texts", "task")
 # Fields of rows.jsonl that do not change what is asked: such a row is a question too.
@@ -99,27 +99,7 @@ def question_example(
     """One question as a record with a placeholder label, its images as pixels uint8 [h, w, 3]. Raises UserError if it does not
     fit the task or an image cannot be read.
     """
-    texts = [texts] if isinstance(texts, str) else texts
-    for name, text in (("instruction", instruction), *((f"texts[{i}]", text) for i, text in enumerate(texts))):
-        if not isinstance(text, str):
-            raise UserError(f"{name} is {text!r:.60}, a {type(text).__name__}: give a text")
-        if found := lone_surrogate(text):
-            raise UserError(f"{name} is no Unicode text: {found}; decode it as UTF-8")
-    count = len(texts) or len(images)
-    low, high = (float(task.labels[0]), float(task.labels[-1])) if task.kind == "pointwise_score" else (None, None)
-    label = {
-        "pairwise": Label(winner=0),
-        "pointwise_score": Label(score=low),
-        "listwise": Label(ranks=tuple(range(1, count + 1))),
-    }.get(task.kind, Label(binary=0))
-    pixels: tuple[np.ndarray, ...] = tuple(pixels_of(image) for image in images)
-    example = JudgeExample(
-        f"question {number}", "user", "test", "", task.name, task.name, task.kind, instruction, pixels, label,
-        context_images=len(images) if texts else 0, candidates=tuple(Candidate(0, text) for text in texts),
-        allow_tie=task.kind == "pairwise" and len(task.labels) == 3, score_min=low, score_max=high,
-    )  # fmt: skip
-    task.question_text(example.question)
-    return example
+    return example_about([pixels_of(image) for image in images], instruction, texts, task=task, number=number)
 
 
 def find_task(name: str | None, known: Mapping[str, Task], trained: Sequence[str]) -> Task:

@@ -62,6 +62,37 @@ def judging(*, folder: str) -> dict:
     return facts
 
 
+def scoring(*, pictures: list[list[int]]) -> dict:
+    """What the judge in process says of pictures, by every way of asking; and what it compiled after its warm-up."""
+    import jax
+
+    from mtjudge_jax.judge.judge import Judge
+    from mtjudge_jax.policy.model import DEMO_BASE
+
+    photos = [bytes(one) for one in pictures]
+    judge = Judge.from_pretrained(DEMO_BASE, batch=4)
+    judge.warm_up(tasks=("technical", "alignment", "pairwise_technical"))
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    texts = [f"a photo of {i}" for i in range(len(photos))]
+    found = judge.compare(photos[:4], task="pairwise_technical")
+    facts = {
+        "technical": judge.score(photos, task="technical").tolist(),
+        "alignment": judge.score(photos, task="alignment", instructions=texts).tolist(),
+        "win_rate": found.win_rate.tolist(),
+        "matrix": found.matrix.tolist(),
+        "verdict": judge.judge(images=photos[0], task="technical")._asdict(),
+        "one by one": [judge.score([one], task="technical").tolist()[0] for one in photos[:5]],
+    }
+    pairs = [(photos[i], photos[j]) for i, j in ((0, 1), (2, 3))]
+    facts["swapped"] = judge.compare(photos[3::-1], task="pairwise_technical").win_rate.tolist()
+    facts["pairs"] = [one._asdict() for one in judge.judge_all(pairs, task="pairwise_technical", both_orders=True)]
+    facts["compiled"] = len(compiled)
+    return facts
+
+
 def damaged_test_split(*, folder: str) -> None:
     """Demo data with two damaged records among the test records of a task."""
     commands.write_data(folder=folder)

@@ -13,9 +13,9 @@ from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.data.images import load_image_config
 from mtjudge_jax.data.rows import RowFormat, prompt_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
-from mtjudge_jax.export.chat import chat_content, example_of, openai_request
 from mtjudge_jax.export.model_card import Asking, Origin, model_card
 from mtjudge_jax.tasks.base import IMAGE
+from mtjudge_jax.tasks.chat import chat_content, example_of, openai_request
 
 CUSTOM = (
     {"name": "upside_down", "kind": "pointwise_binary", "question": "Is it upside down?", "paraphrases": ("Upside down?",)},

@@ -19,9 +19,9 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.judge import engine as module
 from mtjudge_jax.judge.engine import AskedAs, _ladder
 from mtjudge_jax.judge.judge import Judge, _all_devices, _dtype_of
-from mtjudge_jax.judge.votes import Reply, Verdict
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.policy.model import DEMO_BASE
+from mtjudge_jax.tasks.verdicts import Reply, Verdict
 
 
 @functools.cache

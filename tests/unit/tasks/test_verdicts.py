@@ -4,13 +4,25 @@ import numpy as np
 import pytest
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.judge.compare import from_pairs, from_scores, opponents
-from mtjudge_jax.judge.votes import Reply, turned, verdict_of
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks import TASKS, comparison
+from mtjudge_jax.tasks.comparison import opponents
 from mtjudge_jax.tasks.custom import custom_task
+from mtjudge_jax.tasks.verdicts import Reply, turned, verdict_of
 
 PAIR, SINGLE = TASKS["pairwise_technical"], TASKS["technical"]
 FIRST, SECOND = PAIR.labels
+
+
+def arrays(found):
+    return found._replace(win_rate=np.array(found.win_rate), matrix=np.array(found.matrix))
+
+
+def from_pairs(*given):
+    return arrays(comparison.from_pairs(*given))
+
+
+def from_scores(*given):
+    return arrays(comparison.from_scores(*given))
 
 
 def answer(verdict, share=None, text=""):

@@ -4,18 +4,10 @@ import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import numpy as np
+from mtjudge_jax.tasks.answer import Parsed, Truth, parse_lenient, parse_strict, ranking_text
+from mtjudge_jax.tasks.base import Task
 
-from mtjudge_jax.eval.batches import Judging
-from mtjudge_jax.eval.predictions import verdict_text
-from mtjudge_jax.eval.probabilities import Sampled, Shares, expected, label_probabilities, widths_of
-from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
-from mtjudge_jax.records import JudgeExample
-from mtjudge_jax.sharding import shard_batch
-from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.answer import Truth, parse_lenient, parse_strict, truth_of
-from mtjudge_jax.types import Params
+Shares = dict[str, float]  # the probability of each label, in the order of the task's labels; they sum to 1
 
 
 class Verdict(NamedTuple):
@@ -41,41 +33,25 @@ class Reply(NamedTuple):
     shares: Shares | None
 
 
-def answer_batch(
-    params: Params, batch: dict[str, np.ndarray], here: Sequence[JudgeExample], task: Task, how: Judging, *, key: jax.Array
-) -> list[list[Reply]]:
-    """The answers to this process's rows of a batch, one per temperature; `here` are their examples. Every process calls."""
-    programs, group = how.programs, len(how.temperature)
-    prompts = place_prompts(batch, programs.mesh)
-    out, context = programs.sample_and_keep(params, prompts, key, how.temperature, how.fmt.completion_tokens, group)
-    texts = decode_texts(programs, out)[: len(here)]
-    truths = [truth_of(task, example) for example in here]
-    shares = label_probabilities(texts, here, task, Sampled(prompts, out, context), params=params, programs=programs)
-    return [
-        [_read(text, task, truth, share) for text, share in zip(row, of_row, strict=True)]
-        for row, truth, of_row in zip(texts, truths, shares, strict=True)
-    ]
-
-
-def compile_batch(params: Params, batch: dict[str, np.ndarray], branches: int, how: Judging) -> None:
-    """Runs everything that `answer_batch` may run on a batch of this shape and a task with so many continuations."""
-    programs, length, group = how.programs, how.fmt.completion_tokens, len(how.temperature)
-    prompts = place_prompts(batch, programs.mesh)
-    out, context = programs.sample_and_keep(params, prompts, stage_key(how.seed, 0, "evaluate"), how.temperature, length, group)
-    for width in widths_of(length) if branches else ():
-        tokens = np.zeros((len(batch["uid"]), group, branches, width + 1), np.int32)
-        placed = shard_batch((tokens, tokens[:, :, 0, 0]), programs.mesh)
-        jax.block_until_ready(programs.branch_logp(params, prompts, context, *placed))
-    jax.block_until_ready(out)
-
-
-def _read(text: str, task: Task, truth: Truth, shares: Shares | None) -> Reply:
+def read_reply(text: str, task: Task, truth: Truth, shares: Shares | None = None) -> Reply:
+    """How an answer is read: leniently, and whether it has the required form."""
     form = {"labels": truth.words, "ranked": truth.ranked}
     lenient, strict = parse_lenient(text, **form), parse_strict(text, **form)
-    if lenient.verdict is None:
-        return Reply(None, lenient.reasoning, text, lenient.error, "invalid", shares)
-    said = verdict_text(lenient, task, truth)
-    return Reply(said, lenient.reasoning, text, "", "lenient" if strict.verdict is None else "strict", shares)
+    parse = "invalid" if lenient.verdict is None else "lenient" if strict.verdict is None else "strict"
+    return Reply(verdict_text(lenient, task, truth), lenient.reasoning, text, lenient.error, parse, shares)
+
+
+def verdict_text(parsed: Parsed, task: Task, truth: Truth) -> str | None:
+    """The verdict as files write it: a label of the task, or for a list the order of its candidates as they were shown."""
+    if parsed.verdict is None:
+        return None
+    return ranking_text(parsed.verdict, truth.words) if truth.ranked else task.labels[parsed.verdict]
+
+
+def expected(shares: Shares, task: Task) -> float:
+    """The mean grade under the probabilities, or the second label's probability."""
+    graded = task.kind == "pointwise_score"
+    return sum(float(word) * p for word, p in shares.items()) if graded else list(shares.values())[1]
 
 
 def turned(answer: Reply, task: Task) -> Reply:

@@ -4,16 +4,16 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.eval.probabilities import Shares
-from mtjudge_jax.tasks import Task
+from mtjudge_jax.tasks.base import Task
+from mtjudge_jax.tasks.verdicts import Shares
 
 
 class WinRates(NamedTuple):
-    win_rate: np.ndarray  # float64 [N], the mean probability of winning against the others; the sum is N / 2
-    matrix: np.ndarray  # float64 [N, N], the probability that i beats j; m[i, j] + m[j, i] = 1, NaN where never compared
+    """Of `Judge.compare`, float64 arrays; over HTTP, lists."""
+
+    win_rate: Sequence[float]  # [N], the mean probability of winning against the others; the sum is N / 2
+    matrix: Sequence[Sequence[float]]  # [N, N], the probability that i beats j; m[i][j] + m[j][i] = 1, NaN where never compared
     unread: int  # answers that gave no probabilities; one order then counts alone, and a pair without any as 0.5
 
 
@@ -46,21 +46,22 @@ def from_scores(shares: Sequence[Shares | None]) -> WinRates:
     count half.
     """
     count = len(shares)
-    pairs, leads = opponents(count, None), []
-    for i, j in pairs:
-        if shares[i] is None or shares[j] is None:
-            leads.append(0.0)
-            continue
-        a, b = (np.array(list(shares[at].values())) for at in (i, j))
-        table = np.outer(a, b)
-        leads.append(float(np.tril(table, -1).sum() - np.triu(table, 1).sum()))
+    pairs = opponents(count, None)
+    grades = [None if one is None else list(one.values()) for one in shares]
+    leads = [0.0 if grades[i] is None or grades[j] is None else _lead(grades[i], grades[j]) for i, j in pairs]
     return _comparison(count, pairs, leads, sum(one is None for one in shares))
+
+
+def _lead(a: Sequence[float], b: Sequence[float]) -> float:
+    """The probability that a grade drawn from `a` is above one from `b`, minus that it is below."""
+    return math.fsum(p * q * ((i > j) - (i < j)) for i, p in enumerate(a) for j, q in enumerate(b))
 
 
 def _comparison(count: int, pairs: Sequence[tuple[int, int]], leads: Sequence[float], unread: int) -> WinRates:
     """leads: for each pair, the probability that the first wins minus that of the second."""
-    matrix = np.full((count, count), np.nan)
+    matrix = [[math.nan] * count for _ in range(count)]
     for (i, j), lead in zip(pairs, leads, strict=True):
         half = round(lead * 2**40) / 2**41  # a multiple of a power of two, so that the two sum to 1 without rounding
-        matrix[i, j], matrix[j, i] = 0.5 + half, 0.5 - half
-    return WinRates(np.nanmean(matrix, axis=1), matrix, unread)
+        matrix[i][j], matrix[j][i] = 0.5 + half, 0.5 - half
+    met = [[p for p in row if not math.isnan(p)] for row in matrix]
+    return WinRates([math.fsum(row) / len(row) for row in met], matrix, unread)
