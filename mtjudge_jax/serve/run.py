@@ -1,5 +1,6 @@
 """Loads a judge, compiles what it will need, and serves until it is told to stop."""
 
+import os
 import signal
 import socket
 import time
@@ -81,4 +82,4 @@ def _listen(place: Place) -> socket.socket:
     try:
         return socket.create_server((place.host, place.port), family=socket.AF_INET6 if ":" in place.host else socket.AF_INET)
     except OSError as error:
-        raise ConfigError(f"--host={place.host} --port={place.port}: {error.strerror}: name another, e.g. --port=0") from error
+        raise ConfigError(f"--host={place.host} --port={place.port}: {os.strerror(error.errno)}: name another, e.g. --port=0") from error

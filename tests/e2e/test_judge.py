@@ -11,7 +11,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from commands import commands
+from commands import commands, photos, scoring
 from PIL import Image, ImageOps
 
 from mtjudge_jax.data.rows import RowFormat
@@ -349,3 +349,72 @@ def test_a_workdir_without_best_is_said():
 
 def test_the_base_knows_every_demo_task():
     assert set(DEMO_TASKS) <= set(TASKS)
+
+
+# scores, comparisons, votes
+
+
+def test_scores_do_not_depend_on_the_batch_and_are_the_verdicts_probability():
+    found = scoring()
+    assert len(found["technical"]) == 12 and np.ptp(found["technical"]) > 1e-3
+    assert np.abs(np.array(found["one by one"]) - found["technical"][:5]).max() < 1e-6
+    assert found["verdict"]["probabilities"]["yes"] == pytest.approx(found["technical"][0], abs=1e-6)
+    want = [*found["technical"][:3], None, *found["technical"][4:6]] * 9
+    assert all(abs(a - b) < 1e-6 for a, b in zip(found["mixed"], want, strict=True) if b is not None)
+
+
+def test_nothing_is_compiled_after_the_warm_up():
+    assert scoring()["compiled"] == 0
+
+
+def test_comparisons_turn_with_the_candidates():
+    found = scoring()
+    matrix, rates = np.array(found["matrix"]), np.array(found["win_rate"])
+    off = ~np.eye(4, dtype=bool)
+    assert (matrix + matrix.T)[off].tolist() == [1.0] * 12 and rates.sum() == 2.0
+    assert np.abs(np.array(found["swapped"])[::-1] - rates).max() < 1e-6
+    pair = found["pairs"][0]
+    assert pair["probabilities"]["no"] == pytest.approx(matrix[0, 1], abs=1e-6) and pair["agreement"] in (0.0, 0.5, 1.0)
+
+
+def test_votes_are_those_of_their_seed():
+    found = scoring()
+    first, again, other = found["seeds"]
+    assert first == again and first != other and np.abs(np.array(found["alone"]) - first).max() < 1e-6
+    assert found["votes"]["agreement"] in (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+def test_a_file_of_questions_goes_on_after_a_stop(tmp_path):
+    """The same lines as without one; what cannot be judged has its reason; other settings are refused."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    lines = []
+    for number, photo in enumerate(photos()):
+        (folder / f"{number}.png").write_bytes(photo)
+        lines.append({"image": f"{number}.png", "id": f"row {number}"})
+    lines[3] = {"image": "missing.png"}
+    lines[7] = {"image": "7.png", "task": "alignment", "instruction": "a dog"}
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no json\n")
+    flags = ["judge", f"--model={DEMO_BASE}", f"--data={rows}", f"--images={folder}", "--task=technical", "--batch=2"]
+    whole = commands().run(*flags, f"--out={tmp_path / 'whole.jsonl'}")
+    assert whole.status == 0, whole.err
+    assert "13 rows judged in" in whole.out and "2 rows could not be judged" in whole.out
+    said = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in said] == list(range(13)) and said[0]["id"] == "row 0"
+    assert "no file" in said[3]["error"] and said[12]["error"].startswith("row 12: ") and said[3]["verdict"] is None
+    good = [line["score_expected"] for i, line in enumerate(said) if i not in (3, 7, 12)]
+    assert np.abs(np.array(good) - [s for i, s in enumerate(scoring()["technical"]) if i not in (3, 7)]).max() < 1e-6
+
+    out = tmp_path / "again.jsonl"
+    assert commands().run(*flags, f"--out={out}").status == 0
+    text = out.read_text()
+    out.write_text("".join(text.splitlines(keepends=True)[:5]) + text.splitlines()[5][:20])  # killed while it wrote
+    again = commands().run(*flags, f"--out={out}")
+    assert again.status == 0 and "5 of 13 rows were judged before; the rest follows" in again.out, again.err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["verdict"] for line in lines] == [line["verdict"] for line in said] and lines[:5] == said[:5]
+    done = commands().run(*flags, f"--out={out}")
+    assert done.status == 0 and "13 rows were judged before" in done.out
+    other = commands().run(*flags, f"--out={out}", "--samples=3")
+    assert other.status == 2 and "holds verdicts of another command (samples 1 -> 3)" in other.err

@@ -1,7 +1,6 @@
 """`mtjudge serve` with the base that ships with the package: the scores of the judge in process, and none lost at the end."""
 
 import contextlib
-import io
 import os
 import re
 import signal
@@ -10,30 +9,15 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import pytest
-from commands import commands
-from PIL import Image
+from commands import commands, photos, scoring
 from running import running
 
 from mtjudge_jax.client import Client, OpenAIClient, ServerError
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.policy.model import DEMO_BASE
-
-
-@cache
-def pictures() -> list[bytes]:
-    """Photographs of several sizes, cut and blurred, so that scores differ."""
-    folder = DEMO_BASE.parent / "assets" / "photos"
-    out = []
-    for number, path in enumerate(sorted(folder.glob("*.jpg"))[:12]):
-        buffer = io.BytesIO()
-        side = 96 + 16 * (number % 4)
-        Image.open(path).convert("RGB").resize((side, 96)).save(buffer, "PNG")
-        out.append(buffer.getvalue())
-    return out
 
 
 @contextlib.contextmanager
@@ -56,28 +40,26 @@ def served(*flags: str):
         process.wait()
 
 
-@cache
-def in_process() -> dict:
-    """What the judge in process says of the same pictures."""
-    return commands().call("command_drills.scoring", pictures=[list(one) for one in pictures()])
-
-
 def test_scores_over_http_are_those_in_process_and_a_sigterm_loses_none():
-    want, photos = in_process(), pictures()
+    want, images = scoring(), photos()
     with served("--tasks=technical,pairwise_technical,alignment", "--batch=4") as (process, url):
         client = Client(url, retries=0, together=5)
-        assert np.abs(np.array(client.score(photos, task="technical")) - want["technical"]).max() < 1e-6
-        texts = [f"a photo of {i}" for i in range(len(photos))]
-        assert np.abs(np.array(client.score(photos, task="alignment", instructions=texts)) - want["alignment"]).max() < 1e-6
-        found = client.compare(photos[:4], task="pairwise_technical")
+        assert np.abs(np.array(client.score(images, task="technical")) - want["technical"]).max() < 1e-6
+        texts = [f"a photo of {i}" for i in range(len(images))]
+        assert np.abs(np.array(client.score(images, task="alignment", instructions=texts)) - want["alignment"]).max() < 1e-6
+        found = client.compare(images[:4], task="pairwise_technical")
         assert np.abs(np.array(found.win_rate) - want["win_rate"]).max() < 1e-6 and sum(found.win_rate) == 2
-        assert client.judge(photos[0], task="technical")._asdict() == pytest.approx(want["verdict"], rel=1e-5)
+        verdict, same = client.judge(images[0], task="technical")._asdict(), dict(want["verdict"])
+        assert verdict.pop("probabilities") == pytest.approx(same.pop("probabilities"), rel=1e-5)
+        for name in ("probability", "score_expected"):
+            assert verdict.pop(name) == pytest.approx(same.pop(name), rel=1e-5)
+        assert verdict == same
         with pytest.raises(UserError, match=r"images\[0\]"):
-            client.score([photos[0][:-200]], task="technical")
+            client.score([images[0][:-200]], task="technical")
 
         first = want["technical"]
         with ThreadPoolExecutor(16) as pool:
-            answers = [pool.submit(client.score, [photos[i % 12]], task="technical") for i in range(48)]
+            answers = [pool.submit(client.score, [images[i % 12]], task="technical") for i in range(48)]
             time.sleep(0.3)  # some are answered, some are judged, some wait
             os.kill(process.pid, signal.SIGTERM)
             found = [answer.exception() or answer.result()[0] for answer in answers]
@@ -94,15 +76,15 @@ def test_transformers_behind_openais_api_gives_the_same_verdicts(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
     from openai_stub import Stub
 
-    want, photos = in_process(), pictures()
+    want, images = scoring(), photos()
     with running(Stub(DEMO_BASE).app) as url:
         for exact in (False, True):
             client = OpenAIClient(f"{url}/v1", "judge", folder=DEMO_BASE, exact=exact, at_once=1)
-            scores = client.score(photos, task="technical")
+            scores = client.score(images, task="technical")
             assert np.abs(np.array(scores) - want["technical"]).max() < (1e-4 if exact else 5e-3), exact
-            verdict = client.judge(photos[0], task="technical")
+            verdict = client.judge(images[0], task="technical")
             assert (verdict.verdict, verdict.text) == (want["verdict"]["verdict"], want["verdict"]["text"])
-            found = client.compare(photos[:4], task="pairwise_technical")
+            found = client.compare(images[:4], task="pairwise_technical")
             assert np.abs(np.array(found.win_rate) - want["win_rate"]).max() < (1e-4 if exact else 5e-3)
             client.close()
 

@@ -62,14 +62,14 @@ def judging(*, folder: str) -> dict:
     return facts
 
 
-def scoring(*, pictures: list[list[int]]) -> dict:
-    """What the judge in process says of pictures, by every way of asking; and what it compiled after its warm-up."""
+def scoring() -> dict:
+    """What the judge in process says of photographs, by every way of asking; and what it compiled after its warm-up."""
     import jax
 
     from mtjudge_jax.judge.judge import Judge
     from mtjudge_jax.policy.model import DEMO_BASE
 
-    photos = [bytes(one) for one in pictures]
+    photos = commands.photos()
     judge = Judge.from_pretrained(DEMO_BASE, batch=4)
     judge.warm_up(tasks=("technical", "alignment", "pairwise_technical"))
     compiled = []
@@ -89,7 +89,13 @@ def scoring(*, pictures: list[list[int]]) -> dict:
     pairs = [(photos[i], photos[j]) for i, j in ((0, 1), (2, 3))]
     facts["swapped"] = judge.compare(photos[3::-1], task="pairwise_technical").win_rate.tolist()
     facts["pairs"] = [one._asdict() for one in judge.judge_all(pairs, task="pairwise_technical", both_orders=True)]
+    mixed = [*photos[:3], {"image": photos[3], "task": "alignment", "instruction": "a dog"}, photos[4], (photos[5],)] * 9
+    verdicts = judge.judge_all(mixed, task="technical")
+    facts["mixed"] = [one.score_expected for one in verdicts]
     facts["compiled"] = len(compiled)
+    facts["votes"] = judge.judge(images=photos[0], task="technical", samples=5, seed=1)._asdict()
+    facts["seeds"] = [judge.score(photos[:3], task="technical", samples=4, seed=seed).tolist() for seed in (1, 1, 2)]
+    facts["alone"] = [judge.score([one], task="technical", samples=4, seed=1).tolist()[0] for one in photos[:3]]
     return facts
 
 

@@ -152,6 +152,28 @@ def write_data(*, folder: str, val: int = 4) -> None:
     write_demo_data(folder, train=12, val=val, test=4, pairwise=4)
 
 
+@functools.cache
+def scoring() -> dict:
+    """What the judge in process says of `photos()`: command_drills.scoring, once a test process."""
+    return commands().call("command_drills.scoring")
+
+
+def photos() -> list[bytes]:
+    """Photographs of four shapes, as PNG."""
+    import io
+
+    from PIL import Image
+
+    from mtjudge_jax.policy.model import DEMO_BASE
+
+    out = []
+    for number, path in enumerate(sorted((DEMO_BASE.parent / "assets" / "photos").glob("*.jpg"))[:12]):
+        buffer = io.BytesIO()
+        Image.open(path).convert("RGB").resize((96 + 16 * (number % 4), 96)).save(buffer, "PNG")
+        out.append(buffer.getvalue())
+    return out
+
+
 def _child(job: dict) -> None:
     os.setsid()
     for number, name in ((1, "out"), (2, "err")):
