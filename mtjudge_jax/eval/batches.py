@@ -37,6 +37,7 @@ class Judging(NamedTuple):
     alpha: float
     seed: int
     max_bad_share: float = MAX_BAD_SHARE  # of unusable records; a larger share is an error
+    kept: int = 0  # prompts per batch where the caches of the answers are kept for the labels' probabilities; 0 = batch
 
 
 def _roomy(fmt: RowFormat, images: int) -> RowFormat:
@@ -67,7 +68,8 @@ def judge(
     again, and new ones are added to it. progress: called with the number of prompts of each batch. Raises Preempted, after a
     batch is kept, if any process was asked to stop.
     """
-    how = how._replace(fmt=_roomy(how.fmt, max(1, *(len(e.images) for e in examples))))
+    size = how.kept if probabilities and how.kept else how.batch
+    how = how._replace(fmt=_roomy(how.fmt, max(1, *(len(e.images) for e in examples))), batch=size)
     old = [] if kept is None else [row for rows in kept.take(-(-len(examples) // how.batch)) for row in rows]
     if old:
         progress(len(old))

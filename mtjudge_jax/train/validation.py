@@ -20,7 +20,8 @@ def judging(cfg: Config, model: Model) -> Judging:
     temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
     fmt = eval_format(model, cfg)
-    return Judging(model.programs, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, cfg.seed, cfg.data.max_bad_share)
+    sizes = {"batch": cfg.rollout.prompts, "kept": cfg.rollout.micro_prompts, "max_bad_share": cfg.data.max_bad_share}
+    return Judging(model.programs, fmt, temperature=temperature, alpha=cfg.reward.alpha, seed=cfg.seed, **sizes)
 
 
 def validate(run: Run, progress: Progress) -> Progress:

@@ -238,6 +238,22 @@ def test_the_two_orders_of_a_pair_are_sampled_apart():
     assert seen == {"": [5, 7], "ab": [5, 7], "ba": [5 + 2**31, 7 + 2**31]}
 
 
+@pytest.mark.parametrize("kept,probabilities,sizes", [(0, True, [6, 6]), (4, False, [6, 6]), (4, True, [4, 4, 4])])
+def test_where_caches_are_kept_a_batch_is_as_small_as_a_rollouts(kept, probabilities, sizes):
+    """For the labels' probabilities each prompt's cache stays until its answers are read."""
+    seen = []
+
+    def batch(params, rows, here, task, how, **_):
+        seen.append((how.batch, rows["rows"]))
+        return []
+
+    rows = lambda examples, batch, **_: [{"rows": batch}] * -(-len(examples) // batch)  # noqa: E731
+    single = SimpleNamespace(task="technical", images=(b"",))
+    with mock.patch.object(batches, "judge_batch", batch), mock.patch.object(batches, "eval_batches", rows):
+        batches.judge({}, [single] * 12, JUDGING._replace(batch=6, kept=kept), step=0, probabilities=probabilities)
+    assert seen == [(size, size) for size in sizes]
+
+
 JUDGING = evaluate.Judging(None, RowFormat(TASKS, None, None, 0, 0), 1, np.zeros(1, np.float32), 0.1, 0)
 
 
