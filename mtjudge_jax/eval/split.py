@@ -158,7 +158,8 @@ def _judge_into_folder(ask: Request, cfg: Config, examples: dict[str, list[Judge
     temperature = np.full(ask.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
     fmt = eval_format(model, cfg)
-    how = Judging(model.programs, fmt, cfg.rollout.prompts, temperature, cfg.reward.alpha, ask.seed, kept=cfg.rollout.micro_prompts)
+    sizes = {"batch": cfg.rollout.prompts, "kept": cfg.rollout.micro_prompts}
+    how = Judging(model.programs, fmt, temperature=temperature, alpha=cfg.reward.alpha, seed=ask.seed, **sizes)
     params, name = read_params(model, cfg), ask.name or ask.split
     settings = _settings(ask, cfg, how, params, list(examples))
     written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"

@@ -82,4 +82,5 @@ def _listen(place: Place) -> socket.socket:
     try:
         return socket.create_server((place.host, place.port), family=socket.AF_INET6 if ":" in place.host else socket.AF_INET)
     except OSError as error:
-        raise ConfigError(f"--host={place.host} --port={place.port}: {os.strerror(error.errno)}: name another, e.g. --port=0") from error
+        why = os.strerror(error.errno) if error.errno else error
+        raise ConfigError(f"--host={place.host} --port={place.port}: {why}: name another, e.g. --port=0") from error
