@@ -91,6 +91,12 @@ class RewardConfig:
     tie_credit: float = 0.0  # part ties: reward of a tie where the label has a winner, and the reverse
     overlong_buffer: int = 0  # part overlong: falls to -1 over the last so many tokens before rollout.completion_tokens
     custom: tuple[str, ...] = ()  # module:function(facts, text, parsed) -> float, see tasks/reward.py
+    batch: tuple[str, ...] = ()  # module:function of many answers at a time, as of another model, see tasks/batch_reward.py
+    batch_answers: int = 8  # of a call of these
+    batch_threads: int = 32  # calls side by side
+    batch_timeout: float = 60.0  # seconds for a call
+    batch_retries: int = 2  # further tries of a call that fails or takes too long
+    batch_max_failed: float = 0.1  # share of a step's answers without their reward; above it the run stops
 
 
 @dataclass
@@ -239,7 +245,7 @@ def get_tasks(cfg: Config, templates: str = "train") -> dict[str, Task]:
 
 def in_both_orders(cfg: Config) -> bool:
     """Whether pairs are trained in both orders, side by side, and rewarded for answers that agree."""
-    return "consistency" in weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
+    return "consistency" in weights_of(cfg.reward.weights, (*cfg.reward.custom, *cfg.reward.batch), cfg.reward.alpha)
 
 
 def flatten(cfg: object) -> dict[str, object]:

@@ -49,20 +49,23 @@ _AT_LEAST = {
     "checkpoint.every_steps": 1,
     "checkpoint.keep": 1,
     "update.max_skipped": 1,
+    "reward.batch_answers": 1,
+    "reward.batch_threads": 1,
     "hosts.start_seconds": 5,
     "hosts.heartbeat_seconds": 2,
     "checkpoint.max_failed_saves": 1,
     "loss.dual_clip": 1,
 }
 _NOT_NEGATIVE = (
-    "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "optim.lr", "optim.warmup_steps",
-    "optim.weight_decay", "eval.limit", "eval.patience", "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high",
-    "loss.kl_coef", "loss.advantage_eps",
+    "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "reward.batch_retries", "optim.lr",
+    "optim.warmup_steps", "optim.weight_decay", "eval.limit", "eval.patience", "hosts.stuck_seconds", "loss.clip_low",
+    "loss.clip_high", "loss.kl_coef", "loss.advantage_eps",
 )  # fmt: skip
 _AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
 _SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
+_SHARES += ("reward.batch_max_failed",)
 _BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
-_POSITIVE = ("lora.alpha", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
+_POSITIVE = ("lora.alpha", "reward.batch_timeout", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
 _POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 
 
@@ -179,7 +182,7 @@ def _check_model(cfg: Config) -> None:
 
 
 def _check_reward(cfg: Config) -> None:
-    weights = weights_of(cfg.reward.weights, cfg.reward.custom, cfg.reward.alpha)
+    weights = weights_of(cfg.reward.weights, (*cfg.reward.custom, *cfg.reward.batch), cfg.reward.alpha)
     if weights.get("overlong") and not cfg.reward.overlong_buffer:
         raise ConfigError(
             "reward.weights has overlong, but reward.overlong_buffer = 0: give the number of tokens over which it falls"

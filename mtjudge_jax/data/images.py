@@ -261,6 +261,14 @@ def patchify(image: np.ndarray, cfg: ImageConfig) -> Patches:
     return Patches(patches, (rows, columns))
 
 
+def unpatchify(patches: np.ndarray, grid: tuple[int, int], cfg: ImageConfig) -> np.ndarray:
+    """The resized image uint8 [h, w, 3] that `patchify` cut."""
+    rows, columns = grid
+    shape = (rows // cfg.merge, columns // cfg.merge, cfg.merge, cfg.merge, 3, cfg.patch, cfg.patch)
+    blocks = patches.reshape(shape).transpose(0, 2, 5, 1, 3, 6, 4)
+    return np.ascontiguousarray(blocks.reshape(rows * cfg.patch, columns * cfg.patch, 3))
+
+
 def patch_coordinates(grid: tuple[int, int], merge: int) -> np.ndarray:
     """int32 [rows * columns, 2]: (row, column) of every patch, in the order of `patchify`."""
     rows, columns = grid

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patch_coordinates, patchify
+from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patch_coordinates, patchify, unpatchify
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.records import BadRecord, JudgeExample, holds_in_one_order, swapped
 from mtjudge_jax.tasks.answer import truth_of, write_truth
@@ -45,7 +45,7 @@ HOST_KEYS = (
     "example_id",  # str
     "task",  # str
     "label",  # int32 []: index into the task's labels
-    "truth",  # str: the right answer in the words of the question, see tasks/truth.py; empty in a row without a question
+    "truth",  # str: the right answer in the words of the question, see tasks/answer.py; empty in a row without a question
     "weight",  # float32 []: 1, or 0 if the record cannot be used
     "error",  # str: why the weight is 0, as "reason: detail"; empty in a good row and in a filler row
 )
@@ -111,6 +111,13 @@ def _as_shown(example: JudgeExample, fmt: RowFormat, other_order: bool) -> Judge
 def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     """Rows of equal keys and shapes to one batch."""
     return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def row_pictures(rows: Mapping[str, np.ndarray], number: int, *, fmt: RowFormat) -> list[np.ndarray]:
+    """The pictures of a row of a batch as the model sees them, uint8 [h, w, 3]: resized, in the order shown."""
+    segment, grid, patches = (rows[key][number] for key in ("patch_segment", "patch_grid", "patches"))
+    places = [segment == image for image in range(1, int(segment.max(initial=0)) + 1)]
+    return [unpatchify(patches[at], tuple(grid[at][0].tolist()), fmt.image_cfg) for at in places]
 
 
 def rope_positions(

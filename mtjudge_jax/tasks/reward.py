@@ -39,6 +39,7 @@ class Rule(NamedTuple):
     most_tokens: int = 0
     overlong_buffer: int = 0
     custom: Mapping[str, CustomReward] = {}
+    batch: tuple[str, ...] = ()  # names of those that batch_reward.py adds
 
 
 def check_alpha(alpha: float) -> None:
@@ -234,6 +235,7 @@ def _score_one(scores: Scores, at: tuple[int, int], text: str, truth: Truth, rul
         return
     parts |= {"overlong": overlong(length, most=rule.most_tokens, buffer=rule.overlong_buffer), "consistency": 0.0}
     parts |= {name: _call(name, function, truth, text, parsed) for name, function in rule.custom.items()}
+    parts |= dict.fromkeys(rule.batch, 0.0)
     for name in scores.parts:
         scores.parts[name][at] = parts[name]
     scores.total[at] = sum(weight * parts[name] for name, weight in rule.weights.items())

@@ -30,6 +30,7 @@ from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
 from mtjudge_jax.train.run import Progress, Run
+from mtjudge_jax.train.slow_rewards import SlowRewards
 from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.train.workdir import data_folder
 from mtjudge_jax.types import Array, PromptBatch, Rollout, TrainBatch
@@ -47,10 +48,11 @@ def train_grpo(run: Run) -> Progress:
     take = jax.jit(partial(take_part, parts=updates), out_shardings=batch_sharding(programs.mesh))
     feedback = mixture_feedback(run)
     rule = rule_of(cfg)
+    slow = SlowRewards(run, rule)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
         clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
-        rolled = roll_out(run, progress, rule, clock)
+        rolled = roll_out(run, progress, rule, slow, clock)
         rows, prompts, out, texts, scores = rolled.batch
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), programs.mesh)
         advantages = group_advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
@@ -69,6 +71,7 @@ def train_grpo(run: Run) -> Progress:
         numbers = train_metrics(rolled.answers, run.model.fmt.tasks) | mean_of_updates(metrics, kl=bool(cfg.loss.kl_coef))
         progress = note_skipped(run, progress._replace(state=state), numbers["skipped"], rows, Evidence(texts, scores, batch))
         numbers |= feedback.learn(progress, rows, batch, numbers["tasks"], clock)
+        numbers |= slow.numbers(progress.step + 1)
         return progress, numbers | rates(rolled, clock) | host_numbers(run, rolled.rows, clock)
 
     return loop(run, progress, step_fn)
@@ -95,19 +98,19 @@ class Rolled(NamedTuple):
     met: float | None  # MT-GRPO: share of the target prompts that the batch reached
 
 
-def roll_out(run: Run, progress: Progress, rule: Rule, clock: Clock) -> Rolled:
+def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock: Clock) -> Rolled:
     """One rollout; with the mixture mt_grpo up to mt_grpo_rounds of them, while a task has too few prompts that teach.
 
     All processes decide alike. The batch has the same rows in the same order on any number of processes.
     """
     cfg, known = run.cfg, run.model.fmt.tasks
-    kept = _one_round(run, progress, next(progress.data), rule, clock)
+    kept = _one_round(run, progress, next(progress.data), (rule, slow), clock)
     seen, every, tokens, met = [_answers(kept, run)], [kept.rows], _prompt_tokens(kept), None
     if cfg.data.mixture == "mt_grpo":
         wanted = progress.data.wanted()
         while (met := _met(found := _found(seen, list(known)), wanted)) < 1 and len(seen) < cfg.data.mt_grpo_rounds:
             hosts.stop_if_asked()
-            new = _one_round(run, progress, progress.data.more(found), rule, clock, number=len(seen))
+            new = _one_round(run, progress, progress.data.more(found), (rule, slow), clock, number=len(seen))
             seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
             kept = _merge(kept, new, run, wanted)
             clock.lap("merge")
@@ -129,7 +132,10 @@ def rates(rolled: Rolled, clock: Clock) -> dict:
     return length | {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
 
 
-def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Clock, number: int = 0) -> Round:
+def _one_round(
+    run: Run, progress: Progress, rows: dict, rewards: tuple[Rule, SlowRewards], clock: Clock, number: int = 0
+) -> Round:
+    rule, slow = rewards
     cfg, programs = run.cfg, run.model.programs
     prompts = place_prompts(rows, programs.mesh)
     clock.lap("data")
@@ -141,6 +147,7 @@ def _one_round(run: Run, progress: Progress, rows: dict, rule: Rule, clock: Cloc
     lengths = local_rows(out.mask, programs.mesh).sum(-1, dtype=np.int32)
     truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": run.model.fmt.tasks}
     scores = score(texts, truncated, tasks=rows["task"].tolist(), alpha=rule, tokens=lengths, **truth)
+    scores = slow.add(scores, texts, rows, progress.step + 1)
     clock.lap("score")
     return Round({key: rows[key] for key in HOST_KEYS}, prompts, out, texts, scores)
 

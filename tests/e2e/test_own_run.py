@@ -1,6 +1,8 @@
 """A run on tasks of its own, by config entries alone: trained by GRPO and SFT, validated, logged, judged with by its folder."""
 
+import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 from commands import commands
@@ -50,3 +52,34 @@ def test_the_folder_alone_knows_the_tasks():
     for name, found in run()["asked"].items():
         assert (found["verdict"] is None) == bool(found["error"]) and found["text"]
         assert found["verdict"] in (None, *words.get(name, (found["verdict"],)))
+
+
+# a reward that asks a service
+
+
+def paid(workdir: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in ("step", "reward", "tasks", "loss")} for line in lines if line["kind"] == "train"]
+
+
+def test_a_reward_of_many_answers_survives_faults_and_a_kill():
+    """A service that is down at every fifth call; the run is killed while it asks, goes on, and ends as if it had not been."""
+    flags = ["--config.steps=3", "--config.eval.every_steps=3"]
+    flags += ["--config.reward.batch=own_rewards:remote", "--config.reward.batch_answers=2"]
+    whole, killed = (commands().folder / f"remote_{name}" for name in ("whole", "killed"))
+    ended = commands().wait(commands().train(whole, *flags))
+    assert ended.status == 0, ended.err[-3000:]
+    dies = {"REMOTE_DIES": str(commands().folder / "died")}
+    assert commands().wait(commands().train(killed, *flags, env=dies)).status == 9
+    files = sorted(path.name for path in (killed / "rewards").iterdir())
+    assert files[-1].startswith("00000") and not (killed / "done").exists()
+    ended = commands().wait(commands().train(killed, *flags, env=dies))
+    assert ended.status == 0, ended.err[-3000:]
+    assert paid(killed) == paid(whole) and len(paid(whole)) == 3
+    first = paid(whole)[0]["tasks"]
+    for name, means in first.items():
+        part = means["own_rewards:remote"]
+        assert means["reward"] == pytest.approx(0.9 * means["accuracy"] + 0.1 * means["format"] + part, abs=1e-5)
+        assert (part == 0) == (name == "safety") and part < 1.2
+    left = [path.name for path in (whole / "rewards").iterdir()]
+    assert left and all(int(name.split(".")[0]) > 1 for name in left)  # of steps that a checkpoint can go back to

@@ -88,9 +88,9 @@ class Commands:
         job = {"argv": [str(a) for a in argv], "env": env or {}}
         return self._fork(job if compiled is None else job | {"compiled": str(compiled)})
 
-    def train(self, workdir: Path, *flags: str) -> Started:
+    def train(self, workdir: Path, *flags: str, env: dict[str, str] | None = None) -> Started:
         data = f"--config.data.path={self.folder / 'data'}"
-        return self.start("train", f"--config={self.config}", data, f"--workdir={workdir}", *flags)
+        return self.start("train", f"--config={self.config}", data, f"--workdir={workdir}", *flags, env=env)
 
     def wait(self, started: Started) -> Ended:
         status = self._ask({"wait": started.pid})

@@ -23,6 +23,7 @@ from mtjudge_jax.data.images import (
     patch_coordinates,
     patchify,
     smart_resize,
+    unpatchify,
 )
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import BadRecord
@@ -226,6 +227,8 @@ def test_patch_order():
     cfg = CONFIG._replace(min_pixels=64 * 96, max_pixels=64 * 96)
     image = np.repeat(np.repeat(np.arange(24, dtype=np.uint8).reshape(4, 6, 1), 16, 0), 16, 1).repeat(3, 2)
     patches, grid = patchify(image, cfg)
+    if image.shape[:2] == tuple(side * cfg.patch for side in grid):
+        assert np.array_equal(unpatchify(patches, grid, cfg), image)
     assert grid == (4, 6)
     hw = patch_coordinates(grid, 2)
     assert hw[:6].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3]]
