@@ -45,8 +45,11 @@ def add_probabilities(
 
 def branches_of(task: Task) -> int:
     """How many continuations are computed of an answer to the task, 0 if it gets no probabilities."""
-    count = len(task.labels)
-    return next(size for size in _BRANCHES if count <= size) if 1 < count <= _MOST_WORDS else 0
+    return branches_for(len(task.labels))
+
+
+def branches_for(words: int) -> int:
+    return next(size for size in _BRANCHES if words <= size) if 1 < words <= _MOST_WORDS else 0
 
 
 def widths_of(length: int) -> tuple[int, ...]:
@@ -65,22 +68,35 @@ def label_probabilities(
 ) -> list[list[Shares | None]]:
     """The shares after each answer whose cache was kept; `texts` are these answers, for each example the same number or none.
     None for an answer without a place for a verdict. Every process must call this, with the same task and number of answers.
+    """
+    branches = branches_of(task)
+    if not branches:
+        return [[None] * sampled.context.answers.k.shape[2] for _ in texts]
+    words = [truth_of(task, e).words if of_row else () for of_row, e in zip(texts, examples, strict=True)]
+    found = word_shares(texts, words, branches, sampled, params=params, programs=programs)
+    named = lambda one: None if one is None else dict(zip(task.labels, one, strict=False))  # noqa: E731
+    return [[named(one) for one in of_row] for of_row in found]
+
+
+def word_shares(
+    texts: Sequence[Sequence[str]],
+    words: Sequence[Sequence[str]],
+    branches: int,
+    sampled: Sampled,
+    *,
+    params: Params,
+    programs: Programs,
+) -> list[list[list[float] | None]]:
+    """The probability of each word as the verdict of each answer, normalised over the row's words. `words` are those of each
+    row, at most `branches`, or none. Every process must call this, with the same `branches`.
 
     The answer word is replaced by each of the row's words. These answers are equal up to the word, so their log-probabilities
     differ by those of the tokens from there on, which continue the cache that the answer has left.
     """
     kept = sampled.context.answers.k.shape[2]
-    found: list[list[Shares | None]] = [[None] * kept for _ in texts]
-    branches = branches_of(task)
-    if not branches:
-        return found
+    found: list[list[list[float] | None]] = [[None] * kept for _ in texts]
     drawn, length = local_rows(sampled.out.tokens, programs.mesh)[:, :kept], sampled.out.tokens.shape[-1]
     last = local_rows(sampled.prompts.tokens, programs.mesh)[:, -1]
-    # (label, its answer word) for each label that is a legal answer
-    words = [
-        tuple(zip(task.labels, truth_of(task, example).words, strict=False)) if of_row else ()
-        for of_row, example in zip(texts, examples, strict=True)
-    ]
     answers = {
         (i, g): ids
         for i, of_row in enumerate(texts)
@@ -105,14 +121,14 @@ def label_probabilities(
     for (i, g), every in answers.items():
         own = total[i, g, : len(every)]
         odds = np.exp(own - own.max())
-        found[i][g] = dict(zip((label for label, _ in words[i]), (odds / odds.sum()).tolist(), strict=True))
+        found[i][g] = (odds / odds.sum()).tolist()
     return found
 
 
-def _answers(text: str, words: Sequence[tuple[str, str]], programs: Programs, length: int) -> list[list[int]]:
+def _answers(text: str, words: Sequence[str], programs: Programs, length: int) -> list[list[int]]:
     """The answer with each of the words in the place of its verdict, as ids; [] without a place, or if one is too long."""
     before, tag, _ = text.partition(_ANSWER_TAG)
-    ids = [programs.tokenizer.encode_answer(f"{before}{tag}{word}</answer>") for _, word in words] if tag else []
+    ids = [programs.tokenizer.encode_answer(f"{before}{tag}{word}</answer>") for word in words] if tag else []
     return ids if ids and max(map(len, ids)) <= length else []
 
 

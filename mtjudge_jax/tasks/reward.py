@@ -17,7 +17,7 @@ from mtjudge_jax.tasks import TASKS, Task, get_task
 from mtjudge_jax.tasks.answer import Parsed, Truth, parse_strict, read_truth
 
 NEEDS_FORM = ("accuracy", "format", "graded", "ties", "ranking")
-_PARTS = (*NEEDS_FORM, "consistency", "overlong")
+_PARTS = (*NEEDS_FORM, "soft", "consistency", "overlong")
 # (facts of the example without images, whole answer, strictly parsed answer) -> reward
 CustomReward = Callable[[dict, str, Parsed], float]
 
@@ -110,10 +110,25 @@ def consistency(verdicts: Sequence[int | None], other: Sequence[int | None], *, 
     return [float(share) for share in agree]
 
 
-def earned_parts(parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float) -> dict[str, float]:
-    """The parts that the answer of a strictly parsed completion earns."""
+def soft(shares: Sequence[float], truth: Truth) -> float:
+    """How good the judge's probabilities are after its reasoning, 0 to 1, whatever verdict was drawn: for a grade 1 - |expected
+    grade - truth| / (highest - lowest), else 1 - half the squared distance to the truth (Brier). Brier's score is proper: in the
+    mean it is best to be as sure as one is right. 0.5 for each of two earns 0.75, 0.9 for the wrong one 0.19.
+
+    shares: of each of the truth's words.
+    """
+    if truth.score is not None:
+        expected = sum((truth.low + index) * share for index, share in enumerate(shares))
+        return 1.0 - abs(expected - truth.score) / (truth.high - truth.low)
+    return 1.0 - sum((share - (index == truth.label)) ** 2 for index, share in enumerate(shares)) / 2
+
+
+def earned_parts(
+    parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float, shares: Sequence[float] | None = None
+) -> dict[str, float]:
+    """The parts that the answer of a strictly parsed completion earns. Without shares `soft` is the accuracy."""
     if truncated or parsed.verdict is None:
-        return dict.fromkeys(NEEDS_FORM, 0.0)
+        return dict.fromkeys((*NEEDS_FORM, "soft"), 0.0)
     v = parsed.verdict
     return {
         "accuracy": _accuracy(v, truth),
@@ -121,6 +136,7 @@ def earned_parts(parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: f
         "graded": graded(v, truth),
         "ties": ties(v, truth, credit=tie_credit),
         "ranking": ranking(v, truth),
+        "soft": _accuracy(v, truth) if shares is None else soft(shares, truth),
     }
 
 
@@ -174,6 +190,7 @@ def score(
     truths: list[str] | None = None,
     tokens: np.ndarray | None = None,
     known: Mapping[str, Task] = TASKS,
+    shares: Sequence[Sequence[Sequence[float] | None]] | None = None,
 ) -> Scores:
     """Rewards of Q times G completions.
 
@@ -181,7 +198,7 @@ def score(
     ran out of room before that token. tasks: Q names of `known`. labels: int [Q], the true label indices. alpha: of the paper's
     rule, or a Rule. truths: Q texts of `write_truth`, needed where the answer words differ from example to example; "" for a
     row that was not asked. tokens: int [Q, G], lengths, for the part `overlong`. For the part `consistency` rows 2i and 2i + 1
-    of a task of pairs are one pair in its two orders.
+    of a task of pairs are one pair in its two orders. shares: of each completion's words, for the part `soft`.
 
     Raises ValueError for an unknown task, for shapes that do not agree, for a label index that the task does not have,
     for alpha outside [0, 1], and with its name for a user's reward that fails.
@@ -199,7 +216,8 @@ def score(
             continue
         truth = read_truth(truths[q]) if truths else _truth_of_label(name, label, q, known)
         for g, text in enumerate(group):
-            _score_one(scores, (q, g), text, truth, rule, cut=bool(truncated[q, g]), length=int(lengths[q, g]))
+            cut, length = bool(truncated[q, g]), int(lengths[q, g])
+            _score_one(scores, (q, g), text, truth, rule, cut=cut, length=length, shares=shares and shares[q][g])
         if truth.kind == "pairwise":
             pairs[q] = truth.facts.get("example_id")
     if "consistency" in rule.weights:
@@ -224,9 +242,19 @@ def _add_consistency(scores: Scores, pairs: Mapping[int, str | None], weight: fl
         scores.total[q] += np.float32(weight) * part
 
 
-def _score_one(scores: Scores, at: tuple[int, int], text: str, truth: Truth, rule: Rule, *, cut: bool, length: int) -> None:
+def _score_one(
+    scores: Scores,
+    at: tuple[int, int],
+    text: str,
+    truth: Truth,
+    rule: Rule,
+    *,
+    cut: bool,
+    length: int,
+    shares: Sequence[float] | None,
+) -> None:
     parsed = parse_strict(text, truth.words, ranked=truth.ranked)
-    parts = earned_parts(parsed, truth, truncated=cut, tie_credit=rule.tie_credit)
+    parts = earned_parts(parsed, truth, truncated=cut, tie_credit=rule.tie_credit, shares=shares)
     scores.accuracy[at], scores.format[at] = parts["accuracy"], parts["format"]
     if parsed.verdict is not None and not cut:
         scores.verdict[at] = 0 if truth.ranked else parsed.verdict

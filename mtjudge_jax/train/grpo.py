@@ -31,6 +31,7 @@ from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.slow_rewards import SlowRewards
+from mtjudge_jax.train.soft_rollout import branches_over, sample_with_shares
 from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.train.workdir import data_folder
 from mtjudge_jax.types import Array, PromptBatch, Rollout, TrainBatch
@@ -141,11 +142,17 @@ def _one_round(
     clock.lap("data")
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
     key = stage_key(cfg.seed, progress.step, "sample", number)
-    out = programs.sample(progress.params, prompts, key, temperature, cfg.rollout.completion_tokens)
+    drawn = {"key": key, "temperature": temperature, "length": cfg.rollout.completion_tokens}
+    if "soft" in rule.weights:
+        pieces = cfg.rollout.prompts // (cfg.rollout.micro_prompts or cfg.rollout.prompts)
+        drawn |= {"pieces": pieces, "branches": branches_over(run.model.fmt.tasks, cfg.data.tasks)}
+        out, shares = sample_with_shares(programs, progress.params, prompts, rows["truth"].tolist(), **drawn)
+    else:
+        out, shares = programs.sample(progress.params, prompts, *drawn.values()), None
     texts, truncated = decode_texts(programs, out), local_rows(out.truncated, programs.mesh)
     clock.lap("rollout")
     lengths = local_rows(out.mask, programs.mesh).sum(-1, dtype=np.int32)
-    truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": run.model.fmt.tasks}
+    truth = {"labels": rows["label"], "truths": rows["truth"].tolist(), "known": run.model.fmt.tasks, "shares": shares}
     scores = score(texts, truncated, tasks=rows["task"].tolist(), alpha=rule, tokens=lengths, **truth)
     scores = slow.add(scores, texts, rows, progress.step + 1)
     clock.lap("score")

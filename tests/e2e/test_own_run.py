@@ -4,8 +4,11 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import commands
+
+from mtjudge_jax.tasks.answer import read_truth
 
 
 @cache
@@ -83,3 +86,28 @@ def test_a_reward_of_many_answers_survives_faults_and_a_kill():
         assert (part == 0) == (name == "safety") and part < 1.2
     left = [path.name for path in (whole / "rewards").iterdir()]
     assert left and all(int(name.split(".")[0]) > 1 for name in left)  # of steps that a checkpoint can go back to
+
+
+# a reward for probabilities
+
+
+def test_the_part_soft_pays_the_probabilities_whatever_was_drawn():
+    facts = commands().call("task_drills.soft", folder=str(commands().folder / "soft"))
+    whole, parts = facts["whole"], facts["parts"]
+    assert len(whole) == len(parts) == 2
+    seen = set()
+    for a, b in zip(whole, parts, strict=True):
+        if a is whole[0]:  # later steps learned from rewards that differ in the last digit
+            assert a["texts"] == b["texts"]
+            assert np.abs(np.array(a["soft"]) - b["soft"]).max() < 1e-5
+        for q, row in enumerate(a["shares"]):
+            truth = read_truth(a["truths"][q])
+            for g, shares in enumerate(row):
+                if not a["format"][q][g]:
+                    assert a["soft"][q][g] == a["total"][q][g] == 0
+                    continue
+                assert len(shares) == 2 and sum(shares) == pytest.approx(1)
+                assert a["soft"][q][g] == pytest.approx(1 - (1 - shares[truth.label]) ** 2, abs=1e-6)
+                assert a["total"][q][g] == pytest.approx(0.1 + 0.9 * a["soft"][q][g], abs=1e-6)
+                seen.add(round(a["soft"][q][g], 4))
+    assert len(seen) > 8  # a number, where the accuracy is 0 or 1

@@ -81,6 +81,30 @@ def own_tasks(*, folder: str) -> dict:
     }
 
 
+def soft(*, folder: str) -> dict:
+    """Two steps rewarded for probabilities, all prompts at a time and in two parts: what was scored."""
+    from mtjudge_jax.train import grpo
+    from mtjudge_jax.train.fit import fit
+
+    write_demo_data(Path(folder) / "data", train=12, val=4, test=4, pairwise=4)
+    score, facts = grpo.score, {}
+    for name, micro in (("whole", 0), ("parts", 3)):
+        scored = facts[name] = []
+
+        def watched(texts, truncated, *, scored=scored, **arguments):
+            scores = score(texts, truncated, **arguments)
+            told = {"texts": texts, "shares": arguments["shares"], "truths": arguments["truths"]}
+            parts = {"soft": scores.parts["soft"].tolist(), "total": scores.total.tolist(), "format": scores.format.tolist()}
+            scored.append(told | parts)
+            return scores
+
+        changes = {"data__path": str(Path(folder) / "data"), "rollout__micro_prompts": micro, "eval__every_steps": 9}
+        changes |= {"reward__weights": ("format=0.1", "soft=0.9"), "rollout__group_size": 4}
+        with mock.patch.object(grpo, "score", watched):
+            fit(config(steps=2, **changes), Path(folder) / name)
+    return facts
+
+
 def both_orders(*, folder: str) -> dict:
     """Two steps of GRPO rewarded for consistency: what was scored, and what was logged. The pairs are the demo's, whose answer
     form its base model knows.

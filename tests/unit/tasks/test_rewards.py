@@ -15,7 +15,7 @@ from mtjudge_jax.records import TIE, Label
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.answer import Truth, truth_of, write_truth
-from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, ranking, score, ties, weights_of
+from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, ranking, score, soft, ties, weights_of
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.train.monitor.nonfinite import suspects
 
@@ -76,7 +76,7 @@ def test_weights_of_a_config():
     assert weights_of((), ("m:f",), 0.25) == {"m:f": 1.0, "accuracy": 0.75, "format": 0.25}
     assert weights_of(("accuracy=1", "m:f=-2"), ("m:f",), 0.25) == {"m:f": -2.0, "accuracy": 1.0}
     for text, says in (
-        ("acuracy=1", "names an unknown part: known are accuracy, format, graded, ties, ranking, consistency, overlong"),
+        ("acuracy=1", "names an unknown part: known are accuracy, format, graded, ties, ranking, soft, consistency, overlong"),
         ("accuracy=x", "must be name=number"),
         ("accuracy=nan", "must be a finite number"),
         ("accuracy", "names an unknown part"),
@@ -188,3 +188,38 @@ def test_bad_settings_are_one_line(fields, says):
     with pytest.raises(UserError, match=says) as error:
         with_reward(**fields)
     assert "\n" not in str(error.value)
+
+
+# soft
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_soft_pays_the_probability_of_the_truth(label):
+    truth = Truth("pointwise_binary", ("no", "yes"), label)
+    assert soft([0.5, 0.5], truth) == 0.75
+    assert soft([0.9, 0.1], truth) == pytest.approx(0.99 if label == 0 else 0.19)
+    three = Truth("pairwise", ("A", "B", "TIE"), 2)
+    assert soft([0.2, 0.3, 0.5], three) == pytest.approx(1 - (0.04 + 0.09 + 0.25) / 2)
+
+
+def test_soft_is_a_proper_score():
+    """Where "yes" is true in 70 of 100 cases, saying 0.7 earns most."""
+    no, yes = (Truth("pointwise_binary", ("no", "yes"), label) for label in (0, 1))
+    said = [[1 - p / 100, p / 100] for p in range(101)]
+    earned = {shares[1]: 0.3 * soft(shares, no) + 0.7 * soft(shares, yes) for shares in said}
+    assert max(earned, key=earned.get) == 0.7
+
+
+def test_soft_of_a_grade_is_the_closeness_of_the_expected_one():
+    truth = Truth("pointwise_score", ("1", "2", "3", "4", "5"), 3, score=3.5, low=1.0, high=5.0)
+    assert soft([0, 0, 0.5, 0.5, 0], truth) == 1.0
+    assert soft([0, 0, 0, 0, 1], truth) == pytest.approx(1 - 1.5 / 4)
+
+
+def test_soft_is_paid_by_score_in_the_strict_form_alone():
+    good, bad = "<think>ok</think><answer>no</answer>", "no"
+    rule, written = Rule(0.1, {"soft": 1.0}), [write_truth(Truth("pointwise_binary", ("no", "yes"), 1))]
+    given = {"tasks": ["technical"], "labels": np.array([1]), "alpha": rule, "truths": written}
+    found = score([[good, bad, good]], np.array([[False, False, True]]), **given, shares=[[[0.2, 0.8], [0.1, 0.9], [0.1, 0.9]]])
+    assert found.total[0].tolist() == [pytest.approx(0.96), 0.0, 0.0]
+    assert score([[good]], np.zeros((1, 1), bool), **given).total[0, 0] == 0.0  # without probabilities: the accuracy
