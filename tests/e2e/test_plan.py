@@ -348,8 +348,10 @@ def test_chips_are_as_the_compiler_has_them():
     done = subprocess.run([sys.executable, "-c", ASK, *names], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     places = [tpu_slice(name) for name in names]
-    expected = [f"{p.name},{p.devices},{p.chip.kind},{p.chip.memory / GIB:.2f}" for p in places]
-    assert done.stdout.splitlines() == expected
+    found = [line.rsplit(",", 1) for line in done.stdout.splitlines()]
+    assert [name for name, _ in found] == [f"{p.name},{p.devices},{p.chip.kind}" for p in places]
+    for (name, memory), p in zip(found, places, strict=True):  # versions of libtpu keep a few megabytes more or less
+        assert float(memory) == pytest.approx(p.chip.memory / GIB, rel=5e-4), name
 
 
 @NO_LIBTPU
