@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from commands import commands, photos, scoring
+from places import ROOT
 from running import running
 
 from mtjudge_jax.client import Client, OpenAIClient, ServerError
@@ -87,6 +88,19 @@ def test_transformers_behind_openais_api_gives_the_same_verdicts(tmp_path):
             found = client.compare(images[:4], task="pairwise_technical")
             assert np.abs(np.array(found.win_rate) - want["win_rate"]).max() < (1e-4 if exact else 5e-3)
             client.close()
+
+
+def test_the_pages_generator_is_paid(tmp_path):
+    """The page's own program against a server of the base, which has not learned to judge: it runs, and every step is paid."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    page = (ROOT / "docs" / "serve.md").read_text()
+    (program,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "optimizer.step()" in text]
+    with served("--tasks=technical", "--batch=8") as (_, url):
+        (tmp_path / "loop.py").write_text(program.replace("http://127.0.0.1:8000", url))
+        ended = subprocess.run([sys.executable, "loop.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    rewards = [float(one) for one in re.findall(r"^step \d+ reward (\d\.\d+) blur", ended.stdout, re.M)]
+    assert len(rewards) == 15 and all(0 < one < 1 for one in rewards) and ended.stderr == ""
 
 
 def test_a_server_that_cannot_be_is_refused_before_the_model_is_read():
