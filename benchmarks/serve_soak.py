@@ -119,7 +119,7 @@ class Clients:
 
     def socket_only(self, kind: str, body: bytes) -> int | str:
         where = urlsplit(self.url)
-        lines = ("POST /v1/score HTTP/1.1", f"Host: {where.netloc}", "Content-Type: application/json", f"Content-Length: {len(body)}")
+        lines = ("POST /v1/score HTTP/1.1", f"Host: {where.netloc}", *HEADERS, f"Content-Length: {len(body)}")
         head = "\r\n".join([*lines, "", ""])
         with socket.create_connection((where.hostname, where.port), timeout=60) as wire:
             if kind == "leaves":
@@ -129,6 +129,7 @@ class Clients:
             return int(wire.recv(4096).split()[1])
 
 
+HEADERS = ("Content-Type: application/json",)
 JSON = {"Content-Type": "application/json"}
 
 
