@@ -161,9 +161,9 @@ def test_interval_of_2000_groups_takes_less_than_200_ms():
     counts = rng.multinomial(1, [1 / 6] * 6, size=2000).reshape(2000, 2, 3)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()  # of this process: others may use the cores
         bootstrap_interval(counts, macro_f1)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.2
 
 
