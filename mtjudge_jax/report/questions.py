@@ -119,4 +119,4 @@ def _task_or_none(p: dict) -> Task | None:
 def _number_of(p: dict, wordings: Wordings) -> int:
     """The wording that was asked: 1 of "blur/1@0f3a..", 0 if the line does not say."""
     number = str(p.get("template") or "").partition("@")[0].rpartition("/")[2]
-    return int(number) if number.isdigit() and int(number) < len(wordings.forms) else 0
+    return int(number) if number.isdecimal() and int(number) < len(wordings.forms) else 0

@@ -49,7 +49,9 @@ def test_the_question_of_an_own_task_is_its_wording():
     assert question_of(p) == "Is the image blurred?"
     asked = p | {"template": "blur/1@0123456789abcdef", "instruction": "a cat"}
     assert question_of(asked) == "Does the image lack sharpness? Prompt: a cat"
-    assert question_of(p | {"template": "blur/9@0"}) == "Is the image blurred?"
+    for number in ("9", "3", "-1", "\u00b2", ""):  # it has three: 0, 1, 2
+        assert question_of(p | {"template": f"blur/{number}@0"}) == "Is the image blurred?"
+    assert question_of(p | {"template": "blur/2@0"}) == "Is the image sharp?"
     assert question_of(p | {"task": "gone", "custom": None}) == "a"
     assert question_of(p | {"task": "technical", "custom": None}) == "Is the technical quality of this picture good?"
     record = example(BLUR, "pointwise_binary", Label(binary=1))
