@@ -91,6 +91,15 @@ def test_digest_is_the_same_on_every_mesh_and_sees_every_single_change(mesh):
     assert len({digests({"x": jnp.zeros(n)})["x"] for n in range(1, 5)}) == 4
 
 
+@pytest.mark.parametrize("process,left", [(0, []), (1, ["7.unfinished"])])
+def test_the_first_process_removes_what_a_killed_save_left(tmp_path, process, left):
+    (tmp_path / "7.unfinished").mkdir()
+    (tmp_path / "7.unfinished" / "state").write_text("half")
+    with mock.patch.object(jax, "process_index", lambda: process):
+        ck.open_checkpoints(tmp_path, CheckpointConfig())
+    assert [path.name for path in tmp_path.iterdir()] == left
+
+
 def test_save_and_restore_of_the_newest(tmp_path, mesh):
     checkpoints = saved(tmp_path, mesh, (1, 2, 3))
     assert ck.saved_steps(checkpoints) == [2, 3]
