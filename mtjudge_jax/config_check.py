@@ -128,7 +128,7 @@ def _check_tasks(cfg: Config, tasks: dict[str, Task]) -> None:
             if not isinstance(name, str):
                 raise ConfigError(f"{where}: {name!r} is a {type(name).__name__}, it must be the name of a task, a str")
             if name not in tasks:
-                raise ConfigError(f"{where}: {unknown('task', name, tasks)}")
+                raise ConfigError(f"{where}: {unknown('task', name, tasks)}; your own have their entries in data.custom_tasks")
         if len(set(names)) != len(names):
             raise ConfigError(f"{where} = {names} has a task twice: give each once")
     for name in cfg.data.tasks:

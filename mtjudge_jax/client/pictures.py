@@ -21,7 +21,7 @@ def image_bytes(picture: Any) -> bytes:
             return Path(picture).read_bytes()
         except OSError as error:
             raise UserError(f"{os.fspath(picture)!r}: {error.strerror}; {_FORMS}") from error
-    if hasattr(picture, "save") and hasattr(picture, "mode"):
+    if _is_pil(picture):
         return _png(picture)
     if hasattr(picture, "__array__"):
         import numpy as np
@@ -52,6 +52,11 @@ def data_url(picture: Any) -> str:
 _STARTS = ((b"\xff\xd8", "jpeg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"RIFF", "webp"), (b"BM", "bmp"))
 
 
+def _is_pil(picture: Any) -> bool:
+    """A tensor of torch has a method `mode`, a PIL image a text."""
+    return isinstance(getattr(picture, "mode", None), str) and hasattr(picture, "save")
+
+
 def _png(picture: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
@@ -60,7 +65,7 @@ def _png(picture: Any) -> bytes:
 
 def pictures_of(images: Any) -> Sequence[Any]:
     """A lone picture as a list; an array or tensor [n, h, w, 3] as n pictures."""
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)) or hasattr(images, "mode"):
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, memoryview)) or _is_pil(images):
         return [images]
     if hasattr(images, "__array__"):
         return list(images) if len(images.shape) == 4 else [images]

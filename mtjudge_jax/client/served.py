@@ -1,7 +1,7 @@
 """The client of `mtjudge serve`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mtjudge_jax.client.pictures import encoded, pictures_of
@@ -86,6 +86,34 @@ class Client:
         body = {"task": task, "images": [encoded(one) for one in pictures_of(images)], "instruction": instruction}
         body |= {"texts": list(texts), "samples": samples, "both_orders": both_orders, "seed": seed}
         return Verdict(**self._requests.post("/v1/judge", body))
+
+    def judge_all(
+        self,
+        questions: Iterable[Any],
+        *,
+        task: str,
+        instruction: str | Sequence[str] = "",
+        samples: int = 1,
+        both_orders: bool = False,
+        seed: int = 0,
+    ) -> list[Verdict]:
+        """The verdicts about many questions, each a picture or the list of those of a pair or a list; several requests at a time.
+
+        A question that the server refuses gets a verdict None with the reason in `error`; the others are judged.
+        """
+        items = list(questions)
+        texts = [instruction] * len(items) if isinstance(instruction, str) else list(instruction)
+        if len(texts) != len(items):
+            raise UserError(f"{len(items)} questions, but {len(texts)} instructions: give one text, or one for each")
+
+        def one(images: Any, text: str) -> Verdict:
+            how = {"samples": samples, "both_orders": both_orders, "seed": seed}
+            try:
+                return self.judge(images, task=task, instruction=text, **how)
+            except UserError as error:
+                return Verdict(None, "", None, "", str(error), None, "invalid")
+
+        return self._requests.each(one, items, texts)
 
     def close(self) -> None:
         self._requests.close()

@@ -141,10 +141,23 @@ def _config(ask: Request) -> Config:
     return cfg
 
 
+def _check_held_out(names: list[str], known: Mapping[str, Task]) -> None:
+    """Warns of tasks that have no wording held out, which are asked in their only ones. Raises ConfigError if none has any."""
+    forms = {name: known[name].wordings.forms if known[name].wordings else () for name in names}
+    without = [name for name in names if not any(form.held_out for form in forms[name])]
+    if len(without) == len(names):
+        remedy = "give the tasks held_out=(..) in data.custom_tasks before training, or leave --templates out"
+        raise ConfigError(f"--templates=held_out, but no wording is held out of {', '.join(names)}: {remedy}")
+    if without:
+        print(f"warning: no wording is held out of {', '.join(without)}: asked as in training", file=sys.stderr)
+
+
 def _judge_split(ask: Request) -> None:
     cfg = _config(ask)
     unreadable = BadRowCounter()
     examples = _read_examples(ask, unreadable, get_tasks(cfg))
+    if ask.templates == "held_out":
+        _check_held_out(list(examples), get_tasks(cfg))
     check_workdir(ask.out)
     with contextlib.ExitStack() as stack:
         with together():

@@ -63,8 +63,8 @@ class Judge(Engine):
 
     def judge(
         self,
-        *,
         images: Picture | Sequence[Picture],
+        *,
         task: str,
         instruction: str = "",
         texts: Sequence[str] = (),

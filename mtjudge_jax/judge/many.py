@@ -3,6 +3,7 @@
 The verdicts of a chunk are appended when it is done, so the same command continues a stopped one.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -51,9 +52,11 @@ def judge_rows(ask: FileRequest) -> None:
         raise UserError(f"--data={ask.data}: no such file")
     if out.suffix != ".jsonl":
         raise UserError(f"--out={ask.out}: give a file that ends in .jsonl, e.g. --out=verdicts.jsonl")
+    total = _count(data)
+    if ask.task is None and (without := _without_task(data)) is not None:
+        raise UserError(f"--task is missing and row {without} names none: give --task, or each row a task")
     with held(out.parent, name=out.name):
         done = _done(out, _facts(ask, data))
-        total = _count(data)
         if done == total:
             print(f"{total} rows were judged before, in {out}")
             return
@@ -109,9 +112,9 @@ def _rows(data: Path, images: Path) -> Iterator[Any]:
         try:
             row = json.loads(raw) if isinstance(raw, str) else raw
             if not isinstance(row, Mapping):
-                raise ValueError("it is no JSON object")
+                raise ValueError(f"it is {type(row).__name__}")
         except ValueError as error:
-            yield UserError(f"row {number}: {error}")
+            yield UserError(f"row {number} is no JSON object: {error}")
             continue
         placed = {name: _placed(row[name], images) for name in _IMAGE_FIELDS if name in row}
         yield row, _question({**row, **placed})
@@ -135,6 +138,16 @@ def _raw_rows(data: Path) -> Iterator[Any]:
 
     for batch in pyarrow.parquet.ParquetFile(data).iter_batches(batch_size=64):
         yield from batch.to_pylist()
+
+
+def _without_task(data: Path) -> int | None:
+    """The first row that names no task of its own, among the first thousand; a row that cannot be read is told of later."""
+    for number, raw in enumerate(islice(_raw_rows(data), 1000)):
+        with contextlib.suppress(ValueError):
+            row = json.loads(raw) if isinstance(raw, str) else raw
+            if isinstance(row, Mapping) and not row.get("task"):
+                return number
+    return None
 
 
 def _count(data: Path) -> int:
@@ -166,7 +179,7 @@ def _facts(ask: FileRequest, data: Path) -> dict:
 def _done(out: Path, facts: dict) -> int:
     """How many rows `out` holds; begins it where it is not there. A line that was not finished is cut off."""
     beside = out.parent / f".{out.name}.settings.json"
-    if not out.exists():
+    if not out.exists() or not out.stat().st_size:  # a command that failed at once has left nothing to lose
         out.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(json.dumps(facts))
         out.touch()
@@ -175,6 +188,8 @@ def _done(out: Path, facts: dict) -> int:
         before = json.loads(beside.read_text())
     except (OSError, ValueError):
         raise ConfigError(f"--out={out} exists and was not written by this command: name another file") from None
+    if any(facts[name] != before.get(name) for name in ("bytes", "changed")) and facts["data"] == before.get("data"):
+        raise ConfigError(f"--data={facts['data']} has changed since {out} was begun: name another --out, or remove it")
     if different := [name for name in facts if facts[name] != before.get(name)]:
         said = ", ".join(f"{name} {before.get(name)!r} -> {facts[name]!r}" for name in different)
         raise ConfigError(f"--out={out} holds verdicts of another command ({said}): name another file, or remove it")

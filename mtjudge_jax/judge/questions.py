@@ -10,7 +10,7 @@ from PIL import Image
 from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.judge.pictures import ArrayLike, Picture, as_array, pixels_of
 from mtjudge_jax.records import JudgeExample
-from mtjudge_jax.tasks import Task, get_task
+from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.asking import example_about
 
 _FIELDS = ("image", "images", "instruction", "text", "texts", "task")
@@ -108,8 +108,11 @@ def find_task(name: str | None, known: Mapping[str, Task], trained: Sequence[str
         raise UserError(f"--task is missing: name a task, e.g. --task={(*trained, 'technical')[0]}{_own(trained)}")
     if not isinstance(name, str):
         raise UserError(f"task = {name!r:.60} is a {type(name).__name__}: give the name of a task")
-    if name in known or not trained:
-        return get_task(name, known)
+    if name in known:
+        return known[name]
+    if not trained:
+        hint = "; the model's folder has no judge.json, which knows a run's own tasks: copy it from the exported judge"
+        raise UserError(f"{unknown('task', name, known)}{hint}")
     near = difflib.get_close_matches(name, trained, 1) or difflib.get_close_matches(name, known, 1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     rest = ", ".join(other for other in known if other not in trained)

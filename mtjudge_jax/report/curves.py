@@ -106,7 +106,7 @@ def validation_plot(run: RunFolder, tasks: list[str], looks: dict[str, Look], *,
         series.append(Series(task, mean.steps, values, look.color, marker=look.marker, dash=look.dash))
     series = [series[0]._replace(band=mean.band, wide=True)] if len(tasks) == 1 else [*series, mean]
     limit = (run.config.get("eval") or {}).get("limit")
-    note = f"validation, {limit} questions per task" if limit else "the whole validation split"
+    note = f"validation, at most {limit} questions per task" if limit else "the whole validation split"
     note += "; the band is the 95 % interval of the mean" if any(mean.band) and len(tasks) > 1 else ""
     note += "; the band is its 95 % interval" if any(mean.band) and len(tasks) == 1 else ""
     return plots.draw_curves(title, series, limits=SHARE, note=note)

@@ -56,7 +56,9 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
     for name, meaning in ((BASE_TEST, "base"), (TRAINED_TEST, "trained")):
         if name not in places and (found := find_evaluation(workdir, config, data, name)):
             places[name] = found
-            problems.append(f"eval/{name}.json is missing; {found}, where the {meaning} model judged the test split, is shown.")
+            lacks = (text := _lacks(found, config)) and f" It is {text}; a whole one takes its place."
+            shown = f"{found}, where the {meaning} model judged the test split, is shown."
+            problems.append(f"eval/{name}.json is missing; {shown}{lacks}")
         elif name not in places:
             problems.append(
                 f"eval/{name}.json is missing: the {meaning} model has not been evaluated on the test split. To evaluate it "
@@ -77,8 +79,9 @@ def _changed_at(path: AnyPath) -> float:
 
 
 def find_evaluation(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> AnyPath | None:
-    """The newest result of `mtjudge eval` on the test split with the run's base or best model, in the run's eval/ or in a folder
-    beside the run; None if there is none. Of the best model, only one of the step that is in best/ now.
+    """A result of `mtjudge eval` on the test split with the run's base or best model, in the run's eval/ or in a folder beside
+    the run; None if there is none. Of several the fullest: in the wordings of training, then of most trained tasks, then of
+    all examples, then the newest. Of the best model, only one of the step that is in best/ now.
     """
     if in_bucket(workdir):  # every look into a folder is a request
         return None
@@ -87,7 +90,7 @@ def find_evaluation(workdir: AnyPath, config: dict, data: AnyPath | None, name: 
         return None
     model = place if place == "demo" else os.fspath(absolute(as_path(place)))
     step = read_json(workdir / "best" / "judge.json", []).get("step") if name == TRAINED_TEST else None
-    found = []
+    found = {}
     for path in [*workdir.glob("eval/*.json"), *workdir.absolute().parent.glob("*/*.json")]:
         if path.name in _NO_RESULTS or path.name.startswith("val_") or path.stat().st_size > _MAX_RESULT:
             continue
@@ -97,8 +100,23 @@ def find_evaluation(workdir: AnyPath, config: dict, data: AnyPath | None, name: 
             continue
         if (data is not None and judged.get("data") != os.fspath(absolute(data))) or judged.get("step") not in (None, step):
             continue
-        found.append(path)
-    return max(found, key=_changed_at, default=None)
+        found[path] = (*_fullness(result, config), _changed_at(path))
+    return max(found, key=found.get, default=None)
+
+
+def _fullness(result: dict, config: dict) -> tuple[bool, int, bool]:
+    """Whether the wordings are those of training, how many trained tasks were judged, and whether wholly."""
+    settings, trained = result.get("settings") or {}, (config.get("data") or {}).get("tasks") or ()
+    judged = len({*trained} & {*result.get("tasks", ())})
+    return settings.get("wordings", "train") != "held_out", judged, not settings.get("limit")
+
+
+def _lacks(path: AnyPath, config: dict) -> str:
+    """What an evaluation lacks of a whole one, or ""."""
+    trained = len((config.get("data") or {}).get("tasks") or ())
+    plain, judged, whole = _fullness(read_json(path, []), config)
+    lacks = ["in held-out wordings"] * (not plain) + [f"of {judged} of the {trained} trained tasks"] * (judged < trained)
+    return ", ".join(lacks + ["of a part of the examples"] * (not whole))
 
 
 def eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str) -> str:

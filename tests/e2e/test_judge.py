@@ -418,7 +418,8 @@ def test_a_file_of_questions_goes_on_after_a_stop(tmp_path):
     assert "13 rows judged in" in whole.out and "2 rows could not be judged" in whole.out
     said = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     assert [line["row"] for line in said] == list(range(13)) and said[0]["id"] == "row 0"
-    assert "no file" in said[3]["error"] and said[12]["error"].startswith("row 12: ") and said[3]["verdict"] is None
+    assert "no file" in said[3]["error"] and said[3]["verdict"] is None
+    assert said[12]["error"].startswith("row 12 is no JSON object: ")
     good = [line["score_expected"] for i, line in enumerate(said) if i not in (3, 7, 12)]
     assert np.abs(np.array(good) - [s for i, s in enumerate(scoring()["technical"]) if i not in (3, 7)]).max() < 1e-6
 
@@ -432,5 +433,17 @@ def test_a_file_of_questions_goes_on_after_a_stop(tmp_path):
     assert [line["verdict"] for line in lines] == [line["verdict"] for line in said] and lines[:5] == said[:5]
     done = commands().run(*flags, f"--out={out}")
     assert done.status == 0 and "13 rows were judged before" in done.out
-    other = commands().run(*flags, f"--out={out}", "--samples=3")
+    rows.write_text(rows.read_text() + "\n")
+    changed = commands().run(*flags, f"--out={out}")
+    assert changed.status == 2 and f"--data={rows} has changed since {out} was begun" in changed.err
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(rows.read_text())
+    without = [flag for flag in flags if not flag.startswith("--task")]
+    missing = commands().run(*without, f"--data={bare}", f"--out={tmp_path / 'no.jsonl'}")
+    assert missing.status == 2 and "--task is missing and row 0 names none: give --task" in missing.err
+    assert not (tmp_path / "no.jsonl").exists()
+    (tmp_path / "empty.jsonl").touch()  # as a command leaves it that failed before its first verdict
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:1]))
+    assert commands().run(*flags, f"--out={tmp_path / 'empty.jsonl'}").status == 0
+    other = commands().run(*flags, f"--out={tmp_path / 'empty.jsonl'}", "--samples=3")
     assert other.status == 2 and "holds verdicts of another command (samples 1 -> 3)" in other.err

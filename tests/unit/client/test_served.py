@@ -68,6 +68,35 @@ def test_every_form_of_a_picture(client, tmp_path):
         client.score(["/no/file.png"], task="technical")
 
 
+class Tensor:
+    """As torch's: it has a method `mode`, numpy reads it, and a batch has the channels first."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def mode(self):
+        raise AssertionError
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+    def __iter__(self):
+        return iter(map(Tensor, self.array))
+
+
+def test_a_batch_of_tensors_is_so_many_pictures(client):
+    batch = np.stack([np.full((3, 12, 20), round(255 * light), np.uint8) for light in (0.2, 0.6)])
+    assert client.score(Tensor(batch), task="technical") == client.score(batch, task="technical") == near(0.2, 0.6)
+    assert client.score(Tensor(batch[0]), task="technical") == near(0.2)
+
+
+def test_many_verdicts_of_which_one_cannot_be_given(client):
+    found = client.judge_all([png(0.2), b"no picture", [png(0.8)]], task="alignment", instruction=["a", "b", "c"])
+    assert [one.verdict for one in found] == ["no", None, "yes"] and "refused the request: images" in found[1].error
+    pairs = client.judge_all([[png(0.2), png(0.8)]], task="pairwise_technical", both_orders=True)
+    assert pairs[0].agreement == 1.0
+
+
 def test_comparisons_and_verdicts(client):
     found = client.compare([png(light) for light in (0.2, 0.6, 1.0)], task="pairwise_technical")
     assert sum(found.win_rate) == 1.5 and found.win_rate == near(0.2, 0.5, 0.8) and math.isnan(found.matrix[1][1])

@@ -1,6 +1,7 @@
 """Two runs on the same questions: the statistics, the table, what they disagree on, where evaluations are found."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -146,6 +147,30 @@ def test_an_evaluation_is_found_wherever_it_was_written(tmp_path):
     assert run.evaluations["trained_test"].tasks and any("rl_test/test.json" in problem for problem in run.problems)
     assert not any("mtjudge eval" in problem for problem in run.problems)
     assert list(read_runs([str(tmp_path / "rl_test")])) == ["rl_test"]  # or the folder itself
+
+
+def test_of_several_evaluations_the_fullest_is_taken(tmp_path):
+    """Not the newest: a look at one task, a few examples or held-out wordings does not take the place of the whole."""
+    _, rl = pair_of_runs(tmp_path)
+    config = {"data": {"tasks": ["technical", "safety"]}}
+    move_test(rl, tmp_path / "rl_test")
+    whole = tmp_path / "rl_test" / "test.json"
+    full = json.loads(whole.read_text())
+    score = next(iter(full["tasks"].values()))
+    full |= {"tasks": {"technical": score, "safety": score}, "settings": {"wordings": "train"}}
+    whole.write_text(json.dumps(full))
+    others = {"one": {"tasks": {"safety": full["tasks"]["safety"]}}, "few": {"settings": {"wordings": "train", "limit": 5}}}
+    others["held"] = {"settings": {"wordings": "held_out"}}
+    for name, change in others.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.json").write_text(json.dumps(full | change))
+        assert find_evaluation(rl, config, rl / "data", "trained_test") == whole, name
+    whole.unlink()
+    shutil.rmtree(tmp_path / "few")
+    assert find_evaluation(rl, config, rl / "data", "trained_test") == tmp_path / "one" / "test.json"
+    (rl / "config.json").write_text(json.dumps(json.loads((rl / "config.json").read_text()) | config))
+    (said,) = [problem for problem in read_run(rl).problems if "trained_test.json is missing" in problem]
+    assert said.endswith("It is of 1 of the 2 trained tasks; a whole one takes its place.")
 
 
 @pytest.mark.parametrize("other", [{"step": 6}, {"data": "/elsewhere"}, {"model": "/another/best"}])

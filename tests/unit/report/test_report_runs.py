@@ -104,7 +104,7 @@ def test_a_cut_validation_is_no_whole_split(tmp_path):
     assert text_of(folder).count("the whole validation split") == 2
     change_config(folder, eval={"limit": 4})
     text = text_of(folder)
-    assert text.count("validation, 4 questions per task") == 2 and "the whole validation split" not in text
+    assert text.count("validation, at most 4 questions per task") == 2 and "the whole validation split" not in text
 
 
 def test_a_number_that_does_not_move_stayed_at_it(tmp_path):
