@@ -15,6 +15,7 @@ from mtjudge_jax.rl.loss import LossFn, Metrics, token_weights
 from mtjudge_jax.sharding import batch_sharding, replicated, tree_shardings
 from mtjudge_jax.types import Array, Params, TrainBatch, TrainState
 
+_ROUNDING = 1e-5  # norm of the whole gradient; of equal policies the demo's is 2e-6, of a batch that teaches above 1e-3
 
 def summarise_router(metrics: Metrics) -> Metrics:
     """router_entropy: mean over layers, in nats; router_peak: the busiest expert's load over an even one, mean over layers;
@@ -66,6 +67,9 @@ def apply(
     """One update. If the loss, the gradient or an advantage is not finite, the state stays bit for bit as it was and the metric
     `finite` is False. The metric `moved` is the share of the trained numbers that the update changed.
 
+    A gradient whose norm is below _ROUNDING counts as 0: where all rewards of a group are equal, only the divergence is left, and
+    at the start that of equal policies is rounding alone, which Muon and Adam would scale up to a whole step.
+
     The update of bfloat16 weights and moments is computed in float32 and rounded stochastically: most steps are far smaller than
     the distance between two bfloat16 numbers, so rounding to the nearest would lose them.
     """
@@ -74,6 +78,7 @@ def apply(
     grads = _in_float32(grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    grads = jax.tree.map(lambda grad: jnp.where(norm < _ROUNDING, jnp.zeros_like(grad), grad), grads)
     if isinstance(batch, TrainBatch):  # a masked answer's NaN advantage shows in neither the norm nor the loss, so check it here
         finite &= jnp.isfinite(batch.advantages).all()
     params, opt_state = _in_float32((state.params, state.opt_state))

@@ -239,6 +239,20 @@ def test_nothing_to_learn_changes_nothing():
     assert bit_equal(state.params, w.state.params)
 
 
+def test_a_gradient_of_rounding_moves_nothing():
+    """Equal rewards and equal policies: of the divergence only rounding is left, and Muon would make a whole step of it."""
+    w = world("one device", "muon")
+    params, rows = model()[1], tiny.prompts(PROMPTS)
+    tokens, mask = host_batch().tokens, host_batch().mask
+    logp = np.asarray(tiny.jit(partial(tiny.unshared_logp, cfg=model()[0], temperature=1.0))(params, rows=rows, tokens=tokens))
+    same = {"old_logp": np.where(mask, logp, 0), "ref_logp": np.where(mask, logp, 0)}
+    state, metrics = w.update(fresh(w), {}, batch(w, advantages=np.zeros((PROMPTS, GROUP), np.float32), **same))
+    assert 0 < float(metrics["grad_norm"]) < 1e-5
+    decay = w.cfg.optim.lr * w.cfg.optim.weight_decay
+    for before, after in zip(jax.tree.leaves(w.state.params), jax.tree.leaves(state.params), strict=True):
+        assert np.abs(np.asarray(after) - before).max() <= 1.01 * decay * np.abs(before).max()
+
+
 def test_muon_leaves_parameters_without_a_gradient():
     """The other half of the same for Muon, whose Newton-Schulz steps divide by the norm of what they are given."""
     params = model()[1]
