@@ -18,6 +18,7 @@ from mtjudge_jax.errors import UserError, fail, leave, one_line, unknown
 from mtjudge_jax.flags import parse_flags
 
 EXIT_CTRL_C = 130  # as shells have it: 128 and the number of SIGINT
+EXIT_PIPE = 141  # of SIGPIPE
 _STOP_SECONDS = 0.5  # for the line that it prints
 COMMANDS = {
     "demo": "train a tiny judge on this machine, evaluate it and write its report",
@@ -68,6 +69,9 @@ def run_command(main: Callable[..., None], *, positional: bool = False, workdir:
             _listen_for_ctrl_c(None if workdir is None else workdir.value)
         try:
             main(argv[1:]) if positional else main()
+        except BrokenPipeError:  # nobody reads on, as after `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            leave(EXIT_PIPE)
         except Exception as raised:
             error = _explained(raised)
             if os.environ.get("MTJUDGE_TRACEBACK") or not isinstance(error, UserError | OSError):

@@ -2,10 +2,12 @@
 
 import base64
 import binascii
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from mtjudge_jax.errors import unknown
 
 
 class BadBody(Exception):
@@ -72,7 +74,7 @@ class JudgeBody(_Body):
 
 def json_body(body: type[_Body], raw: bytes) -> _Body:
     """Raises BadBody: status 400 for what is no JSON, 422 for what does not fit."""
-    return _checked(lambda: body.model_validate_json(raw))
+    return _checked(body, lambda: body.model_validate_json(raw))
 
 
 def form_body(body: type[_Body], fields: Iterable[tuple[str, str | bytes]]) -> _Body:
@@ -89,16 +91,18 @@ def form_body(body: type[_Body], fields: Iterable[tuple[str, str | bytes]]) -> _
             raise BadBody(name, "it is given twice")
         else:
             found[name] = value
-    return _checked(lambda: body.model_validate(found))
+    return _checked(body, lambda: body.model_validate(found))
 
 
-def _checked(make) -> _Body:
+def _checked(body: type[_Body], make: Callable[[], _Body]) -> _Body:
     try:
         return make()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         if first["type"] == "json_invalid":
             raise BadBody("", f"the body is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}", 400) from None
+        if first["type"] == "extra_forbidden":
+            raise BadBody(_place(first["loc"]), unknown("field", str(first["loc"][0]), body.model_fields)) from None
         raise BadBody(_place(first["loc"]), first["msg"].removeprefix("Value error, ")) from None
 
 

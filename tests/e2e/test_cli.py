@@ -247,6 +247,12 @@ def test_a_bug_shows_its_traceback_and_ends_with_status_1(kind):
     assert ended.status == 1 and "Traceback" in ended.err and f"{kind}: " in ended.err
 
 
+def test_a_reader_that_leaves_is_no_error():
+    """`mtjudge report .. | head`."""
+    ended = raised("BrokenPipeError")
+    assert (ended.status, ended.out, ended.err) == (141, "", "")
+
+
 @pytest.mark.parametrize("kind", ["UserError", "ConfigError", "OSError", "FileNotFoundError"])
 def test_an_error_of_the_user_is_one_line_and_status_2(kind):
     ended = raised(kind)

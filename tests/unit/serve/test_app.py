@@ -97,6 +97,12 @@ BAD = {
 }
 
 
+def test_a_field_that_is_none_gets_the_nearest_name(http):
+    body = {"task": "technical", "images": [text(0.5)], "smaples": 3}
+    said = http.post("/v1/score", json=body).json()["error"]
+    assert said == {"field": "smaples", "message": "unknown field 'smaples', did you mean 'samples'?"}
+
+
 def bomb() -> str:
     """A small file of a picture with 400 million pixels."""
     import struct
