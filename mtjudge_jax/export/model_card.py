@@ -21,6 +21,7 @@ from mtjudge_jax.paths import AnyPath, absolute
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import INSTRUCTION_SLOT
 from mtjudge_jax.tasks.chat import Example, chat_content, example_of, openai_request
+from mtjudge_jax.tasks.reward import weights_of
 
 _FOLDER = Path(__file__).parent
 _PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")
@@ -157,7 +158,7 @@ def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
     optim, loss, lora, mesh = cfg.optim, cfg.loss, cfg.lora, cfg.mesh
     rows = [
         ("stage", cfg.stage),
-        ("tasks", f"{', '.join(cfg.data.tasks)} ({cfg.data.mixture})"),
+        ("tasks", f"{', '.join(cfg.data.tasks)} ({cfg.data.mixture}{', labels balanced' * cfg.data.balance_labels})"),
         ("steps", f"{step} of {cfg.steps}{_why(step, best)}"),
     ]
     if cfg.stage == "grpo":
@@ -167,7 +168,7 @@ def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
             ("advantages", f"divided by the group's standard deviation: {loss.advantage_std}; mean: {loss.aggregation}"),
             ("clip", f"{loss.clip_low:g} below, {loss.clip_high:g} above, dual {loss.dual_clip:g}"),
             ("KL", f"{loss.kl_coef:g}, {loss.kl_estimator}"),
-            ("reward", f"{1 - cfg.reward.alpha:g} accuracy + {cfg.reward.alpha:g} format"),
+            ("reward", _reward(cfg)),
         ]
     else:
         rows.append(("prompts per step", str(cfg.update.prompts)))
@@ -187,6 +188,13 @@ def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
         ("seed", str(cfg.seed)),
         ("exported with", ", ".join(f"{name} {_version(name)}" for name in _PACKAGES)),
     ]
+
+
+def _reward(cfg: Config) -> str:
+    """`0.9 accuracy + 0.1 format`, or the parts and weights that the config names."""
+    plain = {"accuracy": 1 - cfg.reward.alpha, "format": cfg.reward.alpha}
+    weights = weights_of(cfg.reward.weights, (*cfg.reward.custom, *cfg.reward.batch), cfg.reward.alpha) or plain
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items())
 
 
 def _why(step: int, best: bool) -> str:
@@ -254,7 +262,8 @@ def origin_of(folder: AnyPath, *companions: AnyPath) -> Origin:
     hub_name = f"{cached[-1][1]}/{cached[-1][2]}" if cached else None
     if _PUBLISHED.fullmatch(absolute(folder).name):
         hub_name = f"Qwen/{absolute(folder).name}"
-    return Origin(hub_name or absolute(folder).name, hub_name, license_of(folder, *companions))
+    own = "/".join(absolute(folder).parts[-2:]) if absolute(folder).name == "best" else absolute(folder).name  # of which run
+    return Origin(hub_name or own, hub_name, license_of(folder, *companions))
 
 
 def license_of(*folders: AnyPath) -> str | None:

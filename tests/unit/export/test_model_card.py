@@ -1,6 +1,7 @@
 """The model card: what it says is what was done, and what users named stays text."""
 
 import ast
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -182,3 +183,25 @@ def test_the_license_is_that_of_the_source(tmp_path, files, found):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert license_of(tmp_path / "nowhere", tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    "reward,said",
+    [
+        ({}, "0.9 accuracy + 0.1 format"),
+        ({"alpha": 0.25}, "0.75 accuracy + 0.25 format"),
+        ({"weights": ("accuracy=0.5", "soft=0.5")}, "0.5 accuracy + 0.5 soft"),
+        ({"custom": ("m:short",)}, "1 m:short + 0.9 accuracy + 0.1 format"),
+        ({"batch": ("m:far",), "weights": ("format=0.1", "m:far=2")}, "2 m:far + 0.1 format"),
+    ],
+)
+def test_the_recipe_has_the_rewards_that_were_paid(reward, said):
+    cfg = Config(stage="grpo")
+    cfg.data.tasks, cfg.data.balance_labels = ("technical",), True
+    cfg.reward = dataclasses.replace(cfg.reward, **reward)
+    text = card(cfg).replace("\\", "")
+    assert f"| reward | {said} |" in text and "technical (proportional, labels balanced)" in text
+
+
+def test_the_best_of_a_run_is_called_by_the_run(tmp_path):
+    assert origin_of(tmp_path / "taught" / "best").name == "taught/best" and origin_of(tmp_path / "mine").name == "mine"
