@@ -307,6 +307,12 @@ def test_a_finished_evaluation_is_not_done_again():
     assert before == {path: path.stat().st_mtime_ns for path in whole().iterdir()}
 
 
+def test_held_out_wordings_that_are_none_are_refused():
+    ended = commands().run(*eval_flags(commands().folder / "held_out", "--templates=held_out"))
+    assert ended.status == 2 and not (commands().folder / "held_out").exists()
+    assert "--templates=held_out, but no wording is held out of technical, pairwise_technical: give" in ended.err
+
+
 def test_another_evaluation_in_the_same_place_is_refused():
     before = {path: path.stat().st_mtime_ns for path in whole().iterdir()}
     for flag, said in {

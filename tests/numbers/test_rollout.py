@@ -218,3 +218,31 @@ def test_first_tokens_come_up_as_often_as_their_probability():
         chi, degrees = ((found - want) ** 2 / want).sum(), len(want) - 1
         assert found.sum() == 3500
         assert chi < degrees + 5 * (2 * degrees) ** 0.5
+
+
+def test_a_verdict_is_drawn_as_often_as_its_share():
+    """10,000 answers whose first token is the verdict: of two words each comes up as often as the cache's continuation says."""
+    cfg, (params, rows, _), words = tiny.config(), world(), np.array([5, 6])
+    settings = {"allowed": tiny.ALLOWED, "length": 2, "pad": tiny.PAD, "temperature": np.ones(500, np.float32), "eos": NEVER}
+    draw = tiny.jit(lambda params, rows, key: draw_and_keep(params, cfg, rows, key, **settings))
+
+    def word_logp(params, rows, context):
+        prompt, past = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
+        past = jax.tree.map(lambda x: x[:, :, :1], past)
+        fed = jnp.broadcast_to(rows.tokens[:, -1][:, None, None, None], (len(rows.tokens), 1, 1, 1))
+        where = {"tokens": fed, "at": jnp.zeros((len(rows.tokens), 1), jnp.int32), "prompt": prompt, "past": past}
+        hidden = vlm.branch_hidden(params, cfg, rows, **where)
+        return jax.nn.log_softmax(sampling_logits(hidden, vlm.output_head(params, cfg), tiny.ALLOWED, 1.0))[:, 0, 0, 0, words]
+
+    firsts = []
+    for seed in range(5):
+        out, context = draw(params, rows, jax.random.key(100 + seed))
+        firsts.append(np.asarray(out.tokens[:, :, 0]))
+    firsts, logp = np.concatenate(firsts, 1), np.asarray(tiny.jit(word_logp)(params, rows, context), np.float64)
+    assert firsts.size == 10_000
+    shares = np.exp(logp) / np.exp(logp).sum(-1, keepdims=True)
+    for row, share in zip(firsts, shares, strict=True):
+        said = row[np.isin(row, words)]
+        assert len(said) > 20
+        spread = np.sqrt(share[0] * share[1] / len(said))
+        assert abs((said == words[0]).mean() - share[0]) < 4 * spread
