@@ -54,7 +54,7 @@ class Requests:
             self._closing.wait(min(_LONGEST_WAIT, pause))
             pause = 0.5 * 2**attempt * (0.5 + random.random())
             try:
-                response = self._http.request(method, self._url + path, json=body)
+                response = self._once(method, path, body)
             except self._httpx.TransportError as error:
                 said, status = f"{type(error).__name__}: {error}", None
                 continue
@@ -69,6 +69,13 @@ class Requests:
                 raise UserError(f"{self._url}{path} refused the request: {_message(response)}")
             return response.json()
         raise ServerError(f"{self._url}{path} gave no answer in {self._retries + 1} tries: {said}", status)
+
+    def _once(self, method: str, path: str, body: dict | None) -> Any:
+        """The response. A connection that was kept and that the server has closed meanwhile is no try: nothing was read of it."""
+        try:
+            return self._http.request(method, self._url + path, json=body)
+        except self._httpx.RemoteProtocolError:
+            return self._http.request(method, self._url + path, json=body)
 
     def each(self, call: Callable[..., Any], *items: Iterable[Any]) -> list[Any]:
         """`call` of each item, several at a time, in their order."""

@@ -63,6 +63,7 @@ class Service:
 
     def __init__(self, judge: Judge, limits: Limits, *, batch: int, token: str | None = None):
         self._judge, self._limits, self._token = judge, limits, token
+        self.ending = False  # responses then ask the client to close its connection
         self._meters = _Meters(lambda: self.queue.depth)
         self.queue = CallQueue(judge, batch=batch, most=limits.questions, wait=limits.wait, judged=self._meters.judged)
 
@@ -83,6 +84,8 @@ class Service:
     async def _answer(self, route: str, kind: type, make: Callable[[Any], Call], request: Request) -> Response:
         began = time.monotonic()
         response = await self._within_limits(kind, make, request)
+        if self.ending:
+            response.headers["Connection"] = "close"
         self._meters.requests.labels(route, str(response.status_code)).inc()
         self._meters.seconds.labels(route).observe(time.monotonic() - began)
         return response

@@ -3,16 +3,18 @@
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.judge.judge import Judge
 
+_CLOSING_SECONDS = 0.5  # in which every connection in use gets a response with Connection: close
 _ALONE = ("127.0.0.1", "localhost", "::1")
 
 
@@ -55,7 +57,16 @@ def serve(
     print(f"serving {model} at http://{host}:{port}", flush=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn drains at either, then raises it once more
-    uvicorn.Server(uvicorn.Config(service.app(), log_level="warning", access_log=False)).run(sockets=[listener])
+
+    class Server(uvicorn.Server):
+        """Tells clients to close their connections before it closes them: a request may be on its way on an open one."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            wait = 0.0 if service.ending else _CLOSING_SECONDS
+            service.ending = True
+            threading.Timer(wait, super().handle_exit, (sig, frame)).start()
+
+    Server(uvicorn.Config(service.app(), log_level="warning", access_log=False)).run(sockets=[listener])
     service.queue.close()
     print("stopped: all requests are answered")
 

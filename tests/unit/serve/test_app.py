@@ -194,6 +194,14 @@ def test_a_bug_is_a_500_and_the_next_request_works(http):
     assert http.post("/v1/judge", json=body | {"instruction": "a dog"}).status_code == 200
 
 
+def test_a_server_that_ends_asks_clients_to_close(service, http):
+    body = {"task": "technical", "images": [text(0.4)]}
+    assert "close" not in http.post("/v1/score", json=body).headers.get("connection", "")
+    service.ending = True
+    ended = http.post("/v1/score", json=body)
+    assert ended.status_code == 200 and ended.headers["connection"] == "close"
+
+
 def test_health_and_metrics(http):
     http.post("/v1/score", json={"task": "technical", "images": [text(0.4)] * 3})
     http.post("/v1/score", json={"task": "technical"})
