@@ -13,9 +13,9 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import JudgeExample, swapped
 from mtjudge_jax.tasks import Task, get_task, tasks_with
 from mtjudge_jax.tasks.answer import truth_of
-from mtjudge_jax.tasks.asking import example_about
+from mtjudge_jax.tasks.asking import example_about, one_text_each
 from mtjudge_jax.tasks.chat import chat_content
-from mtjudge_jax.tasks.comparison import WinRates, from_pairs, from_scores, opponents
+from mtjudge_jax.tasks.comparison import WinRates, compared_by, from_pairs, from_scores, opponents
 from mtjudge_jax.tasks.verdicts import Reply, Verdict, read_reply, turned, verdict_of
 
 _TOP = 20  # likeliest tokens with their log-probabilities: the most that OpenAI and vLLM give
@@ -61,9 +61,7 @@ class OpenAIClient:
     ) -> list[float]:
         """One number for each picture, as `Client.score` gives it; NaN without an answer that can be read."""
         pictures, found = pictures_of(images), self._task(task)
-        texts = [instructions] * len(pictures) if isinstance(instructions, str) else list(instructions)
-        if len(texts) != len(pictures):
-            raise UserError(f"{len(pictures)} images, but {len(texts)} instructions: give one text, or one for each")
+        texts = one_text_each(instructions, len(pictures))
         if not found.kind.startswith("pointwise"):
             raise UserError(f"task {task!r} asks {found.kind} questions, a score is of one picture")
         asked = enumerate(zip(pictures, texts, strict=True))
@@ -83,23 +81,15 @@ class OpenAIClient:
         seed: int = 0,
     ) -> WinRates:
         """The win rates of the candidates, as `Client.compare` gives them."""
-        pictures, found = pictures_of(candidates), self._task(task)
-        by = ("pairs" if found.kind == "pairwise" else "score") if by is None else by
-        if by == "score":
-            single = self._task(found.single) if found.kind == "pairwise" and found.single else found
-            if not single.kind.startswith("pointwise"):
-                raise UserError(f"task {task!r} asks {found.kind} questions: compare by pairs, or name a task about one picture")
-            examples = [example_about([image], instruction, task=single, number=i) for i, image in enumerate(pictures)]
-            opponents(len(pictures), None)
-            return from_scores([verdict_of(one, single).probabilities for one in self._replies(examples, single, samples, seed)])
-        if by != "pairs" or found.kind != "pairwise":
-            raise UserError(f"by = {by!r} with task {task!r}, which asks {found.kind} questions: give 'pairs' or 'score'")
-        pairs = opponents(len(pictures), anchors)
-        examples = [
-            example_about([pictures[i], pictures[j]], instruction, task=found, number=n) for n, (i, j) in enumerate(pairs)
-        ]
-        replies = self._in_both_orders(examples, found, samples, seed)
-        return from_pairs(len(pictures), pairs, [[one.shares for one in of_pair] for of_pair in replies], found)
+        pictures, asked = pictures_of(candidates), compared_by(self._task(task), by, self._task)
+        in_pairs = asked.kind == "pairwise"
+        pairs = opponents(len(pictures), anchors if in_pairs else None)
+        shown = [[pictures[i], pictures[j]] for i, j in pairs] if in_pairs else [[image] for image in pictures]
+        examples = [example_about(images, instruction, task=asked, number=i) for i, images in enumerate(shown)]
+        if not in_pairs:
+            return from_scores([verdict_of(one, asked).probabilities for one in self._replies(examples, asked, samples, seed)])
+        replies = self._in_both_orders(examples, asked, samples, seed)
+        return from_pairs(len(pictures), pairs, [[one.shares for one in of_pair] for of_pair in replies], asked)
 
     def judge(
         self,

@@ -7,6 +7,7 @@ from typing import Any
 from mtjudge_jax.client.pictures import encoded, pictures_of
 from mtjudge_jax.client.requests import Requests, chunks
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.tasks.asking import one_text_each
 from mtjudge_jax.tasks.comparison import WinRates
 from mtjudge_jax.tasks.verdicts import Verdict
 
@@ -41,9 +42,7 @@ class Client:
         could be read. Raises UserError for a picture or text that the judge cannot be asked about.
         """
         pictures = pictures_of(images)
-        texts = [instructions] * len(pictures) if isinstance(instructions, str) else list(instructions)
-        if len(texts) != len(pictures):
-            raise UserError(f"{len(pictures)} images, but {len(texts)} instructions: give one text, or one for each")
+        texts = one_text_each(instructions, len(pictures))
 
         def part(images: Sequence[Any], texts: Sequence[str]) -> list[float]:
             body = {"task": task, "images": [encoded(one) for one in images], "instructions": list(texts)}
@@ -102,9 +101,7 @@ class Client:
         A question that the server refuses gets a verdict None with the reason in `error`; the others are judged.
         """
         items = list(questions)
-        texts = [instruction] * len(items) if isinstance(instruction, str) else list(instruction)
-        if len(texts) != len(items):
-            raise UserError(f"{len(items)} questions, but {len(texts)} instructions: give one text, or one for each")
+        texts = one_text_each(instruction, len(items), "questions")
 
         def one(images: Any, text: str) -> Verdict:
             how = {"samples": samples, "both_orders": both_orders, "seed": seed}

@@ -13,10 +13,8 @@ from mtjudge_jax.judge.engine import THREADS, Answered, AskedAs, Call
 from mtjudge_jax.judge.pictures import Picture, pixels_of
 from mtjudge_jax.judge.questions import OwnQuestion, as_pictures, listed, with_instructions
 from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.comparison import WinRates, from_pairs, from_scores, opponents
+from mtjudge_jax.tasks.comparison import WinRates, compared_by, from_pairs, from_scores, opponents
 from mtjudge_jax.tasks.verdicts import Verdict, verdict_of
-
-_BY = '"pairs" needs a task of pairs, "score" one about a single picture or a pair'
 
 
 def judge_call(
@@ -63,33 +61,26 @@ def compare_call(
     """The questions about N pictures, as `Judge.compare` explains; `finish` gives WinRates. find: the task of a name. Raises
     UserError for anything that cannot be asked.
     """
-    by = ("pairs" if task.kind == "pairwise" else "score") if by is None else by
-    if by not in ("pairs", "score") or (by == "pairs" and task.kind != "pairwise") or task.kind == "listwise":
-        raise UserError(f"by = {by!r} with task {task.name!r}, which asks {task.kind} questions: {_BY}")
-    pictures = [*listed(candidates)]
-    pairs = opponents(len(pictures), anchors if by == "pairs" else None)
-    if by == "score" and task.kind == "pairwise" and not task.single:
-        raise UserError(f"task {task.name!r} has no pointwise twin: compare by pairs, or name a task about one picture")
+    asked = compared_by(task, by, find)
+    in_pairs, pictures = asked.kind == "pairwise", [*listed(candidates)]
+    pairs = opponents(len(pictures), anchors if in_pairs else None)
     with ThreadPoolExecutor(THREADS) as pool:
         pixels = list(pool.map(_candidate, range(len(pictures)), pictures))
-    if by == "score":
-        twin = find(task.single) if task.kind == "pairwise" else task
-        questions = [OwnQuestion([one], instruction, task=twin.name) for one in pixels]
-    else:
-        questions = [OwnQuestion([pixels[i], pixels[j]], instruction, task=task.name) for i, j in pairs]
+    shown = [[pixels[i], pixels[j]] for i, j in pairs] if in_pairs else [[one] for one in pixels]
+    questions = [OwnQuestion(images, instruction, task=asked.name) for images in shown]
 
     def finish(answered: Sequence[Answered]) -> WinRates:
         found = _all_asked(answered)
-        if by == "score":
-            result = from_scores([verdict_of(*one).probabilities for one in found])
+        if in_pairs:
+            result = from_pairs(len(pixels), pairs, [[answer.shares for answer in answers] for answers, _ in found], asked)
         else:
-            result = from_pairs(len(pixels), pairs, [[answer.shares for answer in answers] for answers, _ in found], task)
+            result = from_scores([verdict_of(*one).probabilities for one in found])
         if result.unread:
             total = sum(len(answers) for answers, _ in found)
             warnings.warn(f"{result.unread} of {total} answers could not be read and count as undecided", stacklevel=3)
         return result._replace(win_rate=np.array(result.win_rate), matrix=np.array(result.matrix))
 
-    return Call(questions, AskedAs(None, samples, both_orders=by == "pairs", seed=seed), finish)
+    return Call(questions, AskedAs(None, samples, both_orders=in_pairs, seed=seed), finish)
 
 
 def _candidate(number: int, picture: Picture) -> np.ndarray:

@@ -11,7 +11,7 @@ from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.judge.pictures import ArrayLike, Picture, as_array, pixels_of
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.asking import example_about
+from mtjudge_jax.tasks.asking import example_about, one_text_each
 
 _FIELDS = ("image", "images", "instruction", "text", "texts", "task")
 # Fields of rows.jsonl that do not change what is asked: such a row is a question too.
@@ -45,9 +45,7 @@ def listed(questions: Any) -> Iterable[Any]:
 def with_instructions(images: Any, instruction: str | Sequence[str]) -> Iterator[OwnQuestion]:
     """A question for each element of `images`, a picture or a list of them. Raises UserError if the numbers differ."""
     images = [*listed(images)]
-    texts = [instruction] * len(images) if isinstance(instruction, str) else [*instruction]
-    if len(texts) != len(images):
-        raise UserError(f"{len(images)} elements of images, but {len(texts)} instructions: give one text, or one for each")
+    texts = one_text_each(instruction, len(images), "elements of images")
     return (OwnQuestion(as_pictures(image), text) for image, text in zip(images, texts, strict=True))
 
 

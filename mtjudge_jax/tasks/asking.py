@@ -8,6 +8,14 @@ from mtjudge_jax.records import Candidate, JudgeExample, Label, lone_surrogate
 from mtjudge_jax.tasks.base import Task
 
 
+def one_text_each(texts: str | Sequence[str], count: int, what: str = "images") -> list[str]:
+    """One text for all, or a text for each of `count`. Raises UserError for another number of texts."""
+    each = [texts] * count if isinstance(texts, str) else [*texts]
+    if len(each) != count:
+        raise UserError(f"{count} {what}, but {len(each)} instructions: give one text, or one for each")
+    return each
+
+
 def example_about(images: Sequence[Any], instruction: str, texts: Sequence[str] = (), *, task: Task, number: int) -> JudgeExample:
     """One question as a record with a placeholder label; its images are passed on as they are. Raises UserError if it does not
     fit the task.

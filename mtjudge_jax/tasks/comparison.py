@@ -1,12 +1,14 @@
 """Candidates against each other: who beats whom, from verdicts about pairs or from scores of each alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.verdicts import Shares
+
+_BY = '"pairs" needs a task of pairs, "score" one about a single picture or a pair'
 
 
 class WinRates(NamedTuple):
@@ -15,6 +17,21 @@ class WinRates(NamedTuple):
     win_rate: Sequence[float]  # [N], the mean probability of winning against the others; the sum is N / 2
     matrix: Sequence[Sequence[float]]  # [N, N], the probability that i beats j; m[i][j] + m[j][i] = 1, NaN where never compared
     unread: int  # answers that gave no probabilities; one order then counts alone, and a pair without any as 0.5
+
+
+def compared_by(task: Task, by: str | None, find: Callable[[str], Task]) -> Task:
+    """The task whose questions compare pictures: the task of pairs itself by "pairs", its twin about one picture by "score"; by
+    default as the task asks. find: the task of a name. Raises UserError where the task cannot compare so.
+    """
+    by = ("pairs" if task.kind == "pairwise" else "score") if by is None else by
+    if by not in ("pairs", "score") or (by == "pairs" and task.kind != "pairwise") or task.kind == "listwise":
+        said = f"by = {by!r} with task {task.name!r}, which asks {task.kind} questions"
+        raise UserError(f"{said}: give 'pairs' or 'score', {_BY}")
+    if by == "pairs" or task.kind != "pairwise":
+        return task
+    if not task.single:
+        raise UserError(f"task {task.name!r} has no pointwise twin: compare by pairs, or name a task about one picture")
+    return find(task.single)
 
 
 def opponents(count: int, anchors: int | None) -> list[tuple[int, int]]:
