@@ -8,6 +8,7 @@ there a step is complete when its record exists.
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterable
 
 import jax
@@ -18,6 +19,7 @@ from mtjudge_jax.paths import AnyPath, as_path, clean_failure, explain, in_bucke
 
 RECORD = "record.json"
 UNFINISHED = (".orbax-checkpoint-tmp", ".unfinished", ".deleted")  # leftovers of a killed save or a killed deletion
+_LATE_SECONDS = 5  # how long files of a failed save are expected
 _DAMAGED = "damaged.txt"  # in a bucket, in a step that was set aside
 
 
@@ -61,19 +63,25 @@ def set_aside(folder: AnyPath, step: int, reason: str) -> None:
     logging.warning("%s: set aside as %s; delete it when you no longer need it", path, aside.name)
 
 
-def clear_unfinished(folder: AnyPath) -> None:
-    """Removes what a killed save left on a disk. In a bucket that looks like a step without a record, which `restore_latest`
-    reports before it is removed.
+def clear_unfinished(folder: AnyPath) -> bool:
+    """Removes what a killed save left on a disk, and tells whether there was any. In a bucket that looks like a step without a
+    record, which `restore_latest` reports before it is removed.
     """
-    for path in [] if in_bucket(folder) else folder.iterdir():
-        if any(mark in path.name for mark in UNFINISHED):
-            remove_tree(path)
+    found = [] if in_bucket(folder) else [path for path in folder.iterdir() if any(mark in path.name for mark in UNFINISHED)]
+    for path in found:
+        remove_tree(path)
+    return bool(found)
 
 
 def clear_failed(folder: AnyPath, step: int) -> None:
-    """Removes what a failed save left, because it takes room. In a bucket it also removes a step of that number set aside."""
+    """Removes what a failed save left, because it takes room. In a bucket it also removes a step of that number set aside.
+
+    A save fails with its first file; its other files may still be on their way. So on a disk it removes until nothing comes back.
+    """
     if not in_bucket(folder):
-        clear_unfinished(folder)
+        deadline = time.monotonic() + _LATE_SECONDS
+        while clear_unfinished(folder) and time.monotonic() < deadline:
+            time.sleep(_LATE_SECONDS / 20)
     elif step not in complete_steps(folder):
         remove_tree(folder / str(step))
 

@@ -284,6 +284,26 @@ def test_a_failed_write_is_reported_by_the_next_call_with_its_step(tmp_path, mes
     assert ck.saved_steps(checkpoints) == [1, 3]
 
 
+def test_what_a_failed_write_still_writes_is_removed_too(tmp_path, mesh, monkeypatch):
+    """The first file that fails fails the save, while other threads still make folders and files."""
+    checkpoints, late = saved(tmp_path, mesh, (1,)), [3, 2, 1]
+
+    def write_on(seconds: float) -> None:
+        if late:
+            part = tmp_path / "2.unfinished.orbax-checkpoint-tmp" / str(late.pop())
+            part.mkdir(parents=True)
+            (part / "array").write_bytes(bytes(100))
+
+    failed = Future()
+    failed.set_exception(OSError(28, "No space left on device"))
+    (tmp_path / "2.unfinished.orbax-checkpoint-tmp").mkdir()
+    checkpoints.pending = saving.Pending(2, failed)
+    monkeypatch.setattr(saving.folders.time, "sleep", write_on)
+    (said,) = ck.wait(checkpoints)
+    assert "step 2 was not written" in said and late == []
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
 def test_the_run_stops_after_failed_saves_in_a_row_and_at_its_end(tmp_path, mesh, monkeypatch):
     checkpoints = saved(tmp_path, mesh, (1,))
     Usage = namedtuple("Usage", "total used free")
