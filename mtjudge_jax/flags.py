@@ -1,8 +1,10 @@
 """Defines and parses the commands' flags, and returns the Config of --config. Imports nothing heavy: --help must be fast."""
 
+import ast
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags
@@ -43,6 +45,7 @@ def need(*wanted: tuple[flags.FlagHolder, str]) -> None:
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser; an invalid flag or config file ends in one line and exit status 2, not in the whole usage."""
     fields = flatten(Config())
+    argv = [_quoted(argument, fields) for argument in argv]
     for argument in argv:
         name = argument.partition("=")[0].lstrip("-")
         if name.startswith("config.") and name.removeprefix("config.") not in fields:
@@ -64,6 +67,18 @@ def parse_flags(argv: list[str]) -> list[str]:
         if os.environ.get("MTJUDGE_TRACEBACK"):
             raise
         fail(f"--config={path}: {type(error).__name__}: {one_line(error)}")
+
+
+def _quoted(argument: str, fields: Mapping[str, object]) -> str:
+    """`--config.reward.weights=accuracy=0.9,format=0.1` with its names in quotes: ml_collections takes only words without."""
+    name, equals, value = argument.partition("=")
+    if not isinstance(fields.get(name.lstrip("-").removeprefix("config.")), tuple) or set(value) & set("'\"()[]{}"):
+        return argument
+    try:
+        ast.literal_eval(value)  # numbers
+    except (ValueError, SyntaxError):
+        return f"{name}{equals}{value!r}" if value else argument
+    return argument
 
 
 def config_file(argv: list[str]) -> str:

@@ -18,6 +18,7 @@ from huggingface_hub import ModelCardData
 
 from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.paths import AnyPath, absolute
+from mtjudge_jax.report.read import BASE_TEST, TRAINED_TEST, whole_evaluation
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import INSTRUCTION_SLOT
 from mtjudge_jax.tasks.chat import Example, chat_content, example_of, openai_request
@@ -105,7 +106,7 @@ def model_card(
     return environment.get_template("model_card.md.jinja").render(
         head=head.to_yaml(), cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, dtype=dtype,
         tasks=tasks, images_of=_images(examples), asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
-        scores=None if workdir is None else _read_scores(workdir / "eval", step=step, best=best), adapter=adapter,
+        scores=None if workdir is None else _read_scores(workdir, step=step, best=best), adapter=adapter,
         recipe=_recipe(cfg, step=step, best=best), step=step, questions=_questions(examples, asking.escape),
         request=json.dumps(request, indent=1, ensure_ascii=False), call=_call(examples), asking=asking,
         length=cfg.data.prompt_tokens + tokens,
@@ -210,24 +211,23 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _read_scores(folder: AnyPath, *, step: int, best: bool) -> _Scores | None:
+def _read_scores(workdir: AnyPath, *, step: int, best: bool) -> _Scores | None:
     """The run's own evaluation of this step beside that of its start: on the test split if the best model was judged there,
     otherwise on the validation split. None if there is neither.
     """
-    pairs = [("val_000000", f"val_{step:06d}", "The questions are the validation split", best)]
-    if best:
+    if best and (result := _read_result(whole_evaluation(workdir, TRAINED_TEST))):
         title = "The questions are the test split, which was not used to choose the step"
-        pairs.insert(0, ("base_test", "trained_test", title, False))
-    for before, after, title, chosen in pairs:
-        if result := _read_result(folder / f"{after}.json"):
-            return _score_table(_read_result(folder / f"{before}.json"), result, title=title, chosen=chosen)
+        return _score_table(_read_result(whole_evaluation(workdir, BASE_TEST)), result, title=title, chosen=False)
+    if result := _read_result(workdir / "eval" / f"val_{step:06d}.json"):
+        start = _read_result(workdir / "eval" / "val_000000.json")
+        return _score_table(start, result, title="The questions are the validation split", chosen=best)
     return None
 
 
-def _read_result(path: AnyPath) -> dict[str, Any]:
+def _read_result(path: AnyPath | None) -> dict[str, Any]:
     """The scores of an evaluation, {} for a missing, damaged or foreign file: the card is then written without it."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     tasks = result.get("tasks") if isinstance(result, dict) else None

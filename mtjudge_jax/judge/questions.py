@@ -113,8 +113,7 @@ def find_task(name: str | None, known: Mapping[str, Task], trained: Sequence[str
         raise UserError(f"{unknown('task', name, known)}{hint}")
     near = difflib.get_close_matches(name, trained, 1) or difflib.get_close_matches(name, known, 1)
     hint = f", did you mean {near[0]!r}?" if near else ""
-    rest = ", ".join(other for other in known if other not in trained)
-    raise UserError(f"unknown task {name!r}{hint}{_own(trained)}; it was not trained on the other known ones: {rest}")
+    raise UserError(f"unknown task {name!r}{hint}{_own(trained)}")
 
 
 def _own(trained: Sequence[str]) -> str:

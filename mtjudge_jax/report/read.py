@@ -104,6 +104,16 @@ def find_evaluation(workdir: AnyPath, config: dict, data: AnyPath | None, name: 
     return max(found, key=found.get, default=None)
 
 
+def whole_evaluation(workdir: AnyPath, name: str) -> AnyPath | None:
+    """The result named so in the run's eval/, else one that `find_evaluation` finds, unless it judged only a part."""
+    own = workdir / "eval" / f"{name}.json"
+    if own.is_file():
+        return own
+    config = read_json(workdir / "config.json", [])
+    found = find_evaluation(workdir, config, data_of(workdir, config), name)
+    return None if found is None or _lacks(found, config) else found
+
+
 def _fullness(result: dict, config: dict) -> tuple[bool, int, bool]:
     """Whether the wordings are those of training, how many trained tasks were judged, and whether wholly."""
     settings, trained = result.get("settings") or {}, (config.get("data") or {}).get("tasks") or ()

@@ -271,7 +271,9 @@ class Task:
             grades = (question.score_min, question.score_max)
             if grades != (float(self.labels[0]), float(self.labels[-1])):
                 known = f"{self.labels[0]} to {self.labels[-1]}"
-                raise UserError(f"task {self.name!r} has the grades {known}, the question {grades}")
+                own = "none" if None in grades else f"{grades[0]:g} to {grades[1]:g}"
+                remedy = "make score_min and score_max of the task and of the row equal"
+                raise UserError(f"task {self.name!r} has the grades {known}, the question {own}: {remedy}")
         if self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
             remedy = 'write "allow_tie": True in its entry of data.custom_tasks' if self.entry else "use a task with allow_tie"
             raise UserError(f"task {self.name!r} has no tie, the question allows one: {remedy}")

@@ -123,6 +123,22 @@ def soft(shares: Sequence[float], truth: Truth) -> float:
     return 1.0 - sum((share - (index == truth.label)) ** 2 for index, share in enumerate(shares)) / 2
 
 
+def over_both_orders(
+    shares: Sequence[Sequence[float] | None], other: Sequence[Sequence[float] | None]
+) -> list[Sequence[float] | None]:
+    """The shares of each answer to a pair, in the mean with those of the other order's answers: what the judge thinks of a pair
+    when it is asked in both orders. So an answer that only prefers a place gains nothing from the order in which it is right.
+
+    The two candidates change places between the orders, a tie keeps its own. Answers without shares (None) stay so and count
+    nothing; shares without any to meet stay as they are.
+    """
+    turned = [(one[1], one[0], *one[2:]) for one in other if one is not None]
+    if not turned:
+        return list(shares)
+    mean = np.mean(turned, axis=0)
+    return [None if one is None else ((np.asarray(one) + mean) / 2).tolist() for one in shares]
+
+
 def earned_parts(
     parsed: Parsed, truth: Truth, *, truncated: bool, tie_credit: float, shares: Sequence[float] | None = None
 ) -> dict[str, float]:
@@ -198,7 +214,8 @@ def score(
     ran out of room before that token. tasks: Q names of `known`. labels: int [Q], the true label indices. alpha: of the paper's
     rule, or a Rule. truths: Q texts of `write_truth`, needed where the answer words differ from example to example; "" for a
     row that was not asked. tokens: int [Q, G], lengths, for the part `overlong`. For the part `consistency` rows 2i and 2i + 1
-    of a task of pairs are one pair in its two orders. shares: of each completion's words, for the part `soft`.
+    of a task of pairs are one pair in its two orders. shares: of each completion's words, for the part `soft`, which takes the
+    mean over both orders where it has them (`over_both_orders`).
 
     Raises ValueError for an unknown task, for shapes that do not agree, for a label index that the task does not have,
     for alpha outside [0, 1], and with its name for a user's reward that fails.
@@ -210,33 +227,39 @@ def score(
     named = {name: np.zeros(shape, np.float32) for name in rule.weights if name not in ("accuracy", "format")}
     scores = Scores(*(np.zeros(shape, np.float32) for _ in range(3)), np.full(shape, -1, np.int32), named)
     lengths = np.zeros(shape, np.int32) if tokens is None else tokens
+    asked = [truths is None or bool(text) for text in truths or tasks]
+    read = [
+        (read_truth(truths[q]) if truths else _truth_of_label(tasks[q], label, q, known)) if asked[q] else None
+        for q, label in enumerate(labels.tolist())
+    ]
     pairs = {}
-    for q, (group, name, label) in enumerate(zip(texts, tasks, labels.tolist(), strict=True)):
-        if truths is not None and not truths[q]:  # it was not asked
+    if "consistency" in rule.weights:
+        pairs = _pairs({q: truth.facts.get("example_id") for q, truth in enumerate(read) if truth and truth.kind == "pairwise"})
+    for q, (group, truth) in enumerate(zip(texts, read, strict=True)):
+        if truth is None:
             continue
-        truth = read_truth(truths[q]) if truths else _truth_of_label(name, label, q, known)
+        given = shares and (over_both_orders(shares[q], shares[pairs[q]]) if q in pairs else shares[q])
         for g, text in enumerate(group):
             cut, length = bool(truncated[q, g]), int(lengths[q, g])
-            _score_one(scores, (q, g), text, truth, rule, cut=cut, length=length, shares=shares and shares[q][g])
-        if truth.kind == "pairwise":
-            pairs[q] = truth.facts.get("example_id")
-    if "consistency" in rule.weights:
-        _add_consistency(scores, pairs, rule.weights["consistency"])
+            _score_one(scores, (q, g), text, truth, rule, cut=cut, length=length, shares=given and given[g])
+    _add_consistency(scores, pairs, rule.weights.get("consistency", 0.0))
     return scores
 
 
-def _add_consistency(scores: Scores, pairs: Mapping[int, str | None], weight: float) -> None:
-    """Fills the part `consistency` of the rows that are pairs, by row their ids, once all verdicts are known.
-
-    Where the other order could not be shown there is nothing to agree with.
+def _pairs(ids: Mapping[int, str | None]) -> dict[int, int]:
+    """{row: the row of the other order} of rows that are pairs, given their ids. A pair whose other order could not be shown is
+    left out.
     """
+    for q, name in ids.items():
+        if ids.get(q ^ 1, name) != name:
+            raise ValueError(f"rows {q} and {q ^ 1} are {name} and {ids[q ^ 1]}: consistency needs both orders of a pair there")
+    return {q: q ^ 1 for q in ids if q ^ 1 in ids}
+
+
+def _add_consistency(scores: Scores, pairs: Mapping[int, int], weight: float) -> None:
+    """Fills the part `consistency` of the rows that are pairs in both orders, once all verdicts are known."""
     said = [[None if v < 0 else v for v in group] for group in scores.verdict.tolist()]
-    for q, name in pairs.items():
-        other = q ^ 1
-        if other not in pairs:
-            continue
-        if pairs[other] != name:
-            raise ValueError(f"rows {q} and {other} are {name} and {pairs[other]}: consistency needs both orders of a pair there")
+    for q, other in pairs.items():
         part = np.array(consistency(said[q], said[other]), np.float32)
         scores.parts["consistency"][q] = part
         scores.total[q] += np.float32(weight) * part

@@ -287,9 +287,11 @@ def test_print_config_needs_no_workdir():
 
 def test_names_are_separated_by_commas():
     """Also where the config's own tuple holds one name or none."""
-    flags = ("--config.data.tasks=technical,safety", "--config.model.freeze=vision, mergers")
+    flags = ["--config.data.tasks=technical,safety", "--config.model.freeze=vision, mergers"]
+    flags += ["--config.reward.weights=accuracy=0.9,format=0.1", "--config.reward.batch=math:sqrt"]
     shown = json.loads(commands().run("train", f"--config={commands().config}", "--print_config", *flags).out)
     assert shown["data"]["tasks"] == ["technical", "safety"] and shown["model"]["freeze"] == ["vision", "mergers"]
+    assert shown["reward"]["weights"] == ["accuracy=0.9", "format=0.1"] and shown["reward"]["batch"] == ["math:sqrt"]
 
 
 def test_a_list_that_is_given_twice_is_both():

@@ -126,6 +126,8 @@ def unreadable(predictions: Sequence[dict], cfg: Config) -> list[str]:
     cut = sum(p["tokens"] >= cfg.rollout.completion_tokens for p in lines)
     errors = collections.Counter(p["error"] or "no reasoning before the verdict" for p in lines).most_common(2)
     found = ", ".join(f"{error} {count}" for error, count in errors)
-    longer = f"; {cut} were cut at rollout.completion_tokens = {cfg.rollout.completion_tokens}: raise it" if cut else ""
+    # The answers that SFT learns from fit: it is the model that does not know yet where an answer ends.
+    longer = "they do not end yet" if cfg.stage == "sft" else "raise it"
+    longer = f"; {cut} were cut at rollout.completion_tokens = {cfg.rollout.completion_tokens}: {longer}" if cut else ""
     advice = "train longer, or raise optim.lr" if cfg.stage == "sft" else f"RL learns nothing from them: {_TEACH}"
     return [f"{', '.join(lost)}: 0 of {len(lines)} validation answers {what} ({found}){longer}; {advice}"]

@@ -106,6 +106,22 @@ def test_scores_before_and_after_are_those_of_the_run(tmp_path):
     assert "the test split" not in card(workdir=tmp_path, best=False)
 
 
+def test_a_whole_evaluation_beside_the_run_counts_too(tmp_path):
+    """`mtjudge eval --out=runs/scores`: as the report finds it; one of a part of the questions does not stand for the test."""
+    run, beside = tmp_path / "run", tmp_path / "scores"
+    evaluation(run / "eval", "val_000010", alignment=(0.9, 0.85, 0.95, 0.0), safety=(0.9, 0.85, 0.95, 0.0))
+    (run / "best").mkdir()
+    (run / "best" / "judge.json").write_text('{"step": 10}')
+    (run / "config.json").write_text(json.dumps({"data": {"tasks": ["alignment", "safety"]}}))
+    evaluation(beside, "test", alignment=(0.7, 0.6, 0.8, 0.0), safety=(0.6, 0.5, 0.7, 0.0))
+    result = json.loads((beside / "test.json").read_text())
+    whole = result | {"split": "test", "judged": {"model": str(run / "best"), "data": None, "step": 10}, "settings": {"limit": 0}}
+    for changes, split, value in (({"settings": {"limit": 5}}, "validation", "0.90"), ({}, "test", "0.70")):
+        (beside / "test.json").write_text(json.dumps(whole | changes))
+        text = card(workdir=run)
+        assert f"the {split} split" in text and table(text, "task | questions")["alignment"][3].startswith(value)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"tasks": 3}', '{"tasks": {"safety": 3}}', '{"tasks": {}}'])
 def test_a_card_is_written_without_scores_that_cannot_be_read(tmp_path, content):
     (tmp_path / "eval").mkdir()

@@ -15,7 +15,18 @@ from mtjudge_jax.records import TIE, Label
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.answer import Truth, truth_of, write_truth
-from mtjudge_jax.tasks.reward import Rule, consistency, graded, overlong, ranking, score, soft, ties, weights_of
+from mtjudge_jax.tasks.reward import (
+    Rule,
+    consistency,
+    graded,
+    over_both_orders,
+    overlong,
+    ranking,
+    score,
+    soft,
+    ties,
+    weights_of,
+)
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
 from mtjudge_jax.train.monitor.nonfinite import suspects
 
@@ -223,3 +234,23 @@ def test_soft_is_paid_by_score_in_the_strict_form_alone():
     found = score([[good, bad, good]], np.array([[False, False, True]]), **given, shares=[[[0.2, 0.8], [0.1, 0.9], [0.1, 0.9]]])
     assert found.total[0].tolist() == [pytest.approx(0.96), 0.0, 0.0]
     assert score([[good]], np.zeros((1, 1), bool), **given).total[0, 0] == 0.0  # without probabilities: the accuracy
+
+
+def test_soft_of_a_pair_takes_the_mean_of_both_orders():
+    """A judge that says "first" to both orders knows nothing of the pair, and is paid so in each."""
+    words = ("first", "second", "tie")
+    shown, turned = (write_truth(Truth("pairwise", words, label, facts={"example_id": "p"})) for label in (0, 1))
+    good = "<think>ok</think><answer>first</answer>"
+    shares = [[[0.8, 0.2, 0.0], None], [[0.7, 0.1, 0.2], [0.5, 0.3, 0.2]]]
+    assert over_both_orders(*shares)[1] is None
+    assert over_both_orders(*shares)[0] == pytest.approx([0.5, 0.4, 0.1])  # the other order: (0.2, 0.6, 0.2)
+    assert over_both_orders(shares[1], shares[0])[1] == pytest.approx([0.35, 0.55, 0.1])
+    assert over_both_orders(shares[0], [None, None]) == shares[0]
+    given = {"tasks": ["genai_image"] * 2, "labels": np.array([0, 1]), "truths": [shown, turned], "shares": shares}
+    texts, cut = [[good, "no"], [good, good]], np.zeros((2, 2), bool)
+    alone = score(texts, cut, alpha=Rule(0.1, {"soft": 1.0}), **given)
+    both = score(texts, cut, alpha=Rule(0.1, {"soft": 1.0, "consistency": 0.0}), **given)
+    brier = lambda shares, label: 1 - sum((s - (i == label)) ** 2 for i, s in enumerate(shares)) / 2  # noqa: E731
+    assert alone.total[1].tolist() == pytest.approx([brier([0.7, 0.1, 0.2], 1), brier([0.5, 0.3, 0.2], 1)])
+    assert both.total[0].tolist() == pytest.approx([brier([0.5, 0.4, 0.1], 0), 0.0])
+    assert both.total[1].tolist() == pytest.approx([brier([0.45, 0.45, 0.1], 1), brier([0.35, 0.55, 0.1], 1)])

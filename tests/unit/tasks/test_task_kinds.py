@@ -200,7 +200,7 @@ def test_questions_that_do_not_fit():
         ({"instruction": " "}, "seetrue", "needs an instruction"),
         ({"images": PICTURES[:2]}, "agin_nat", "takes at most 1 image"),
         ({"context_images": 1}, "mj_safety", "judges 2 candidates, the question has 1"),
-        ({"score_max": 10.0}, "mllm_score", "has the grades 1 to 5, the question \\(1.0, 10.0\\)"),
+        ({"score_max": 10.0}, "mllm_score", "has the grades 1 to 5, the question 1 to 10: make score_min"),
         ({"allow_tie": True}, "mj_safety", "has no tie"),
         ({"candidates": (Candidate(1), Candidate(0, "a"))}, "mj_safety", "has 2 image.s., its context and candidates need 1"),
     ):

@@ -92,7 +92,8 @@ def test_answers_that_cannot_be_read_are_said_at_the_first_validation():
     (said,) = unreadable(predictions("lenient", "lenient"), cfg)  # a model of SFT on verdicts alone
     assert "blur: 0 of 2" in said and "(no reasoning before the verdict 2)" in said and "cut" not in said
     assert unreadable(predictions("lenient", "lenient"), config("sft")) == [] == unreadable(predictions("invalid", "strict"), cfg)
-    (said,) = unreadable(predictions("invalid", "invalid"), config("sft"))
+    (said,) = unreadable(predictions("invalid", "invalid", tokens=cfg.rollout.completion_tokens), config("sft"))
+    assert "2 were cut at" in said and "they do not end yet" in said and "raise it" not in said
     assert "0 of 2 validation answers have a verdict that can be read" in said and "train longer" in said
     mixed = predictions("strict", "invalid") + predictions("invalid", task="stars") + [{"task": "x", "unusable": True}]
     assert unreadable(mixed, cfg)[0].startswith("stars: 0 of 1 ")
