@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.judge.engine import Answered, AskedAs, Call
 
-_AT_ONCE = 4  # full batches that are asked together: threads decode one while another is judged
+_AT_ONCE = 8  # full batches that are asked together: threads decode one while another is judged
 
 
 class Full(Exception):
