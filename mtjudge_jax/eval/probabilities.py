@@ -18,7 +18,7 @@ _ANSWER_TAG = "<answer>"
 _MOST_WORDS = 11  # a task with more labels gets no probabilities; neither does a list
 # A continuation has one of a few shapes, so that tasks share compiled programs.
 _BRANCHES = (2, 4, 8, _MOST_WORDS)
-_WIDTHS = (8, 32)  # in tokens; what is longer takes the length of an answer
+_WIDTHS = (4, 32)  # in tokens: a word and what closes it; what is longer takes the length of an answer
 
 
 class Sampled(NamedTuple):
