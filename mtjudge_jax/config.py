@@ -76,6 +76,7 @@ class RolloutConfig:
     completion_tokens: int = 2048  # longest answer
     micro_prompts: int = 0  # prompts whose key-value caches are in memory at a time; 0 = all
     temperature: float = 1.0
+    rounds: int = 1  # most rollouts of a step: further prompts are drawn while too few teach (mt_grpo has data.mt_grpo_rounds)
 
 
 @dataclass
@@ -101,14 +102,26 @@ class RewardConfig:
 
 @dataclass
 class LossConfig:
-    advantage_std: str = "unbiased"  # divide by the group's standard deviation: unbiased | population | none
+    # The formulas and their papers are in rl/loss.py.
+    advantage: str = "grpo"  # grpo | dr_grpo: not divided | rloo: against the others' mean | gdpo: each part of the reward alone
+    advantage_std: str = "unbiased"  # grpo and gdpo divide by the group's standard deviation: unbiased | population
     advantage_eps: float = 1e-6
+    policy: str = "clip"  # clip | gspo | gspo_token: ratios of whole answers | cispo | sapo
     clip_low: float = 0.2
     clip_high: float = 0.3
     dual_clip: float = 3.0
+    cispo_cap: float = 5.0  # largest ratio
+    sapo_positive: float = 1.0  # how steeply a ratio is held back where the advantage is above 0, and where it is not
+    sapo_negative: float = 1.05
     kl_estimator: str = "k3"  # k1 | k2 | k3
     kl_coef: float = 0.01
-    aggregation: str = "token_mean"  # token_mean | sequence_mean
+    kl_in: str = "loss"  # loss | reward: taken off each answer's reward, summed over its tokens
+    entropy_coef: float = 0.0  # of the entropy, which the update then raises
+    aggregation: str = "token_mean"  # token_mean | sequence_mean | constant: over rollout.completion_tokens, whatever the lengths
+    flat_groups: str = "keep"  # keep | out: prompts whose answers all earn the same, out of the divergence and the means too
+    truncated: str = "keep"  # keep | out: answers that were cut off
+    sampler_weight: str = "none"  # none | token | sequence: corrects for a sampler whose probabilities differ from the update's
+    sampler_cap: float = 2.0  # largest such weight
 
 
 @dataclass
@@ -161,6 +174,7 @@ class HostsConfig:
 @dataclass
 class Config:
     stage: str = "grpo"  # grpo | sft
+    recipe: str = ""  # grpo_paper | dapo | dr_grpo | gspo | cispo: sets the fields of RECIPES that have their defaults
     seed: int = 0
     steps: int = 1000  # rollout batches (grpo) or updates (sft)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -178,11 +192,44 @@ class Config:
     hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
+# Objectives by the name of their paper, as the fields that differ from the defaults.
+RECIPES = {
+    "grpo_paper": {  # DeepSeekMath, arXiv 2402.03300
+        "loss.clip_high": 0.2, "loss.kl_coef": 0.04, "loss.aggregation": "sequence_mean",
+    },
+    "dapo": {  # arXiv 2503.14476; its penalty of long answers falls over the last fifth of their room
+        "loss.clip_high": 0.28, "loss.kl_coef": 0.0, "rollout.rounds": 3,
+        "reward.weights": ("accuracy=0.9", "format=0.1", "overlong=1"),
+    },
+    "dr_grpo": {  # arXiv 2503.20783
+        "loss.advantage": "dr_grpo", "loss.aggregation": "constant", "loss.kl_coef": 0.0,
+    },
+    "gspo": {  # arXiv 2507.18071
+        "loss.policy": "gspo", "loss.clip_low": 3e-4, "loss.clip_high": 4e-4, "loss.aggregation": "sequence_mean",
+        "loss.kl_coef": 0.0,
+    },
+    "cispo": {  # arXiv 2506.13585
+        "loss.policy": "cispo", "loss.kl_coef": 0.0,
+    },
+}  # fmt: skip
+
+
 # How other trainers call a field; TRL, verl and EasyR1 among them.
 _OTHER_NAMES = {
     "learning_rate": "optim.lr",
     "beta": "loss.kl_coef",
     "num_generations": "rollout.group_size",
+    "loss_type": "loss.policy",
+    "importance_sampling_level": "loss.policy",
+    "scale_rewards": "loss.advantage_std",
+    **dict.fromkeys(("adv_estimator", "multi_objective_aggregation"), "loss.advantage"),
+    **dict.fromkeys(("epsilon", "epsilon_low", "clip_ratio", "clip_ratio_low"), "loss.clip_low"),
+    **dict.fromkeys(("epsilon_high", "clip_ratio_high"), "loss.clip_high"),
+    **dict.fromkeys(("delta", "clip_ratio_dual", "clip_ratio_c"), "loss.dual_clip"),
+    "mask_truncated_completions": "loss.truncated",
+    **dict.fromkeys(("loss_avg_mode", "loss_agg_mode"), "loss.aggregation"),
+    "use_kl_loss": "loss.kl_in",
+    "online_filtering": "rollout.rounds",
     "max_steps": "steps",
     "total_steps": "steps",
     "max_prompt_length": "data.prompt_tokens",

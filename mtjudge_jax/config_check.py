@@ -4,7 +4,7 @@ import dataclasses
 import math
 import types
 
-from mtjudge_jax.config import Config, MeshConfig, flatten, get_tasks, in_both_orders
+from mtjudge_jax.config import RECIPES, Config, MeshConfig, flatten, get_tasks, in_both_orders
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.base import TEMPLATES
@@ -12,6 +12,7 @@ from mtjudge_jax.tasks.reward import weights_of
 
 _CHOICES = {
     "stage": ("grpo", "sft"),
+    "recipe": ("", *RECIPES),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
@@ -23,9 +24,15 @@ _CHOICES = {
     "data.label_words": ("plain", "varied"),
     "eval.templates": TEMPLATES,
     "sft.target": ("rationale", "answer"),
-    "loss.advantage_std": ("unbiased", "population", "none"),
+    "loss.advantage": ("grpo", "dr_grpo", "rloo", "gdpo"),
+    "loss.advantage_std": ("unbiased", "population"),
+    "loss.policy": ("clip", "gspo", "gspo_token", "cispo", "sapo"),
     "loss.kl_estimator": ("k1", "k2", "k3"),
-    "loss.aggregation": ("token_mean", "sequence_mean"),
+    "loss.kl_in": ("loss", "reward"),
+    "loss.aggregation": ("token_mean", "sequence_mean", "constant"),
+    "loss.flat_groups": ("keep", "out"),
+    "loss.truncated": ("keep", "out"),
+    "loss.sampler_weight": ("none", "token", "sequence"),
     "optim.name": ("adamw", "muon"),
     "optim.schedule": ("constant", "cosine"),
 }
@@ -55,17 +62,21 @@ _AT_LEAST = {
     "hosts.heartbeat_seconds": 2,
     "checkpoint.max_failed_saves": 1,
     "loss.dual_clip": 1,
+    "loss.cispo_cap": 1,
+    "loss.sampler_cap": 1,
+    "rollout.rounds": 1,
 }
 _NOT_NEGATIVE = (
     "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "reward.batch_retries", "optim.lr",
     "optim.warmup_steps", "optim.weight_decay", "eval.limit", "eval.patience", "hosts.stuck_seconds", "loss.clip_low",
-    "loss.clip_high", "loss.kl_coef", "loss.advantage_eps",
+    "loss.clip_high", "loss.kl_coef", "loss.advantage_eps", "loss.entropy_coef",
 )  # fmt: skip
 _AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
 _SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
 _SHARES += ("reward.batch_max_failed",)
 _BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
 _POSITIVE = ("lora.alpha", "reward.batch_timeout", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
+_POSITIVE += ("loss.sapo_positive", "loss.sapo_negative")
 _POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 
 
@@ -81,8 +92,7 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
     tasks = get_tasks(cfg)
     _check_reward(cfg)
     _check_tasks(cfg, tasks)
-    if cfg.loss.dual_clip <= 1 + cfg.loss.clip_high:
-        raise ConfigError(f"loss.dual_clip = {cfg.loss.dual_clip} must be above 1 + loss.clip_high = {1 + cfg.loss.clip_high}")
+    _check_loss(cfg)
     _check_mixture(cfg)
     if in_both_orders(cfg):
         _check_orders(cfg, tasks, processes)
@@ -134,6 +144,20 @@ def _check_tasks(cfg: Config, tasks: dict[str, Task]) -> None:
     for name in cfg.data.tasks:
         if tasks[name].ood:
             raise ConfigError(f"{name!r} is an evaluation-only task: move it from data.tasks to eval.tasks")
+
+
+def _check_loss(cfg: Config) -> None:
+    loss, mixture = cfg.loss, cfg.data.mixture
+    if loss.dual_clip <= 1 + loss.clip_high:
+        raise ConfigError(f"loss.dual_clip = {loss.dual_clip} must be above 1 + loss.clip_high = {1 + loss.clip_high}")
+    if loss.advantage == "gdpo" and loss.kl_in == "reward":
+        raise ConfigError("loss.kl_in = 'reward' needs one reward, loss.advantage = 'gdpo' keeps its parts: set kl_in to loss")
+    if mixture == "mt_grpo" and cfg.rollout.rounds > 1:
+        raise ConfigError(f"rollout.rounds = {cfg.rollout.rounds}, but data.mixture = 'mt_grpo' has data.mt_grpo_rounds")
+    if in_both_orders(cfg) and cfg.rollout.rounds > 1:
+        raise ConfigError(f"rollout.rounds = {cfg.rollout.rounds} could part a pair's two orders (consistency): leave one out")
+    if loss.policy == "cispo" and mixture == "mt_grpo" and cfg.data.mt_grpo_improvement == "objective":
+        raise ConfigError("loss.policy = 'cispo' has no objective to measure: set data.mt_grpo_improvement = 'reward'")
 
 
 def _check_mixture(cfg: Config) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mtjudge_jax.config import Config, field_meant, flatten, unknown_field
+from mtjudge_jax.config import RECIPES, Config, field_meant, flatten, unknown_field
 from mtjudge_jax.errors import ConfigError, fail, one_line
 
 flags.disclaim_key_flags()  # a flag that this module defines belongs to the calling command and appears in its --help
@@ -97,6 +97,7 @@ def typed(cfg: object) -> Config:
     if isinstance(cfg, Config):
         _refuse_strays(cfg)
         _split_names(cfg)
+        apply_recipe(cfg)
         return cfg
     try:
         cfg.steps  # noqa: B018  ml_collections raises the errors of loading the file here
@@ -105,6 +106,27 @@ def typed(cfg: object) -> Config:
     except AttributeError:
         pass
     raise ConfigError(f"get_config() of the --config file returned a {type(cfg).__name__}, not a mtjudge_jax.config.Config")
+
+
+def apply_recipe(cfg: Config) -> None:
+    """Sets the fields of the config's recipe. A field that no longer has its default stays: who wrote it wants it."""
+    for name, value in _recipe(cfg).items():
+        if flatten(cfg)[name] == flatten(Config())[name]:
+            group, _, field_name = name.rpartition(".")
+            setattr(getattr(cfg, group), field_name, value)
+
+
+def recipe_text(cfg: Config) -> str:
+    """What the recipe has set, and what it was kept from; "" without one."""
+    values, wanted = flatten(cfg), _recipe(cfg)
+    done = [f"{name}={values[name]}" for name in wanted if values[name] == wanted[name]]
+    kept = [f"{name}={values[name]} instead of {wanted[name]}" for name in wanted if values[name] != wanted[name]]
+    return f"recipe {cfg.recipe}: {', '.join(done + kept)}" if cfg.recipe else ""
+
+
+def _recipe(cfg: Config) -> dict[str, object]:
+    fields = RECIPES.get(cfg.recipe, {})
+    return fields | ({"reward.overlong_buffer": max(1, cfg.rollout.completion_tokens // 5)} if cfg.recipe == "dapo" else {})
 
 
 def _split_names(cfg: object) -> None:

@@ -46,6 +46,7 @@ class TrainBatch(NamedTuple):
     advantages: Array  # float32 [Q, G]
     old_logp: Array  # float32 [Q, G, C]
     ref_logp: Array  # float32 [Q, G, C]
+    sampler_logp: Array | None = None  # float32 [Q, G, C], as the sampler computed them; None: old_logp are these
 
 
 class SftBatch(NamedTuple):

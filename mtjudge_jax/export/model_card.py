@@ -166,7 +166,8 @@ def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
         rows += [
             ("prompts per step", f"{cfg.rollout.prompts}, {cfg.update.prompts} per update"),
             ("answers per prompt (G)", f"{cfg.rollout.group_size} at temperature {cfg.rollout.temperature:g}"),
-            ("advantages", f"divided by the group's standard deviation: {loss.advantage_std}; mean: {loss.aggregation}"),
+            ("advantages", loss.advantage + f", {loss.advantage_std} deviation" * (loss.advantage in ("grpo", "gdpo"))),
+            ("policy loss", f"{loss.policy}, {loss.aggregation}"),
             ("clip", f"{loss.clip_low:g} below, {loss.clip_high:g} above, dual {loss.dual_clip:g}"),
             ("KL", f"{loss.kl_coef:g}, {loss.kl_estimator}"),
             ("reward", _reward(cfg)),

@@ -99,6 +99,7 @@ def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: B
     """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings. All programs and losses of a run use this one."""
 
     settings = {"temperature": cfg.rollout.temperature, "chunk": cfg.model.head_chunk, "backend": backend}
+    settings["entropy_gradient"] = cfg.stage == "grpo" and cfg.loss.entropy_coef > 0
 
     def logp_fn(params: Params, prompts, tokens: Array, mask: Array) -> TokenLogp:
         return completion_logp(cast(params, cfg.model.dtype), model_cfg, prompts, tokens, mask, allowed=allowed, **settings)

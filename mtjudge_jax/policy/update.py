@@ -63,6 +63,7 @@ def apply(
     optimizer: optax.GradientTransformation,
     pieces: int,
     aggregation: str,
+    length: int | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update. If the loss, the gradient or an advantage is not finite, the state stays bit for bit as it was and the metric
     `finite` is False. The metric `moved` is the share of the trained numbers that the update changed.
@@ -73,7 +74,7 @@ def apply(
     The update of bfloat16 weights and moments is computed in float32 and rounded stochastically: most steps are far smaller than
     the distance between two bfloat16 numbers, so rounding to the nearest would lose them.
     """
-    weights = token_weights(batch.mask, aggregation)
+    weights = token_weights(batch.mask, aggregation, length)
     grads, metrics = accumulate(loss_fn, state.params, frozen, batch, weights, pieces)
     grads = _in_float32(grads)
     norm = optax.tree.norm(grads)
@@ -149,6 +150,7 @@ def make_update(state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTra
         optimizer=optimizer,
         pieces=cfg.update.prompts // cfg.update.micro_prompts,
         aggregation=cfg.loss.aggregation,
+        length=cfg.rollout.completion_tokens,
     )
     shardings = tree_shardings(state, mesh)
     return jax.jit(

@@ -22,7 +22,7 @@ BANNED = -1e30
 
 class TokenLogp(NamedTuple):
     logp: Array  # float32 [Q, G, C]
-    entropy: Array  # float32 [Q, G, C], of the distribution the token was drawn from; no gradient
+    entropy: Array  # float32 [Q, G, C], of the distribution the token was drawn from; a gradient only where it is asked for
     router: RouterStats | None  # of a mixture of experts, stacked over layers: load [L, E], entropy [L]; no gradient
 
 
@@ -45,12 +45,14 @@ def completion_logp(
     allowed: Array,
     temperature: float,
     chunk: int,
+    entropy_gradient: bool = False,
     backend: Backend = vlm.REFERENCE,
 ) -> TokenLogp:
     """Log-probability of each completion token given its prompt and the tokens before it. tokens int32 [Q, G, C].
 
     mask bool [Q, G, C] selects the tokens that count in the routers' statistics and changes nothing else. The head is applied
-    to `chunk` tokens at a time, and again in the backward pass, so no [.., V] array over all tokens exists.
+    to `chunk` tokens at a time, and again in the backward pass, so no [.., V] array over all tokens exists. entropy_gradient: a
+    loss may raise or lower the entropy.
     """
     hidden, router = vlm.completion_hidden(params, cfg, prompts, tokens, mask, backend=backend)
     head = vlm.output_head(params, cfg)
@@ -59,7 +61,7 @@ def completion_logp(
     columns = max(1, chunk // rows)  # chunked along the completions, so that rows keep their shard
 
     def all_logp(head: Array, allowed: Array, hidden: Array, tokens: Array, axis: str | None) -> tuple[Array, Array]:
-        one = functools.partial(_chunk_logp, head, allowed, temperature, axis)
+        one = functools.partial(_chunk_logp, head, allowed, temperature, axis, entropy_gradient)
         return _in_chunks(one, (hidden, tokens), columns)
 
     flat = (hidden.reshape(rows, count, -1), tokens.reshape(rows, count))
@@ -67,7 +69,9 @@ def completion_logp(
     return TokenLogp(*(x.reshape(tokens.shape) for x in out), jax.lax.stop_gradient(router))
 
 
-def _chunk_logp(head: Array, allowed: Array, temperature: float, axis: str | None, hidden: Array, targets: Array):
+def _chunk_logp(
+    head: Array, allowed: Array, temperature: float, axis: str | None, entropy_gradient: bool, hidden: Array, targets: Array
+):
     """Log-probability and entropy of targets, int32 [..]; with `axis` the head is this device's part of the vocabulary."""
     total_of = (lambda x: jax.lax.psum(x, axis)) if axis else (lambda x: x)
     logits = sampling_logits(hidden, head, allowed, temperature)
@@ -79,9 +83,9 @@ def _chunk_logp(head: Array, allowed: Array, temperature: float, axis: str | Non
     weights = jnp.exp(shifted)
     total = total_of(weights.sum(-1))
     target = total_of(jnp.where(first + jnp.arange(logits.shape[-1]) == targets[..., None], shifted, 0).sum(-1))
-    fixed_weights, fixed_total = jax.lax.stop_gradient((weights, total))
-    mean = total_of((fixed_weights * jax.lax.stop_gradient(shifted)).sum(-1)) / fixed_total
-    return target - jnp.log(total), jnp.log(fixed_total) - mean
+    fixed = (lambda x: x) if entropy_gradient else jax.lax.stop_gradient
+    mean = total_of((fixed(weights) * fixed(shifted)).sum(-1)) / fixed(total)
+    return target - jnp.log(total), jnp.log(fixed(total)) - mean
 
 
 def _with_whole_head(fn: Callable, head: Array, allowed: Array, rows: tuple[Array, ...], mesh: Mesh | None):

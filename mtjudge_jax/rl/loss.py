@@ -3,7 +3,7 @@
 The first functions are formulas on plain arrays. `grpo_loss` and `sft_loss` apply them to the model, which is passed in as
 `logp_fn`. Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the divergence, DAPO
 (arXiv 2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of the paper's
-trainer are the defaults of `config.LossConfig`.
+trainer are the defaults of `config.LossConfig`; the further choices name their papers below.
 """
 
 from collections.abc import Callable
@@ -41,6 +41,56 @@ def group_advantages(rewards: Array, *, std: str, eps: float) -> Array:
     return jnp.where(equal, 0.0, centred)
 
 
+def rloo_advantages(rewards: Array) -> Array:
+    """Rewards [Q, G] less the mean of the other G - 1 answers of their group: the leave-one-out baseline of REINFORCE (arXiv
+    2402.14740). That is G / (G - 1) times the distance to the mean of all.
+    """
+    group = rewards.shape[-1]
+    return group_advantages(rewards, std="none", eps=0.0) * (group / (group - 1))
+
+
+def gdpo_advantages(parts: Array, weights: Array, learn: Array, *, std: str, eps: float) -> Array:
+    """Every part of the reward, [Q, G, K], normalised within its group, then summed with weights [K] (GDPO, arXiv 2601.05242): so
+    a part of small spread, as the form of an answer, is not drowned by another. -> [Q, G].
+
+    With several parts the sum is normalised over the batch, as in the paper; rows where `learn`, bool [Q], is False count
+    nothing there. With one part this is `group_advantages`.
+    """
+    each = group_advantages(jnp.moveaxis(parts, -1, 0), std=std, eps=eps)
+    total = jnp.tensordot(weights, each, 1)
+    if parts.shape[-1] == 1:
+        return total
+    count = jnp.maximum(learn.sum() * total.shape[1], 2)
+    rows = learn[:, None]
+    centred = jnp.where(rows, total - jnp.where(rows, total, 0).sum() / count, 0)
+    return centred / (jnp.sqrt((centred**2).sum() / (count - 1)) + eps)
+
+
+def advantages_of(total: Array, parts: Array, weights: Array, learn: Array, *, cfg: LossConfig) -> Array:
+    """The advantages [Q, G] that `loss.advantage` names. total [Q, G]: the rewards. parts [Q, G, K], weights [K]: what they are
+    made of, which gdpo alone reads. learn bool [Q]: rows that count.
+    """
+    if cfg.advantage == "gdpo":
+        return gdpo_advantages(parts, weights, learn, std=cfg.advantage_std, eps=cfg.advantage_eps)
+    if cfg.advantage == "rloo":
+        return rloo_advantages(total)
+    return group_advantages(total, std="none" if cfg.advantage == "dr_grpo" else cfg.advantage_std, eps=cfg.advantage_eps)
+
+
+def learned_mask(mask: Array, learn: Array, parts: Array, truncated: Array, *, cfg: LossConfig) -> Array:
+    """The tokens that an update sees, bool [Q, G, C]: those of `mask` on rows that `learn`. Where the config says so, groups that
+    earn the same in every part [Q, G, K] are left out, and answers that were cut off, denominators included.
+    """
+    kept = mask & learn[:, None, None]
+    if cfg.flat_groups == "out":
+        kept &= (parts.max(1) != parts.min(1)).any(-1)[:, None, None]
+    return kept & ~truncated[..., None] if cfg.truncated == "out" else kept
+
+
+def _ratio(log_ratio: Array) -> Array:
+    return jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+
+
 def policy_loss(
     logp: Array, old_logp: Array, advantages: Array, *, clip_low: float, clip_high: float, dual_clip: float
 ) -> PolicyTerms:
@@ -48,13 +98,65 @@ def policy_loss(
 
     logp, old_logp [Q, G, C]; advantages [Q, G].
     """
-    ratio = jnp.exp(jnp.clip(logp - old_logp, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+    return _clipped(_ratio(logp - old_logp), advantages, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+
+
+def _clipped(ratio: Array, advantages: Array, *, clip_low: float, clip_high: float, dual_clip: float) -> PolicyTerms:
     a = advantages[..., None]
     plain, clipped = -ratio * a, -jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * a
     loss = jnp.maximum(plain, clipped)
     ceiling = -dual_clip * a
     bound = (a < 0) & (ceiling < loss)
     return PolicyTerms(jnp.where(bound, ceiling, loss), ratio, (clipped > plain) | bound)
+
+
+def sequence_ratio(logp: Array, old_logp: Array, mask: Array, *, by_token: bool) -> Array:
+    """GSPO's ratio of a whole answer, exp of the mean log-ratio of its tokens, at each of them: [Q, G, C] (arXiv 2507.18071).
+
+    by_token: GSPO-token, whose ratio has the same value, and at each token that token's own gradient.
+    """
+    kept = mask.astype(logp.dtype)
+    mean = ((logp - old_logp) * kept).sum(-1, keepdims=True) / jnp.maximum(kept.sum(-1, keepdims=True), 1.0)
+    whole = jnp.broadcast_to(_ratio(mean), logp.shape)
+    return jax.lax.stop_gradient(whole) * jnp.exp(logp - jax.lax.stop_gradient(logp)) if by_token else whole
+
+
+def cispo_loss(logp: Array, old_logp: Array, advantages: Array, *, cap: float) -> PolicyTerms:
+    """-min(r, cap) A log p, with no gradient through the ratio: a capped token still teaches (CISPO, arXiv 2506.13585)."""
+    ratio = _ratio(logp - old_logp)
+    capped = jax.lax.stop_gradient(jnp.minimum(ratio, cap))
+    return PolicyTerms(-capped * advantages[..., None] * logp, ratio, (ratio > cap) & (advantages[..., None] > 0))
+
+
+def sapo_loss(logp: Array, old_logp: Array, advantages: Array, *, positive: float, negative: float) -> PolicyTerms:
+    """-4 / t sigmoid(t (r - 1)) A, a clip without an edge; t is `positive` where A > 0, else `negative` (SAPO, arXiv
+    2511.20347). At r = 1 its gradient is that of the plain ratio. Nothing counts as clipped.
+    """
+    ratio, a = _ratio(logp - old_logp), advantages[..., None]
+    slope = jnp.where(a > 0, positive, negative)
+    return PolicyTerms(-4 / slope * jax.nn.sigmoid(slope * (ratio - 1)) * a, ratio, jnp.zeros(ratio.shape, bool))
+
+
+def policy_terms(logp: Array, old_logp: Array, advantages: Array, mask: Array, *, cfg: LossConfig) -> PolicyTerms:
+    """The policy loss that `loss.policy` names. logp, old_logp, mask [Q, G, C]; advantages [Q, G]."""
+    clips = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
+    if cfg.policy == "cispo":
+        return cispo_loss(logp, old_logp, advantages, cap=cfg.cispo_cap)
+    if cfg.policy == "sapo":
+        return sapo_loss(logp, old_logp, advantages, positive=cfg.sapo_positive, negative=cfg.sapo_negative)
+    if cfg.policy in ("gspo", "gspo_token"):
+        return _clipped(sequence_ratio(logp, old_logp, mask, by_token=cfg.policy == "gspo_token"), advantages, **clips)
+    return policy_loss(logp, old_logp, advantages, **clips)
+
+
+def sampler_weights(old_logp: Array, sampler_logp: Array, mask: Array, *, per: str, cap: float) -> Array:
+    """min(p_old / p_sampler, cap) [Q, G, C], which makes up for a sampler whose numbers differ from the update's: of each token,
+    or per `sequence` of the whole answer. Truncated importance sampling; 1 where the two agree. No gradient.
+    """
+    gap = jax.lax.stop_gradient(old_logp - sampler_logp) * mask
+    if per == "sequence":
+        gap = jnp.broadcast_to(gap.sum(-1, keepdims=True), gap.shape)
+    return jnp.minimum(_ratio(gap), cap)
 
 
 def kl(logp: Array, ref_logp: Array, estimator: str) -> Array:
@@ -69,29 +171,38 @@ def kl(logp: Array, ref_logp: Array, estimator: str) -> Array:
     return jnp.minimum(jnp.expm1(d) - d, K3_LIMIT)  # exp(d) - d - 1 is below zero by rounding for small d
 
 
+def in_loss(cfg: LossConfig) -> float:
+    """The weight of the divergence in the loss: none where it is taken off the reward."""
+    return cfg.kl_coef if cfg.kl_in == "loss" else 0.0
+
+
 def row_objective(
     logp: Array, old_logp: Array, ref_logp: Array, advantages: Array, mask: Array, *, cfg: LossConfig
 ) -> tuple[Array, Array]:
     """The objective that the update maximises, as (sums, weights), both [Q]: of any prompts it is sum(sums) / sum(weights).
 
     logp, old_logp, ref_logp, mask [Q, G, C]; advantages [Q, G]. A prompt's weight is its number of tokens, or with
-    `sequence_mean` its number of answers.
+    `sequence_mean` and `constant` its number of answers.
     """
-    clips = {"clip_low": cfg.clip_low, "clip_high": cfg.clip_high, "dual_clip": cfg.dual_clip}
-    gain = -policy_loss(logp, old_logp, advantages, **clips).loss - cfg.kl_coef * kl(logp, ref_logp, cfg.kl_estimator)
+    gain = -policy_terms(logp, old_logp, advantages, mask, cfg=cfg).loss - in_loss(cfg) * kl(logp, ref_logp, cfg.kl_estimator)
     weights = mask.astype(jnp.float32)
     if cfg.aggregation == "sequence_mean":
         weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1.0)
+    if cfg.aggregation == "constant":
+        return (gain * weights).sum((1, 2)) / weights.shape[-1], mask.any(-1).sum(-1).astype(jnp.float32)
     return (gain * weights).sum((1, 2)), weights.sum((1, 2))
 
 
-def token_weights(mask: Array, aggregation: str) -> Array:
-    """Weights [Q, G, C] that sum to 1 over the whole batch, so that micro-batches and shards add up to the same loss.
+def token_weights(mask: Array, aggregation: str, length: int | None = None) -> Array:
+    """Weights [Q, G, C] over the whole batch, so that micro-batches and shards add up to the same loss.
 
-    `token_mean`: every token has the same weight. `sequence_mean`: every answer has the same weight, which its tokens share.
-    In a batch without any token all weights are 0.
+    `token_mean`: every token has the same weight, and they sum to 1. `sequence_mean`: every answer has the same weight, which its
+    tokens share. `constant`: every token has 1 / (answers x length), whatever the answers' lengths (Dr.GRPO, arXiv 2503.20783);
+    length: the longest an answer can be, by default C. In a batch without any token all weights are 0.
     """
-    mask = mask.astype(jnp.float32)
+    answers, mask = mask.any(-1).sum(), mask.astype(jnp.float32)
+    if aggregation == "constant":
+        return mask / jnp.maximum(answers * (length or mask.shape[-1]), 1)
     if aggregation == "sequence_mean":
         lengths = mask.sum(-1, keepdims=True)
         mask = mask / jnp.maximum(lengths, 1.0)
@@ -113,13 +224,15 @@ def grpo_loss(
     """
     out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
     old = jax.lax.stop_gradient(out.logp) if on_policy else batch.old_logp
-    terms = policy_loss(
-        out.logp, old, batch.advantages, clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip
-    )
+    terms = policy_terms(out.logp, old, batch.advantages, batch.mask, cfg=cfg)
     divergence = kl(out.logp, batch.ref_logp, cfg.kl_estimator)
-    policy = (terms.loss * weights).sum()
+    sampler_logp = batch.old_logp if batch.sampler_logp is None else batch.sampler_logp
+    per_token = terms.loss
+    if cfg.sampler_weight != "none":
+        per_token *= sampler_weights(old, sampler_logp, batch.mask, per=cfg.sampler_weight, cap=cfg.sampler_cap)
+    policy = (per_token * weights).sum()
     mean_kl = (divergence * weights).sum()
-    loss = policy + cfg.kl_coef * mean_kl
+    loss = policy + in_loss(cfg) * mean_kl - cfg.entropy_coef * (out.entropy * weights).sum()
     metrics = {
         "loss": loss,
         "policy_loss": policy,
@@ -127,6 +240,7 @@ def grpo_loss(
         "entropy": (out.entropy * weights).sum(),
         "clipped": (terms.clipped * weights).sum(),
         "ratio": (terms.ratio * weights).sum(),
+        "sampler_gap": (jnp.abs(old - sampler_logp) * weights).sum(),
     }
     return loss, metrics | router_metrics(out, weights)
 

@@ -41,6 +41,12 @@ class Rule(NamedTuple):
     custom: Mapping[str, CustomReward] = {}
     batch: tuple[str, ...] = ()  # names of those that batch_reward.py adds
 
+    @property
+    def paid(self) -> dict[str, float]:
+        """The weights of the parts that make the reward; a part of weight 0 is only measured."""
+        weights = self.weights or {"accuracy": 1.0 - self.alpha, "format": self.alpha}
+        return {name: weight for name, weight in weights.items() if weight}
+
 
 def check_alpha(alpha: float) -> None:
     """Raises UserError unless 0 <= alpha <= 1 (NaN is refused too)."""
@@ -194,6 +200,12 @@ class Scores(NamedTuple):
     format: np.ndarray  # float32
     verdict: np.ndarray  # int32, index of the answered label, of a list 0; -1 where there is no valid answer, or it was truncated
     parts: Mapping[str, np.ndarray] = {}
+
+
+def parts_paid(scores: Scores, rule: Rule) -> np.ndarray:
+    """The parts that the rewards are made of, float32 [Q, G, K], in the order of `rule.paid`."""
+    every = {"accuracy": scores.accuracy, "format": scores.format, **scores.parts}
+    return np.stack([every[name] for name in rule.paid], -1).astype(np.float32)
 
 
 def score(

@@ -13,16 +13,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mtjudge_jax import hosts
+from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import HOST_KEYS
 from mtjudge_jax.hosts.exchange import gather, gather_rows, together
 from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
-from mtjudge_jax.rl.loss import group_advantages, grpo_loss
+from mtjudge_jax.rl.loss import advantages_of, grpo_loss, kl, learned_mask
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
-from mtjudge_jax.tasks.reward import Rule, Scores, score
+from mtjudge_jax.tasks.reward import Rule, Scores, parts_paid, score
 from mtjudge_jax.train.loop import loop
 from mtjudge_jax.train.mixture_feedback import mixture_feedback
 from mtjudge_jax.train.monitor.batch_metrics import Answers, all_equal, mean_of_updates, task_numbers, train_metrics
@@ -49,18 +50,21 @@ def train_grpo(run: Run) -> Progress:
     take = jax.jit(partial(take_part, parts=updates), out_shardings=batch_sharding(programs.mesh))
     feedback = mixture_feedback(run)
     rule = rule_of(cfg)
-    slow = SlowRewards(run, rule)
+    slow, shares = SlowRewards(run, rule), np.array(list(rule.paid.values()), np.float32)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
         clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
         rolled = roll_out(run, progress, rule, slow, clock)
         rows, prompts, out, texts, scores = rolled.batch
-        rewards, learn = shard_batch((scores.total, rows["weight"] > 0), programs.mesh)
-        advantages = group_advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
         needs_old = updates > 1 or feedback.needs_old_logp
         old_logp = programs.logp(progress.params, prompts, out.tokens) if needs_old else out.logp
         ref_logp = programs.reference_logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
-        batch = TrainBatch(prompts, out.tokens, out.mask & learn[:, None, None], advantages, old_logp, ref_logp)
+        total, parts, learn = shard_batch((scores.total, compared(scores, rule, cfg), rows["weight"] > 0), programs.mesh)
+        if cfg.loss.kl_in == "reward":
+            total = total - cfg.loss.kl_coef * (kl(old_logp, ref_logp, cfg.loss.kl_estimator) * out.mask).sum(-1)
+        advantages = advantages_of(total, parts, shares, learn, cfg=cfg.loss)
+        mask = learned_mask(out.mask, learn, parts, out.truncated, cfg=cfg.loss)
+        batch = TrainBatch(prompts, out.tokens, mask, advantages, old_logp, ref_logp, out.logp if needs_old else None)
         jax.block_until_ready(ref_logp)
         clock.lap("logp")
         hosts.stop_if_asked()  # the last moment: the update takes the state's memory
@@ -96,24 +100,27 @@ class Rolled(NamedTuple):
     rows: dict[str, np.ndarray]  # of all rounds, this process only
     prompt_tokens: int  # of all rounds, all processes
     rounds: int
-    met: float | None  # MT-GRPO: share of the target prompts that the batch reached
+    met: float | None  # share of the wanted prompts that teach, where there may be several rounds
 
 
 def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock: Clock) -> Rolled:
-    """One rollout; with the mixture mt_grpo up to mt_grpo_rounds of them, while a task has too few prompts that teach.
+    """One rollout; up to rollout.rounds of them, with the mixture mt_grpo up to mt_grpo_rounds, while a task has too few prompts
+    that teach (DAPO's dynamic sampling, arXiv 2503.14476).
 
     All processes decide alike. The batch has the same rows in the same order on any number of processes.
     """
     cfg, known = run.cfg, run.model.fmt.tasks
     kept = _one_round(run, progress, next(progress.data), (rule, slow), clock)
     seen, every, tokens, met = [_answers(kept, run)], [kept.rows], _prompt_tokens(kept), None
-    if cfg.data.mixture == "mt_grpo":
-        wanted = progress.data.wanted()
-        while (met := _met(found := _found(seen, list(known)), wanted)) < 1 and len(seen) < cfg.data.mt_grpo_rounds:
+    adaptive = cfg.data.mixture == "mt_grpo"
+    if (most := cfg.data.mt_grpo_rounds if adaptive else cfg.rollout.rounds) > 1 or adaptive:
+        wanted = progress.data.wanted() if adaptive else _asked(seen[0], list(known))
+        while (met := _met(found := _found(seen, list(known), rule, cfg), wanted)) < 1 and len(seen) < most:
             hosts.stop_if_asked()
-            new = _one_round(run, progress, progress.data.more(found), (rule, slow), clock, number=len(seen))
+            fresh = progress.data.more(found) if adaptive else next(progress.data)
+            new = _one_round(run, progress, fresh, (rule, slow), clock, number=len(seen))
             seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
-            kept = _merge(kept, new, run, wanted)
+            kept = _merge(kept, new, run, wanted, rule)
             clock.lap("merge")
     answers = jax.tree.map(lambda *x: np.concatenate(x), *seen)
     rows = {key: np.concatenate([rows[key] for rows in every]) for key in HOST_KEYS}
@@ -171,23 +178,35 @@ def _prompt_tokens(one: Round) -> int:
     return int(jnp.sum(one.prompts.valid))
 
 
-def _teaches(total: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """bool [N] of rewards [N, G]. A group with NaN counts as teaching, so that it is never sorted out in silence."""
-    return ~all_equal(total) & (weight > 0)
+def compared(scores: Scores, rule: Rule, cfg: Config) -> np.ndarray:
+    """What is compared within a group, float32 [Q, G, K]: the reward, with GDPO each of its parts."""
+    return parts_paid(scores, rule) if cfg.loss.advantage == "gdpo" else scores.total[..., None]
 
 
-def _found(seen: list[Answers], names: list[str]) -> dict[str, int]:
+def _teaches(rewards: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """bool [N] of `compared` rewards [N, G, K]: whether the answers differ in any. NaN counts as teaching, so that a broken group
+    is never sorted out in silence.
+    """
+    return ~np.stack([all_equal(part) for part in np.moveaxis(rewards, -1, 0)]).all(0) & (weight > 0)
+
+
+def _found(seen: list[Answers], names: list[str], rule: Rule, cfg: Config) -> dict[str, int]:
     """Number of prompts that teach, by task, over all rounds."""
-    teaching = [one.task[_teaches(one.scores.total, one.weight)] for one in seen]
+    teaching = [one.task[_teaches(compared(one.scores, rule, cfg), one.weight)] for one in seen]
     counts = np.bincount(np.concatenate(teaching), minlength=len(names)).tolist()
     return dict(zip(names, counts, strict=True))
+
+
+def _asked(one: Answers, names: list[str]) -> dict[str, int]:
+    """Number of prompts that could be read, by task: as many are to teach."""
+    return dict(zip(names, np.bincount(one.task[one.weight > 0], minlength=len(names)).tolist(), strict=True))
 
 
 def _met(found: dict[str, int], wanted: dict[str, int]) -> float:
     return sum(min(found[name], count) for name, count in wanted.items()) / sum(wanted.values())
 
 
-def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
+def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int], rule: Rule) -> Round:
     """The prompts of two rounds to learn from. A row may end up on another process than the one that read it."""
     cfg, programs, names = run.cfg, run.model.programs, list(wanted)
     size = cfg.rollout.prompts
@@ -198,7 +217,7 @@ def _merge(kept: Round, new: Round, run: Run, wanted: dict[str, int]) -> Round:
     usable = rows["weight"] > 0
     chosen = mt_grpo.select(
         np.array([names.index(name) if name in names else 0 for name in rows["task"].tolist()]),
-        teaches=_teaches(scores.total, rows["weight"]),
+        teaches=_teaches(compared(scores, rule, cfg), rows["weight"]),
         usable=usable,
         broken=usable & ~np.isfinite(scores.total).all(axis=1),
         wanted=np.array(list(wanted.values())),

@@ -216,6 +216,42 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
         assert sum(task["position"] for task in run["data"]["tasks"].values()) == sum(line["rounds"] for line in lines) * 12
 
 
+def numbers(workdir: Path) -> list[dict]:
+    """The train lines of a run, without what a clock says."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "tokens_per_s", "time", "hosts", "own_seconds")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines if line["kind"] == "train"]
+
+
+def test_further_rounds_bring_prompts_that_teach_and_a_resumed_run_draws_the_same():
+    """DAPO's recipe: a rollout whose prompts do not all teach is followed by another."""
+    flags = ["--config.recipe=dapo", "--config.optim.schedule=constant", "--config.loss.flat_groups=out"]
+    one, two = commands().folder / "dapo", commands().folder / "dapo_in_two"
+    ended = commands().wait(commands().train(one, *flags, "--config.steps=3"))
+    assert ended.status == 0 and "recipe dapo: loss.clip_high=0.28, loss.kl_coef=0.0, rollout.rounds=3" in ended.out, ended.err
+    lines = numbers(one)
+    assert [line["rounds"] > 1 for line in lines] == [line["rounds"] == 3 or line["wanted_met"] == 1 for line in lines]
+    assert max(line["rounds"] for line in lines) > 1 and all(0 < line["wanted_met"] <= 1 for line in lines)
+    for steps, more in ((1, []), (3, ["--allow_change=steps"])):
+        ended = commands().wait(commands().train(two, *flags, f"--config.steps={steps}", *more))
+        assert ended.status == 0, ended.err
+    assert numbers(two) == lines
+
+
+def test_other_objectives_train_as_well():
+    flags = ["--config.steps=2", "--config.loss.advantage=gdpo", "--config.loss.policy=gspo_token", "--config.loss.truncated=out"]
+    flags += ["--config.loss.aggregation=constant", "--config.loss.sampler_weight=sequence", "--config.loss.entropy_coef=0.01"]
+    ended = commands().wait(commands().train(commands().folder / "objectives", *flags))
+    assert ended.status == 0, ended.err[-2000:]
+    for line in numbers(commands().folder / "objectives"):
+        assert line["grad_norm"] > 1e-3 and line["moved"] > 0.5 and line["skipped"] == 0 and line["sampler_gap"] < 1e-4
+    flags = ["--config.steps=2", "--config.loss.advantage=rloo", "--config.loss.kl_in=reward", "--config.loss.policy=sapo"]
+    ended = commands().wait(commands().train(commands().folder / "in_reward", *flags))
+    assert ended.status == 0, ended.err[-2000:]
+    first, second = numbers(commands().folder / "in_reward")
+    assert abs(first["kl"]) < 1e-6 < second["kl"] and second["loss"] == pytest.approx(second["policy_loss"])
+
+
 def test_adapters_on_a_mixture_of_experts_train_and_resume():
     """The checkpoint holds adapters and their moments alone; what comes out is the base but for what was adapted."""
     folder = commands().folder / "adapters"

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,9 +13,18 @@ import pytest
 from places import PACKAGE
 
 from mtjudge_jax import config as config_module
-from mtjudge_jax.config import Config, field_meant, flatten, from_dict, to_dict, unknown_field
+from mtjudge_jax.config import (
+    RECIPES,
+    Config,
+    field_meant,
+    flatten,
+    from_dict,
+    to_dict,
+    unknown_field,
+)
 from mtjudge_jax.config_check import check, mesh_shape
 from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.flags import apply_recipe, recipe_text
 
 NAN = float("nan")
 
@@ -72,7 +82,20 @@ BAD = [
     ("reward.alpha", -0.1, "between 0 and 1"),
     ("reward.alpha", 2, "between 0 and 1"),
     ("reward.alpha", "0.1", "float"),
+    ("loss.advantage", "gdop", "'gdpo'"),
     ("loss.advantage_std", "unbiassed", "'unbiased'"),
+    ("loss.policy", "gpso", "'gspo'"),
+    ("loss.cispo_cap", 0.5, "at least 1"),
+    ("loss.sapo_positive", 0.0, "above 0"),
+    ("loss.sapo_negative", -1.0, "above 0"),
+    ("loss.kl_in", "rewards", "'reward'"),
+    ("loss.entropy_coef", -0.1, "at least 0"),
+    ("loss.flat_groups", "keeps", "'keep'"),
+    ("loss.truncated", "drop", "keep|out"),
+    ("loss.sampler_weight", "tokens", "'token'"),
+    ("loss.sampler_cap", 0.9, "at least 1"),
+    ("rollout.rounds", 0, "at least 1"),
+    ("recipe", "dappo", "'dapo'"),
     ("loss.advantage_eps", -1e-6, "at least 0"),
     ("loss.clip_low", -0.2, "at least 0"),
     ("loss.clip_high", NAN, "finite"),
@@ -125,6 +148,46 @@ BAD = [
     ("data.mt_grpo_improvement", "rewards", "'reward'"),
     ("data.tasks", ("pairwise_safety",), "evaluation-only task: move it from data.tasks to eval.tasks"),
 ]
+
+
+def test_objectives_that_do_not_fit():
+    both = {"loss.advantage": "gdpo", "loss.kl_in": "reward"}
+    mixed = {"data.mixture": "mt_grpo", "rollout.rounds": 2}
+    unmeasured = {"data.mixture": "mt_grpo", "loss.policy": "cispo"}
+    which = {"name": "which", "kind": "pairwise", "question": "Which is sharper?", "criterion": "sharpness"}
+    pairs = {"data.custom_tasks": (which,), "data.tasks": ("which",), "rollout.rounds": 2}
+    pairs["reward.weights"] = ("accuracy=1", "consistency=0")
+    for fields, says in (
+        (both, "keeps its parts: set kl_in to loss"),
+        (mixed, "rollout.rounds = 2, but data.mixture = 'mt_grpo' has data.mt_grpo_rounds"),
+        (unmeasured, "loss.policy = 'cispo' has no objective to measure"),
+        (pairs, "could part a pair's two orders"),
+    ):
+        cfg = valid()
+        for name, value in fields.items():
+            group, _, field = name.partition(".")
+            setattr(getattr(cfg, group), field, value)
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            check(cfg)
+
+
+def test_a_recipe_sets_what_has_its_default_and_says_so():
+    cfg = valid()
+    cfg.recipe, cfg.loss.clip_high, cfg.rollout.completion_tokens = "dapo", 0.35, 50
+    apply_recipe(cfg)
+    check(cfg)
+    assert (cfg.loss.kl_coef, cfg.rollout.rounds, cfg.reward.overlong_buffer, cfg.loss.clip_high) == (0.0, 3, 10, 0.35)
+    assert cfg.reward.weights == ("accuracy=0.9", "format=0.1", "overlong=1")
+    said = recipe_text(cfg)
+    assert said.startswith("recipe dapo: loss.kl_coef=0.0, rollout.rounds=3")
+    assert said.endswith("loss.clip_high=0.35 instead of 0.28")
+    for name in RECIPES:
+        one = valid()
+        one.recipe = name
+        apply_recipe(one)
+        check(one)
+        assert "instead of" not in recipe_text(one) and {**RECIPES[name]}.items() <= flatten(one).items()
+    assert recipe_text(valid()) == ""
 
 
 def test_mixtures_that_do_not_fit():

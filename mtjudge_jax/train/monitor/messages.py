@@ -6,6 +6,7 @@ import jax
 from tqdm import tqdm
 
 from mtjudge_jax.config import Config
+from mtjudge_jax.flags import recipe_text
 from mtjudge_jax.types import Params
 
 
@@ -61,6 +62,7 @@ def opening_lines(cfg: Config, params: Params) -> list[str]:
     )
     return [
         f"{size} parameters on {len(devices)} {devices[0].device_kind} device{'s' * (len(devices) > 1)}",
+        *filter(None, [recipe_text(cfg)]),
         *(line.strip() for line in step_text(cfg).splitlines()),
         *([explained] if cfg.stage != "sft" else []),
         "the first step and the first validation take longer because they are compiled",
