@@ -9,17 +9,18 @@ import tiny
 from data_fixtures import row_format
 from feeding import NAMES, iterator, write_data
 
-from mtjudge_jax.config import MeshConfig
+from mtjudge_jax.config import Config, LossConfig, MeshConfig
 from mtjudge_jax.data.pipeline import Shard
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.sharding import local_rows, make_mesh, shard_batch
 from mtjudge_jax.tasks import TASKS
-from mtjudge_jax.tasks.reward import Scores
+from mtjudge_jax.tasks.reward import Rule, Scores
 from mtjudge_jax.train import grpo
 from mtjudge_jax.train.monitor.batch_metrics import Answers
 from mtjudge_jax.types import Rollout
 
 SIZE, GROUP, LENGTH = 16, 3, 5
+RULE = Rule(0.1)
 
 
 def select(task, teaches, wanted, *, size, blocks=1, usable=None, broken=()):
@@ -91,6 +92,7 @@ def a_run(mesh, updates: int):
     tokenizer = SimpleNamespace(decode_answer=lambda tokens: str(int(tokens[0])))
     programs = SimpleNamespace(mesh=mesh, tokenizer=tokenizer)
     cfg = SimpleNamespace(rollout=SimpleNamespace(prompts=SIZE), update=SimpleNamespace(prompts=SIZE // updates))
+    cfg.loss = LossConfig()
     return SimpleNamespace(cfg=cfg, model=SimpleNamespace(programs=programs, fmt=SimpleNamespace(tasks=TASKS)))
 
 
@@ -99,7 +101,7 @@ def test_a_merged_batch_is_of_whole_rows(devices):
     mesh = make_mesh(MeshConfig(data=devices, fsdp=1), jax.devices()[:devices])
     wanted = {"technical": 6, "safety": 8, "alignment": 2}
     kept, new = one_round(1, mesh), one_round(2, mesh)
-    merged = grpo._merge(kept, new, a_run(mesh, 2), wanted)
+    merged = grpo._merge(kept, new, a_run(mesh, 2), wanted, RULE)
     names = merged.rows["label"]
     assert len(set(names.tolist())) == SIZE and {name // 1000 for name in names.tolist()} == {1, 2}
     assert local_rows(merged.prompts.uid, mesh).tolist() == names.tolist()
@@ -115,15 +117,15 @@ def test_a_merged_batch_is_of_whole_rows(devices):
     assert len(merged.prompts.uid.sharding.device_set) == devices
     for name, count in wanted.items():
         all_of = sum(
-            int((grpo._teaches(one.scores.total, one.rows["weight"]) & (one.rows["task"] == name)).sum()) for one in (kept, new)
+            int((grpo._teaches(one.scores.total[..., None], one.rows["weight"]) & (one.rows["task"] == name)).sum()) for one in (kept, new)
         )
-        of = grpo._teaches(merged.scores.total, merged.rows["weight"]) & (merged.rows["task"] == name)
+        of = grpo._teaches(merged.scores.total[..., None], merged.rows["weight"]) & (merged.rows["task"] == name)
         assert of.sum() >= min(count, all_of) > 0
 
 
 def test_a_reward_that_is_not_finite_stays_in_the_batch():
     mesh = make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1])
-    merged = grpo._merge(one_round(1, mesh), one_round(2, mesh, nan=True), a_run(mesh, 1), dict.fromkeys(NAMES, 1))
+    merged = grpo._merge(one_round(1, mesh), one_round(2, mesh, nan=True), a_run(mesh, 1), dict.fromkeys(NAMES, 1), RULE)
     assert np.isnan(merged.scores.total).sum() == 1 and merged.rows["label"][0] == 2000 + SIZE - 1
 
 
@@ -134,11 +136,11 @@ def test_what_is_found_is_counted_over_all_rounds():
 
     seen = [answers([0, 1, 1], [[0, 1], [0, 1], [1, 1]], [1, 0, 1]), answers([1, 2, 0], [[1, 0], [0.5, 0.5], [0, 1]], [1, 1, 1])]
     names = ["a", "b", "c"]
-    found = grpo._found(seen, names)
+    found = grpo._found(seen, names, RULE, Config())
     assert found == {"a": 2, "b": 1, "c": 0}
     assert grpo._met(found, {"a": 1, "b": 2, "c": 1}) == 0.5 and grpo._met(found, {"a": 2, "b": 1}) == 1
     broken = answers([2], [[np.nan, 1]], [1])
-    assert grpo._found([*seen, broken], names)["c"] == 1
+    assert grpo._found([*seen, broken], names, RULE, Config())["c"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +198,15 @@ def test_a_further_round_is_of_the_tasks_that_are_short_over_sampled(batches):
     with pytest.raises(ValueError, match="is all that is wanted"):
         one.more(wanted)
     one.close()
+
+
+def test_with_gdpo_a_group_is_flat_only_if_every_part_is():
+    """Accuracy and the user's part make up for each other: the sums are equal, the parts are not."""
+    accuracy, own = np.array([[0, 1], [1, 1]], np.float32), np.array([[1, 0], [0, 0]], np.float32)
+    scores = Scores(accuracy + own, accuracy, np.ones((2, 2), np.float32), np.zeros((2, 2), np.int32), {"own": own, "seen": own})
+    rule, cfg = Rule(0.1, {"accuracy": 1.0, "own": 1.0, "seen": 0.0}), Config()
+    assert grpo._teaches(grpo.compared(scores, rule, cfg), np.ones(2)).tolist() == [False, False]
+    cfg.loss.advantage = "gdpo"
+    parts = grpo.compared(scores, rule, cfg)
+    assert parts.shape == (2, 2, 2) and grpo._teaches(parts, np.ones(2)).tolist() == [True, False]
+    assert grpo._teaches(parts, np.array([0, 1])).tolist() == [False, False]
