@@ -16,7 +16,7 @@ from mtjudge_jax.data.rows import Row, RowFormat, to_row
 from mtjudge_jax.data.sources import BadRowCounter, open_split, read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts.differences import refuse_differences
-from mtjudge_jax.hosts.exchange import together
+from mtjudge_jax.hosts.exchange import on_any_process, together
 from mtjudge_jax.hosts.watchdog import Watch, watch_path
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy.model import Model, open_model, read_weights, reference_of
@@ -122,10 +122,18 @@ def start_or_resume(run: Run, data: Any) -> tuple[Progress, Params]:
                 run.health.add(line)
     run.bar.update(restored.step)
     say(f"resumed {run.workdir} after step {restored.step}")
-    kept = {name: restored.meta[name] for name in KEPT}
+    kept = {name: restored.meta[name] for name in KEPT} | _lost_best(run, restored.meta["best"])
     cast = partial(jax.tree.map, lambda x, like: x.astype(like.dtype))  # changes nothing unless the dtype was allowed to change
     state = cast(restored.state, abstract)
     return Progress(state, base.frozen, data, restored.step, **kept, sources=sources), reference
+
+
+def _lost_best(run: Run, best: float) -> dict:
+    """What to begin the search for the best model with, where the one of the checkpoint is no longer on disk; else {}."""
+    if best < 0 or not on_any_process(not (run.workdir / "best" / "config.json").is_file()):
+        return {}
+    say(f"warning: {run.workdir / 'best'} is gone, the best model so far ({best:.3f}): the next validation begins anew")
+    return {"best": -1.0, "since_best": 0}
 
 
 def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:

@@ -238,6 +238,16 @@ def test_further_rounds_bring_prompts_that_teach_and_a_resumed_run_draws_the_sam
     assert numbers(two) == lines
 
 
+def test_a_best_model_that_was_deleted_is_looked_for_again():
+    """The checkpoint knows its score; nothing would ever be written where no later model is better."""
+    workdir, flags = commands().folder / "lost", ["--config.optim.lr=0", "--config.optim.schedule=constant"]
+    assert commands().wait(commands().train(workdir, *flags, "--config.steps=1")).status == 0
+    (workdir / "best").rename(workdir / "elsewhere")
+    ended = commands().wait(commands().train(workdir, *flags, "--config.steps=2", "--allow_change=steps"))
+    assert ended.status == 0 and "best is gone, the best model so far" in ended.out, ended.err
+    assert json.loads((workdir / "best" / "judge.json").read_text())["step"] == 2
+
+
 def test_other_objectives_train_as_well():
     flags = ["--config.steps=2", "--config.loss.advantage=gdpo", "--config.loss.policy=gspo_token", "--config.loss.truncated=out"]
     flags += ["--config.loss.aggregation=constant", "--config.loss.sampler_weight=sequence", "--config.loss.entropy_coef=0.01"]

@@ -116,11 +116,11 @@ def test_a_merged_batch_is_of_whole_rows(devices):
     assert np.array_equal(merged.scores.total, total) and np.array_equal(merged.scores.parts["mine"], total)
     assert len(merged.prompts.uid.sharding.device_set) == devices
     for name, count in wanted.items():
-        all_of = sum(
-            int((grpo._teaches(one.scores.total[..., None], one.rows["weight"]) & (one.rows["task"] == name)).sum()) for one in (kept, new)
-        )
-        of = grpo._teaches(merged.scores.total[..., None], merged.rows["weight"]) & (merged.rows["task"] == name)
-        assert of.sum() >= min(count, all_of) > 0
+        teaching = lambda one: grpo._teaches(one.scores.total[..., None], one.rows["weight"])  # noqa: E731
+        before, after = [
+            sum(int((teaching(one) & (one.rows["task"] == name)).sum()) for one in part) for part in ((kept, new), (merged,))
+        ]
+        assert after >= min(count, before) > 0
 
 
 def test_a_reward_that_is_not_finite_stays_in_the_batch():
