@@ -169,9 +169,9 @@ def _one_round(
 def _answers(one: Round, run: Run) -> Answers:
     """The answers of a round from all processes, for the metrics."""
     mesh = run.model.programs.mesh
-    mask, logp = local_rows(one.out.mask, mesh), local_rows(one.out.logp, mesh)
+    mask, logp, cut = (local_rows(x, mesh) for x in (one.out.mask, one.out.logp, one.out.truncated))
     numbers = task_numbers(one.rows["task"].tolist(), run.model.fmt.tasks)
-    return gather_rows(Answers(one.scores, numbers, one.rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1)))
+    return gather_rows(Answers(one.scores, numbers, one.rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1), cut))
 
 
 def _prompt_tokens(one: Round) -> int:

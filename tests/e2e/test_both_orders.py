@@ -217,7 +217,7 @@ def test_it_is_logged_a_task():
     got = scored([e, swapped(e), example(0), example(1)], [[say("A")], [say("B")], [say("no")], ["x"]], {"consistency": 0.3})
     ones = np.ones((4, 1), np.int32)
     numbers = task_numbers(["sharper", "sharper", "technical", "technical"], KNOWN)
-    line = train_metrics(Answers(got, numbers, np.ones(4, np.float32), ones, ones.astype(np.float32)), KNOWN)
+    line = train_metrics(Answers(got, numbers, np.ones(4, np.float32), ones, ones.astype(np.float32), ones < 1), KNOWN)
     assert line["tasks"]["sharper"]["consistency"] == 1.0 and line["tasks"]["technical"]["consistency"] == 0.0
     assert line["tasks"]["sharper"]["reward"] == pytest.approx(0.3) and line["consistency"] == 0.5
 

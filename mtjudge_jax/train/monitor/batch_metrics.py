@@ -20,6 +20,7 @@ class Answers(NamedTuple):
     weight: np.ndarray  # float32 [Q], 0 where the record could not be used
     tokens: np.ndarray  # int32 [Q, G], length of an answer
     surprise: np.ndarray  # float32 [Q, G], minus the sum of its tokens' log-probabilities as sampled
+    truncated: np.ndarray  # bool [Q, G], whether it was cut off
 
 
 def task_numbers(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> np.ndarray:
@@ -28,18 +29,19 @@ def task_numbers(names: Sequence[str], known: Mapping[str, Task] = TASKS) -> np.
 
 
 def train_metrics(answers: Answers, known: Mapping[str, Task] = TASKS) -> dict:
-    """Means of a batch for metrics.jsonl: reward, accuracy, format and zero_variance. "tasks" has the same per task, with
-    completion_tokens and entropy (nats per token: minus the mean log-probability of the sampled tokens).
+    """Means of a batch for metrics.jsonl: reward, accuracy, format, zero_variance, truncated, invalid. "tasks" has the same per
+    task, with completion_tokens, entropy (nats per token: minus the mean log-probability of the sampled tokens) and labels.
 
-    zero_variance is the share of prompts whose G rewards are all equal, which teach nothing. Prompts of weight 0 are left
-    out, and so is a task that has no others.
+    zero_variance is the share of prompts whose G rewards are all equal, which teach nothing. truncated is the share of answers
+    that were cut off, invalid that of answers without a verdict in the strict form, cut ones included; labels has the share of
+    each verdict among the others. Prompts of weight 0 are left out, and so is a task that has no others.
     """
     kept = answers.weight > 0
     if not kept.any():
         raise UserError(f"all {len(kept)} prompts of the batch have weight 0: no record of it could be read")
     names = list(known)
     tasks = {names[number]: kept & (answers.task == number) for number in dict.fromkeys(answers.task[kept].tolist())}
-    return _means(answers.scores, kept) | {"tasks": {name: _task_means(answers, rows) for name, rows in tasks.items()}}
+    return _means(answers, kept) | {"tasks": {name: _task_means(answers, rows, known[name]) for name, rows in tasks.items()}}
 
 
 def all_equal(total: np.ndarray) -> np.ndarray:
@@ -66,18 +68,23 @@ def learning_rate(cfg: Config, applied: int) -> float:
     return float(schedule(cfg.optim, updates_of(cfg))(max(0, applied - 1)))
 
 
-def _means(scores: Scores, rows: np.ndarray) -> dict[str, float]:
-    total = scores.total[rows]
+def _means(answers: Answers, rows: np.ndarray) -> dict[str, float]:
+    scores, total = answers.scores, answers.scores.total[rows]
     return {
         "reward": float(total.mean()),
         "accuracy": float(scores.accuracy[rows].mean()),
         "format": float(scores.format[rows].mean()),
         **{name: float(part[rows].mean()) for name, part in scores.parts.items()},
         "zero_variance": float(np.mean(all_equal(total))),
+        "truncated": float(answers.truncated[rows].mean()),
+        "invalid": float((scores.verdict[rows] < 0).mean()),
     }
 
 
-def _task_means(answers: Answers, rows: np.ndarray) -> dict[str, float]:
-    tokens = answers.tokens[rows]
+def _task_means(answers: Answers, rows: np.ndarray, task: Task) -> dict[str, float | dict[str, float]]:
+    tokens, verdict = answers.tokens[rows], answers.scores.verdict[rows]
     entropy = float(answers.surprise[rows].sum() / max(1, tokens.sum()))
-    return _means(answers.scores, rows) | {"completion_tokens": float(tokens.mean()), "entropy": entropy}
+    found = _means(answers, rows) | {"completion_tokens": float(tokens.mean()), "entropy": entropy}
+    if task.kind == "listwise" or not (valid := verdict[verdict >= 0]).size:
+        return found
+    return found | {"labels": {label: float((valid == place).mean()) for place, label in enumerate(task.labels)}}

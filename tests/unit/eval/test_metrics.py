@@ -244,17 +244,20 @@ def test_train_metrics_by_hand():
     tasks = ["technical", "safety", "technical", "alignment"]
     scores = score(texts, np.zeros((4, 4), bool), tasks=tasks, labels=np.array([1, 1, 1, 1]), alpha=0.5)
     tokens, surprise = np.arange(16, dtype=np.int32).reshape(4, 4), np.float32([[1] * 4, [2] * 4, [3] * 4, [0] * 4])
-    answers = Answers(scores, task_numbers(tasks), np.ones(4, np.float32), tokens, surprise)
+    answers = Answers(scores, task_numbers(tasks), np.ones(4, np.float32), tokens, surprise, tokens > 3)
     got = train_metrics(answers)
     # rewards: technical 1, 1, 1/2, 0 and 0 x 4; safety 1/2 x 4; alignment 1 x 4
-    technical = {"reward": 2.5 / 8, "accuracy": 2 / 8, "format": 3 / 8, "zero_variance": 0.5}
-    safety = {"reward": 0.5, "accuracy": 0.0, "format": 1.0, "zero_variance": 1.0}
+    technical = {"reward": 2.5 / 8, "accuracy": 2 / 8, "format": 3 / 8, "zero_variance": 0.5, "truncated": 0.5, "invalid": 5 / 8}
+    technical["labels"] = {"no": 1 / 3, "yes": 2 / 3}
+    safety = {"reward": 0.5, "accuracy": 0.0, "format": 1.0, "zero_variance": 1.0, "truncated": 1.0, "invalid": 0.0}
+    safety["labels"] = {"no": 1.0, "yes": 0.0}
     # tokens: technical 0..3 and 8..11, safety 4..7; entropy is surprise a token
     assert got["tasks"]["technical"] == technical | {"completion_tokens": 44 / 8, "entropy": 16 / 44}
     assert got["tasks"]["safety"] == safety | {"completion_tokens": 22 / 4, "entropy": 8 / 22}
     assert list(got["tasks"]) == ["technical", "safety", "alignment"]
     assert {k: got[k] for k in got if k != "tasks"} == {
-        "reward": 8.5 / 16, "accuracy": 6 / 16, "format": 11 / 16, "zero_variance": 0.75,
+        "reward": 8.5 / 16, "accuracy": 6 / 16, "format": 11 / 16, "zero_variance": 0.75, "truncated": 0.75,
+        "invalid": 5 / 16,
     }  # fmt: skip
     left_out = train_metrics(answers._replace(weight=np.float32([1, 0, 0, 1])))
     assert list(left_out["tasks"]) == ["technical", "alignment"]

@@ -130,7 +130,8 @@ def test_each_part_is_logged_a_task():
     examples = [record("mllm_score", label=Label(score=5.0)), record("agin_nat", 1)]
     got = scored(examples, [[say("4"), say("1")], [say("yes"), "x"]], rule)
     ones = np.ones((2, 2), np.int32)
-    answers = Answers(got, task_numbers(["mllm_score", "agin_nat"]), np.ones(2, np.float32), ones, ones.astype(np.float32))
+    numbers = task_numbers(["mllm_score", "agin_nat"])
+    answers = Answers(got, numbers, np.ones(2, np.float32), ones, ones.astype(np.float32), ones < 1)
     line = train_metrics(answers)
     assert line["tasks"]["mllm_score"]["graded"] == pytest.approx((0.75 + 0) / 2)
     assert line["tasks"]["agin_nat"]["graded"] == line["tasks"]["agin_nat"]["accuracy"] == 0.5

@@ -132,7 +132,7 @@ def test_a_reward_that_is_not_finite_stays_in_the_batch():
 def test_what_is_found_is_counted_over_all_rounds():
     def answers(task: list[int], total: list[list[float]], weight: list[float]) -> Answers:
         total = np.array(total, np.float32)
-        return Answers(Scores(total, total, total, total), np.array(task), np.array(weight), total, total)
+        return Answers(Scores(total, total, total, total), np.array(task), np.array(weight), total, total, total < 0)
 
     seen = [answers([0, 1, 1], [[0, 1], [0, 1], [1, 1]], [1, 0, 1]), answers([1, 2, 0], [[1, 0], [0.5, 0.5], [0, 1]], [1, 1, 1])]
     names = ["a", "b", "c"]
