@@ -50,7 +50,7 @@ def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt
     """It would be left out record by record, and the run would end well."""
     said = r"no training record of technical can be used \(8 of 31 checked\): too_many_patches: .* [^\n]*$"
     with pytest.raises(ConfigError, match=said) as error:
-        check_records(config(), data, fmt._replace(patch_count=4))
+        check_records(config(), data, fmt._replace(patch_count=3))
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"no training record of technical can be used .* prompt_too_long: "):
         check_records(config(), data, fmt._replace(prompt_tokens=9))
