@@ -140,11 +140,11 @@ class OpenAIClient:
         message = {"role": "user", "content": content}
         body = {"model": self._model, "messages": [message], "max_tokens": self._max_tokens, "n": samples, "seed": seed}
         body |= {"temperature": 0.0 if samples == 1 else self._temperature, "logprobs": True, "top_logprobs": _TOP}
-        if size := self._pictures.size(task, len(urls)):
-            body["mm_processor_kwargs"] = {"size": size}
+        size = self._pictures.size(task, len(urls))
+        shown = {"mm_processor_kwargs": {"size": size}} if size else {}
         words = dict(zip(task.labels, truth.words, strict=False))
         replies = []
-        for choice in self._requests.post("/chat/completions", body)["choices"]:
+        for choice in self._requests.post("/chat/completions", body | shown)["choices"]:
             said = choice["message"]
             content = said.get("content") or ""
             reasoning = said.get("reasoning_content") or said.get("reasoning")  # of a server that takes it apart
@@ -152,7 +152,7 @@ class OpenAIClient:
             if task.kind == "listwise":
                 shares = None
             elif self._exact:
-                shares = exact_shares(text, words, self._requests, self._model, message)
+                shares = exact_shares(text, words, self._requests, self._model, message, shown)
             else:
                 shares = first_token_shares(choice.get("logprobs"), content, words)
             replies.append(read_reply(text, task, truth, shares))

@@ -105,7 +105,9 @@ def model_card(
     tokens, model = cfg.rollout.completion_tokens, "judge" if adapter else "PATH"
     whole = None if pixels is None else {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
     sizes = {} if whole is None else _sizes(examples, whole, cfg.data.patches)
-    how = {"escape": asking.escape, "ends": asking.ends * adapter, "size": sizes.get(tasks[0].name)}
+    how = {"escape": asking.escape, "ends": asking.ends * adapter, "size": sizes.get(tasks[0].name, whole)}
+    if how["size"] == whole:  # which the server has anyway
+        how["size"] = None
     request = openai_request(examples[0], model=model, max_tokens=tokens, **how)
     return environment.get_template("model_card.md.jinja").render(
         head=head.to_yaml(), cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, dtype=dtype,
@@ -134,10 +136,10 @@ def _images(examples: list[Example]) -> dict[str, int | str]:
 
 
 def _sizes(examples: list[Example], whole: dict[str, int], patches: int) -> dict[str, dict[str, int]]:
-    """{task: the limits of each of its pictures}, where they are not those of a single picture."""
+    """{task: the limits of each of its pictures}, {} if all are those of a single picture."""
     most = most_pictures([example.task for example in examples])
     found = {e.task.name: size_of_each(e.task, len(e.pictures), most, whole, patches=patches) for e in examples}
-    return {name: size for name, size in found.items() if size != whole}
+    return found if any(size != whole for size in found.values()) else {}
 
 
 def _questions(examples: list[Example], escape_text: Callable[[str], str]) -> str:
