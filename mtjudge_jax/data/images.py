@@ -21,7 +21,9 @@ from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.records import BadRecord
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the 43 that Pillow opens; EPS, for example, would start Ghostscript
-MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded
+# Of the encoded image; checked from the header, before any pixel is decoded. A photograph of a 50-megapixel sensor has up to
+# 8,192 x 6,144 pixels. Decoded it takes 150 MB, in each thread that decodes.
+MAX_PIXELS = 51_000_000
 MAX_ASPECT = 200  # Qwen's own limit
 _CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 in these into white
 _PNG_START = b"\x89PNG\r\n\x1a\n"
