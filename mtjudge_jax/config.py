@@ -65,7 +65,9 @@ class DataConfig:
     label_words: str = "plain"  # plain | varied: some questions ask for other answer words (Yes or True, A or 1)
     balance_labels: bool = False  # every batch holds the same number of each label of each task
     prompt_tokens: int = 2048  # longest prompt
-    patches: int = 4096  # of all images of a prompt together
+    patches: int = 4096  # room of all images of a prompt together: each of n gets an n-th, and is made smaller to fit
+    max_pixels: int = 0  # of an image after resizing, an area: larger ones are made smaller; 0 = the model folder's own
+    min_pixels: int = 0  # smaller images are enlarged to it, and none is made smaller than it; 0 = the model folder's own
     max_bad_share: float = 0.01  # share of unreadable records; above it the run stops
 
 

@@ -42,10 +42,13 @@ def first_token_shares(logprobs: Mapping[str, Any] | None, content: str, words: 
     return {label: one / total for label, one in mass.items()} if total > 0 else None
 
 
-def exact_shares(text: str, words: Mapping[str, str], requests: Requests, model: str, message: dict) -> Shares | None:
+def exact_shares(
+    text: str, words: Mapping[str, str], requests: Requests, model: str, message: dict, more: Mapping[str, Any] | None = None
+) -> Shares | None:
     """From the log-probabilities of the whole answer with each label in the place of its verdict, by vLLM's `prompt_logprobs`.
 
     The answers are equal up to the label, so their log-probabilities differ by those from there on. None without a place for it.
+    more: further fields of the request that asked `message`.
     """
     before, tag, _ = text.partition(_TAG)
     if not tag:
@@ -54,7 +57,7 @@ def exact_shares(text: str, words: Mapping[str, str], requests: Requests, model:
     for word in words.values():
         answer = {"role": "assistant", "content": f"{before}{tag}{word}</answer>"}
         body = {"model": model, "messages": [message, answer], "max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0}
-        body |= {"add_generation_prompt": False, "continue_final_message": True}
+        body |= {"add_generation_prompt": False, "continue_final_message": True} | dict(more or {})
         lists.append([_only(one) for one in requests.post("/chat/completions", body)["prompt_logprobs"]])
     shortest = min(map(len, lists))
     equal = next((at for at in range(shortest) if len({one[at][0] for one in lists}) > 1), shortest)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mtjudge_jax.tasks.answer import truth_of
 from mtjudge_jax.tasks.asking import example_about, one_text_each
 from mtjudge_jax.tasks.chat import chat_content
 from mtjudge_jax.tasks.comparison import WinRates, compared_by, from_pairs, from_scores, opponents
+from mtjudge_jax.tasks.pictures import most_pictures, size_of_each
 from mtjudge_jax.tasks.verdicts import Reply, Verdict, read_reply, turned, verdict_of
 
 _TOP = 20  # likeliest tokens with their log-probabilities: the most that OpenAI and vLLM give
@@ -52,6 +53,7 @@ class OpenAIClient:
         """
         found = _judge_file(folder)
         self._tasks = tasks_with(found.get("custom_tasks", ()), templates="first")
+        self._pictures = _Pictures(found, self._tasks)
         self._model, self._exact, self._opening, self._temperature = model, exact, opening, temperature
         self._max_tokens = max_tokens or found.get("completion_tokens", 1024)
         self._requests = Requests(url, token=token, timeout=timeout, retries=retries, at_once=at_once)
@@ -138,9 +140,11 @@ class OpenAIClient:
         message = {"role": "user", "content": content}
         body = {"model": self._model, "messages": [message], "max_tokens": self._max_tokens, "n": samples, "seed": seed}
         body |= {"temperature": 0.0 if samples == 1 else self._temperature, "logprobs": True, "top_logprobs": _TOP}
+        size = self._pictures.size(task, len(urls))
+        shown = {"mm_processor_kwargs": {"size": size}} if size else {}
         words = dict(zip(task.labels, truth.words, strict=False))
         replies = []
-        for choice in self._requests.post("/chat/completions", body)["choices"]:
+        for choice in self._requests.post("/chat/completions", body | shown)["choices"]:
             said = choice["message"]
             content = said.get("content") or ""
             reasoning = said.get("reasoning_content") or said.get("reasoning")  # of a server that takes it apart
@@ -148,11 +152,28 @@ class OpenAIClient:
             if task.kind == "listwise":
                 shares = None
             elif self._exact:
-                shares = exact_shares(text, words, self._requests, self._model, message)
+                shares = exact_shares(text, words, self._requests, self._model, message, shown)
             else:
                 shares = first_token_shares(choice.get("logprobs"), content, words)
             replies.append(read_reply(text, task, truth, shares))
         return replies
+
+
+class _Pictures:
+    """How large the pictures of a question are in training, from a judge.json."""
+
+    def __init__(self, found: dict, tasks: Mapping[str, Task]):
+        low, high = found.get("min_pixels", 0), found.get("max_pixels", 0)
+        self._whole = {"shortest_edge": low, "longest_edge": high} if high else None
+        self._patches = found.get("patches", 0)
+        self._most = most_pictures([tasks[name] for name in found.get("templates", ()) if name in tasks])
+
+    def size(self, task: Task, count: int) -> dict[str, int] | None:
+        """The limits of each of `count` pictures, None where they are those of the exported image processor."""
+        if self._whole is None or not count:
+            return None
+        size = size_of_each(task, count, self._most, self._whole, patches=self._patches)
+        return None if size == self._whole else size
 
 
 def _escape(text: str) -> str:

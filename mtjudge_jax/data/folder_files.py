@@ -4,6 +4,7 @@ The order is that of transformers 5.24, which vLLM reads most of them through.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mtjudge_jax.data.tokenizer import Tokenizer
@@ -38,8 +39,27 @@ def image_processor(folder: AnyPath) -> tuple[AnyPath, dict[str, Any]]:
     return plain, json_object(plain)
 
 
-def settled(folder: AnyPath, tokenizer: Tokenizer) -> dict[str, bytes]:
+def pixel_limits(processor: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What an image processor's settings name as the smallest and the largest area. The older names win, as in transformers."""
+    size = processor.get("size")
+    size = size if isinstance(size, dict) else {}
+    older = {"shortest_edge": processor.get("min_pixels"), "longest_edge": processor.get("max_pixels")}
+    low, high = (size.get(edge) if pixels is None else pixels for edge, pixels in older.items())
+    return low, high
+
+
+def _limited(processor: dict[str, Any], pixels: tuple[int, int] | None) -> dict[str, Any]:
+    """The settings with other limits, in the form that wins everywhere; unchanged if they have them already."""
+    if pixels is None or pixel_limits(processor) == pixels:
+        return processor
+    kept = {name: value for name, value in processor.items() if name not in ("min_pixels", "max_pixels")}
+    return kept | {"size": {"shortest_edge": pixels[0], "longest_edge": pixels[1]}}
+
+
+def settled(folder: AnyPath, tokenizer: Tokenizer, pixels: tuple[int, int] | None = None) -> dict[str, bytes]:
     """Files that replace those of `folder` in a new folder, by name, so that all its files agree with what was read from it.
+
+    pixels: the limits of a picture in training, smallest and largest area; None: the folder's own.
 
     chat_template.jinja is always among them: every loader of transformers reads it. An older file is written anew only if the
     folder has it and it says something else, so a folder without contradictions keeps its bytes. Raises FileNotFoundError if the
@@ -49,10 +69,15 @@ def settled(folder: AnyPath, tokenizer: Tokenizer) -> dict[str, bytes]:
     if template is None:
         raise FileNotFoundError(f"{folder}: its chat template is gone")
     files = {TEMPLATE_FILE: template.encode()}
+    processor = _limited(image_processor(folder)[1], pixels)
     for name in (LEGACY_FILE, CONFIG_FILE, PROCESSOR_FILE):
-        if (old := json_object(folder / name).get("chat_template")) is not None:
-            files[name] = _changed(folder / name, chat_template=with_default(old, template))
-    _, processor = image_processor(folder)
+        old, new = json_object(folder / name), {}
+        if old.get("chat_template") is not None:
+            new["chat_template"] = with_default(old["chat_template"], template)
+        if name == PROCESSOR_FILE and old.get("image_processor") is not None:
+            new["image_processor"] = processor
+        if new:
+            files[name] = _changed(folder / name, **new)
     files[_PREPROCESSOR] = _changed(folder / _PREPROCESSOR, whole=processor)
     video = json_object(folder / PROCESSOR_FILE).get("video_processor")
     if video is not None and (folder / _VIDEO).is_file():

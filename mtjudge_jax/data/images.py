@@ -15,13 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mtjudge_jax.data.folder_files import image_processor
+from mtjudge_jax.data.folder_files import image_processor, pixel_limits
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.records import BadRecord
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the 43 that Pillow opens; EPS, for example, would start Ghostscript
-MAX_PIXELS = 50_000_000  # of the encoded image; checked from the header, before any pixel is decoded
+# Of the encoded image; checked from the header, before any pixel is decoded. A photograph of a 50-megapixel sensor has up to
+# 8,192 x 6,144 pixels. Decoded it takes 150 MB, in each thread that decodes.
+MAX_PIXELS = 51_000_000
 MAX_ASPECT = 200  # Qwen's own limit
 _CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 in these into white
 _PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -41,7 +43,7 @@ _TURNS = {
 class ImageConfig(NamedTuple):
     """The settings of an image processor. `min_pixels` and `max_pixels` are areas after resizing, in pixels.
 
-    To bound the image tokens of a run, lower `max_pixels` with `_replace`: images are scaled down, never cut.
+    A lower `max_pixels` bounds the image tokens of a picture: it is scaled down, never cut (see limits.py).
     """
 
     patch: int
@@ -71,10 +73,7 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     UserError on unimplemented settings.
     """
     path, config = image_processor(as_path(folder))
-    size = config.get("size")
-    size = size if isinstance(size, dict) else {}
-    older = {"shortest_edge": config.get("min_pixels"), "longest_edge": config.get("max_pixels")}  # these win, as in transformers
-    low, high = (size.get(edge) if pixels is None else pixels for edge, pixels in older.items())
+    low, high = pixel_limits(config)
     if not (_number(low) and _number(high) and 0 < low <= high):
         raise UserError(
             f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), not {low} and {high}; "
@@ -117,6 +116,15 @@ def decode_image(data: bytes) -> np.ndarray:
     try:
         with _refusals(), _opened(data) as image:
             return image_pixels(image)
+    except UnidentifiedImageError as e:
+        raise BadRecord("image_format", f"{len(data)} bytes are none of {', '.join(_FORMATS)}") from e
+
+
+def image_size(data: bytes) -> tuple[int, int]:
+    """Height and width in pixels, from the header alone: of the image as it is stored, before its rotation. Raises BadRecord."""
+    try:
+        with _refusals(), _opened(data) as image:
+            return image.size[::-1]
     except UnidentifiedImageError as e:
         raise BadRecord("image_format", f"{len(data)} bytes are none of {', '.join(_FORMATS)}") from e
 

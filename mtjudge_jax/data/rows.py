@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patch_coordinates, patchify, unpatchify
+from mtjudge_jax.data.limits import TOO_LARGE, Budget, Room, check_room, limits_of, row_limits, tokens_of
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.records import BadRecord, JudgeExample, holds_in_one_order, swapped
 from mtjudge_jax.tasks.answer import truth_of, write_truth
 from mtjudge_jax.tasks.base import Task
 
 Row = dict[str, np.ndarray]  # DEVICE_KEYS and HOST_KEYS; with RowFormat.target also `target` and `target_mask`
-_MAX_ERROR = 300  # characters of an error kept in a row
+_MAX_ERROR = 500  # characters of an error kept in a row
 # Flips the uid of a pair in its other order: with equal random numbers its answers would be drawn alike.
 OTHER_ORDER_BIT = np.uint32(1 << 31)
 
@@ -58,6 +59,9 @@ class RowFormat(NamedTuple):
     `target(example)` returns, for supervised training. Several threads call it. With `display`, the candidates of a pair
     or a list are shown in an order drawn by hash: the stored order may give away which one is better. With `reasoning`, the
     target teaches the record's rationale, and a record whose rationale holds in the stored order only is shown in that order.
+
+    `budget` is the room that training had for the pictures of a row, which limits them (see limits.py). With `whole`, pictures
+    are not made smaller for the row's sake, and a row that does not hold them is refused.
     """
 
     tasks: Mapping[str, Task]
@@ -69,6 +73,12 @@ class RowFormat(NamedTuple):
     target: Callable[[JudgeExample], str] | None = None
     display: bool = False
     reasoning: bool = False
+    budget: Budget | None = None
+    whole: bool = False
+
+    @property
+    def room(self) -> Room:
+        return Room(self.prompt_tokens, self.patch_count)
 
 
 def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, other_order: bool = False) -> Row:
@@ -76,22 +86,38 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, other
 
     other_order: shows the two candidates of a pair in the other order.
     """
-    target = np.full(fmt.completion_tokens, fmt.tokenizer.pad, np.int32)
-    target_mask = np.zeros(fmt.completion_tokens, bool)
+    target = np.full(fmt.completion_tokens, fmt.tokenizer.pad, np.int32), np.zeros(fmt.completion_tokens, bool)
     try:
         if isinstance(record, BadRecord):
             raise record
         example = _as_shown(record, fmt, other_order)
-        row = make_row(example, fmt)
+        row, learned = _both(lambda: make_row(example, fmt), lambda: _target_of(example, fmt))
+        target = learned or target
         if other_order:
             row["uid"] ^= OTHER_ORDER_BIT
-        if fmt.target is not None:
-            target, target_mask = make_target(fmt.target(example), fmt.tokenizer, fmt.completion_tokens)
     except BadRecord as e:
         row = bad_row(fmt, example_id=record.example_id, task=task, error=str(e)[:_MAX_ERROR])
     if fmt.target is None:
         return row
-    return {**row, "target": target, "target_mask": target_mask}
+    return {**row, "target": target[0], "target_mask": target[1]}
+
+
+def _target_of(example: JudgeExample, fmt: RowFormat) -> tuple[np.ndarray, np.ndarray] | None:
+    return None if fmt.target is None else make_target(fmt.target(example), fmt.tokenizer, fmt.completion_tokens)
+
+
+def _both(first: Callable, second: Callable) -> tuple:
+    """What the two return. Where both are too large for the config, the error says both: who helps one would meet the other."""
+    try:
+        made = first()
+    except BadRecord as e:
+        if e.reason in TOO_LARGE:
+            try:
+                second()
+            except BadRecord as other:
+                raise BadRecord(e.reason, f"{str(e).removeprefix(e.reason + ': ')}; and {other}", e.example_id) from e
+        raise
+    return made, second()
 
 
 def _as_shown(example: JudgeExample, fmt: RowFormat, other_order: bool) -> JudgeExample:
@@ -158,7 +184,7 @@ def make_row(example: JudgeExample, fmt: RowFormat) -> Row:
     """The prompt row of an example. Nothing is ever cut.
 
     Raises BadRecord: `unknown_task`, `wrong_fields`, the reasons of `images.decode_image` and `images.smart_resize`,
-    `image_count`, `too_many_patches`, `prompt_too_long`; the last two name the id, length, limit and remedy.
+    `image_count`, and `too_many_patches`, `prompt_too_long` as `limits.check_room`.
     """
     if example.task not in fmt.tasks:
         raise BadRecord("unknown_task", f"{example.example_id} has task {example.task}; known are {', '.join(fmt.tasks)}")
@@ -167,33 +193,33 @@ def make_row(example: JudgeExample, fmt: RowFormat) -> Row:
         truth, parts = truth_of(task, example), task.ask(example.question, example.example_id).parts
     except ValueError as e:
         raise BadRecord("wrong_fields", f"{example.example_id}: {e}") from e
-    prompt = prompt_row(parts, [decode_image(data) for data in example.images], fmt, name=example.example_id)
+    prompt = prompt_row(parts, [decode_image(data) for data in example.images], fmt, name=example.example_id, task=task)
     host = _host_fields(example.example_id, example.task, label=truth.label, truth=write_truth(truth), weight=1.0, error="")
     return {**prompt, "uid": np.uint32(example.uid), **host}
 
 
-def prompt_row(question: str | Sequence[str | None], pictures: Sequence[np.ndarray], fmt: RowFormat, *, name: str) -> Row:
+def prompt_row(
+    question: str | Sequence[str | None], pictures: Sequence[np.ndarray], fmt: RowFormat, *, name: str, task: Task | None = None
+) -> Row:
     """The device part of a row, all but `uid`, of a question about pictures uint8 [h, w, 3].
 
     question: a text, which follows the pictures, or texts with a None in the place of each picture. Errors call the prompt
-    `name`. Raises BadRecord as `make_row` does.
+    `name`. task: whose own limits of a picture count. Raises BadRecord as `make_row` does.
     """
-    tokenizer, merge = fmt.tokenizer, fmt.image_cfg.merge
-    images = [patchify(picture, fmt.image_cfg) for picture in pictures]
-    patch_fields = _pack_patches(images, name, fmt)
-    parts = [*[None] * len(images), question] if isinstance(question, str) else question
-    text = tokenizer.render_parts(parts)
+    tokenizer, cfg = fmt.tokenizer, fmt.image_cfg if task is None else limits_of(fmt.image_cfg, task)
+    parts = [*[None] * len(pictures), question] if isinstance(question, str) else question
+    short = tokenizer.encode(tokenizer.render_parts(parts))  # one token for each picture
+    text, sizes = sum(token != tokenizer.image for token in short), [picture.shape[:2] for picture in pictures]
+    limits = [cfg] * len(pictures)
+    if not fmt.whole:
+        limits = row_limits(sizes, text, cfg, room=fmt.room, budget=fmt.budget, name=name)
+    counts = [tokens_of(size, limit) for size, limit in zip(sizes, limits, strict=True)]
+    check_room(text, sum(counts), len(counts), cfg, room=fmt.room, name=name)  # before a huge picture takes memory
+    tokens = expand_images(short, image_id=tokenizer.image, counts=counts)
+    images = [patchify(picture, limit) for picture, limit in zip(pictures, limits, strict=True)]
     grids = [image.grid for image in images]
-    counts = [rows * columns // merge**2 for rows, columns in grids]
-    tokens = expand_images(tokenizer.encode(text), image_id=tokenizer.image, counts=counts)
-    if len(tokens) > fmt.prompt_tokens:
-        raise BadRecord(
-            "prompt_too_long",
-            f"{name} has {len(tokens)} tokens, including {sum(counts)} image tokens; the limit is {fmt.prompt_tokens}: "
-            "raise data.prompt_tokens in the config, or scale the pictures down",
-        )
-    positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=merge)
-    return {**_pad_prompt(tokens, positions, fmt), "next_position": np.int32(following), **patch_fields}
+    positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=cfg.merge)
+    return {**_pad_prompt(tokens, positions, fmt), "next_position": np.int32(following), **_pack_patches(images, fmt)}
 
 
 def bad_row(fmt: RowFormat, *, example_id: str, task: str, error: str) -> Row:
@@ -204,7 +230,7 @@ def bad_row(fmt: RowFormat, *, example_id: str, task: str, error: str) -> Row:
     return {
         **_pad_prompt([fmt.tokenizer.eos], np.zeros((1, 3), np.int32), fmt),
         "next_position": np.int32(1),
-        **_pack_patches([], example_id, fmt),
+        **_pack_patches([], fmt),
         "uid": np.uint32(0),
         **_host_fields(example_id, task, label=0, truth="", weight=0.0, error=error),
     }
@@ -236,14 +262,8 @@ def _pad_prompt(tokens: Sequence[int], positions: np.ndarray, fmt: RowFormat) ->
     }
 
 
-def _pack_patches(images: Sequence[Patches], name: str, fmt: RowFormat) -> Row:
-    total, limit = sum(len(image.patches) for image in images), fmt.patch_count
-    if total > limit:
-        raise BadRecord(
-            "too_many_patches",
-            f"{name} has {total} patches in {len(images)} images; the limit is {limit}: "
-            "raise data.patches in the config, or scale the pictures down",
-        )
+def _pack_patches(images: Sequence[Patches], fmt: RowFormat) -> Row:
+    limit = fmt.patch_count
     patches = np.zeros((limit, fmt.image_cfg.patch_dim), np.uint8)
     hw, grid = np.zeros((limit, 2), np.int32), np.ones((limit, 2), np.int32)
     segment = np.zeros(limit, np.int32)

@@ -32,7 +32,7 @@ from mtjudge_jax.hosts.exchange import gather, together
 from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, absolute, as_path, read_object, remove_tree
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, best_of, judge_config, mesh_of
-from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
+from mtjudge_jax.policy.model import eval_format, judging_format, model_folder, open_model, read_params
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
@@ -97,7 +97,7 @@ def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Se
         "sizes": [how.fmt.prompt_tokens, how.fmt.patch_count, how.fmt.completion_tokens],
         "wordings": ask.templates,
         "templates": {name: how.fmt.tasks[name].template_hash for name in tasks},
-    }
+    } | ({"pictures": [*how.fmt.image_cfg[2:4], *how.fmt.budget]} if how.fmt.budget else {})
 
 
 def _judged(ask: Request, cfg: Config) -> dict:
@@ -170,7 +170,7 @@ def _judge_into_folder(ask: Request, cfg: Config, examples: dict[str, list[Judge
     model = open_model(cfg)
     temperature = np.full(ask.samples, cfg.rollout.temperature, np.float32)
     temperature[0] = 0
-    fmt = eval_format(model, cfg)
+    fmt = (judging_format if ask.config is None else eval_format)(model, cfg)
     sizes = {"batch": cfg.rollout.prompts, "kept": cfg.rollout.micro_prompts}
     how = Judging(model.programs, fmt, temperature=temperature, alpha=cfg.reward.alpha, seed=ask.seed, **sizes)
     params, name = read_params(model, cfg), ask.name or ask.split

@@ -5,6 +5,7 @@ Only the parameters of a checkpoint are read. The number of devices need not be 
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,9 @@ from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, MeshConfig, from_dict
 from mtjudge_jax.config_check import check
 from mtjudge_jax.data.folder_files import dropped_settings, settled
-from mtjudge_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mtjudge_jax.data.images import load_image_config
+from mtjudge_jax.data.limits import configured, exported_limits
+from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.export.model_card import Asking, model_card, origin_of
 from mtjudge_jax.locks import held
@@ -27,7 +30,7 @@ from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
-from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file, without_limits
 from mtjudge_jax.policy.model import DEMO_BASE, Model, exportable, model_folder, open_model, read_weights
 from mtjudge_jax.policy.trainable import join, without_adapters
 from mtjudge_jax.sharding import make_mesh, param_sharding
@@ -45,7 +48,7 @@ class Chosen(NamedTuple):
     cfg: Config
     step: int
     saved: checkpoint.Saved | None
-    judge: bytes  # the content of JUDGE_FILE
+    judge: Callable[[tuple[int, int] | None], bytes]  # the content of JUDGE_FILE, given the limits of a picture
 
 
 def choose_weights(workdir: str, step: str, path: str) -> Chosen:
@@ -88,7 +91,7 @@ def _of_checkpoint(run: AnyPath | None, folder: AnyPath, step: int) -> Chosen:
     cfg = from_dict(saved.meta["config"])
     worded = "wording of "
     wording = {name.removeprefix(worded): value for name, value in saved.meta["sources"].items() if name.startswith(worded)}
-    return Chosen(run, cfg, step, saved, judge_file(cfg, step, wording))
+    return Chosen(run, cfg, step, saved, partial(judge_file, cfg, step, wording))
 
 
 def _of_best(run: AnyPath) -> Chosen:
@@ -98,7 +101,7 @@ def _of_best(run: AnyPath) -> Chosen:
     try:
         cfg = from_dict(json.loads((run / "config.json").read_text()))
         judge = (best / JUDGE_FILE).read_bytes()
-        return Chosen(run, cfg, int(json.loads(judge)["step"]), None, judge)
+        return Chosen(run, cfg, int(json.loads(judge)["step"]), None, lambda pixels: judge)
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"{best / JUDGE_FILE} or the run's config.json is missing or damaged ({error!r})"
         raise ConfigError(f"{what}: use --step=N; {_steps(run / 'checkpoints')}") from error
@@ -127,10 +130,12 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
         origin = origin._replace(name="the demo base of mtjudge_jax")
     what = {"title": out.name, "origin": origin, "step": chosen.step, "best": chosen.saved is None, "workdir": chosen.workdir}
     tokenizer = load_tokenizer(source)
+    pixels = _pixels(chosen, cfg, source)
     asking = Asking(tokenizer.escape, tokenizer.opening, tokenizer.ends)
-    files = {_CARD: model_card(chosen.cfg, **what, dtype=dtype, adapter=peft, asking=asking).encode()}
+    files = {_CARD: model_card(chosen.cfg, **what, dtype=dtype, adapter=peft, asking=asking, pixels=pixels).encode()}
+    new = settled(source, tokenizer, None if peft else pixels)
     if jax.process_index() == 0:
-        _report(chosen, source, tokenizer, adapter=peft)
+        _report(chosen, source, new, adapter=peft)
     if peft:
         model = open_model(cfg)
         base_model = origin.hub_name or str(absolute(source))
@@ -142,19 +147,25 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
         params = load_params(source, load_config(source), dtype=dtype, sharding_of=sharding_of)
     else:
         params = _whole_params(chosen.saved, cfg)
-    files |= settled(source, tokenizer) | {JUDGE_FILE: chosen.judge}
+    files |= new | {JUDGE_FILE: chosen.judge(pixels)}
     save_hf(params, out, source_folder=source, dtype=jnp.dtype(dtype), overwrite=overwrite, files=files)
 
 
-def _report(chosen: Chosen, source: AnyPath, tokenizer: Tokenizer, *, adapter: bool) -> None:
-    """Prints what is read, and what of the source's files is written otherwise. Of an adapter, which needs the source itself,
-    what its files say otherwise.
+def _pixels(chosen: Chosen, cfg: Config, source: AnyPath) -> tuple[int, int] | None:
+    """The limits of a single picture in training; None, as `source` has it, for the best model of an older version's run."""
+    if chosen.saved is None and without_limits(source):
+        return None
+    return exported_limits(configured(load_image_config(source), cfg.data), cfg.data.patches)
+
+
+def _report(chosen: Chosen, source: AnyPath, new: dict[str, bytes], *, adapter: bool) -> None:
+    """Prints what is read, and what of the source's files is written otherwise, as `new`. Of an adapter, which needs the source
+    itself, what its files say otherwise.
     """
     print(f"reading step {chosen.step} from {chosen.saved.path if chosen.saved else source}", flush=True)
     if chosen.step == 0:
         best = f": no validation was better; --step={LATEST} exports the trained one" if chosen.saved is None else ""
         print(f"warning: step 0 is the model that training began with{best}", flush=True)
-    new = settled(source, tokenizer)
     old = {name: source / name for name in new}
     changed = [name for name, path in old.items() if path.is_file() and path.read_bytes() != new[name]]
     if adapter and changed:

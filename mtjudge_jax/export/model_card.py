@@ -22,6 +22,7 @@ from mtjudge_jax.report.read import BASE_TEST, TRAINED_TEST, whole_evaluation
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import INSTRUCTION_SLOT
 from mtjudge_jax.tasks.chat import Example, chat_content, example_of, openai_request
+from mtjudge_jax.tasks.pictures import most_pictures, size_of_each
 from mtjudge_jax.tasks.reward import weights_of
 
 _FOLDER = Path(__file__).parent
@@ -78,13 +79,14 @@ class Origin(NamedTuple):
 
 def model_card(
     cfg: Config, *, title: str, origin: Origin, step: int, best: bool, workdir: AnyPath | None, dtype: str, adapter: bool,
-    asking: Asking = _PLAIN,
+    asking: Asking = _PLAIN, pixels: tuple[int, int] | None = None,
 ) -> str:  # fmt: skip
     """The text of README.md.
 
     step: the training step that is exported; best: whether it is the best by validation; workdir: the run with the evaluations,
-    None if unknown; dtype: of the weights; adapter: whether only adapters are exported. The examples ask every trained task as
-    `Judge` does: in its first wording.
+    None if unknown; dtype: of the weights; adapter: whether only adapters are exported; pixels: smallest and largest area of a
+    single picture in training, None if that is the image processor's. The examples ask every trained task as `Judge` does: in its
+    first wording, with pictures of the size of training.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), finalize=escape, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -102,14 +104,19 @@ def model_card(
     tasks = [known[name] for name in cfg.data.tasks]
     examples = [example_of(task) for task in tasks]
     tokens, model = cfg.rollout.completion_tokens, "judge" if adapter else "PATH"
-    request = openai_request(examples[0], model=model, max_tokens=tokens, escape=asking.escape, ends=asking.ends * adapter)
+    whole = None if pixels is None else {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
+    sizes = {} if whole is None else _sizes(examples, whole, cfg.data.patches)
+    how = {"escape": asking.escape, "ends": asking.ends * adapter, "size": sizes.get(tasks[0].name, whole)}
+    if how["size"] == whole:  # which the server has anyway
+        how["size"] = None
+    request = openai_request(examples[0], model=model, max_tokens=tokens, **how)
     return environment.get_template("model_card.md.jinja").render(
         head=head.to_yaml(), cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, dtype=dtype,
         tasks=tasks, images_of=_images(examples), asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
         scores=None if workdir is None else _read_scores(workdir, step=step, best=best), adapter=adapter,
         recipe=_recipe(cfg, step=step, best=best), step=step, questions=_questions(examples, asking.escape),
         request=json.dumps(request, indent=1, ensure_ascii=False), call=_call(examples), asking=asking,
-        length=cfg.data.prompt_tokens + tokens,
+        length=cfg.data.prompt_tokens + tokens, size=whole, sizes=sizes,
         most_images=max(max(len(example.pictures), example.task.max_images) for example in examples),
         reworded=any(task.wordings and (len(task.wordings.forms) > 1 or len(task.wordings.words) > 1) for task in tasks),
         serving_rank=next((rank for rank in _RANKS if rank >= cfg.lora.rank), cfg.lora.rank),
@@ -127,6 +134,13 @@ def _images(examples: list[Example]) -> dict[str, int | str]:
     """{task: how many pictures its question has}."""
     counts = {example.task.name: len(example.pictures) for example in examples}
     return counts | {e.task.name: "2 or more" for e in examples if e.task.kind == "listwise" and not e.texts}
+
+
+def _sizes(examples: list[Example], whole: dict[str, int], patches: int) -> dict[str, dict[str, int]]:
+    """{task: the limits of each of its pictures}, {} if all are those of a single picture."""
+    most = most_pictures([example.task for example in examples])
+    found = {e.task.name: size_of_each(e.task, len(e.pictures), most, whole, patches=patches) for e in examples}
+    return found if any(size != whole for size in found.values()) else {}
 
 
 def _questions(examples: list[Example], escape_text: Callable[[str], str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.data.limits import TOO_LARGE
 from mtjudge_jax.data.rows import DEVICE_KEYS, Row, RowFormat, bad_row, prompt_row, stack_rows
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.batches import Judging
@@ -28,7 +29,7 @@ from mtjudge_jax.types import Params
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode and resize pictures
 _EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
-_EXTRA_PATCHES = 2  # times: a small or very long picture is rounded up to more patches than in training
+_EXTRA_PATCHES = 2  # times: of an older version, which did not hold a picture that is rounded up to the room of training
 
 
 class AskedAs(NamedTuple):
@@ -156,12 +157,12 @@ class Engine:
         parts = task.ask(example.question, example.example_id).parts
         for fmt in _rooms(self._how.fmt, len(example.images)):
             try:
-                return _Row(number, example, task, fmt, prompt_row(parts, example.images, fmt, name="it"))
+                return _Row(number, example, task, fmt, prompt_row(parts, example.images, fmt, name="it", task=task))
             except BadRecord as error:
-                if error.reason not in ("prompt_too_long", "too_many_patches"):
+                if error.reason not in TOO_LARGE:
                     raise
                 too_large = error
-        remedy = str(too_large).replace("raise data.", "raise ").replace("in the config", "in the model's judge.json")
+        remedy = str(too_large).replace("data.", "").replace("in the config", "in the model's judge.json")
         raise UserError(remedy)
 
     def _size_for(self, rows: list[_Row], begun: bool) -> int:
@@ -204,17 +205,18 @@ def _content(row: _Row) -> np.uint32:
 
 def _rooms(fmt: RowFormat, images: int) -> list[RowFormat]:
     """The sizes a question may be judged in, smallest first: those of the run, which hold what the run was trained on, and for
-    what it was not, larger ones for each of the images.
+    longer texts and more pictures, larger ones for each of the images. Pictures are as large as in training.
+
+    A judge of an older version was trained on what fitted as it was, so first come the sizes that make no picture smaller.
     """
     images = max(1, images)
-    return [
-        fmt,
-        fmt._replace(
-            prompt_tokens=(fmt.prompt_tokens + _EXTRA_TOKENS) * images,
-            patch_count=fmt.patch_count * _EXTRA_PATCHES * images,
-            completion_tokens=fmt.completion_tokens * images,
-        ),
-    ]
+    larger = fmt._replace(
+        prompt_tokens=(fmt.prompt_tokens + _EXTRA_TOKENS) * images,
+        patch_count=fmt.patch_count * _EXTRA_PATCHES * images,
+        completion_tokens=fmt.completion_tokens * images,
+    )
+    rooms = [fmt, larger]
+    return rooms if fmt.budget else [room._replace(whole=True) for room in rooms] + rooms
 
 
 def _in_order(pool: ThreadPoolExecutor, call: Callable, items: Iterable[Any], *given: Any, ahead: int) -> Iterator[Any]:

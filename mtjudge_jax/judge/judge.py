@@ -19,7 +19,7 @@ from mtjudge_jax.judge.pictures import Picture
 from mtjudge_jax.judge.questions import listed, with_instructions
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.policy.judge_file import judge_config, judge_tasks, mesh_of
-from mtjudge_jax.policy.model import eval_format, model_folder, open_model, read_params
+from mtjudge_jax.policy.model import judging_format, model_folder, open_model, read_params
 from mtjudge_jax.tasks.comparison import WinRates
 from mtjudge_jax.tasks.verdicts import Verdict, verdict_of
 
@@ -57,7 +57,7 @@ class Judge(Engine):
         rows = shards(mesh_shape(cfg.mesh, jax.device_count()))
         cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = -(-batch // rows) * rows
         model = open_model(cfg)
-        fmt = eval_format(model, cfg)
+        fmt = judging_format(model, cfg)
         how = Judging(model.programs, fmt, cfg.rollout.prompts, np.zeros(1, np.float32), cfg.reward.alpha, cfg.seed)
         return cls(model, read_params(model, cfg), how, cfg.rollout.temperature, judge_tasks(cfg.model.path))
 

@@ -14,10 +14,14 @@ from mtjudge_jax.paths import as_path
 JUDGE_FILE = "judge.json"
 
 
-def judge_file(cfg: Config, step: int, templates: dict[str, str]) -> bytes:
-    """The content of JUDGE_FILE: the sizes that a model was trained with, the step it is from, and its tasks and wordings."""
+def judge_file(cfg: Config, step: int, templates: dict[str, str], pixels: tuple[int, int] | None = None) -> bytes:
+    """The content of JUDGE_FILE: the sizes that a model was trained with, the step it is from, and its tasks and wordings.
+
+    pixels: smallest and largest area of a single picture; default: what the config says, where 0 is the model folder's own.
+    """
+    low, high = (cfg.data.min_pixels, cfg.data.max_pixels) if pixels is None else pixels
     sizes = {"prompt_tokens": cfg.data.prompt_tokens, "patches": cfg.data.patches}
-    sizes |= {"completion_tokens": cfg.rollout.completion_tokens}
+    sizes |= {"completion_tokens": cfg.rollout.completion_tokens, "min_pixels": low, "max_pixels": high}
     asked = {"custom_tasks": cfg.data.custom_tasks, "polarity": cfg.data.polarity, "label_words": cfg.data.label_words}
     plain = {"custom_tasks": (), "polarity": "plain", "label_words": "plain"}
     changed = {name: value for name, value in asked.items() if value != plain[name]}
@@ -41,6 +45,15 @@ def judge_tasks(folder: str | os.PathLike) -> tuple[str, ...]:
         return tuple(json.loads(path.read_text())["templates"]) if path.is_file() else ()
     except (ValueError, KeyError, TypeError):
         return ()
+
+
+def without_limits(folder: str | os.PathLike) -> bool:
+    """Whether a folder has a judge.json of an older version, without the limits of a picture."""
+    path = as_path(folder) / JUDGE_FILE
+    try:
+        return path.is_file() and "max_pixels" not in json.loads(path.read_text())
+    except (ValueError, TypeError):
+        return False
 
 
 def mesh_of(axes: str | Iterable[str] | Mapping[str, int]) -> MeshConfig:
@@ -75,6 +88,7 @@ def judge_config(folder: str | os.PathLike, *, batch: int) -> Config:
             sizes = json.loads(path.read_text())
             cfg.data.prompt_tokens, cfg.data.patches = sizes["prompt_tokens"], sizes["patches"]
             cfg.rollout.completion_tokens = sizes["completion_tokens"]
+            cfg.data.min_pixels, cfg.data.max_pixels = sizes.get("min_pixels", 0), sizes.get("max_pixels", 0)
             cfg.data.custom_tasks = tuple(sizes.get("custom_tasks", ()))
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path} is damaged ({error!r}): copy it again, or remove it to judge with the defaults") from error

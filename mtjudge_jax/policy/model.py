@@ -11,6 +11,7 @@ import jax
 
 from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.data.images import load_image_config
+from mtjudge_jax.data.limits import Budget, configured
 from mtjudge_jax.data.rows import RowFormat, answer_alone, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
@@ -21,12 +22,14 @@ from mtjudge_jax.models.hf.lora import load_peft, merge_lora
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, Qwen3VLConfig, load_config
 from mtjudge_jax.paths import AnyPath, as_path
+from mtjudge_jax.policy.judge_file import judge_tasks, without_limits
 from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import Split, cast, join, split
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
 from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.answer import answer_text, truth_of
+from mtjudge_jax.tasks.pictures import most_pictures
 from mtjudge_jax.types import Params
 
 DEMO_BASE = Path(__file__).parents[1] / "demo" / "base"
@@ -56,20 +59,21 @@ def open_model(cfg: Config) -> Model:
     folder = model_folder(cfg.model.path)
     model_cfg = with_adapters(load_config(folder), cfg)
     try:
-        tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
+        tokenizer, own = load_tokenizer(folder), load_image_config(folder)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
     tasks = get_tasks(cfg)
     fmt = RowFormat(
         tasks,
         tokenizer,
-        image_cfg,
+        configured(own, cfg.data, tuple(tasks.values())),
         cfg.data.prompt_tokens,
         cfg.data.patches,
         completion_tokens=cfg.rollout.completion_tokens,
         target=target_of(cfg, tasks),
         display=True,
         reasoning=cfg.stage == "sft" and cfg.sft.target == "rationale",
+        budget=Budget(cfg.data.prompt_tokens, cfg.data.patches),
     )
     keep_compiled()
     return Model(folder, model_cfg, make_programs(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
@@ -109,8 +113,25 @@ def true_target(tasks: Mapping[str, Task], example: JudgeExample, *, form: str =
 
 
 def eval_format(model: Model, cfg: Config) -> RowFormat:
-    """The format of questions in evaluation: the wordings of `eval.templates`, candidates in the given order."""
-    return model.fmt._replace(tasks=get_tasks(cfg, cfg.eval.templates), target=None, display=False)
+    """The format of questions in evaluation: the wordings of `eval.templates`, candidates in the given order. Pictures are as
+    large as in training.
+    """
+    tasks = get_tasks(cfg, cfg.eval.templates)
+    images = most_pictures([tasks[name] for name in cfg.data.tasks])
+    return model.fmt._replace(tasks=tasks, target=None, display=False, budget=model.fmt.budget._replace(images=images))
+
+
+def judging_format(model: Model, cfg: Config) -> RowFormat:
+    """`eval_format` where `cfg` is the `judge_config` of the model's folder, whose judge.json knows the tasks of training.
+
+    Without one, the sizes count as those of a question about one picture. A judge.json without max_pixels is of an older version,
+    which made no picture smaller: what its judge could be asked then is shown in the same size now.
+    """
+    fmt, trained = eval_format(model, cfg), judge_tasks(model.folder)
+    if without_limits(model.folder):
+        return fmt._replace(budget=None)
+    known = [fmt.tasks[name] for name in trained if name in fmt.tasks]
+    return fmt._replace(budget=fmt.budget._replace(images=most_pictures(known) if known else 1))
 
 
 def read_params(model: Model, cfg: Config) -> Params:

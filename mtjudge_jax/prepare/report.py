@@ -5,10 +5,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
-from mtjudge_jax.data.images import decode_image
+from mtjudge_jax.data.images import ImageConfig, decode_image
+from mtjudge_jax.data.limits import tokens_of
 from mtjudge_jax.prepare.checking import Checked
 from mtjudge_jax.prepare.readers.user_rows import label_words
 from mtjudge_jax.prepare.splits import CheckedRecord, Decision, Drop, final_answer, label_text
@@ -19,6 +21,9 @@ _COUNTED = 12  # labels of a split and task; of more only the number is shown
 _LOW, _HIGH = 0.3, 0.7  # shares of positive labels outside this range are noted
 _ENOUGH = 20  # labels; fewer are not noted
 _PICTURES, _COLUMNS, _CELL, _CAPTION = 24, 6, 180, 40
+_QWEN = ImageConfig(16, 2, 65_536, 16_777_216, (0.5,) * 3, (0.5,) * 3)  # as Qwen3-VL was published
+_TOKEN = _QWEN.factor**2  # pixels
+_LIMITS = (262_144, 1_048_576, 4_194_304)  # of data.max_pixels; the second is a picture alone in the default data.patches
 _GAP = 16  # pixels between the records of the contact sheet; the two pictures of a pair are closer
 
 
@@ -68,7 +73,7 @@ def _facts_of(
         "labels": {name: dict(sorted(balance[name].items())) for name in sorted(balance)},
         "groups": {name: len(groups[name]) for name in sorted(groups)},
         "medians": {task: {"value": value, "train_records": count} for task, (value, count) in decision.medians.items()},
-        "images": {
+        "images": _tokens_of_all(kept) | {
             "different": len({name for row, _ in kept for name in row.files}),
             "smallest_pixels": pixels[0] if pixels else 0,
             "median_pixels": pixels[len(pixels) // 2] if pixels else 0,
@@ -76,6 +81,29 @@ def _facts_of(
             "commonest_sizes": dict(sizes.most_common(5)),
         },
         "notes": [*partly, *decision.notes, *_imbalances(balance)],
+    }
+
+
+def _tokens_of_all(kept: Sequence[tuple[CheckedRecord, str]]) -> dict[str, Any]:
+    """Image tokens of the pictures at Qwen3-VL's own limits, and the share that a lower limit makes smaller."""
+    counts = collections.Counter(size for row, _ in kept for size in row.sizes)
+    tokens = collections.Counter()
+    for (width, height), count in counts.items():
+        tokens[tokens_of((height, width), _QWEN)] += count
+    ordered, total = sorted(tokens.items()), tokens.total()
+
+    def quantile(share: float) -> int:
+        passed = 0
+        for value, count in ordered:
+            passed += count
+            if passed >= share * total:
+                return value
+        return 0
+
+    above = {limit: sum(count for value, count in ordered if value * _TOKEN > limit) / max(1, total) for limit in _LIMITS}
+    return {
+        "tokens": {"median": quantile(0.5), "nine_tenths": quantile(0.9), "largest": ordered[-1][0] if ordered else 0},
+        "made_smaller_at": {str(limit): round(share, 4) for limit, share in above.items()},
     }
 
 
@@ -132,6 +160,14 @@ def _markdown(facts: dict, words: Mapping[str, str]) -> str:
         f"{images['different']} different; pixels from {images['smallest_pixels']:,} to {images['largest_pixels']:,}, median "
         f"{images['median_pixels']:,}; most common sizes: {sizes or 'none'}. contact_sheet.png shows some of them."
     )
+    tokens, smaller = images["tokens"], images["made_smaller_at"]
+    if images["different"]:
+        at = ", ".join(f"{share:.0%} at {int(limit):,} ({int(limit) // _TOKEN:,} tokens)" for limit, share in smaller.items())
+        lines.append(
+            f"Image tokens of a picture as published Qwen3-VL resizes it: median {tokens['median']:,}, nine of ten at most "
+            f"{tokens['nine_tenths']:,}, largest {tokens['largest']:,}. Made smaller by data.max_pixels: {at}. "
+            "Four patches of data.patches are a token."
+        )
     if facts["notes"]:
         lines += ["", "## Notes", "", *(f"- {note}" for note in facts["notes"])]
     return "\n".join(lines) + "\n"

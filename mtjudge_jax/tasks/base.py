@@ -159,8 +159,8 @@ class Task:
     task that asks the same about each picture of a pair, or is "".
 
     A task has either one `template`, shown below its pictures, with its labels as answer words, or `wordings`, which say
-    how the prompt is laid out and which words answer. `max_images` is its image budget, 0 = what the kind takes. A user's
-    own task was made from `entry`.
+    how the prompt is laid out and which words answer. `max_images` is its image budget, 0 = what the kind takes. `max_pixels` and
+    `min_pixels` are its own limits of a picture, 0 = the run's. A user's own task was made from `entry`.
     """
 
     name: str
@@ -172,6 +172,8 @@ class Task:
     single: str = ""
     wordings: Wordings | None = None
     max_images: int = 0
+    max_pixels: int = 0
+    min_pixels: int = 0
     entry: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self):

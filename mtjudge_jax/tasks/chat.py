@@ -56,9 +56,12 @@ def _picture(name: str, urls: bool) -> dict[str, Any]:
 
 
 def openai_request(
-    example: Example, *, model: str, max_tokens: int, escape: Callable[[str], str] = str, ends: Sequence[int] = ()
-) -> dict[str, Any]:
-    """The body of `POST /v1/chat/completions` that asks an example. ends: stop_token_ids, where the served model lacks them."""
+    example: Example, *, model: str, max_tokens: int, escape: Callable[[str], str] = str, ends: Sequence[int] = (),
+    size: dict[str, int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The body of `POST /v1/chat/completions` that asks an example. ends: stop_token_ids, where the served model lacks them.
+    size: the limits of each picture, where they are not those of the served model's image processor.
+    """
     content = chat_content(example.parts, [_URL + name for name in example.pictures], escape=escape, urls=True)
-    stop = {"stop_token_ids": [*ends]} if ends else {}
-    return {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": max_tokens} | stop
+    more = ({"stop_token_ids": [*ends]} if ends else {}) | ({"mm_processor_kwargs": {"size": size}} if size else {})
+    return {"model": model, "messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": max_tokens} | more

@@ -18,7 +18,8 @@ class TaskEntry:
     labels: the words of the classes 0 and 1 of a binary task, or the names of the two candidates of a pair. score_min,
     score_max: whole grades of a pointwise_score task. instruction: the prompt's name for the records' instruction, "" to hide
     it. paraphrases: more wordings. held_out: evaluation-only wordings. flipped: wordings of a binary task or a pair that ask
-    for the opposite class. ood: an evaluation-only task.
+    for the opposite class. ood: an evaluation-only task. max_pixels, min_pixels: in the place of data.max_pixels and
+    data.min_pixels, for the pictures of this task; 0 = those.
     """
 
     name: str
@@ -38,6 +39,8 @@ class TaskEntry:
     flipped: tuple[str, ...] = ()
     ood: bool = False
     max_images: int = 0
+    max_pixels: int = 0
+    min_pixels: int = 0
 
 
 def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
@@ -60,7 +63,11 @@ def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
     rubric = entry.rubric or (f"The criterion is: {entry.criterion}." if entry.criterion else "")
     wordings = Wordings(tuple(forms), words, rubric, entry.instruction, entry.noun)
     metric = entry.metric or ("macro_f1" if entry.kind == "pointwise_binary" else "accuracy")
-    return Task(entry.name, entry.kind, "", labels, metric, entry.ood, wordings=wordings, max_images=entry.max_images, entry=raw)
+    if min(entry.max_pixels, entry.min_pixels) < 0 or 0 < entry.max_pixels < entry.min_pixels:
+        pixels = f"max_pixels = {entry.max_pixels} and min_pixels = {entry.min_pixels}"
+        raise UserError(f"{where}: {pixels} must be areas with min_pixels <= max_pixels, or 0 for those of data")
+    pictures = {"max_images": entry.max_images, "max_pixels": entry.max_pixels, "min_pixels": entry.min_pixels}
+    return Task(entry.name, entry.kind, "", labels, metric, entry.ood, wordings=wordings, **pictures, entry=raw)
 
 
 def _read_entry(raw: dict) -> TaskEntry:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from mtjudge_jax.data.folder_files import settled
+from mtjudge_jax.data.limits import exported_limits
 from mtjudge_jax.hosts.exchange import AnotherProcess, together
 from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file
@@ -57,11 +58,12 @@ def write_unwritten(run: Run, progress: Progress) -> Progress:
 def _write(run: Run, params: Params, step: int) -> str:
     """Returns the reason that the model could not be written, or "". The answer is the same on every process."""
     run.watch.beat(f"step {step} best model")
-    judge = {JUDGE_FILE: judge_file(run.cfg, step, wording_hashes(run.cfg))}
+    pixels = exported_limits(run.model.fmt.image_cfg, run.cfg.data.patches)
+    judge = {JUDGE_FILE: judge_file(run.cfg, step, wording_hashes(run.cfg), pixels)}
     how = {"source_folder": run.model.folder, "dtype": run.cfg.model.dtype, "overwrite": True}
     try:
         with together():
-            how["files"] = settled(run.model.folder, run.model.fmt.tokenizer) | judge
+            how["files"] = settled(run.model.folder, run.model.fmt.tokenizer, pixels) | judge
         save_hf(exportable(params, run.model), run.workdir / "best", **how)
     except FileExistsError:  # the folder of somebody else: a retry would not help
         raise

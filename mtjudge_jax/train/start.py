@@ -12,6 +12,8 @@ from tqdm import tqdm
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, get_tasks, to_dict
 from mtjudge_jax.config_check import check
+from mtjudge_jax.data.images import image_size
+from mtjudge_jax.data.limits import limits_of, tokens_of
 from mtjudge_jax.data.rows import Row, RowFormat, to_row
 from mtjudge_jax.data.sources import BadRowCounter, open_split, read_split
 from mtjudge_jax.errors import ConfigError
@@ -143,7 +145,7 @@ def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
     Raises ConfigError if none of a task's records can be used: each would be skipped, and the run would end without an error
     and without having trained the task.
     """
-    counts, alone, one_sided, rows = [], [], [], []
+    counts, alone, one_sided, rows, shrunk = [], [], [], [], [0, 0]
     for name in cfg.data.tasks:
         source = open_split(folder, "train", name)
         counts.append(f"{name} {len(source):,}")
@@ -157,9 +159,18 @@ def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
         if not any(record.rationale.strip() for record in records if not isinstance(record, BadRecord)):
             alone.append(name)
         rows += good
+        for record, row in zip(records, made, strict=True):
+            if not row["error"]:
+                shrunk = [a + b for a, b in zip(shrunk, _made_smaller(record, row, fmt), strict=True)]
         if len(good) > _SAME_BY_CHANCE and len({record.label for record in records if _fixed_order(record)}) == 1:
             one_sided.append(name)
+    smaller, pictures = shrunk
     said = [f"training records: {', '.join(counts)}", _longest(rows, fmt)]
+    if smaller:
+        said.append(
+            f"{smaller} of {pictures} pictures checked were made smaller so that their prompts fit data.patches and "
+            "data.prompt_tokens: larger values keep more of them, a lower data.max_pixels saves time"
+        )
     if cfg.stage == "sft" and cfg.sft.target == "rationale" and alone:
         said.append(
             f"warning: {', '.join(alone)}: no record checked has gold reasoning (rationale), so SFT teaches the verdict alone. "
@@ -176,6 +187,15 @@ def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
 
 def _fixed_order(record: JudgeExample | BadRecord) -> bool:
     return not isinstance(record, BadRecord) and holds_in_one_order(record)
+
+
+def _made_smaller(record: JudgeExample, row: Row, fmt: RowFormat) -> tuple[int, int]:
+    """How many pictures of a record are smaller than the limits of the config alone would make them, and how many it has."""
+    cfg = limits_of(fmt.image_cfg, fmt.tasks[record.task])
+    segment = row["patch_segment"]
+    whole = sorted(tokens_of(image_size(image), cfg) for image in record.images)
+    shown = sorted(int((segment == number).sum()) // cfg.merge**2 for number in range(1, len(whole) + 1))
+    return sum(mine < wanted for mine, wanted in zip(shown, whole, strict=True)), len(whole)
 
 
 def _longest(rows: list[Row], fmt: RowFormat) -> str:

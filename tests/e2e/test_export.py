@@ -127,7 +127,8 @@ def test_a_checkpoint_alone_needs_no_workdir(tmp_path):
 def test_the_export_knows_the_sizes_it_was_trained_with(tmp_path):
     out = write(tmp_path / "out", workdir=plain().workdir, step="8")
     assert json.loads((out / JUDGE_FILE).read_text()) == {
-        "prompt_tokens": 77, "patches": 4096, "completion_tokens": 2048, "step": 8, "templates": {"technical": "0123"}
+        "prompt_tokens": 77, "patches": 4096, "completion_tokens": 2048, "min_pixels": 9216, "max_pixels": 9216, "step": 8,
+        "templates": {"technical": "0123"},
     }  # fmt: skip
     assert judge_config(out, batch=1).data.prompt_tokens == 77
     best = write(tmp_path / "best", workdir=plain().workdir)

@@ -105,6 +105,21 @@ def test_the_tasks_and_lengths_of_the_exported_folder(stub, tmp_path):
         OpenAIClient("http://localhost/v1", "judge", folder=tmp_path / "other")
 
 
+def test_pictures_that_share_a_row_have_their_limit(stub, tmp_path):
+    """Those of a pair, as the exported processor only knows the limit of a single one."""
+    sizes = {"patches": 4096, "min_pixels": 65_536, "max_pixels": 1_048_576, "completion_tokens": 77}
+    for trained, limit in (("technical", None), ("pairwise_technical", 524_288)):
+        (tmp_path / "judge.json").write_text(json.dumps(sizes | {"templates": {trained: "x"}}))
+        with running(stub.app) as url:
+            client = OpenAIClient(f"{url}/v1", "judge", folder=tmp_path, retries=0)
+            client.judge(png(0.8), task="technical")
+            assert "mm_processor_kwargs" not in stub.asked[-1]
+            client.judge([png(0.8), png(0.2)], task="pairwise_technical")
+            size = {"shortest_edge": 65_536, "longest_edge": limit}
+            assert stub.asked[-1].get("mm_processor_kwargs") == ({"size": size} if limit else None)
+            client.close()
+
+
 @pytest.mark.parametrize(
     "answer,verdict,parse",
     [

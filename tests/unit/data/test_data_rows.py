@@ -1,5 +1,6 @@
 """Prompt rows: positions, image tokens, limits, and what must never be in them."""
 
+import collections
 import dataclasses
 import types
 
@@ -18,10 +19,11 @@ from mtjudge_jax.data.rows import (
     make_row,
     make_target,
     rope_positions,
+    to_row,
 )
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.records import BadRecord, Label
-from mtjudge_jax.tasks import TASKS
+from mtjudge_jax.tasks import TASKS, tasks_with
 from mtjudge_jax.tasks.answer import parse_strict
 
 IMAGE = 262
@@ -147,26 +149,57 @@ def test_500_sizes_without_a_mismatch(tokenizer):
             assert row["tokens"][start + count + 1] == tokenizer.vision_end
 
 
-def test_long_prompts_are_refused_not_cut(tokenizer):
-    rng, made, refused = np.random.default_rng(3), 0, 0
-    needed = int(row_of(pair(), tokenizer)["valid"].sum())
-    for limit in [needed - 1, needed, *rng.integers(20, 400, 60).tolist()]:
+def test_long_texts_are_refused_not_cut(tokenizer):
+    """A text that leaves less leaves its pictures fewer tokens, at least one each; nothing of it is cut."""
+    rng, found = np.random.default_rng(3), collections.Counter()
+    whole = int(row_of(pair(), tokenizer)["valid"].sum())
+    text = whole - 9
+    for limit in [text - 1, text + 1, text + 2, whole - 1, whole, *rng.integers(20, 400, 60).tolist()]:
         try:
             row = row_of(pair(), tokenizer, prompt_tokens=int(limit))
         except BadRecord as e:
-            refused += 1
-            assert limit < needed and e.reason == "prompt_too_long"
-            assert f"pairwise_technical-1 has {needed} tokens, including 9 image tokens; the limit is {limit}: " in str(e)
-            assert str(e).endswith("raise data.prompt_tokens in the config, or scale the pictures down")
+            found["refused"] += 1
+            assert limit < text + 2 and e.reason == "prompt_too_long"
+            assert f"pairwise_technical-1 has {text + 2} tokens, including 2 image tokens; the limit is {limit}: " in str(e)
+            lower = ", or lower data.min_pixels (1024 pixels a picture)" * (limit > text)
+            assert str(e).endswith(f"raise data.prompt_tokens in the config{lower}")
         else:
-            made += 1
-            assert limit >= needed and (row["tokens"] == IMAGE).sum() == 9
-    assert made > 10 and refused > 10
+            images = int((row["tokens"] == IMAGE).sum())
+            found["whole" if images == 9 else "smaller"] += 1
+            assert limit >= text + 2 and (images == 9) == (limit >= whole) and int(row["valid"].sum()) == text + images
+    assert found["whole"] > 10 and found["refused"] > 10 and found["smaller"] >= 2
 
 
-def test_too_many_patches(tokenizer):
-    with pytest.raises(BadRecord, match=r"has 36 patches in 2 images; the limit is 35: raise data\.patches in the config"):
-        row_of(pair(), tokenizer, patch_count=35)
+def test_pictures_are_made_smaller_for_the_row(tokenizer):
+    """64 x 96 and 96 x 32, 6 and 3 tokens: half of 35 patches is 4 tokens each."""
+    row = row_of(pair(), tokenizer, patch_count=35)
+    assert row["patch_segment"].tolist() == [1] * 8 + [2] * 12 + [0] * 15
+    assert [row["patch_grid"][at].tolist() for at in (0, 8)] == [[2, 4], [6, 2]]
+    one = CONFIG._replace(min_pixels=32 * 32, max_pixels=4 * 32 * 32)
+    assert np.array_equal(row["patches"][:8], patchify(decode_image(pair().images[0]), one).patches)
+    with pytest.raises(BadRecord, match=r"has 8 patches in 2 images; the limit is 7: raise data\.patches in the config"):
+        row_of(pair(), tokenizer, patch_count=7)
+
+
+def test_all_limits_are_told_at_once(tokenizer):
+    fmt = RowFormat(TASKS, tokenizer, CONFIG, 9, 3, completion_tokens=5, target=lambda example: "<answer>yes</answer>")
+    error = str(to_row(pair(), "pairwise_technical", fmt)["error"])
+    parts = error.split("; and ")
+    assert parts[0].startswith("prompt_too_long: pairwise_technical-1 has ") and parts[0].endswith("; the limit is 9")
+    assert parts[1] == "8 patches in 2 images; the limit is 3: raise data.prompt_tokens and data.patches in the config"
+    assert parts[2].startswith("target_too_long: 6 tokens with the eos, the limit is 5: raise rollout.completion_tokens")
+    wrong = str(to_row(pair(label=Label(binary=1)), "pairwise_technical", fmt)["error"])
+    assert wrong.startswith("wrong_fields: ") and "target" not in wrong
+
+
+def test_a_task_has_limits_of_its_own(tokenizer):
+    own = tasks_with(({"name": "small", "kind": "binary", "question": "Is it sharp?", "max_pixels": 4096, "min_pixels": 4096},))
+    fmt = RowFormat(own, tokenizer, CONFIG, 300, 72)
+    grids = [
+        make_row(example(1, task, images=(encoded(noise(1, 96, 96)),)), fmt)["patch_grid"][0].tolist()
+        for task in ("technical", "small")
+    ]
+    assert grids == [[6, 6], [4, 4]]
 
 
 def test_forged_image_places(tokenizer):

@@ -172,6 +172,20 @@ def test_what_would_change_an_answer_is_left_out(tmp_path):
     assert dropped_settings(source) == {"repetition_penalty": 1.05, "max_new_tokens": 7}
 
 
+@pytest.mark.parametrize("variant", ["plain", "saved by transformers 5", "another size nested", "older names of the size"])
+def test_a_new_folder_has_the_limits_of_training(tmp_path, variant):
+    source = write_variant(tmp_path / "source", VARIANTS[variant])
+    shutil.copytree(source, tmp_path / "out")
+    for name, content in settled(source, load_tokenizer(source), (2048, 4096)).items():
+        (tmp_path / "out" / name).write_bytes(content)
+    ours = load_image_config(tmp_path / "out")
+    assert (ours.min_pixels, ours.max_pixels) == (2048, 4096)
+    grids = read_by_transformers(tmp_path / "out", [{"role": "user", "content": [{"type": "image"}]}])["grids"]
+    assert grids == read_by_us(tmp_path / "out")["grids"] == [(2, 4), (4, 2), (4, 4)]
+    limits = load_image_config(source)[2:4]
+    assert settled(source, load_tokenizer(source), limits) == settled(source, load_tokenizer(source))
+
+
 def test_a_video_processor_that_disagrees_is_settled(tmp_path):
     nested = {"image_processor": IMAGES, "video_processor": {"fps": 2}}
     source = write_variant(tmp_path, {"processor_config.json": nested, "video_preprocessor_config.json": {"fps": 1}})

@@ -10,7 +10,9 @@ from data_fixtures import CONFIG, TEMPLATE, THINKING_TEMPLATE, noise, write_toke
 from PIL import Image
 
 from mtjudge_jax.config import Config, get_tasks
+from mtjudge_jax.data.folder_files import settled
 from mtjudge_jax.data.images import load_image_config
+from mtjudge_jax.data.limits import Budget, exported_limits
 from mtjudge_jax.data.rows import RowFormat, prompt_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.export.model_card import Asking, Origin, model_card
@@ -84,7 +86,7 @@ class Recorder:
         return torch.cat([inputs["input_ids"], torch.tensor([self.answer])], 1)
 
 
-@pytest.mark.parametrize("kind", ["whole", "adapter", "thinking"])
+@pytest.mark.parametrize("kind", ["whole", "adapter", "thinking", "shared", "shared adapter"])
 def test_transformers_gets_the_prompts_of_training(tmp_path, monkeypatch, capsys, kind):
     """Runs the card's own program. The model alone is replaced."""
     pytest.importorskip("torch", reason="torch is not installed")
@@ -97,8 +99,13 @@ def test_transformers_gets_the_prompts_of_training(tmp_path, monkeypatch, capsys
         Image.fromarray(noise(number, 40 + 30 * number, 64)).save(tmp_path / name)
     tokenizer, cfg = load_tokenizer(folder), config(polarity="varied", label_words="varied")
     model = Recorder([*tokenizer.encode("ab"), tokenizer.eos])
-    cfg.lora.rank = 4 if kind == "adapter" else 0
-    card = card_of(folder, cfg, adapter=kind == "adapter")
+    adapter, patches = "adapter" in kind, 32 if "shared" in kind else 400  # 8 tokens, where a picture may have 9
+    cfg.lora.rank, cfg.data.patches = 4 * adapter, patches
+    card = card_of(folder, cfg, adapter=adapter, pixels=exported_limits(CONFIG, patches) if "shared" in kind else None)
+    if kind == "shared":
+        (folder / "preprocessor_config.json").write_bytes(
+            settled(folder, tokenizer, exported_limits(CONFIG, patches))["preprocessor_config.json"]
+        )
     (program, *_) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     (tmp_path / "ask.py").write_text(program.replace('"PATH"', repr(str(folder))).replace('"BASE"', repr(str(folder))))
     monkeypatch.chdir(tmp_path)
@@ -109,7 +116,7 @@ def test_transformers_gets_the_prompts_of_training(tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out == "".join(f"{task} {start}ab\n" for task in TASKS)
 
     tasks = get_tasks(config(), "first")
-    fmt = RowFormat(tasks, tokenizer, load_image_config(folder), 2000, 400)
+    fmt = RowFormat(tasks, tokenizer, load_image_config(folder), 2000, patches, budget=Budget(2000, patches))
     pixels = {name: np.asarray(Image.open(tmp_path / name).convert("RGB")) for name in names}
     assert len(model.asked) == len(TASKS)
     for task, asked in zip(TASKS, model.asked, strict=True):
@@ -123,7 +130,7 @@ def test_transformers_gets_the_prompts_of_training(tmp_path, monkeypatch, capsys
         patches = row["patches"][row["patch_segment"] > 0].reshape(-1, 3, 1, 16, 16) / np.float32(255)
         theirs = asked["pixel_values"].numpy().reshape(-1, 3, 2, 16, 16)
         assert np.abs(theirs - (patches - 0.5) / 0.5).max() < 1e-5, task
-        assert asked["do_sample"] is False and asked.get("eos_token_id") == ([258] if kind == "adapter" else None)
+        assert asked["do_sample"] is False and asked.get("eos_token_id") == ([258] if adapter else None)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -15,6 +15,7 @@ import pytest
 from data_fixtures import encoded, noise
 from PIL import Image
 
+from mtjudge_jax.data.limits import Budget
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.judge import engine as module
 from mtjudge_jax.judge.engine import AskedAs, _ladder
@@ -142,6 +143,49 @@ def test_a_question_gets_the_room_of_the_run_where_it_fits(judge):
         UserError, match=r"^prompt_too_long: it has [0-9]+ tokens, .* raise prompt_tokens in the model's judge.json"
     ):
         judge.judge(images=picture(), task="alignment", instruction="a dog " * 200)
+
+
+def trained_on(judge, images, *, low=65_536, **sizes):
+    """The judge of a run with the hub's limits, and rows for single pictures (1) or pairs (2)."""
+    own = judge._how.fmt._replace(prompt_tokens=512, patch_count=1024, budget=Budget(512, 1024, images))
+    fmt = own._replace(image_cfg=own.image_cfg._replace(min_pixels=low, max_pixels=16_777_216), **sizes)
+    return Judge(judge._model, judge._params, judge._how._replace(fmt=fmt), judge._temperature)
+
+
+def row_of(judge, pictures, task="technical", instruction=""):
+    row = judge._prepare((0, (pictures, instruction)), AskedAs(task))
+    if isinstance(row, UserError):
+        raise row
+    segment = row.row["patch_segment"]
+    grids = [row.row["patch_grid"][segment == n][0].tolist() for n in range(1, int(segment.max(initial=0)) + 1)]
+    return (row.fmt.prompt_tokens, row.fmt.patch_count), grids
+
+
+def test_pictures_are_as_large_as_in_training(judge):
+    """A photograph of 12 megapixels is judged in the row of training. A pair is too where pairs were trained, with half for each;
+    else each has what a single one has, in a larger row.
+    """
+    photo, first, larger = np.zeros((3024, 4032, 3), np.uint8), (512, 1024), ((512 + 64) * 2, 1024 * 2 * 2)
+    for images, room, pair in ((1, larger, [26, 36]), (2, first, [18, 26])):
+        made = trained_on(judge, images)
+        assert row_of(made, [photo]) == (first, [[26, 36]])
+        assert row_of(made, [photo, photo], "pairwise_technical") == (room, [pair] * 2)
+        assert row_of(made, [np.zeros((134, 20_000, 3), np.uint8)]) == (first, [[2, 390]])
+        assert row_of(made, [picture(), picture()], "pairwise_technical") == (first, [[16, 16]] * 2)
+    room, grids = row_of(trained_on(judge, 1), [photo], "alignment", "a dog " * 150)
+    assert (room, grids) == (first, [[22, 30]])  # 165 of the 186 tokens that the text leaves; by patches it would be 234
+    assert row_of(trained_on(judge, 1), [photo], "alignment", "a dog " * 230)[0] == (512 + 64, 2048)
+    with pytest.raises(UserError, match=r"raise prompt_tokens in the model's judge\.json, or lower min_pixels \(65536 pixels"):
+        row_of(trained_on(judge, 1), [photo], "alignment", "a dog " * 260)
+
+
+def test_a_judge_of_an_older_version_shows_what_fitted_as_it_did(judge):
+    """Its judge.json has no limits. What was too large for any of its rows is made smaller for the first."""
+    made = trained_on(judge, 1, budget=None)
+    assert row_of(made, [np.zeros((600, 700, 3), np.uint8)]) == ((576, 2048), [[38, 44]])  # 418 tokens
+    assert row_of(made, [np.zeros((3024, 4032, 3), np.uint8)]) == ((512, 1024), [[26, 36]])
+    odd = np.zeros((50, 40, 3), np.uint8)  # which the demo's limits, 96 x 96 both, round up to 128 x 96
+    assert row_of(judge, [odd]) == ((48 + 64, 36 * 2), [[8, 6]]) and judge._how.fmt.budget is None
 
 
 def test_a_bad_question_does_not_lose_the_others(judge, tmp_path):

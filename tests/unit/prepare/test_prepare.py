@@ -189,7 +189,7 @@ def test_bad_records_are_counted_and_told(tmp_path, source):
         "broken_text": 1, "image_aspect": 1,
     }  # fmt: skip
     assert report["unusable"]["missing_image"]["first"] == ["fake/9: rows.csv line 9: images/9.png is not there"]
-    assert "10000x10000 is over 50000000 pixels" in report["unusable"]["image_too_large"]["first"][0]
+    assert "10000x10000 is over 51000000 pixels" in report["unusable"]["image_too_large"]["first"][0]
     assert len(by_split(out)["train"]) == 190
     said = r"11 of 201 records cannot be used, the limit is 2.0%. Reasons: wrong_fields 4, as fake/203: .*; truncated_image 1"
     with pytest.raises(TooManyBadRecords, match=said):

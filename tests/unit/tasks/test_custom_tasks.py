@@ -87,7 +87,9 @@ def test_judge_json_tells_the_tasks(tmp_path):
     known = get_tasks(judge_config(tmp_path, batch=1))
     assert known["blur"].labels == ("blurred", "sharp") and known["stars"].labels[-1] == "10"
     plain = json.loads(judge_file(config(tasks=("technical",)), 3, {}))
-    assert set(plain) == {"prompt_tokens", "patches", "completion_tokens", "step", "templates"}
+    assert set(plain) == {
+        "prompt_tokens", "patches", "completion_tokens", "min_pixels", "max_pixels", "step", "templates"
+    }  # fmt: skip
 
 
 def test_the_remedy_for_an_own_task_is_its_entry():

@@ -10,6 +10,7 @@ from data_fixtures import encoded, example, noise, row_format
 from feeding import COUNTS, NAMES, write_data
 
 from mtjudge_jax.config import Config
+from mtjudge_jax.data.limits import Budget
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import Label
@@ -50,10 +51,22 @@ def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt
     """It would be left out record by record, and the run would end well."""
     said = r"no training record of technical can be used \(8 of 31 checked\): too_many_patches: .* [^\n]*$"
     with pytest.raises(ConfigError, match=said) as error:
-        check_records(config(), data, fmt._replace(patch_count=4))
+        check_records(config(), data, fmt._replace(patch_count=3))
     assert "\n" not in str(error.value)
     with pytest.raises(ConfigError, match=r"no training record of technical can be used .* prompt_too_long: "):
         check_records(config(), data, fmt._replace(prompt_tokens=9))
+
+
+def test_pictures_that_were_made_smaller_are_told(data, fmt, monkeypatch):
+    """Of 40 x 60 pixels, 2 tokens each; a room of 7 patches leaves one."""
+    *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 7)))
+    assert said.startswith("24 of 24 pictures checked were made smaller so that their prompts fit data.patches and data.prompt_")
+    sizes = ((32, 32), (96, 96))
+    mixed = [example(i, images=(encoded(noise(i, *sizes[i % 2])),)) for i in range(8)]
+    monkeypatch.setattr(start, "open_split", lambda *place: mixed)
+    *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 16)))
+    assert said.startswith("12 of 24 pictures checked")
+    assert len(check_records(config(), data, fmt._replace(budget=Budget(200, 36)))) == 2
 
 
 def test_sft_without_a_gold_reasoning_says_what_it_teaches(data, fmt, monkeypatch):
