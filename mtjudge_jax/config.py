@@ -309,6 +309,17 @@ def flatten(cfg: object) -> dict[str, object]:
     return out
 
 
+def with_defaults(stored: dict, default: dict | None = None) -> dict:
+    """A stored config with the default of each field that it lacks: such a field came later, and its default changes nothing."""
+    default = to_dict(Config()) if default is None else default
+
+    def one(key: str, value: object) -> object:
+        groups = isinstance(value, dict) and isinstance(stored.get(key), dict)
+        return with_defaults(stored[key], value) if groups else stored.get(key, value)
+
+    return stored | {key: one(key, value) for key, value in default.items()}
+
+
 def differences(old: dict, new: dict, where: str = "") -> list[str]:
     """The dotted fields that differ, `optim.lr: 1e-06 -> 1e-05`. Both are compared as JSON, so a tuple equals its list."""
     old, new = json.loads(json.dumps(old)), json.loads(json.dumps(new))

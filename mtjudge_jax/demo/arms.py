@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mtjudge_jax.config import Config, differences, to_dict
+from mtjudge_jax.config import Config, differences, to_dict, with_defaults
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
 from mtjudge_jax.demo.config import get_config
@@ -153,7 +153,7 @@ def _is_done(path: AnyPath, cfg: Config) -> bool:
     if not path.exists():
         return False
     stored = json.loads(path.read_text())["config"]
-    changed = [line for line in differences(stored, to_dict(cfg)) if not line.startswith("data.path:")]  # a folder may move
+    changed = [line for line in differences(with_defaults(stored), to_dict(cfg)) if not line.startswith("data.path:")]  # a folder may move
     if changed:
         raise ConfigError(f"{path} has another config: {'; '.join(changed)}. Use another --workdir, or remove the file")
     return True

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from mtjudge_jax.checkpoint.digest import digests
-from mtjudge_jax.config import Config, differences, flatten, get_tasks, to_dict
+from mtjudge_jax.config import Config, differences, flatten, get_tasks, to_dict, with_defaults
 from mtjudge_jax.data.sources import fingerprint
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.paths import AnyPath, as_path
@@ -37,7 +37,7 @@ def refuse_other_config(cfg: Config, path: AnyPath, allowed: tuple[str, ...] = (
         stored = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): put a copy of it back, or choose another --workdir") from error
-    changed = [line for line in differences(stored, to_dict(cfg)) if not line.startswith(_FREE_TO_CHANGE)]
+    changed = [line for line in differences(with_defaults(stored), to_dict(cfg)) if not line.startswith(_FREE_TO_CHANGE)]
     refused = [line for line in changed if line.partition(":")[0] not in allowed]
     if refused:
         names = ",".join(line.partition(":")[0] for line in refused)

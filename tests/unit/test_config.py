@@ -16,11 +16,13 @@ from mtjudge_jax import config as config_module
 from mtjudge_jax.config import (
     RECIPES,
     Config,
+    differences,
     field_meant,
     flatten,
     from_dict,
     to_dict,
     unknown_field,
+    with_defaults,
 )
 from mtjudge_jax.config_check import check, mesh_shape
 from mtjudge_jax.errors import ConfigError
@@ -280,6 +282,16 @@ def test_round_trip_through_json():
     assert flatten(again)["optim.lr"] == 3e-4
     assert from_dict({}) == Config()
     check(again, 8)
+
+
+def test_a_stored_config_without_a_later_field_has_its_default():
+    cfg = valid()
+    stored = json.loads(json.dumps(to_dict(cfg)))
+    del stored["loss"]["policy"], stored["hosts"], stored["recipe"]
+    stored["loss"]["gone"] = 1
+    assert differences(with_defaults(stored), to_dict(cfg)) == ["loss.gone: 1 -> (absent)"]
+    cfg.loss.policy = "gspo"
+    assert differences(with_defaults(stored), to_dict(cfg))[0] == "loss.policy: clip -> gspo"
 
 
 def test_two_configs_share_nothing():
