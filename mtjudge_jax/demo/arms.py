@@ -153,7 +153,8 @@ def _is_done(path: AnyPath, cfg: Config) -> bool:
     if not path.exists():
         return False
     stored = json.loads(path.read_text())["config"]
-    changed = [line for line in differences(with_defaults(stored), to_dict(cfg)) if not line.startswith("data.path:")]  # a folder may move
+    lines = differences(with_defaults(stored), to_dict(cfg))
+    changed = [line for line in lines if not line.startswith("data.path:")]  # a folder may move
     if changed:
         raise ConfigError(f"{path} has another config: {'; '.join(changed)}. Use another --workdir, or remove the file")
     return True

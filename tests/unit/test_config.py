@@ -291,7 +291,7 @@ def test_a_stored_config_without_a_later_field_has_its_default():
     stored["loss"]["gone"] = 1
     assert differences(with_defaults(stored), to_dict(cfg)) == ["loss.gone: 1 -> (absent)"]
     cfg.loss.policy = "gspo"
-    assert differences(with_defaults(stored), to_dict(cfg))[0] == "loss.policy: clip -> gspo"
+    assert "loss.policy: clip -> gspo" in differences(with_defaults(stored), to_dict(cfg))
 
 
 def test_two_configs_share_nothing():
