@@ -16,7 +16,7 @@ from mtjudge_jax import hosts
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import HOST_KEYS
 from mtjudge_jax.hosts.exchange import gather, gather_rows, together
-from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
+from mtjudge_jax.policy.programs import decode_texts, place_answers, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.rl.loss import group_advantages, grpo_loss
@@ -57,10 +57,12 @@ def train_grpo(run: Run) -> Progress:
         rows, prompts, out, texts, scores = rolled.batch
         rewards, learn = shard_batch((scores.total, rows["weight"] > 0), programs.mesh)
         advantages = group_advantages(rewards, std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
+        mask = out.mask & learn[:, None, None]
+        places = place_answers(mask, programs.mesh)
         needs_old = updates > 1 or feedback.needs_old_logp
-        old_logp = programs.logp(progress.params, prompts, out.tokens) if needs_old else out.logp
-        ref_logp = programs.reference_logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
-        batch = TrainBatch(prompts, out.tokens, out.mask & learn[:, None, None], advantages, old_logp, ref_logp)
+        old_logp = programs.logp(progress.params, prompts, out.tokens, places) if needs_old else out.logp
+        ref_logp = programs.reference_logp(reference, prompts, out.tokens, places) if cfg.loss.kl_coef else old_logp
+        batch = TrainBatch(prompts, out.tokens, mask, advantages, old_logp, ref_logp, places)
         jax.block_until_ready(ref_logp)
         clock.lap("logp")
         hosts.stop_if_asked()  # the last moment: the update takes the state's memory
