@@ -1,6 +1,5 @@
 """Token log-probabilities: the shared prompt against a prompt for every answer, the head in chunks, entropy, banned ids."""
 
-import dataclasses
 import functools
 
 import jax
@@ -92,7 +91,7 @@ def test_packed_equals_a_bin_for_every_answer(where, record_testsuite_property):
     assert batch.places[0].size < 0.8 * apart.places[0].size
     if mesh is not None:
         mesh = make_mesh(mesh)
-        backend = dataclasses.replace(backend, mesh=mesh)
+        backend = backend._replace(mesh=mesh)
         params, (batch, apart) = jax.device_put(params, tree_shardings(params, mesh)), shard_batch((batch, apart), mesh)
     settings = {"allowed": tiny.ALLOWED, "temperature": TEMPERATURE, "backend": backend, "chunk": 40}
     logp_fn = lambda params, *answers: completion_logp(params, cfg, *answers, **settings)  # noqa: E731
