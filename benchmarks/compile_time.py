@@ -33,7 +33,7 @@ PROMPTS, GROUP, P, C, M = 4, 4, 64, 16, 64
 class Ids:
     """Stands in for a tokenizer."""
 
-    pad, eos = 0, 1
+    pad, ends = 0, 1
 
     def allowed_mask(self, vocab_size: int) -> np.ndarray:
         return np.arange(vocab_size) > 0
