@@ -58,9 +58,7 @@ def main() -> None:
             padded += [step(i, padded=True)] if args.share < 1 else []
         theirs += [peer.run(args)] if args.peer else []
     result = summarise(args, bench, ours, compile_seconds)
-    if padded:
-        theirs = [{"peer": "padded", "median": medians(padded), "peak_rss_mb": None, "params_m": None}]
-    print_table(result, peer.mean(theirs) if args.peer else theirs[0] if padded else None)
+    print_table(result, peer.mean(theirs) if theirs else {"peer": "padded", "median": medians(padded)} if padded else None)
 
 
 class Bench(NamedTuple):
@@ -121,7 +119,7 @@ def print_table(ours: dict, theirs: dict | None) -> None:
     unit = f"{ours['clock']} s"
     beside = theirs["median"] if theirs else {}
     lines = [(f"{name}, {unit}", ours["median"][name], beside.get(name)) for name in (*STAGES, "step")]
-    lines += [(name.replace("_", " "), ours[name], theirs and theirs[name]) for name in ("peak_rss_mb", "params_m")]
+    lines += [(name.replace("_", " "), ours[name], theirs and theirs.get(name)) for name in ("peak_rss_mb", "params_m")]
     lines += [(name.replace("_per_s", "/s"), ours[name], None) for name in ("completion_tokens_per_s", "decode_tokens_per_s")]
     lines += [("compilation, wall s", ours["compile_s"], None), ("load of the machine", ours["load"], None)]
     lines += [("share of places that are real", ours["median"]["real"], beside.get("real"))]
