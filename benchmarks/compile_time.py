@@ -23,6 +23,7 @@ from mtjudge_jax.policy.programs import make_programs
 from mtjudge_jax.policy.update import abstract_state, make_update
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.rl.packing import ladder
 from mtjudge_jax.sharding import batch_sharding, make_mesh
 from mtjudge_jax.types import PromptBatch, TrainBatch
 
@@ -32,7 +33,7 @@ PROMPTS, GROUP, P, C, M = 4, 4, 64, 16, 64
 class Ids:
     """Stands in for a tokenizer."""
 
-    pad, eos = 0, 1
+    pad, ends = 0, 1
 
     def allowed_mask(self, vocab_size: int) -> np.ndarray:
         return np.arange(vocab_size) > 0
@@ -65,7 +66,8 @@ def measure(cfg: Config, model_cfg: Qwen3VLConfig) -> tuple[float, float]:
         array(jnp.uint8, M, 768), array(jnp.int32, M, 2), array(jnp.int32, M, 2), array(jnp.int32, M), array(jnp.uint32),
     )  # fmt: skip
     logp, ids = array(jnp.float32, GROUP, C), array(jnp.int32, GROUP, C)
-    batch = TrainBatch(prompts, ids, array(bool, GROUP, C), array(jnp.float32, GROUP), logp, logp)
+    places = array(jnp.int32, *ladder(GROUP, C)[-1])
+    batch = TrainBatch(prompts, ids, array(bool, GROUP, C), array(jnp.float32, GROUP), logp, logp, places)
     began = time.perf_counter()
     lowered = make_update(state, loss, optimizer, mesh, cfg).lower(state, {}, batch)
     traced = time.perf_counter()

@@ -4,8 +4,11 @@
     python benchmarks/grpo_step.py --threads=1 --by-cpu                     # own CPU seconds, on a machine others use
     python benchmarks/grpo_step.py --peer=peer_trl_grpo.py --peer-python=trl-venv/bin/python    # beside TRL, same sizes
 
-Every answer has full length (the end-of-sequence token cannot be drawn). A prompt has one image and text-tokens other tokens,
-and (image / 32)^2 image tokens besides. The last line is the same as JSON.
+    python benchmarks/grpo_step.py --share=0.2 --new=256 --G=8              # answers of unequal lengths, beside padded ones
+
+Every answer is sampled at full length (the end-of-sequence token cannot be drawn). With --share the answers are then cut to drawn
+lengths, and each step is timed twice: with what the answers hold, and with every answer at full length. A prompt has one image
+and text-tokens other tokens, and (image / 32)^2 image tokens besides. The last line is the same as JSON.
 """
 
 import argparse
@@ -28,6 +31,8 @@ def parse_args() -> argparse.Namespace:
     sizes |= {"heads": 4, "kv-heads": 2, "head-dim": 64, "mlp": 768, "vis-depth": 4, "vis-hidden": 192, "vis-heads": 3}
     for name, value in sizes.items():
         p.add_argument(f"--{name}", type=int, default=value)
+    p.add_argument("--share", type=float, default=1.0, help="mean length of the answers over --new; 1: all are full")
+    p.add_argument("--sigma", type=float, default=0.6, help="of the logarithm of the lengths, with --share")
     p.add_argument("--updates", type=int, default=1, help="updates a rollout; more than one needs old log-probabilities")
     p.add_argument("--micro", type=int, default=0, help="prompts whose activations exist at a time; 0: all of an update")
     p.add_argument("--remat", default="dots", choices=["none", "dots", "full"])
@@ -46,12 +51,14 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # XLA's thread pool follows the cores it may use
     bench = prepare(args)
     step, compile_seconds = bench.step, compile_and_warm_up(bench)
-    ours, theirs = [], []
+    ours, padded, theirs = [], [], []
     for _ in range(args.rounds):
-        ours += [step(i) for i in range(args.reps)]
+        for i in range(args.reps):
+            ours.append(step(i))
+            padded += [step(i, padded=True)] if args.share < 1 else []
         theirs += [peer.run(args)] if args.peer else []
     result = summarise(args, bench, ours, compile_seconds)
-    print_table(result, peer.mean(theirs) if theirs else None)
+    print_table(result, peer.mean(theirs) if theirs else {"peer": "padded", "median": medians(padded)} if padded else None)
 
 
 class Bench(NamedTuple):
@@ -77,13 +84,18 @@ def prepare(args: argparse.Namespace) -> Bench:
 def compile_and_warm_up(bench: Bench) -> float:
     """Seconds of compilation of everything a step needs."""
     before = len(bench.compiled)
-    bench.step(0)
-    bench.step(1)
+    for number in range(2):
+        bench.step(number)
+        bench.step(number, padded=True)
     return sum(bench.compiled[before:])
 
 
+def medians(steps: list[dict]) -> dict[str, float]:
+    return {name: round(statistics.median(s[name] for s in steps), 3) for name in (*STAGES, "step", "real")}
+
+
 def summarise(args: argparse.Namespace, bench: Bench, steps: list[dict], compile_seconds: float) -> dict:
-    median = {name: statistics.median(s[name] for s in steps) for name in (*STAGES, "step")}
+    median = medians(steps)
     return {
         "clock": "cpu" if args.by_cpu else "wall",
         "prompts": args.prompts,
@@ -92,7 +104,8 @@ def summarise(args: argparse.Namespace, bench: Bench, steps: list[dict], compile
         "new": args.new,
         "threads": args.threads,
         "params_m": round(bench.parameters / 1e6, 2),
-        "median": {name: round(seconds, 3) for name, seconds in median.items()},
+        "load": round(os.getloadavg()[0], 1),
+        "median": median,
         "min_max_step": [round(f(s["step"] for s in steps), 3) for f in (min, max)],
         "completion_tokens_per_s": round(args.prompts * args.G * args.new / median["step"], 1),
         "decode_tokens_per_s": round(args.prompts * args.G * args.new / median["rollout"], 1),
@@ -106,13 +119,14 @@ def print_table(ours: dict, theirs: dict | None) -> None:
     unit = f"{ours['clock']} s"
     beside = theirs["median"] if theirs else {}
     lines = [(f"{name}, {unit}", ours["median"][name], beside.get(name)) for name in (*STAGES, "step")]
-    lines += [(name.replace("_", " "), ours[name], theirs and theirs[name]) for name in ("peak_rss_mb", "params_m")]
+    lines += [(name.replace("_", " "), ours[name], theirs and theirs.get(name)) for name in ("peak_rss_mb", "params_m")]
     lines += [(name.replace("_per_s", "/s"), ours[name], None) for name in ("completion_tokens_per_s", "decode_tokens_per_s")]
-    lines += [("compilation, wall s", ours["compile_s"], None)]
+    lines += [("compilation, wall s", ours["compile_s"], None), ("load of the machine", ours["load"], None)]
+    lines += [("share of places that are real", ours["median"]["real"], beside.get("real"))]
     print("{prompts} prompts x {G} answers, P = {prompt_tokens}, C = {new}, {threads} threads".format_map(ours))
-    print(f"{'':28}{'ours':>10}" + (f"{theirs['peer']:>10}{'ratio':>8}" if theirs else ""))
+    print(f"{'':30}{'ours':>10}" + (f"{theirs['peer']:>10}{'ratio':>8}" if theirs else ""))
     for name, mine, other in lines:
-        print(f"{name:28}{mine:10}" + ("" if other is None else f"{other:10}{other / mine:8.2f}"))
+        print(f"{name:30}{mine:10}" + ("" if other is None else f"{other:10}{other / mine:8.2f}"))
     print("JSON " + json.dumps(ours | ({"peer": theirs} if theirs else {})))
 
 

@@ -15,7 +15,7 @@ from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
-from mtjudge_jax.policy.programs import Programs, make_programs, stage_key
+from mtjudge_jax.policy.programs import Programs, make_programs, place_answers, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import loss as formulas
 from mtjudge_jax.rl.loss import grpo_loss
@@ -39,12 +39,13 @@ class Work:
     reference: Params
     state: TrainState
     parameters: int
+    mask: np.ndarray  # bool [Q, G, C], the tokens that count
 
 
 class Ids(NamedTuple):
     """Stands in for a tokenizer: text ids only, so that no answer ends early."""
 
-    eos: int
+    ends: int
     pad: int
 
     def allowed_mask(self, vocab_size: int) -> np.ndarray:
@@ -64,11 +65,14 @@ def build(args: argparse.Namespace) -> Work:
     take = jax.jit(partial(take_part, parts=args.updates), out_shardings=batch_sharding(mesh))
     prompts = shard_batch(random_prompts(args), mesh)
     parameters = sum(x.size for x in jax.tree.leaves(params))
-    return Work(cfg, programs, update, take, prompts, params, state, parameters)
+    return Work(cfg, programs, update, take, prompts, params, state, parameters, drawn_mask(args))
 
 
-def run_step(work: Work, number: int, *, clock: Callable[[], float]) -> dict[str, float]:
-    """One step as `train` makes it, with a toy reward. Seconds of each stage; leaves the new state in `work`."""
+def run_step(work: Work, number: int, *, clock: Callable[[], float], padded: bool = False) -> dict[str, float]:
+    """One step as `train` makes it, with a toy reward. Seconds of each stage; leaves the new state in `work`.
+
+    `padded`: every answer is computed at full length, whatever it holds.
+    """
     laps = [clock()]
 
     def lap(*outputs: Any) -> None:
@@ -79,21 +83,34 @@ def run_step(work: Work, number: int, *, clock: Callable[[], float]) -> dict[str
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
     out = programs.sample(params, work.prompts, stage_key(cfg.seed, number, "sample"), temperature, cfg.rollout.completion_tokens)
     lap(out)
+    if not out.mask.all():
+        raise ValueError(f"step {number}: answers of {out.mask.sum(-1)} tokens; must be full, they are cut afterwards")
+    mask = shard_batch(work.mask, programs.mesh)
+    places = place_answers(mask | padded, programs.mesh)
     updates = cfg.rollout.prompts // cfg.update.prompts
-    old_logp = programs.logp(params, work.prompts, out.tokens) if updates > 1 else out.logp
+    old_logp = programs.logp(params, work.prompts, out.tokens, places) if updates > 1 else out.logp
     lap(old_logp)
-    ref_logp = programs.logp(work.reference, work.prompts, out.tokens)
+    ref_logp = programs.logp(work.reference, work.prompts, out.tokens, places)
     lap(ref_logp)
     advantages = formulas.group_advantages(toy_reward(out.tokens), std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)
-    batch = TrainBatch(work.prompts, out.tokens, out.mask, advantages, old_logp, ref_logp)
+    batch = TrainBatch(work.prompts, out.tokens, mask, advantages, old_logp, ref_logp, places)
     for i in range(updates):
         work.state, metrics = work.update(work.state, {}, batch if updates == 1 else work.take(batch, i))
     lap(work.state, metrics)
-    if not (metrics["finite"] and out.mask.all()):
-        lengths = out.mask.sum(-1)
-        raise FloatingPointError(f"step {number}: loss {metrics['loss']}, answers of {lengths} tokens; must be finite and full")
+    if not metrics["finite"]:
+        raise FloatingPointError(f"step {number}: loss {metrics['loss']}, must be finite")
     seconds = dict(zip(("rollout", "old_logp", "ref_logp", "update"), np.diff(laps).tolist(), strict=True))
-    return seconds | {"step": clock() - laps[0]}
+    return seconds | {"step": laps[-1] - laps[0], "real": float(mask.sum() / places.size)}
+
+
+def drawn_mask(args: argparse.Namespace) -> np.ndarray:
+    """bool [Q, G, C]: full answers, or lengths drawn from a lognormal distribution with the mean `share` of the limit."""
+    shape = (args.prompts, args.G)
+    lengths = np.full(shape, args.new)
+    if args.share < 1:
+        drawn = np.random.default_rng(2).lognormal(np.log(args.share * args.new) - args.sigma**2 / 2, args.sigma, shape)
+        lengths = np.clip(np.rint(drawn), 1, args.new)
+    return np.arange(args.new) < lengths[..., None]
 
 
 def toy_reward(tokens: Array) -> Array:

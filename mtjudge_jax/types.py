@@ -1,8 +1,8 @@
 """The bundles of arrays that pass from stage to stage, and the legend of their axes.
 
-Axes: Q prompts, G completions per prompt, P prompt length, C completion length, S cache length, I images per prompt, M patches
-per prompt, V vocabulary, D model, F mlp, N query heads, K key-value heads, H head size, L layers, E experts, R adapter rank,
-T DeepStack taps.
+Axes: Q prompts, G completions per prompt, P prompt length, C completion length, B bins of W places that hold a prompt's answers
+in training, S cache length, I images per prompt, M patches per prompt, V vocabulary, D model, F mlp, N query heads, K key-value
+heads, H head size, L layers, E experts, R adapter rank, T DeepStack taps.
 """
 
 from typing import Any, NamedTuple
@@ -46,6 +46,7 @@ class TrainBatch(NamedTuple):
     advantages: Array  # float32 [Q, G]
     old_logp: Array  # float32 [Q, G, C]
     ref_logp: Array  # float32 [Q, G, C]
+    places: Array  # int32 [Q, B, W], where the tokens lie in the stream of training, see rl/packing.py
     sampler_logp: Array | None = None  # float32 [Q, G, C], as the sampler computed them; None: old_logp are these
 
 
@@ -55,6 +56,7 @@ class SftBatch(NamedTuple):
     prompts: PromptBatch
     tokens: Array  # int32 [Q, 1, C]
     mask: Array  # bool [Q, 1, C]
+    places: Array  # int32 [Q, 1, W], see rl/packing.py
 
 
 class TrainState(NamedTuple):

@@ -21,6 +21,7 @@ from mtjudge_jax.policy.trainable import join, split, without_adapters
 from mtjudge_jax.policy.update import abstract_state, make_update
 from mtjudge_jax.rl.loss import grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.rl.packing import ladder
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
 from mtjudge_jax.types import Params, PromptBatch, SftBatch, TrainBatch, TrainState
 
@@ -109,7 +110,8 @@ def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         temperature = jax.ShapeDtypeStruct((_sampled_answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
         return programs.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
-        return programs.logp.lower(params, *rollout_batch(setup, cfg.rollout.prompts)[:2])
+        batch = rollout_batch(setup, cfg.rollout.prompts)
+        return programs.logp.lower(params, batch.prompts, batch.tokens, batch.places)
     if cfg.stage == "sft":
         batch, loss = _sft_batch(setup), partial(sft_loss, logp_fn=programs.logp_fn)
     else:
@@ -143,17 +145,19 @@ def _prompt_batch(setup: Setup, rows: int) -> PromptBatch:
 
 
 def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
+    """A batch whose answers all have full length: none takes more places."""
     array, cfg = partial(_array, setup.mesh, rows), setup.cfg.rollout
     sizes = (cfg.group_size, cfg.completion_tokens)
-    logp = array(jnp.float32, *sizes)
-    prompts = _prompt_batch(setup, rows)
-    return TrainBatch(prompts, array(jnp.int32, *sizes), array(jnp.bool_, *sizes), array(jnp.float32, sizes[0]), logp, logp)
+    logp, places = array(jnp.float32, *sizes), array(jnp.int32, *ladder(*sizes)[-1])
+    answers = (array(jnp.int32, *sizes), array(jnp.bool_, *sizes), array(jnp.float32, sizes[0]))
+    return TrainBatch(_prompt_batch(setup, rows), *answers, logp, logp, places)
 
 
 def _sft_batch(setup: Setup) -> SftBatch:
     rows, length = setup.cfg.update.prompts, setup.cfg.rollout.completion_tokens
     array = partial(_array, setup.mesh, rows)
-    return SftBatch(_prompt_batch(setup, rows), array(jnp.int32, 1, length), array(jnp.bool_, 1, length))
+    places = array(jnp.int32, *ladder(1, length)[-1])
+    return SftBatch(_prompt_batch(setup, rows), array(jnp.int32, 1, length), array(jnp.bool_, 1, length), places)
 
 
 def _array(mesh: Mesh, rows: int, dtype, *sizes: int) -> jax.ShapeDtypeStruct:

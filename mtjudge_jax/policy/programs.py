@@ -20,10 +20,12 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.rows import DEVICE_KEYS
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.hosts.exchange import gather
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy.trainable import cast
+from mtjudge_jax.rl import packing
 from mtjudge_jax.rl.logp import TokenLogp, completion_logp, sampling_logits
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
@@ -42,8 +44,8 @@ class Programs(NamedTuple):
     sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
     sample_and_keep: Callable[..., tuple[Rollout, Context]]  # the same with a sixth argument, static: how many answers' caches
     branch_logp: Callable[..., Array]  # (params, prompts, context, tokens [Q, G, T, W], at [Q, G]) -> [Q, G, T, W - 1]
-    logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
-    reference_logp: Callable[[Params, PromptBatch, Array], Array]  # the same for the reference policy, which has no adapters
+    logp: Callable[..., Array]  # (params, prompts, tokens [Q, G, C], places [Q, B, W]) -> [Q, G, C]
+    reference_logp: Callable[..., Array]  # the same for the reference policy, which has no adapters
     logp_fn: Callable  # the same with entropy, not jitted, for a loss to call
     traces: collections.Counter
     mesh: Mesh
@@ -79,10 +81,9 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
         return picked - jax.nn.logsumexp(logits, -1)
 
     def jitted_logp(name: str, fn: Callable) -> Callable:
-        def logp(params: Params, prompts: PromptBatch, tokens: Array) -> Array:
-            traces[f"{name} {prompts.tokens.shape} of {tokens.shape}"] += 1
-            every = jnp.ones(tokens.shape, bool)
-            return in_pieces(lambda *piece: fn(params, *piece).logp, (prompts, tokens, every), cfg.update.micro_prompts)
+        def logp(params: Params, prompts: PromptBatch, tokens: Array, places: Array) -> Array:
+            traces[f"{name} {prompts.tokens.shape} of {tokens.shape} in {places.shape}"] += 1
+            return in_pieces(lambda *piece: fn(params, *piece).logp, (prompts, tokens, places), cfg.update.micro_prompts)
 
         return jax.jit(logp, out_shardings=rows)
 
@@ -96,13 +97,13 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
 
 
 def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
-    """`(params, prompts, tokens, mask) -> TokenLogp` with the run's settings. All programs and losses of a run use this one."""
+    """`(params, prompts, tokens, places) -> TokenLogp` with the run's settings. All programs and losses of a run use it."""
 
     settings = {"temperature": cfg.rollout.temperature, "chunk": cfg.model.head_chunk, "backend": backend}
     settings["entropy_gradient"] = cfg.stage == "grpo" and cfg.loss.entropy_coef > 0
 
-    def logp_fn(params: Params, prompts, tokens: Array, mask: Array) -> TokenLogp:
-        return completion_logp(cast(params, cfg.model.dtype), model_cfg, prompts, tokens, mask, allowed=allowed, **settings)
+    def logp_fn(params: Params, prompts, tokens: Array, places: Array) -> TokenLogp:
+        return completion_logp(cast(params, cfg.model.dtype), model_cfg, prompts, tokens, places, allowed=allowed, **settings)
 
     return logp_fn
 
@@ -137,6 +138,16 @@ def in_pieces(fn: Callable, args: tuple, size: int):
 def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
     """The device part of a batch of rows, sharded over the mesh."""
     return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}), mesh)
+
+
+def place_answers(mask: Array, mesh: Mesh) -> Array:
+    """The places of the batch's answers in the stream of training, int32 [Q, B, W], sharded over the mesh; mask bool [Q, G, C].
+
+    The bins are the least that hold every row of every process.
+    """
+    mine, length = local_rows(mask, mesh).sum(-1, dtype=np.int32), mask.shape[-1]
+    step = max(gather(packing.least_step(mine, length)))
+    return shard_batch(packing.lay_out(mine, length, packing.ladder(mask.shape[1], length)[step]), mesh)
 
 
 def decode_texts(programs: Programs, out: Rollout) -> list[list[str]]:

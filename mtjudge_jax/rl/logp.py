@@ -21,7 +21,7 @@ BANNED = -1e30
 
 
 class TokenLogp(NamedTuple):
-    logp: Array  # float32 [Q, G, C]
+    logp: Array  # float32 [Q, G, C]; without meaning behind an answer
     entropy: Array  # float32 [Q, G, C], of the distribution the token was drawn from; a gradient only where it is asked for
     router: RouterStats | None  # of a mixture of experts, stacked over layers: load [L, E], entropy [L]; no gradient
 
@@ -40,7 +40,7 @@ def completion_logp(
     cfg: Qwen3VLConfig,
     prompts: PromptBatch,
     tokens: Array,
-    mask: Array,
+    places: Array,
     *,
     allowed: Array,
     temperature: float,
@@ -48,25 +48,31 @@ def completion_logp(
     entropy_gradient: bool = False,
     backend: Backend = vlm.REFERENCE,
 ) -> TokenLogp:
-    """Log-probability of each completion token given its prompt and the tokens before it. tokens int32 [Q, G, C].
+    """Log-probability of each answer's tokens given its prompt and the tokens before it. tokens int32 [Q, G, C].
 
-    mask bool [Q, G, C] selects the tokens that count in the routers' statistics and changes nothing else. The head is applied
-    to `chunk` tokens at a time, and again in the backward pass, so no [.., V] array over all tokens exists. entropy_gradient: a
-    loss may raise or lower the entropy.
+    places int32 [Q, B, W] of `packing.lay_out` says which tokens there are: the others are neither computed nor counted in the
+    routers' statistics. The head is applied to `chunk` tokens at a time, and again in the backward pass, so no [.., V] array over
+    all tokens exists. entropy_gradient: a loss may raise or lower the entropy.
     """
-    hidden, router = vlm.completion_hidden(params, cfg, prompts, tokens, mask, backend=backend)
+    last, hidden, router = vlm.completion_hidden(params, cfg, prompts, tokens, places, backend=backend)
     head = vlm.output_head(params, cfg)
-
-    rows, count = tokens.shape[0], tokens.shape[1] * tokens.shape[2]
+    rows, group, length = tokens.shape
+    # What is predicted, by its index in [G * C]: the first token of each answer from the prompt's last, then the one after each.
+    hidden = jnp.concatenate([jnp.broadcast_to(last[:, None], (rows, group, last.shape[-1])), hidden], 1)
+    firsts = jnp.broadcast_to(jnp.arange(group, dtype=jnp.int32) * length, (rows, group))
+    predicted = jnp.concatenate([firsts, places.reshape(rows, -1) + 1], 1)
+    targets = jnp.take_along_axis(tokens.reshape(rows, -1), predicted, 1)
     columns = max(1, chunk // rows)  # chunked along the completions, so that rows keep their shard
 
     def all_logp(head: Array, allowed: Array, hidden: Array, tokens: Array, axis: str | None) -> tuple[Array, Array]:
         one = functools.partial(_chunk_logp, head, allowed, temperature, axis, entropy_gradient)
         return _in_chunks(one, (hidden, tokens), columns)
 
-    flat = (hidden.reshape(rows, count, -1), tokens.reshape(rows, count))
-    out = _with_whole_head(all_logp, head, allowed, flat, backend.mesh)
-    return TokenLogp(*(x.reshape(tokens.shape) for x in out), jax.lax.stop_gradient(router))
+    out = _with_whole_head(all_logp, head, allowed, (hidden, targets), backend.mesh)
+    empty = jnp.pad(places.reshape(rows, -1) < 0, ((0, 0), (group, 0)))
+    index = jnp.where(empty, group * length, predicted)  # behind the end, where nothing is written
+    scattered = (jax.vmap(lambda at, x: jnp.zeros(group * length, x.dtype).at[at].add(x, mode="drop"))(index, x) for x in out)
+    return TokenLogp(*(x.reshape(tokens.shape) for x in scattered), jax.lax.stop_gradient(router))
 
 
 def _chunk_logp(

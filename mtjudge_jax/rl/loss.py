@@ -222,7 +222,7 @@ def grpo_loss(
     `on_policy`: the batch was sampled by these very parameters, so this forward pass's own log-probabilities are the old ones
     and the ratio is exactly 1.
     """
-    out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
+    out = logp_fn(params, batch.prompts, batch.tokens, batch.places)
     old = jax.lax.stop_gradient(out.logp) if on_policy else batch.old_logp
     terms = policy_terms(out.logp, old, batch.advantages, batch.mask, cfg=cfg)
     divergence = kl(out.logp, batch.ref_logp, cfg.kl_estimator)
@@ -247,7 +247,7 @@ def grpo_loss(
 
 def sft_loss(params: Params, batch: SftBatch, weights: Array, *, logp_fn: Callable) -> tuple[Array, Metrics]:
     """Negative log-likelihood of the targets, one answer a prompt, summed with the token weights."""
-    out = logp_fn(params, batch.prompts, batch.tokens, batch.mask)
+    out = logp_fn(params, batch.prompts, batch.tokens, batch.places)
     loss = -(out.logp * weights).sum()
     return loss, {"loss": loss, "entropy": (out.entropy * weights).sum()} | router_metrics(out, weights)
 

@@ -17,7 +17,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import HOST_KEYS
 from mtjudge_jax.hosts.exchange import gather, gather_rows, together
-from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
+from mtjudge_jax.policy.programs import decode_texts, place_answers, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.rl.loss import advantages_of, grpo_loss, kl, learned_mask
@@ -56,15 +56,17 @@ def train_grpo(run: Run) -> Progress:
         clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
         rolled = roll_out(run, progress, rule, slow, clock)
         rows, prompts, out, texts, scores = rolled.batch
-        needs_old = updates > 1 or feedback.needs_old_logp
-        old_logp = programs.logp(progress.params, prompts, out.tokens) if needs_old else out.logp
-        ref_logp = programs.reference_logp(reference, prompts, out.tokens) if cfg.loss.kl_coef else old_logp
         total, parts, learn = shard_batch((scores.total, compared(scores, rule, cfg), rows["weight"] > 0), programs.mesh)
-        if cfg.loss.kl_in == "reward":
-            total = total - cfg.loss.kl_coef * (kl(old_logp, ref_logp, cfg.loss.kl_estimator) * out.mask).sum(-1)
-        advantages = advantages_of(total, parts, shares, learn, cfg=cfg.loss)
         mask = learned_mask(out.mask, learn, parts, out.truncated, cfg=cfg.loss)
-        batch = TrainBatch(prompts, out.tokens, mask, advantages, old_logp, ref_logp, out.logp if needs_old else None)
+        places = place_answers(mask, programs.mesh)
+        needs_old = updates > 1 or feedback.needs_old_logp
+        old_logp = programs.logp(progress.params, prompts, out.tokens, places) if needs_old else out.logp
+        ref_logp = programs.reference_logp(reference, prompts, out.tokens, places) if cfg.loss.kl_coef else old_logp
+        if cfg.loss.kl_in == "reward":
+            total = total - cfg.loss.kl_coef * (kl(old_logp, ref_logp, cfg.loss.kl_estimator) * mask).sum(-1)
+        advantages = advantages_of(total, parts, shares, learn, cfg=cfg.loss)
+        sampler_logp = out.logp if needs_old else None
+        batch = TrainBatch(prompts, out.tokens, mask, advantages, old_logp, ref_logp, places, sampler_logp)
         jax.block_until_ready(ref_logp)
         clock.lap("logp")
         hosts.stop_if_asked()  # the last moment: the update takes the state's memory

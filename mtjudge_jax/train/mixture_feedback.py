@@ -34,7 +34,7 @@ def mixture_feedback(run: Run) -> MixtureFeedback:
     gain = jax.jit(partial(_objective_gain, cfg=cfg.loss), out_shardings=batch_sharding(programs.mesh))
 
     def learn(progress: Progress, rows: dict, batch: TrainBatch, tasks: dict, clock: Clock) -> dict:
-        gains = gain(batch, programs.logp(progress.params, batch.prompts, batch.tokens))
+        gains = gain(batch, programs.logp(progress.params, batch.prompts, batch.tokens, batch.places))
         moved = progress.data.learn(tasks, gains_by_task(run, rows, gains))
         clock.lap("mixture")
         return {"mixture": moved}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.hosts.exchange import together
-from mtjudge_jax.policy.programs import place_prompts
+from mtjudge_jax.policy.programs import place_answers, place_prompts
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl.loss import sft_loss
 from mtjudge_jax.sharding import shard_batch
@@ -37,7 +37,7 @@ def train_sft(run: Run) -> Progress:
         rows = next(progress.data)
         mask = rows["target_mask"] & (rows["weight"] > 0)[:, None]
         tokens, mask = shard_batch((rows["target"][:, None], mask[:, None]), programs.mesh)
-        batch = SftBatch(place_prompts(rows, programs.mesh), tokens, mask)
+        batch = SftBatch(place_prompts(rows, programs.mesh), tokens, mask, place_answers(mask, programs.mesh))
         clock.lap("data")
         state, metrics = update(progress.state, progress.frozen, batch)
         line = mean_of_updates([jax.device_get(metrics)], kl=True)

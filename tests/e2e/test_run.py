@@ -112,8 +112,11 @@ def grpo() -> dict:
 
 
 def test_two_updates_a_rollout_batch_trace_every_function_once():
-    assert list(grpo()["traces"].values()) == [1, 1] and {name.split()[0] for name in grpo()["traces"]} == {"sample", "logp"}
-    assert grpo()["update"] == [1]
+    """Once for each width of the stream: answers of three steps need at most three."""
+    traces = grpo()["traces"]
+    assert set(traces.values()) == {1} and {name.split()[0] for name in traces} == {"sample", "logp"}
+    widths = sum(name.startswith("logp") for name in traces)
+    assert len(traces) == 1 + widths <= 4 and grpo()["update"] == [widths]
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room():
@@ -181,7 +184,7 @@ def test_an_sft_run_resumes():
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
     losses = [line["loss"] for line in facts["whole"]["metrics"] if line["kind"] == "train"]
     assert len(losses) == 4 and all(loss > 0 for loss in losses)
-    assert facts["update"] == [1] and list(facts["traces"].values()) == [1]
+    assert 1 <= facts["update"][0] <= 3 and list(facts["traces"].values()) == [1]  # one for each width of the targets
 
 
 def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
@@ -193,8 +196,8 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
     assert facts["asked_on"] == facts["asked_late_on"] == facts["reward"]
     assert facts["rounds"][2] > 1 and set(facts["rounds"]) <= {1, 2, 3}
-    assert facts["update"] == [1] and set(facts["traces"].values()) == {1}
-    assert sorted(name.split(" ")[0] for name in facts["traces"]) == ["logp", "sample"]
+    assert 1 <= facts["update"][0] <= 4 and set(facts["traces"].values()) == {1}
+    assert {name.split(" ")[0] for name in facts["traces"]} == {"logp", "sample"}
     for run, zeros in ((facts["whole"], 0), (facts["reward"], 1)):
         lines = [line for line in run["metrics"] if line["kind"] == "train"]
         assert len(lines) == 4
@@ -269,7 +272,7 @@ def test_adapters_on_a_mixture_of_experts_train_and_resume():
     facts = commands().call("regime_drills.adapters", folder=str(folder), data=str(commands().folder / "data"))
     assert facts["stopped"] == "KeyboardInterrupt: "
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
-    assert sorted(name.split(" (")[0] for name in facts["traces"]) == ["logp of the reference", "sample"]
+    assert {name.split(" (")[0] for name in facts["traces"]} == {"logp of the reference", "sample"}
     assert set(facts["traces"].values()) == {1}
     lines = [line for line in facts["whole"]["metrics"] if line["kind"] == "train"]
     assert lines[0]["kl"] < 1e-5 and max(line["kl"] for line in lines) > 1e-4, lines

@@ -21,17 +21,16 @@ from mtjudge_jax.sharding import batch_sharding, make_mesh
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Rows of tokens: `segments` [Q, T] of self-attention, or of the prompt in front of `group` completions of `own` tokens."""
+    """Rows of tokens: `segments` [Q, T] of self-attention, or of the prompt in front of bins of answers."""
 
     segments: np.ndarray
     causal: bool
     heads: tuple[int, int, int]  # N, K, H
-    group: int = 0
-    own: int = 0
+    answers: np.ndarray | None = None  # int32 [Q, B, W], the number of the answer at each place, 0 where there is none
 
     @property
     def length(self) -> int:
-        return self.segments.shape[1] + self.group * self.own
+        return self.segments.shape[1] + (0 if self.answers is None else self.answers[0].size)
 
 
 def padded(length: int, *real: int) -> np.ndarray:
@@ -44,14 +43,32 @@ def images(*rows: tuple[int, ...], length: int) -> np.ndarray:
     return np.array([np.repeat(range(len(row) + 1), (*row, length - sum(row))) for row in rows], np.int32)
 
 
+def bins(*rows: tuple[tuple[int, ...], ...], width: int) -> np.ndarray:
+    """Rows of bins of answers of so many tokens, numbered through a row."""
+    out = np.zeros((len(rows), len(rows[0]), width), np.int32)
+    for into, row in zip(out, rows, strict=True):
+        number = 0
+        for filled, lengths in zip(into, row, strict=True):
+            numbers = np.repeat(np.arange(number + 1, number + 1 + len(lengths)), lengths)
+            filled[: len(numbers)], number = numbers, number + len(lengths)
+    return out
+
+
+def equal(rows: int, group: int, own: int) -> np.ndarray:
+    """A bin for each of `group` answers of `own` tokens."""
+    return bins(*[((own,),) * group] * rows, width=own)
+
+
 CASES = {
     "prompt": Case(padded(150, 150, 9), True, (4, 1, 16)),
     "prompt of real heads": Case(padded(70, 33, 70), True, (4, 1, 128)),
     "images": Case(images((64, 16, 50), (140,), length=150), False, (2, 2, 64)),
     "images of odd heads": Case(images((24, 6), (0,), length=40), False, (2, 2, 72)),
-    "one completion": Case(padded(40, 40, 11), True, (4, 1, 16), group=1, own=25),
-    "three completions": Case(padded(57, 57, 1), True, (8, 2, 16), group=3, own=37),
-    "completions of real heads": Case(padded(13, 13, 5), True, (4, 1, 128), group=3, own=30),
+    "one completion": Case(padded(40, 40, 11), True, (4, 1, 16), equal(2, 1, 25)),
+    "three completions": Case(padded(57, 57, 1), True, (8, 2, 16), equal(2, 3, 37)),
+    "completions of real heads": Case(padded(13, 13, 5), True, (4, 1, 128), equal(2, 3, 30)),
+    "packed": Case(padded(57, 57, 1), True, (8, 2, 16), bins(((20, 1, 16), (37,), ()), ((3, 9, 2), (30,), (1, 1)), width=37)),
+    "packed into one bin": Case(padded(21, 20, 3), True, (4, 1, 16), bins(((40, 50, 3),), ((1, 2, 70),), width=97)),
 }
 NO_TOKAMAX = pytest.mark.skipif(importlib.util.find_spec("tokamax") is None, reason="tokamax is not installed")
 BACKENDS = ("xla", "chunked", "splash", pytest.param("tokamax", marks=NO_TOKAMAX))
@@ -70,9 +87,10 @@ def sees(case: Case) -> np.ndarray:
     def one(row: int, i: int, j: int) -> bool:
         if i < prompt:
             return j < prompt and case.segments[row, i] == case.segments[row, j] and (j <= i or not case.causal)
-        if j < prompt:
-            return case.segments[row, j] == 1
-        return (i - prompt) // case.own == (j - prompt) // case.own and j <= i
+        mine, other = (case.answers[row].ravel()[x - prompt] for x in (i, max(j, prompt)))
+        if not mine:
+            return i == j  # a place without an answer: what it sees is never read
+        return case.segments[row, j] == 1 if j < prompt else mine == other and j <= i
 
     tokens = range(case.length)
     return np.array([[[one(row, i, j) for j in tokens] for i in tokens] for row in range(rows)])
@@ -85,7 +103,8 @@ def operands(case: Case) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(case.length)
     heads = {"q": n, "k": k, "v": k, "o": n}
     out = {name: rng.normal(size=(len(case.segments), case.length, count, h)).astype(np.float32) for name, count in heads.items()}
-    real = np.pad(case.segments > 0, ((0, 0), (0, case.group * case.own)), constant_values=True)[..., None, None]
+    own = [] if case.answers is None else [case.answers.reshape(len(case.segments), -1)]
+    real = (np.concatenate([case.segments, *own], 1) > 0)[..., None, None]
     return out | {"o": out["o"] * real, "real": real}
 
 
@@ -125,10 +144,10 @@ def compute(case: Case, backend: Backend, dtype=jnp.float32) -> dict[str, np.nda
 
 def forward(case: Case, backend: Backend, scale: float, q, k, v):
     segments = jnp.asarray(case.segments)
-    if not case.group:
+    if case.answers is None:
         return attend(q, k, v, segments=segments, causal=case.causal, scale=scale, backend=backend)
-    prompt = segments.shape[1]
-    return attend_grouped(q, k, v, prompt=prompt, group=case.group, valid=segments > 0, scale=scale, backend=backend)
+    answers = jnp.asarray(case.answers)
+    return attend_grouped(q, k, v, valid=segments > 0, answers=answers, scale=scale, backend=backend)
 
 
 def gaps(case: Case, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
@@ -169,7 +188,7 @@ MESHES = {"rows and heads": (MeshConfig(2, 1, 2, 2), 4, (8, 2, 16)), "heads repe
 @pytest.mark.parametrize("backend", ["splash", pytest.param("tokamax", marks=NO_TOKAMAX)])
 def test_sharded_equals_unsharded(backend, name):
     config, rows, heads = MESHES[name]
-    case = Case(padded(20, *range(5, 5 + rows)), True, heads, group=2, own=7)
+    case = Case(padded(20, *range(5, 5 + rows)), True, heads, bins(*[((2, 3), (7,))] * rows, width=7))
     whole = compute(case, Backend(attention=backend))
     found = gaps(case, compute(case, Backend(attention=backend, mesh=make_mesh(config))), whole)
     assert max(found.values()) < 1e-6, found
@@ -191,7 +210,7 @@ def test_what_a_mesh_does_not_divide_is_refused(config, rows, heads, message):
 def temporary_bytes(backend: str, length: int, group: int) -> int:
     """Memory that a compiled forward and backward of one row takes beside its operands and results."""
     prompt = length // 2 if group else length
-    case = Case(np.ones((1, prompt), np.int32), True, (2, 1, 16), group, group and prompt // group)
+    case = Case(np.ones((1, prompt), np.int32), True, (2, 1, 16), equal(1, group, prompt // group) if group else None)
 
     def both(q, k, v, o):
         return jax.vjp(functools.partial(forward, case, Backend(attention=backend), 0.25), q, k, v)[1](o)
@@ -261,14 +280,15 @@ def test_splash_is_lowered_for_a_tpu_where_padding_changes_the_block(group, leng
     """Rows that `plan` and `train` failed on: 42 x 42 and 56 x 56 patches, prompts and their answers."""
     monkeypatch.setattr(splash, "platform_of", lambda mesh: "tpu")
     prompt = {4: 640, 8: 768, 20: 512}.get(group, length)
-    case = Case(np.ones((1, prompt), np.int32), bool(group), (2, 1, 64), group, (length - prompt) // max(1, group))
+    answers = equal(1, group, (length - prompt) // group) if group else None
+    case = Case(np.ones((1, prompt), np.int32), bool(group), (2, 1, 64), answers)
     of = lambda heads: jax.ShapeDtypeStruct((1, length, heads, 64), jnp.bfloat16)  # noqa: E731
     back = lambda q, k, v: jax.vjp(functools.partial(forward, case, Backend(attention="splash"), 0.1), q, k, v)[1](q)  # noqa: E731
     text = jax.jit(back).trace(of(2), of(1), of(1)).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == 3
 
 
-@pytest.mark.parametrize("name", ["prompt of real heads", "images of odd heads", "three completions", "one completion"])
+@pytest.mark.parametrize("name", ["prompt of real heads", "images of odd heads", "three completions", "one completion", "packed"])
 def test_tokamax_gets_whole_tiles(name, monkeypatch):
     """Its kernel for Hopper refuses a mask of 255 keys: "must have size smaller or a multiple of its tiling 8"."""
     sizes = []
@@ -296,18 +316,20 @@ def test_the_whole_model_is_the_same(attention):
 def whole_model(backend: Backend):
     cfg, rows = tiny.config(blocks=1), tiny.prompts(3)
     tokens, mask = tiny.answers(3, 2, 5)
-    weights = np.random.default_rng(1).normal(size=(3, 2, 5, 32)).astype(np.float32)
+    places = tiny.packed(mask)
+    weights = np.random.default_rng(1).normal(size=(3, places[0].size, 32)).astype(np.float32)
+    weights *= places.reshape(3, -1, 1) >= 0
 
     def loss(params):
-        hidden, _ = vlm.completion_hidden(params, cfg, rows, tokens, mask, backend=backend)
-        return (hidden * weights).sum(), hidden
+        last, hidden, _ = vlm.completion_hidden(params, cfg, rows, tokens, places, backend=backend)
+        return (hidden * weights).sum() + last.sum(), (last, jnp.where(places.reshape(3, -1, 1) < 0, 0, hidden))
 
     return tiny.jit(jax.grad(loss, has_aux=True))(tiny.params(cfg))
 
 
-def test_a_stream_of_no_whole_completions_is_refused():
-    case = replace(CASES["three completions"], group=5)
-    with pytest.raises(ValueError, match=r"a stream of 168 tokens, which must be 57 \+ a multiple of 5"):
+def test_a_stream_that_is_not_prompt_and_bins_is_refused():
+    case = replace(CASES["three completions"], answers=equal(2, 5, 22))
+    with pytest.raises(ValueError, match=r"a stream of 168 tokens, which must be a prompt of 57 \+ 5 bins of 22"):
         forward(case, Backend(), 1.0, *(operands(CASES["three completions"])[name] for name in "qkv"))
 
 

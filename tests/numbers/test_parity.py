@@ -27,7 +27,7 @@ from parity import (
     in_hub_layout,
     write_moe,
 )
-from tiny import jit
+from tiny import jit, packed
 
 from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.data.images import patch_coordinates
@@ -71,12 +71,12 @@ def test_padding_changes_nothing(variant):
 
 
 def loss(cfg: Qwen3VLConfig, backend: Backend):
-    """(params, rows, tokens, mask) -> mean negative log-likelihood of the completions where mask, and log-probabilities."""
+    """(params, rows, tokens, mask, places) -> mean negative log-likelihood where mask, and log-probabilities."""
     allowed = np.ones(cfg.text.vocab_size, bool)
 
-    def of(params, rows, tokens, mask):
+    def of(params, rows, tokens, mask, places):
         logp = completion_logp(
-            params, cfg, rows, tokens, mask, allowed=allowed, temperature=1.0, chunk=4096, backend=backend
+            params, cfg, rows, tokens, places, allowed=allowed, temperature=1.0, chunk=4096, backend=backend
         ).logp
         return -jnp.sum(logp * mask) / mask.sum(), logp
 
@@ -94,7 +94,7 @@ def test_completions_over_a_shared_prompt_equal_separate_ones(variant):
     params, cfg = golden_model(variant)
     golden = goldens()
     tokens, mask = golden["completions"], golden["completion_mask"]
-    (value, logp), gradient = compiled_gradients(cfg)(params, golden_rows(), tokens, mask)
+    (value, logp), gradient = compiled_gradients(cfg)(params, golden_rows(), tokens, mask, packed(mask))
     assert difference(logp, golden[f"{variant}/logp"][mask], mask) < TOLERANCE
     assert abs(float(value) - golden[f"{variant}/loss"]) < TOLERANCE
     assert_gradients(gradient, cfg, variant)
@@ -111,16 +111,16 @@ def test_on_a_mesh_with_kernels_logits_and_gradients_are_the_same():
     fourth = lambda x: np.concatenate([x, x[:1]])  # noqa: E731
     rows, tokens, mask = jax.tree.map(fourth, (golden_rows(), golden["completions"], golden["completion_mask"]))
     mask[3] = False
-    rows, tokens, mask = shard_batch((rows, tokens, mask), mesh)
+    rows, tokens, mask, places = shard_batch((rows, tokens, mask, packed(mask)), mesh)
     params = jax.device_put(params, tree_shardings(params, mesh))
     assert params["text"]["layers"]["experts_gate_up_led2f"].sharding.shard_shape((5, 8, 32, 2, 18)) == (5, 4, 16, 2, 9)
 
-    def run(params, rows, tokens, mask):
-        return jax.value_and_grad(loss(cfg, backend), has_aux=True)(params, rows, tokens, mask), vlm.logits(
+    def run(params, rows, *answers):
+        return jax.value_and_grad(loss(cfg, backend), has_aux=True)(params, rows, *answers), vlm.logits(
             params, cfg, rows, backend=backend
         )
 
-    ((value, logp), gradient), logits = jit(run)(params, rows, tokens, mask)
+    ((value, logp), gradient), logits = jit(run)(params, rows, tokens, mask, places)
     valid = golden["rows/valid"]
     assert difference(logits[:3], golden["moe/logits"], valid) < TOLERANCE
     assert difference(logp[:3], golden["moe/logp"][golden["completion_mask"]], golden["completion_mask"]) < TOLERANCE
@@ -237,7 +237,7 @@ def test_every_entry_of_every_gradient_is_torchs(oracle, tmp_path, variant, reco
     tokens, mask = goldens()["completions"], goldens()["completion_mask"]
     rows = golden_rows()
     want = hub_tensors(oracle.gradients(net, PromptBatch(*(np.asarray(field) for field in rows)), tokens, mask)[2])
-    got = in_hub_layout(compiled_gradients(cfg)(params, rows, tokens, mask)[1], cfg)
+    got = in_hub_layout(compiled_gradients(cfg)(params, rows, tokens, mask, packed(mask))[1], cfg)
     assert sorted(got) == sorted(want)
     worst = max(float(np.abs(got[name] - want[name]).max() / np.abs(want[name]).max()) for name in want)
     record_testsuite_property(f"gradients {variant}", worst)

@@ -34,7 +34,7 @@ def sampler(length: int = LENGTH):
 def forced(temperature: float):
     """Teacher-forced log-probabilities of the same parameters, by the code of training."""
     settings = {"allowed": tiny.ALLOWED, "temperature": temperature, "chunk": 4096}
-    logp = lambda params, rows, tokens: completion_logp(params, tiny.config(), rows, tokens, tokens >= 0, **settings).logp  # noqa: E731
+    logp = lambda params, rows, tokens: completion_logp(params, tiny.config(), rows, tokens, tiny.full(tokens), **settings).logp  # noqa: E731
     return tiny.jit(logp)
 
 
@@ -93,7 +93,8 @@ def test_branches_of_a_kept_cache_equal_teacher_forcing(moe):
         whole = drawn.copy()
         places = at[..., None] + np.arange(width)
         np.put_along_axis(whole, places, ends[:, :, branch], 2)
-        want = completion_logp(params, cfg, rows, whole, whole >= 0, allowed=tiny.ALLOWED, temperature=0.7, chunk=4096).logp
+        every = tiny.full(whole)
+        want = completion_logp(params, cfg, rows, whole, every, allowed=tiny.ALLOWED, temperature=0.7, chunk=4096).logp
         want = np.take_along_axis(np.asarray(want), places, 2)
         assert float(np.abs(got[:, :, branch] - want).max()) < TOLERANCE
     assert np.ptp(got) > 1

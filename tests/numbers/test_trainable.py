@@ -82,7 +82,7 @@ def test_adapters_are_declared_where_they_are_asked_for():
 @functools.cache
 def compiled_logp(cfg: model_config.Qwen3VLConfig):
     def logp(params, rows, tokens):
-        out = completion_logp(params, cfg, rows, tokens, tokens >= 0, allowed=tiny.ALLOWED, temperature=1.0, chunk=4096)
+        out = completion_logp(params, cfg, rows, tokens, tiny.full(tokens), allowed=tiny.ALLOWED, temperature=1.0, chunk=4096)
         return out.logp
 
     return tiny.jit(logp)
@@ -136,12 +136,12 @@ def one_update(name: str) -> tuple[TrainState, TrainState, dict, dict]:
     optimizer = make_optimizer(cfg.optim, 10)
     state = init_state(apart.trained, optimizer, make_mesh(cfg.mesh, jax.devices()[:1]))
 
-    def logp_fn(params, rows, tokens, mask):
+    def logp_fn(params, rows, tokens, places):
         kept = {"allowed": tiny.ALLOWED, "temperature": 1.0, "chunk": 4096}
-        return completion_logp(cast(params, cfg.model.dtype), model_cfg, rows, tokens, mask, **kept)
+        return completion_logp(cast(params, cfg.model.dtype), model_cfg, rows, tokens, places, **kept)
 
     tokens, mask = tiny.answers(4, 1, 5)
-    batch = SftBatch(tiny.prompts(), tokens, mask)
+    batch = SftBatch(tiny.prompts(), tokens, mask, tiny.packed(mask))
     run = tiny.jit(
         functools.partial(apply, loss_fn=functools.partial(sft_loss, logp_fn=logp_fn), optimizer=optimizer, pieces=2,
                           aggregation="token_mean")
@@ -230,20 +230,20 @@ def test_router_metrics_are_of_real_tokens():
     cfg = tiny.config(blocks=1, moe=True)
     params, rows, (tokens, mask) = tiny.params(cfg), tiny.prompts(), tiny.answers(4, 2, 5)
 
-    def stats(tokens, mask):
+    def stats(tokens, places):
         kept = {"allowed": tiny.ALLOWED, "temperature": 1.0, "chunk": 4096}
-        return completion_logp(params, cfg, rows, tokens, mask, backend=Backend(), **kept).router
+        return completion_logp(params, cfg, rows, tokens, places, backend=Backend(), **kept).router
 
     run = tiny.jit(stats)
-    got = run(tokens, mask)
+    got = run(tokens, tiny.packed(mask))
     assert isinstance(got, RouterStats) and got.load.shape == (2, 8) and got.entropy.shape == (2,)
     assert np.allclose(got.load.sum(-1), 1, atol=1e-6)
     count = 2 * (rows.valid.sum() + mask[:, :, :-1].sum())  # two choices a token; the last one predicts nothing
     assert np.allclose(np.asarray(got.load) * count, np.round(np.asarray(got.load) * count), atol=1e-3)
     assert np.all(np.asarray(got.entropy) > 0) and np.all(np.asarray(got.entropy) < np.log(8))
-    junk = run(np.where(mask, tokens, 7), mask)
+    junk = run(np.where(mask, tokens, 7), tiny.packed(mask))
     assert np.array_equal(junk.load, got.load)
-    assert not np.array_equal(run(np.where(mask, tokens, 7), np.ones_like(mask)).load, got.load)
+    assert not np.array_equal(run(np.where(mask, tokens, 7), tiny.full(tokens)).load, got.load)
     load = jnp.array([[0.5, 0.5, 0, 0], [1, 0, 0, 0]])
     metrics = {"loss": jnp.float32(1), "router_load": load, "router_entropy": jnp.array([1.0, 3])}
     want = {"loss": 1.0, "router_entropy": 2.0, "router_peak": 3.0, "router_idle": 5 / 8}

@@ -15,7 +15,7 @@ import tiny
 from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts, stage_key
+from mtjudge_jax.policy.programs import Programs, make_programs, place_answers, place_prompts, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import loss as formulas
 from mtjudge_jax.rl.logp import completion_logp
@@ -118,7 +118,8 @@ def host_batch() -> TrainBatch:
     logp = np.asarray(tiny.jit(partial(tiny.unshared_logp, cfg=model()[0], temperature=1.0))(params, rows=rows, tokens=tokens))
     noise = rng.normal(size=(2, *tokens.shape)).astype(np.float32)
     old, ref = np.where(mask, logp + 0.2 * noise[0], 0), np.where(mask, logp + 0.3 * noise[1], 0)
-    return TrainBatch(rows, tokens, mask, rng.normal(size=(PROMPTS, GROUP)).astype(np.float32), old, ref)
+    advantages = rng.normal(size=(PROMPTS, GROUP)).astype(np.float32)
+    return TrainBatch(rows, tokens, mask, advantages, old, ref, tiny.packed(mask))
 
 
 def batch(w: World, **changes) -> TrainBatch:
@@ -281,9 +282,10 @@ def test_one_trace_a_function_over_several_steps():
     for step in range(3):
         out = w.programs.sample(state.params, prompts, stage_key(0, step, "sample"), temperature, LENGTH)
         advantages = formulas.group_advantages((out.tokens < 20).mean(-1), std="unbiased", eps=1e-6)
-        old, ref = (w.programs.logp(params, prompts, out.tokens) for params in (state.params, w.state.params))
+        places = place_answers(out.mask, w.programs.mesh)
+        old, ref = (w.programs.logp(params, prompts, out.tokens, places) for params in (state.params, w.state.params))
         largest = max(largest, float(jnp.abs(jnp.where(out.mask, old - out.logp, 0)).max()))
-        state, metrics = w.update(state, {}, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref))
+        state, metrics = w.update(state, {}, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref, places))
         assert bool(metrics["finite"])
         assert float(metrics["ratio"]) == pytest.approx(1, abs=1e-4)
         caches.append((w.programs.sample._cache_size(), w.programs.logp._cache_size(), w.update._cache_size()))
@@ -320,7 +322,8 @@ def counted(group: int, images: bool) -> tuple[float, float]:
         shape(jnp.uint8, m, 768), shape(jnp.int32, m, 2), shape(jnp.int32, m, 2), shape(jnp.int32, m), shape(jnp.uint32),
     )  # fmt: skip
     answers, weights = (group, c), shape(jnp.float32, group, c)
-    full = TrainBatch(rows, shape(jnp.int32, *answers), shape(bool, *answers), shape(jnp.float32, group), weights, weights)
+    tokens, places = shape(jnp.int32, *answers), shape(jnp.int32, group, c - 1)
+    full = TrainBatch(rows, tokens, shape(bool, *answers), shape(jnp.float32, group), weights, weights, places)
     settings = {"allowed": np.ones(160, bool), "temperature": 1.0, "chunk": 10**9}
     logp_fn = lambda *args: completion_logp(args[0], cfg, *args[1:], **settings)  # noqa: E731
     loss = partial(grpo_loss, cfg=LossConfig(), logp_fn=logp_fn, on_policy=False)

@@ -50,7 +50,8 @@ def compile_for(topology: str, shape: Shape, tensor: int) -> dict:
     def loss(q, k, v, segments):
         if shape.group:
             valid = segments[:, : shape.prompt] > 0
-            out = attend_grouped(q, k, v, prompt=shape.prompt, group=shape.group, valid=valid, scale=h**-0.5, backend=backend)
+            answers = segments[:, shape.prompt :].reshape(len(segments), shape.group, -1)
+            out = attend_grouped(q, k, v, valid=valid, answers=answers, scale=h**-0.5, backend=backend)
         else:
             out = attend(q, k, v, segments=segments, causal=False, scale=h**-0.5, backend=backend)
         return (out.astype(jnp.float32) ** 2).sum()

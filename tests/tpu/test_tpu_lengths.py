@@ -81,8 +81,8 @@ def lower(it: Draw, devices: list) -> jax.stages.Lowered:
 
     def loss(q, k, v, segments):
         if it.layout == "stream":
-            settings = {"prompt": it.prompt, "group": it.group, "valid": segments[:, : it.prompt] > 0}
-            out = attend_grouped(q, k, v, scale=h**-0.5, backend=backend, **settings)
+            valid, answers = segments[:, : it.prompt] > 0, segments[:, it.prompt :].reshape(rows, it.group, it.own)
+            out = attend_grouped(q, k, v, valid=valid, answers=answers, scale=h**-0.5, backend=backend)
         else:
             out = attend(q, k, v, segments=segments, causal=it.layout == "prompt", scale=h**-0.5, backend=backend)
         return (out.astype(jnp.float32) ** 2).sum()

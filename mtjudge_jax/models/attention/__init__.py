@@ -5,20 +5,21 @@
              tokamax, and on a TPU with more tokens than splash can count.
     splash   a TPU; JAX's kernel, which skips the blocks that a mask leaves empty.
     tokamax  a GPU; flash kernels. They give no log-sum-exp with a gradient, so tokamax cannot compute the two halves of a
-             grouped stream (see `_two_halves`) and copies the prompt's keys for every completion.
+             grouped stream (see `_two_halves`) and copies the prompt's keys for every bin.
 
 A token sees the tokens of its own segment; in a causal layout it does not see later ones. With segments 0 0 1 1 1 (left
-padding 0):
+padding 0), and with two bins of three places, the last of them empty:
 
-    prompt, causal           two images, both ways       grouped: prompt 3 (one padding), group 2, completions of 2
-        0 0 1 1 1                1 1 2 2 0                   - p p | a a | b b
-      0 x . . . .              1 x x . . .                 - x . . | . . | . .
-      0 x x . . .              1 x x . . .                 p . x . | . . | . .
-      1 . . x . .              2 . . x x .                 p . x x | . . | . .
-      1 . . x x .              2 . . x x .                 a . x x | x . | . .
-      1 . . x x x              0 . . . . x                 a . x x | x x | . .
-                                                           b . x x | . . | x .
-                                                           b . x x | . . | x x
+    prompt, causal           two images, both ways       grouped: prompt 3 (one padding), answers of 2, 1, 2
+        0 0 1 1 1                1 1 2 2 0                   - p p | a a b | c c -
+      0 x . . . .              1 x x . . .                 - x . . | . . . | . . .
+      0 x x . . .              1 x x . . .                 p . x . | . . . | . . .
+      1 . . x . .              2 . . x x .                 p . x x | . . . | . . .
+      1 . . x x .              2 . . x x .                 a . x x | x . . | . . .
+      1 . . x x x              0 . . . . x                 a . x x | x x . | . . .
+                                                           b . x x | . . x | . . .
+                                                           c . x x | . . . | x . .
+                                                           c . x x | . . . | x x .
 
 Padding sees only padding, so every query has a key. The output of padding is finite and is never read.
 """
@@ -46,34 +47,33 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, causal: bool, scale
     return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
 
 
-def attend_grouped(
-    q: Array, k: Array, v: Array, *, prompt: int, group: int, valid: Array, scale: float, backend: Backend
-) -> Array:
-    """The stream of training, S = prompt + group * c: `[prompt | completion 1 | .. | completion G]`.
+def attend_grouped(q: Array, k: Array, v: Array, *, valid: Array, answers: Array, scale: float, backend: Backend) -> Array:
+    """The stream of training, S = P + B * W: `[prompt | bin 1 | .. | bin B]`, where a bin holds answers end to end.
 
-    q [Q, S, N, H]; k, v [Q, S, K, H]; valid bool [Q, prompt], True on real prompt tokens. The prompt is causal; a
-    completion sees the valid prompt and its own past. Returns [Q, S, N, H].
+    q [Q, S, N, H]; k, v [Q, S, K, H]; valid bool [Q, P], True on real prompt tokens; answers int32 [Q, B, W], the number of
+    the answer at each place, from 1, and 0 where there is none. The prompt is causal; an answer sees the valid prompt and its own
+    past. Returns [Q, S, N, H]; what is at a place without an answer is finite and means nothing.
     """
-    own = q.shape[1] - prompt
-    if own <= 0 or own % group:
-        raise ValueError(f"a stream of {q.shape[1]} tokens, which must be {prompt} + a multiple of {group} (equal completions)")
+    rows, count, width = answers.shape
+    prompt = valid.shape[1]
+    if q.shape[1] != prompt + count * width:
+        raise ValueError(f"a stream of {q.shape[1]} tokens, which must be a prompt of {prompt} + {count} bins of {width}")
     if backend.attention in _HALVES:
-        return _two_halves(_HALVES[backend.attention], q, k, v, group=group, valid=valid, scale=scale)
-    segments = jnp.pad(valid.astype(jnp.int32), ((0, 0), (0, own)), constant_values=1)
-    layout = ("grouped", prompt, own // group)
+        return _two_halves(_HALVES[backend.attention], q, k, v, valid=valid, answers=answers, scale=scale)
+    segments = jnp.concatenate([valid.astype(jnp.int32), answers.reshape(rows, -1)], 1)
+    layout = ("grouped", prompt, width)
     return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
 
 
-def _two_halves(half: Callable, q: Array, k: Array, v: Array, *, group: int, valid: Array, scale: float) -> Array:
-    """The grouped stream without G copies of the prompt: all queries of a group, end to end, attend to the one prompt."""
+def _two_halves(half: Callable, q: Array, k: Array, v: Array, *, valid: Array, answers: Array, scale: float) -> Array:
+    """The grouped stream without copies of the prompt: the queries of all bins, end to end, attend to the one prompt."""
     rows, _, n, h = q.shape
-    p = valid.shape[1]
-    segment = valid.astype(jnp.int32)
+    p, segment = valid.shape[1], valid.astype(jnp.int32)
     prompt, _ = half(q[:, :p], k[:, :p], v[:, :p], (segment, segment), causal=True, scale=scale)
     ones = jnp.ones((rows, q.shape[1] - p), jnp.int32)
     a, lse_a = half(q[:, p:], k[:, :p], v[:, :p], (ones, segment), causal=False, scale=scale)
-    own = [x[:, p:].reshape(rows, group, -1, *x.shape[2:]) for x in (q, k, v)]
-    b, lse_b = half(*own, None, causal=True, scale=scale)
+    own = [x[:, p:].reshape(*answers.shape, *x.shape[2:]) for x in (q, k, v)]
+    b, lse_b = half(*own, (answers, answers), causal=True, scale=scale)
     completions = reference.merge(a.reshape(b.shape), lse_a.reshape(lse_b.shape), b, lse_b)
     return jnp.concatenate([prompt, completions.reshape(rows, -1, n, h)], 1)
 

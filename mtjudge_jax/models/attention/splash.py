@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jax.sharding import Mesh
 
 from mtjudge_jax.errors import UserError
@@ -21,23 +22,24 @@ from mtjudge_jax.types import Array
 
 _LANES = 128  # of a TPU's vector unit: blocks and heads are padded to a multiple of it
 BLOCKS = (512, 384, 256, 128)
-_LOW_BITS = 16  # for a query's index; the start of its completion is packed above them
+_LOW_BITS = 16  # for a query's index; the start of its answer is packed above them
 LONGEST = 2**_LOW_BITS  # tokens
 
 
 class GroupedMask(masks._ComputableMask):
-    """The grouped stream: the prompt is causal; a completion sees the prompt and its own past.
+    """The grouped stream where each bin holds one answer: the prompt is causal; an answer sees the prompt and its own past.
 
     The kernel calls `mask_function` with a number for each query and the index of each key. Here a query's number packs its own
-    index and the start of its completion, so that no score costs a division. The padding at the end counts as further
-    completions, so that no row of the mask is empty.
+    index and the start of its answer, so that no score costs a division. It comes with the data (`_numbers`), because answers
+    are packed as they are. This mask says which blocks may hold anything. The padding at the end counts as further bins, so that
+    no row of the mask is empty.
     """
 
-    def __init__(self, length: int, prompt: int, completion: int):
-        self.layout = (length, prompt, completion)
+    def __init__(self, length: int, prompt: int, width: int):
+        self.layout = (length, prompt, width)
         super().__init__((length, length), functools.partial(_grouped, prompt=prompt))
         index = np.arange(length)
-        start = np.where(index < prompt, 0, prompt + (index - prompt) // completion * completion)
+        start = np.where(index < prompt, 0, prompt + (index - prompt) // width * width)
         self.q_sequence = ((start << _LOW_BITS) + index).astype(np.uint32).view(np.int32)
 
     def __eq__(self, other: object) -> bool:
@@ -54,11 +56,35 @@ def _grouped(query, key, *, prompt: int):
     return (key <= index) & ((key < prompt) | (key >= start))
 
 
+def _numbers(segments: Array, prompt: int, width: int) -> Array:
+    """The number of each query, int32 [Q, T]; segments int32 [Q, T], which behind the prompt are the numbers of the answers.
+
+    Empty places in a row count as one answer.
+    """
+    index = jnp.arange(segments.shape[1], dtype=jnp.int32)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0))) | ((index - prompt) % width == 0)
+    start = jax.lax.cummax(jnp.where(begins & (index >= prompt), index, 0), axis=1)
+    return (start << _LOW_BITS) + index
+
+
+def _with_numbers(kernel: kernels.SplashAttentionKernel, numbers: Array) -> kernels.SplashAttentionKernel:
+    """The kernel for queries of these numbers, int32 [T].
+
+    In a block marked 2 the kernel asks the mask nothing. Only the empty blocks, marked 0, are the same for all numbers.
+    """
+
+    def info(of: MaskInfo) -> MaskInfo:
+        return of._replace(q_sequence=numbers, block_mask=np.minimum(of.block_mask, 1))
+
+    infos = map(info, (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info))
+    return kernels.SplashAttentionKernel(*infos, **kernel.kwargs)
+
+
 @functools.cache
 def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Callable:
     """The kernel for `heads` query heads and rows of `length` tokens, which the caller pads to `padded_length(length)`.
 
-    layout: ("full",), ("causal",) or ("grouped", prompt, completion).
+    layout: ("full",), ("causal",) or ("grouped", prompt, width of a bin).
     """
     # The block is that of the tokens before padding: `block_size` of the padded length may be one that does not divide it.
     block, length = block_size(length), padded_length(length)
@@ -67,8 +93,8 @@ def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Call
             mask = masks.FullMask((length, length))
         case ("causal",):
             mask = masks.CausalMask((length, length))
-        case ("grouped", prompt, completion):
-            mask = GroupedMask(length, prompt, completion)
+        case ("grouped", prompt, width):
+            mask = GroupedMask(length, prompt, width)
     sizes = kernels.BlockSizes(
         block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     )
@@ -90,7 +116,10 @@ def padded_length(length: int) -> int:
 
 
 def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None) -> Array:
-    """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding. Returns [Q, T, N, H]."""
+    """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding. Returns [Q, T, N, H].
+
+    In a grouped layout the segments are 1 on the prompt and the number of the answer behind it.
+    """
     length, size = q.shape[1], q.shape[-1]
     if length > LONGEST:
         raise UserError(f"{length} tokens a row exceed the {LONGEST} that splash can count: set model.attention to chunked")
@@ -105,7 +134,12 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
         segments = jnp.pad(segments, fill[:2])
         # `mtjudge plan` recognises the kernel by this name
         with jax.named_scope("_".join(map(str, ("attend", *layout, "by", block_size(length))))):
-            out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segments, segments))
+            if layout[0] == "grouped":
+                seen = jnp.minimum(segments, 1)  # all answers see the prompt; the numbers keep them apart
+                rows = (_numbers(segments, *layout[1:]), q, k, v, kernels.SegmentIds(seen, seen))
+                out = jax.vmap(lambda numbers, *row: _with_numbers(kernel, numbers)(*row))(*rows)
+            else:
+                out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segments, segments))
         return out.swapaxes(1, 2)[:, :length, :, :size]
 
     return call_sharded(on_device, q, k, v, segments, mesh)

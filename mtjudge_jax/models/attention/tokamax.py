@@ -3,9 +3,9 @@
 Only its public function `tokamax.dot_product_attention` is called; on a CPU it runs tokamax's own reference, for tests. It has
 no segments, so the mask is passed as booleans that all heads share: one byte for each query and key, 16 MiB for a row of 4096
 patches. Ranges of keys would cost nothing, but only tokamax's internals accept them, and those change between versions. It
-gives no log-sum-exp with a gradient. So the keys of a completion are the prompt's and its own, end to end: each call makes G
-copies of the prompt's keys and values, and frees them afterwards. The kernel for Hopper refuses a mask whose length is no
-multiple of 8, so prompts, completions and rows of patches are each padded to whole tiles.
+gives no log-sum-exp with a gradient. So the keys of a bin are the prompt's and its own, end to end: each call makes a copy of the
+prompt's keys and values for every bin, and frees them afterwards. The kernel for Hopper refuses a mask whose length is no
+multiple of 8, so prompts, bins and rows of patches are each padded to whole tiles.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,9 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
 
     def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
         match layout:
-            case ("grouped", prompt, completion):
-                return _grouped(call, q, k, v, segments[:, :prompt], completion)
+            case ("grouped", prompt, width):
+                answers = segments[:, prompt:].reshape(q.shape[0], -1, width)
+                return _grouped(call, q, k, v, segments[:, :prompt], answers)
             case (order,):
                 length = q.shape[1]
                 q, k, v, segments = (_fill_tiles(x, 1) for x in (q, k, v, segments))
@@ -47,18 +48,19 @@ def _fill_tiles(x: Array, axis: int) -> Array:
     return jnp.pad(x, [(0, -size % _TILE if at == axis else 0) for at, size in enumerate(x.shape)])
 
 
-def _grouped(call: Callable, q: Array, k: Array, v: Array, segments: Array, completion: int) -> Array:
-    """`[prompt | completion 1 | ..]`; segments int32 [Q, P] of the prompt, 1 on real tokens."""
-    (rows, p), shape = segments.shape, q.shape
-    own = [_fill_tiles(x[:, p:].reshape(rows, -1, completion, *x.shape[2:]), 2) for x in (q, k, v)]
+def _grouped(call: Callable, q: Array, k: Array, v: Array, segments: Array, answers: Array) -> Array:
+    """`[prompt | bin 1 | ..]`; segments int32 [Q, P] of the prompt, 1 on real tokens; answers int32 [Q, B, W]."""
+    (rows, p), shape, width = segments.shape, q.shape, answers.shape[2]
+    own = [_fill_tiles(x[:, p:].reshape(*answers.shape, *x.shape[2:]), 2) for x in (q, k, v)]
     q, k, v, segments = (_fill_tiles(x[:, :p], 1) for x in (q, k, v, segments))
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
     out = call(q, k, v, mask, is_causal=True)[:, :p]
-    _, group, length, *_ = own[0].shape
-    copies = [jnp.broadcast_to(x[:, None], (rows, group, *x.shape[1:])) for x in (k, v)]
+    answers = _fill_tiles(answers, 2)
+    _, bins, length = answers.shape
+    copies = [jnp.broadcast_to(x[:, None], (rows, bins, *x.shape[1:])) for x in (k, v)]
     keys, values = (jnp.concatenate(pair, 2) for pair in zip(copies, own[1:], strict=True))
-    past = jnp.tril(jnp.ones((length, length), bool))
-    seen = jnp.broadcast_to(segments[:, None, :] == 1, (rows, length, segments.shape[1]))
-    mask = jnp.concatenate([seen, jnp.broadcast_to(past, (rows, *past.shape))], 2)
-    after = call(own[0], keys, values, mask[:, None, None], is_causal=False)[:, :, :completion]
+    past = jnp.tril(answers[..., :, None] == answers[..., None, :])
+    seen = jnp.broadcast_to(segments[:, None, None, :] == 1, (rows, bins, length, segments.shape[1]))
+    mask = jnp.concatenate([seen, past], 3)
+    after = call(own[0], keys, values, mask[:, :, None], is_causal=False)[:, :, :width]
     return jnp.concatenate([out, after.reshape(rows, -1, *shape[2:])], 1)

@@ -178,36 +178,36 @@ def branch_hidden(
 
 
 def completion_hidden(
-    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, tokens: Array, mask: Array, *, backend: Backend = REFERENCE
-) -> tuple[Array, RouterStats | None]:
-    """The hidden state that predicts each completion token, tokens int32 [Q, G, C] -> [Q, G, C, D], and the routers' statistics
-    over the prompts and the tokens where `mask`, bool [Q, G, C].
+    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, tokens: Array, places: Array, *, backend: Backend = REFERENCE
+) -> tuple[Array, Array, RouterStats | None]:
+    """Runs the stream of training. Returns the hidden states of the prompts' last tokens [Q, D], those of all places of the bins
+    [Q, B * W, D], and the routers' statistics over the prompts and the places that hold a token.
 
-    There is one stream per prompt. With P = 3, G = 2, C = 3, completions (a b c) and (d e f), the stream and its predictions are
+    tokens int32 [Q, G, C]; places int32 [Q, B, W] of `rl.packing.lay_out`. There is one stream per prompt. With P = 3, G = 3,
+    C = 3, answers (a b c), (d) and (e), and two bins of two places, the stream and its predictions are
 
-        tokens     p0 p1 p2 | a  b | d  e          the last token of a completion predicts nothing and is left out
-        predicts         a,d| b  c | e  f          the prompt's last hidden state serves every completion
+        tokens     p0 p1 p2 | a  b | d  e          the last token of an answer of C tokens predicts nothing and is left out
+        predicts       a,d,e| b  c |               the prompt's last hidden state serves every answer
 
-    A completion sees its prompt and its own past; its M-RoPE positions continue from the prompt's end. The backward pass sums
-    over the group where the prompt is read.
+    An answer sees its prompt and its own past; its M-RoPE positions continue from the prompt's end. The backward pass sums over
+    the group where the prompt is read.
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
-    rows, group, length = tokens.shape
-    p = batch.tokens.shape[1]
+    (rows, _, length), p = tokens.shape, batch.tokens.shape[1]
     x, deepstack = embed_prompt(model, batch, backend)
-    own = model.text.embed_vd[...][tokens[:, :, : length - 1].reshape(rows, -1)]
-    steps = jnp.tile(jnp.arange(length - 1, dtype=jnp.int32), group)
-    positions = jnp.broadcast_to((batch.next_position[:, None] + steps)[..., None], (rows, steps.shape[0], 3))
+    flat = places.reshape(rows, -1)
+    index = jnp.maximum(flat, 0)
+    own = model.text.embed_vd[...][jnp.take_along_axis(tokens.reshape(rows, -1), index, 1)]
+    positions = jnp.broadcast_to((batch.next_position[:, None] + index % length)[..., None], (*flat.shape, 3))
     rope = model.text.rope(jnp.concatenate([batch.positions, positions], 1))
+    answers = places // length + 1  # 0 where places is -1
 
     def attention(q, k, v, _):
-        out = attend_grouped(q, k, v, prompt=p, group=group, valid=batch.valid, scale=scale, backend=backend)
-        return out, None
+        return attend_grouped(q, k, v, valid=batch.valid, answers=answers, scale=scale, backend=backend), None
 
-    real = jnp.concatenate([batch.valid, mask[:, :, : length - 1].reshape(rows, -1)], 1)
+    real = jnp.concatenate([batch.valid, flat >= 0], 1)
     x, _, router = model.text(jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, real=real, backend=backend)
-    first = jnp.broadcast_to(x[:, None, None, p - 1], (rows, group, 1, x.shape[-1]))
-    return jnp.concatenate([first, x[:, p:].reshape(rows, group, length - 1, -1)], 2), router
+    return x[:, p - 1], x[:, p:], router
 
 
 def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: Backend = REFERENCE) -> Array:

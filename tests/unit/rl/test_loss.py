@@ -158,7 +158,7 @@ def test_weights_by_hand():
         assert (formulas.token_weights(np.zeros_like(mask), aggregation) == 0).all()
 
 
-def linear_logp(params, prompts, tokens, mask) -> TokenLogp:
+def linear_logp(params, prompts, tokens, places) -> TokenLogp:
     """A policy of 64 numbers in the model's place."""
     scores = jax.nn.log_softmax(params["scores"] * (1 + prompts.uid[:, None].astype(jnp.float32) / 2.0**33))
     return TokenLogp(jax.vmap(lambda row, ids: row[ids])(scores, tokens), jnp.zeros(tokens.shape), None)
@@ -175,7 +175,7 @@ def test_the_loss_does_not_depend_on_the_split(aggregation, on_policy):
     advantages = rng.normal(size=(8, 4)).astype(np.float32)
     prompts = tiny.prompts(8)
     logp = linear_logp(params, prompts, tokens, mask).logp
-    batch = TrainBatch(prompts, tokens, mask, advantages, logp + 0.3 * noise[0], logp + 0.5 * noise[1])
+    batch = TrainBatch(prompts, tokens, mask, advantages, logp + 0.3 * noise[0], logp + 0.5 * noise[1], tiny.packed(mask))
     loss = partial(grpo_loss, cfg=LossConfig(kl_coef=0.1), logp_fn=linear_logp, on_policy=on_policy)
     weights = formulas.token_weights(mask, aggregation)
     run = tiny.jit(lambda params, pieces: accumulate(loss, params, {}, batch, weights, pieces), static_argnums=1)

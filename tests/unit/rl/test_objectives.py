@@ -31,7 +31,7 @@ def loss_of(logp, arrays: dict, *, on_policy: bool = False, **fields):
     """The loss of an update with these log-probabilities in the model's place; and its metrics."""
     cfg = LossConfig(kl_coef=0.1, **fields)
     given = TokenLogp(logp, jnp.asarray(arrays["entropy"]), None)
-    batch = TrainBatch(None, None, arrays["mask"], arrays["advantages"], arrays["old"], arrays["ref"], arrays["sampler"])
+    batch = TrainBatch(None, None, arrays["mask"], arrays["advantages"], arrays["old"], arrays["ref"], None, arrays["sampler"])
     weights = formulas.token_weights(jnp.asarray(arrays["mask"]), cfg.aggregation)
     return grpo_loss({}, batch, weights, cfg=cfg, logp_fn=lambda *_: given, on_policy=on_policy)
 
