@@ -100,7 +100,7 @@ def run_step(work: Work, number: int, *, clock: Callable[[], float], padded: boo
     if not metrics["finite"]:
         raise FloatingPointError(f"step {number}: loss {metrics['loss']}, must be finite")
     seconds = dict(zip(("rollout", "old_logp", "ref_logp", "update"), np.diff(laps).tolist(), strict=True))
-    return seconds | {"step": laps[-1] - laps[0], "real": float(mask.sum() / places.size)}
+    return seconds | {"step": laps[-1] - laps[0], "real": float(mask[..., :-1].sum() / places.size)}
 
 
 def drawn_mask(args: argparse.Namespace) -> np.ndarray:

@@ -108,6 +108,14 @@ def test_memory_traffic_counts_the_slices_of_a_stack():
     )
 
 
+def test_a_computation_of_a_sparse_core_ends_where_it_ends():
+    """XLA gives the scatter of log-probabilities to the sparse cores of a TPU that has them."""
+    body = "(p: f32[2]) -> f32[2] {\n  ROOT %p = f32[2]{0} parameter(0)\n}"
+    program = parse.parse_program(f'%f {body}, execution_thread="sparsecore"\n\n%g {body}\n\nENTRY %main {body}\n')
+    assert list(program.computations) == ["f", "g", "main"] and program.entry == "main"
+    assert all(list(computation) == ["p"] for computation in program.computations.values())
+
+
 @pytest.mark.parametrize(
     "stride,low,left,right", [(1, 0, 1, 1), (1, 2, 1, 1), (2, 1, 1, 1), (1, 1, 3, 1), (3, 0, 4, 2), (1, -1, 1, 2)]
 )

@@ -60,10 +60,11 @@ def parse_program(text: str) -> Module:
     """Parses `compiled.as_text()`. Raises ValueError if the text has no entry computation."""
     computations, entry, current, line = {}, "", None, ""
     for raw in text.splitlines():
-        if current is not None and (raw == "}" or _START.match(raw)):
+        ends = raw == "}" or raw.startswith("}, execution_thread=")  # the latter of a TPU's sparse cores
+        if current is not None and (ends or _START.match(raw)):
             if line:
                 _add(current, line)
-            line, current = (raw, current) if raw != "}" else ("", None)
+            line, current = ("", None) if ends else (raw, current)
         elif current is not None:
             line += raw  # the instruction has a string with line breaks
         elif header := _HEADER.match(raw):
