@@ -31,6 +31,9 @@ from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
 
+_WORTH_PACKING = 256  # tokens that the answers to a prompt may have together
+
+
 class Context(NamedTuple):
     """What the sampler has left of each prompt and its first answers, for continuations of these. Q leads."""
 
@@ -143,11 +146,13 @@ def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
 def place_answers(mask: Array, mesh: Mesh) -> Array:
     """The places of the batch's answers in the stream of training, int32 [Q, B, W], sharded over the mesh; mask bool [Q, G, C].
 
-    The bins are the least that hold every row of every process.
+    The bins are the least that hold every row of every process; for answers as short as the demo's the largest, because further
+    compilations would cost more than they save.
     """
-    mine, length = local_rows(mask, mesh).sum(-1, dtype=np.int32), mask.shape[-1]
-    step = max(gather(packing.least_step(mine, length)))
-    return shard_batch(packing.lay_out(mine, length, packing.ladder(mask.shape[1], length)[step]), mesh)
+    mine, (group, length) = local_rows(mask, mesh).sum(-1, dtype=np.int32), mask.shape[1:]
+    steps = packing.ladder(group, length)
+    step = max(gather(packing.least_step(mine, length))) if group * length >= _WORTH_PACKING else -1
+    return shard_batch(packing.lay_out(mine, length, steps[step]), mesh)
 
 
 def decode_texts(programs: Programs, out: Rollout) -> list[list[str]]:
