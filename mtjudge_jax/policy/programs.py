@@ -30,7 +30,6 @@ from mtjudge_jax.rl.logp import TokenLogp, completion_logp, sampling_logits
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
-
 _WORTH_PACKING = 256  # tokens that the answers to a prompt may have together
 
 
