@@ -107,7 +107,7 @@ def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
         temperature = jax.ShapeDtypeStruct((_sampled_answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
-        return programs.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
+        return programs.sample_at_once.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
         return programs.logp.lower(params, *rollout_batch(setup, cfg.rollout.prompts)[:2])
     if cfg.stage == "sft":

@@ -12,7 +12,7 @@ The draw of a token depends only on (key, uid of the example, answer, token), so
 """
 
 import operator
-from functools import partial, reduce
+from functools import reduce
 from math import prod
 from typing import Any, NamedTuple
 
@@ -106,7 +106,7 @@ def empty_state(rules: Rules, prompts: PromptBatch, cache: vlm.Cache, group: int
     )
 
 
-def start(rules: Rules, draws: Draws, prompts: PromptBatch, held: int) -> State:
+def first_state(rules: Rules, draws: Draws, prompts: PromptBatch, held: int) -> State:
     """Each device's first `held` prompts, with the first token of each of their answers; the lanes are in order."""
     first = rows_of(rules, prompts, 0, held)
     last, cache = _prefill(rules, draws, first)
@@ -200,10 +200,7 @@ def _draw(
     logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
     row, at = _take(held.row, lanes.place), jnp.where(lanes.live, lanes.count, rules.length)
 
-    @partial(jax.vmap)
-    def write(whole: Array, row: Array, answer: Array, at: Array, value: Array) -> Array:
-        return whole.at[row, answer, at].set(value, mode="drop")
-
+    write = jax.vmap(lambda whole, row, answer, at, value: whole.at[row, answer, at].set(value, mode="drop"))
     where = (row, lanes.answer, at)
     drawn = Drawn(*(write(x, *where, value) for x, value in zip(drawn, (token, logp, lanes.live), strict=True)))
     count = lanes.count + 1
@@ -224,7 +221,9 @@ class Segment(NamedTuple):
     refill: int = 0  # it ends early when each device has so many free places for prompts that wait; 0: none will wait
 
 
-def decode(rules: Rules, draws: Draws, state: State, segment: Segment, *, below: Array | int = 0, wait: Array | int = 0) -> State:
+def draw_segment(
+    rules: Rules, draws: Draws, state: State, segment: Segment, *, below: Array | int = 0, wait: Array | int = 0
+) -> State:
     """Draws tokens until no device has more than `below` live answers, the columns are full, or waiting prompts find places.
 
     wait: how many prompts of each device wait. The live answers must be no more than the segment's lanes.
@@ -246,7 +245,7 @@ def decode(rules: Rules, draws: Draws, state: State, segment: Segment, *, below:
         _, lanes, drawn, step, own = loop
         cached = lanes.count - 1
         age = (step - 1 - jnp.arange(segment.columns)) % size  # how many tokens ago a column was written
-        where = vlm.Lanes(first + cached, age < cached[..., None], step % size, places)
+        where = vlm.DecodedAt(first + cached, age < cached[..., None], step % size, places)
         caches = {"valid": held.valid, "prompt": state.prompt, "own": own}
         hidden, own = vlm.decode(draws.params, rules.cfg, where, tokens=lanes.token, **caches, backend=rules.backend)
         lanes, drawn = _draw(rules, draws, hidden, keys, lanes, held, drawn)
@@ -346,8 +345,8 @@ def draw_and_keep(
     rules, draws = Rules(cfg, allowed, eos, pad, length, backend), Draws(params, key, temperature)
     rows, group = prompts.tokens.shape[0], temperature.shape[0]
     held = rows // devices_of(backend, rows)
-    state = start(rules, draws, prompts, held)
-    state = decode(rules, draws, state, Segment(held * group, length - 1, ordered=True))
+    state = first_state(rules, draws, prompts, held)
+    state = draw_segment(rules, draws, state, Segment(held * group, length - 1, ordered=True))
     first = lambda x, *shape: jnp.moveaxis(x.reshape(x.shape[0], rows, *shape, *x.shape[3:]), 1, 0)  # noqa: E731
     context = Context(jax.tree.map(first, state.prompt), jax.tree.map(lambda x: first(x, group), state.own))
     return result(rules, state.drawn), context

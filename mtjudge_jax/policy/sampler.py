@@ -61,7 +61,7 @@ class _Now(NamedTuple):
 
 
 class _Programs(NamedTuple):
-    """Jitted functions. rules: a function of the length. `below` and `wait` are those of lanes.decode."""
+    """Jitted functions. rules: a function of the length. `below` and `wait` are those of lanes.draw_segment."""
 
     begin: Callable  # (draws, prompts, below, wait, length, held, segment) -> (state, now)
     admit: Callable  # (draws, state, prompts, row, length, count) -> (state, now)
@@ -140,8 +140,8 @@ def _jit_programs(
     def begin(draws: Draws, prompts: PromptBatch, below: Array, wait: Array, length: int, held: int, segment: Segment):
         traces[_name("sample", (held, *prompts.tokens.shape), draws, length, segment)] += 1
         draws = in_dtype(draws)
-        state = lanes.start(rules(length), draws, prompts, held)
-        state = lanes.decode(rules(length), draws, state, segment, below=below, wait=wait)
+        state = lanes.first_state(rules(length), draws, prompts, held)
+        state = lanes.draw_segment(rules(length), draws, state, segment, below=below, wait=wait)
         return state, _report(state)
 
     def admit(draws: Draws, state: State, prompts: PromptBatch, row: Array, length: int, count: int):
@@ -151,7 +151,7 @@ def _jit_programs(
 
     def decode(draws: Draws, state: State, below: Array, wait: Array, length: int, segment: Segment):
         traces[_name("sample: go on", state.held.valid.shape, draws, length, segment)] += 1
-        state = lanes.decode(rules(length), in_dtype(draws), state, segment, below=below, wait=wait)
+        state = lanes.draw_segment(rules(length), in_dtype(draws), state, segment, below=below, wait=wait)
         return state, _report(state)
 
     def finish(drawn: lanes.Drawn, length: int) -> Rollout:

@@ -96,8 +96,8 @@ def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: 
     return x[:, -1], cache
 
 
-class Lanes(NamedTuple):
-    """Answers that are decoded side by side, B on each of D devices, each at a token of its own."""
+class DecodedAt(NamedTuple):
+    """Where answers are that are decoded side by side, B on each of D devices, each at a token of its own."""
 
     position: Array  # int32 [D, B], of the new token on all three axes
     seen: Array  # bool [D, B, S], which of the first S columns of the own cache hold the answer's earlier tokens
@@ -117,7 +117,7 @@ def empty_cache(cfg: Qwen3VLConfig, devices: int, lanes: int, length: int, dtype
 def decode(
     params: Params,
     cfg: Qwen3VLConfig,
-    lanes: Lanes,
+    lanes: DecodedAt,
     *,
     tokens: Array,
     valid: Array,
