@@ -34,7 +34,8 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # before jax makes its threads
     clock = time.process_time if args.by_cpu else time.perf_counter
     print(f"{args.prompts} prompts x {args.G} answers, at most {args.new} tokens, micro_prompts {args.micro}")
-    print(f"{args.threads} threads, load {os.getloadavg()[0]:.1f} before; {'CPU' if args.by_cpu else 'wall'} seconds, medians of {args.reps}")
+    unit = "CPU" if args.by_cpu else "wall"
+    print(f"{args.threads} threads, load {os.getloadavg()[0]:.1f} before; {unit} seconds, medians of {args.reps}")
     print(f"{'lengths':12}{'mean':>8}{'longest':>9}{'at once':>10}{'sampler':>10}{'ratio':>8}{'live':>8}{'programs':>10}")
     results = {name: compare(args, name, clock) for name in ("equal", "lognormal")}
     print("JSON " + json.dumps(vars(args) | results))
