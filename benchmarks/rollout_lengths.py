@@ -24,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     p.add_argument("--mean", type=float, default=0.2, help="mean length of lognormal lengths, as a share of the limit")
     p.add_argument("--sigma", type=float, default=0.8, help="standard deviation of their logarithm")
     p.add_argument("--threads", type=int, default=2, help="cores to run on")
+    p.add_argument("--lengths", nargs="+", default=["equal", "lognormal"], choices=["equal", "lognormal"])
     p.add_argument("--reps", type=int, default=3, help="timed rollouts of each, in turn, after one that compiles")
     p.add_argument("--by-cpu", action="store_true", help="own CPU seconds instead of wall seconds")
     return p.parse_args()
@@ -37,7 +38,7 @@ def main() -> None:
     unit = "CPU" if args.by_cpu else "wall"
     print(f"{args.threads} threads, load {os.getloadavg()[0]:.1f} before; {unit} seconds, medians of {args.reps}")
     print(f"{'lengths':12}{'mean':>8}{'longest':>9}{'at once':>10}{'sampler':>10}{'ratio':>8}{'live':>8}{'programs':>10}")
-    results = {name: compare(args, name, clock) for name in ("equal", "lognormal")}
+    results = {name: compare(args, name, clock) for name in args.lengths}
     print("JSON " + json.dumps(vars(args) | results))
 
 
