@@ -23,7 +23,7 @@ from mtjudge_jax.models.attention import Places
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.rl.logp import sampling_logits
+from mtjudge_jax.rl.logp import EVERY, Filter, sampling_logits
 from mtjudge_jax.sharding import BATCH_AXES
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
@@ -48,6 +48,7 @@ class Rules(NamedTuple):
     pad: int
     length: int  # C
     backend: Backend
+    only: Filter = EVERY
 
 
 class Lanes(NamedTuple):
@@ -194,7 +195,7 @@ def _draw(
     """Draws the next token of each lane from hidden states [D, B, D], and writes it where the lane is live."""
     temperature = jnp.asarray(draws.temperature)[lanes.answer][..., None]
     divisor = jnp.where(temperature > 0, temperature, 1.0)
-    logits = sampling_logits(hidden, vlm.output_head(draws.params, rules.cfg), rules.allowed, divisor)
+    logits = sampling_logits(hidden, vlm.output_head(draws.params, rules.cfg), rules.allowed, divisor, rules.only)
     noise = jax.vmap(jax.vmap(lambda k, at: jax.random.gumbel(jax.random.fold_in(k, at), logits.shape[-1:])))(keys, lanes.count)
     token = jnp.argmax(logits + jnp.where(temperature > 0, 1.0, 0.0) * noise, -1).astype(jnp.int32)
     logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
@@ -336,13 +337,14 @@ def draw_and_keep(
     eos: Ends,
     pad: int,
     backend: Backend = vlm.REFERENCE,
+    only: Filter = EVERY,
 ) -> tuple[Rollout, Context]:
     """Draws answers of at most `length` tokens side by side until the last has ended, each in its own lane.
 
     The caches stay in order. They cost nothing where the caller drops them inside the same program. key, temperature: see Draws.
-    allowed, eos: see Rules.
+    allowed, eos, only: see Rules.
     """
-    rules, draws = Rules(cfg, allowed, eos, pad, length, backend), Draws(params, key, temperature)
+    rules, draws = Rules(cfg, allowed, eos, pad, length, backend, only), Draws(params, key, temperature)
     rows, group = prompts.tokens.shape[0], temperature.shape[0]
     held = rows // devices_of(backend, rows)
     state = first_state(rules, draws, prompts, held)

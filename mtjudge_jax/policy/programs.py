@@ -21,7 +21,7 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy.lanes import Context, draw_and_keep
 from mtjudge_jax.policy.sampler import Notes, make_sampler
 from mtjudge_jax.policy.trainable import cast
-from mtjudge_jax.rl.logp import TokenLogp, completion_logp, sampling_logits
+from mtjudge_jax.rl.logp import EVERY, Filter, TokenLogp, completion_logp, sampling_logits
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
@@ -29,9 +29,9 @@ from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 class Programs(NamedTuple):
     """Jitted functions. `traces` counts how often each was traced, by shapes: it should be once."""
 
-    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length); see sampler.py for what it compiles
-    sample_at_once: Callable[..., Rollout]  # the same answers as one program, with the caches of all lanes to the end
-    sample_and_keep: Callable[..., tuple[Rollout, Context]]  # that with a sixth argument, static: how many answers' caches
+    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length, filter = EVERY); see sampler.py
+    sample_at_once: Callable[..., Rollout]  # the same answers as one program, all lanes to the last end; before the filter a 0
+    sample_and_keep: Callable[..., tuple[Rollout, Context]]  # that with how many answers' caches in place of the 0
     branch_logp: Callable[..., Array]  # (params, prompts, context, tokens [Q, G, T, W], at [Q, G]) -> [Q, G, T, W - 1]
     logp: Callable[[Params, PromptBatch, Array], Array]  # (params, prompts, tokens [Q, G, C]) -> [Q, G, C]
     reference_logp: Callable[[Params, PromptBatch, Array], Array]  # the same for the reference policy, which has no adapters
@@ -50,12 +50,14 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     drawing = {"allowed": allowed, "eos": tokenizer.ends, "pad": tokenizer.pad, "backend": backend}
     traces, work = collections.Counter(), collections.Counter()
 
-    def sample_pieces(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, keep: int = 0):
-        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}"] += 1
+    def sample_pieces(
+        params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, keep: int = 0, only: Filter = EVERY
+    ):
+        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}{'' if only == EVERY else f', {only}'}"] += 1
         weights = cast(params, cfg.model.dtype)
 
         def draw(prompts: PromptBatch) -> Rollout | tuple[Rollout, Context]:
-            settings = drawing | {"temperature": temperature, "length": length}
+            settings = drawing | {"temperature": temperature, "length": length, "only": only}
             drawn, context = draw_and_keep(weights, model_cfg, prompts, key, **settings)
             return (drawn, context._replace(answers=jax.tree.map(lambda x: x[:, :, :keep], context.answers))) if keep else drawn
 
@@ -82,9 +84,9 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     rows = batch_sharding(mesh)
     logp = jitted_logp("logp", logp_fn)
     reference_logp = jitted_logp("logp of the reference", reference_fn) if model_cfg.lora else logp
-    at_once = jax.jit(sample_pieces, static_argnums=4, out_shardings=rows)
+    at_once = jax.jit(sample_pieces, static_argnums=(4, 5, 6), out_shardings=rows)
     sample = make_sampler(cfg, model_cfg, drawing, mesh, at_once, Notes(traces, work))
-    sample_and_keep = jax.jit(sample_pieces, static_argnums=(4, 5), out_shardings=(rows, None))
+    sample_and_keep = jax.jit(sample_pieces, static_argnums=(4, 5, 6), out_shardings=(rows, None))
     branches = jax.jit(branch_logp, out_shardings=rows)
     sampling = (sample, at_once, sample_and_keep)
     return Programs(*sampling, branches, logp, reference_logp, logp_fn, traces, work, mesh, tokenizer)

@@ -20,6 +20,7 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy import lanes
 from mtjudge_jax.policy.lanes import Draws, Rules, Segment, State
 from mtjudge_jax.policy.trainable import cast
+from mtjudge_jax.rl.logp import EVERY, Filter
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, replicated
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
@@ -63,43 +64,45 @@ class _Now(NamedTuple):
 class _Programs(NamedTuple):
     """Jitted functions. rules: a function of the length. `below` and `wait` are those of lanes.draw_segment."""
 
-    begin: Callable  # (draws, prompts, below, wait, length, held, segment) -> (state, now)
-    admit: Callable  # (draws, state, prompts, row, length, count) -> (state, now)
-    decode: Callable  # (draws, state, below, wait, length, segment) -> (state, now)
+    begin: Callable  # (draws, prompts, below, wait, length, filter, held, segment) -> (state, now)
+    admit: Callable  # (draws, state, prompts, row, length, filter, count) -> (state, now)
+    decode: Callable  # (draws, state, below, wait, length, filter, segment) -> (state, now)
     finish: Callable  # (drawn, length) -> Rollout
 
 
 def make_sampler(
     cfg: Config, model_cfg: Qwen3VLConfig, drawing: dict[str, Any], mesh: Mesh, at_once: Callable[..., Rollout], notes: Notes
 ) -> Callable[..., Rollout]:
-    """`(params, prompts, key, temperature [G], length) -> Rollout`, the answers of `at_once`, which is one program.
+    """`(params, prompts, key, temperature [G], length, filter = EVERY) -> Rollout`: the answers of `at_once`, one program.
 
     drawing: allowed, eos, pad and backend of lanes.Rules. Where there is nothing to gain, it is `at_once`.
     """
     programs = _jit_programs(cfg, model_cfg, drawing, mesh, notes.traces)
 
-    def sample(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int) -> Rollout:
+    def sample(
+        params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, only: Filter = EVERY
+    ) -> Rollout:
         rows, group = prompts.tokens.shape[0], temperature.shape[0]
         devices = lanes.devices_of(drawing["backend"], rows)
         pieces = max(1, rows // (cfg.rollout.micro_prompts or rows))
         held, left = rows // pieces // devices, rows // devices
         ladders = lane_ladder(held * group), column_ladder(length - 1)
         if held * pieces != left or (pieces, *map(len, ladders)) == (1, 1, 1):
-            return at_once(params, prompts, key, temperature, length)
+            return at_once(params, prompts, key, temperature, length, 0, only)
         refill = _refill(held) if pieces > 1 else 0
         draws, row, now = Draws(params, key, temperature), held, _Now(held * group, 0, 0, 1)
         state = None
         while now.live or row < left:
             if state is not None and row < left and now.free >= refill:
-                state, report = programs.admit(draws, state, prompts, np.int32(row), length, refill)
+                state, report = programs.admit(draws, state, prompts, np.int32(row), length, only, refill)
                 now, row = _read(report), row + refill
                 continue
             segment, below = next_segment(now, *ladders, refill)
             limits = np.int32(below), np.int32(left - row)
             if state is None:
-                state, report = programs.begin(draws, prompts, *limits, length, held, segment)
+                state, report = programs.begin(draws, prompts, *limits, length, only, held, segment)
             else:
-                state, report = programs.decode(draws, state, *limits, length, segment)
+                state, report = programs.decode(draws, state, *limits, length, only, segment)
             before, now = now.step, _read(report)
             notes.work["lane steps"] += (now.step - before) * segment.lanes * devices
         return programs.finish(state.drawn, length)
@@ -134,24 +137,26 @@ def _report(state: State) -> Array:
 def _jit_programs(
     cfg: Config, model_cfg: Qwen3VLConfig, drawing: dict[str, Any], mesh: Mesh, traces: collections.Counter
 ) -> _Programs:
-    rules = lambda length: Rules(model_cfg, length=length, **drawing)  # noqa: E731
+    rules = lambda length, only=EVERY: Rules(model_cfg, length=length, only=only, **drawing)  # noqa: E731
     in_dtype = lambda draws: draws._replace(params=cast(draws.params, cfg.model.dtype))  # noqa: E731
 
-    def begin(draws: Draws, prompts: PromptBatch, below: Array, wait: Array, length: int, held: int, segment: Segment):
-        traces[_name("sample", (held, *prompts.tokens.shape), draws, length, segment)] += 1
+    def begin(
+        draws: Draws, prompts: PromptBatch, below: Array, wait: Array, length: int, only: Filter, held: int, segment: Segment
+    ):
+        traces[_name("sample", (held, *prompts.tokens.shape), draws, length, only, segment)] += 1
         draws = in_dtype(draws)
-        state = lanes.first_state(rules(length), draws, prompts, held)
-        state = lanes.draw_segment(rules(length), draws, state, segment, below=below, wait=wait)
+        state = lanes.first_state(rules(length, only), draws, prompts, held)
+        state = lanes.draw_segment(rules(length, only), draws, state, segment, below=below, wait=wait)
         return state, _report(state)
 
-    def admit(draws: Draws, state: State, prompts: PromptBatch, row: Array, length: int, count: int):
-        traces[_name("sample: enter", (count, *prompts.tokens.shape), draws, length)] += 1
-        state = lanes.admit(rules(length), in_dtype(draws), state, prompts, row, count)
+    def admit(draws: Draws, state: State, prompts: PromptBatch, row: Array, length: int, only: Filter, count: int):
+        traces[_name("sample: enter", (count, *prompts.tokens.shape), draws, length, only)] += 1
+        state = lanes.admit(rules(length, only), in_dtype(draws), state, prompts, row, count)
         return state, _report(state)
 
-    def decode(draws: Draws, state: State, below: Array, wait: Array, length: int, segment: Segment):
-        traces[_name("sample: go on", state.held.valid.shape, draws, length, segment)] += 1
-        state = lanes.draw_segment(rules(length), in_dtype(draws), state, segment, below=below, wait=wait)
+    def decode(draws: Draws, state: State, below: Array, wait: Array, length: int, only: Filter, segment: Segment):
+        traces[_name("sample: go on", state.held.valid.shape, draws, length, only, segment)] += 1
+        state = lanes.draw_segment(rules(length, only), in_dtype(draws), state, segment, below=below, wait=wait)
         return state, _report(state)
 
     def finish(drawn: lanes.Drawn, length: int) -> Rollout:
@@ -159,15 +164,16 @@ def _jit_programs(
 
     out = (_state_sharding(mesh, model_cfg), replicated(mesh))
     return _Programs(
-        jax.jit(begin, static_argnums=(4, 5, 6), out_shardings=out),
-        jax.jit(admit, static_argnums=(4, 5), donate_argnums=1, out_shardings=out),
-        jax.jit(decode, static_argnums=(4, 5), donate_argnums=1, out_shardings=out),
+        jax.jit(begin, static_argnums=(4, 5, 6, 7), out_shardings=out),
+        jax.jit(admit, static_argnums=(4, 5, 6), donate_argnums=1, out_shardings=out),
+        jax.jit(decode, static_argnums=(4, 5, 6), donate_argnums=1, out_shardings=out),
         jax.jit(finish, static_argnums=1, out_shardings=batch_sharding(mesh)),
     )
 
 
-def _name(what: str, shape: tuple[int, ...], draws: Draws, length: int, segment: Segment | None = None) -> str:
+def _name(what: str, shape: tuple[int, ...], draws: Draws, length: int, only: Filter, segment: Segment | None = None) -> str:
     where = f", {segment.lanes} lanes of {segment.columns}{' in order' * segment.ordered}" if segment else ""
+    where += "" if only == EVERY else f", {only}"
     return f"{what} {shape} x {draws.temperature.shape[0]} x {length}{where}"
 
 

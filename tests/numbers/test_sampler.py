@@ -14,6 +14,7 @@ from mtjudge_jax.config import Config, MeshConfig, RolloutConfig
 from mtjudge_jax.policy import sampler
 from mtjudge_jax.policy.lanes import Draws, Segment
 from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts
+from mtjudge_jax.rl.logp import EVERY, Filter
 from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import Params, Rollout
 
@@ -52,15 +53,15 @@ def make(ends: str, mesh: MeshConfig = ONE, micro: int = 0, moe: bool = False) -
     return programs, jax.device_put(params, tree_shardings(params, programs.mesh))
 
 
-def drawn(programs: Programs, params: Params, how: str = "sample", seed: int = 3) -> Rollout:
-    sample = {"sample": programs.sample, "at once": programs.sample_at_once}[how]
+def drawn(programs: Programs, params: Params, only: Filter = EVERY, at_once: bool = False) -> Rollout:
     prompts = place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh)
-    return jax.device_get(sample(params, prompts, jax.random.key(seed), TEMPERATURE, LENGTH))
+    arguments = params, prompts, jax.random.key(3), TEMPERATURE, LENGTH
+    return jax.device_get(programs.sample_at_once(*arguments, 0, only) if at_once else programs.sample(*arguments, only))
 
 
 @functools.cache
-def plain(ends: str, moe: bool = False, seed: int = 3) -> Rollout:
-    return drawn(*make(ends, moe=moe), "at once", seed)
+def plain(ends: str, moe: bool = False, only: Filter = EVERY) -> Rollout:
+    return drawn(*make(ends, moe=moe), only, at_once=True)
 
 
 def assert_same(got: Rollout, want: Rollout) -> float:
@@ -98,6 +99,14 @@ def test_on_a_mesh_each_device_keeps_its_own_lanes(mesh, moe):
     assert any(f" {-(-8 * GROUP // devices // 2)} lanes" in name for name in programs.traces)
 
 
+def test_with_a_filter_too():
+    """An evaluation's; under it other answers come out than without."""
+    only = Filter(top_k=9, top_p=0.9)
+    got = drawn(*make("often"), only)
+    assert_same(got, plain("often", only=only))
+    assert not np.array_equal(got.tokens, plain("often").tokens)
+
+
 def test_a_segment_is_the_smallest_that_holds_what_lives():
     rungs, columns = (512, 384, 256), (64, 256, 511)
     now = lambda live, step, ordered=1: sampler._Now(live, step, 0, ordered)  # noqa: E731
@@ -116,11 +125,11 @@ def test_devices_that_hold_all_weights_exchange_nothing_but_decisions(monkeypatc
     programs, params = make("often", mesh, 8)
     prompts, draws = place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh), Draws(params, jax.random.key(0), TEMPERATURE)
     one, (jitted,) = np.int32(1), made
-    state, _ = jitted.begin(draws, prompts, one, one, LENGTH, 2, Segment(2 * GROUP, 4, True, 1))
+    state, _ = jitted.begin(draws, prompts, one, one, LENGTH, EVERY, 2, Segment(2 * GROUP, 4, True, 1))
     segment = Segment(GROUP, LENGTH - 1, False, 1)
     for lowered in (
-        jitted.decode.lower(draws, state, one, one, LENGTH, segment),
-        jitted.admit.lower(draws, state, prompts, np.int32(2), LENGTH, 1),
+        jitted.decode.lower(draws, state, one, one, LENGTH, EVERY, segment),
+        jitted.admit.lower(draws, state, prompts, np.int32(2), LENGTH, EVERY, 1),
     ):
         text = lowered.compile().as_text()
         sent = re.findall(r"= (\S+(?: \S+?)*?) (?:all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\(", text)
