@@ -45,7 +45,7 @@ class Work:
 class Ids(NamedTuple):
     """Stands in for a tokenizer: text ids only, so that no answer ends early."""
 
-    ends: int
+    ends: tuple[int, ...]
     pad: int
 
     def allowed_mask(self, vocab_size: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class Ids(NamedTuple):
 def build(args: argparse.Namespace) -> Work:
     model_cfg, cfg = model_config(args), run_config(args)
     mesh = make_mesh(cfg.mesh)
-    programs = make_programs(cfg, model_cfg, Ids(EOS, PAD), mesh)
+    programs = make_programs(cfg, model_cfg, Ids((EOS,), PAD), mesh)
     optimizer = make_optimizer(cfg.optim, cfg.steps)
     params = vlm.init_params(model_cfg, seed=0)
     params = jax.device_put(params, tree_shardings(params, mesh))

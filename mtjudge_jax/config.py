@@ -150,7 +150,10 @@ class UpdateConfig:
 @dataclass
 class EvalConfig:
     every_steps: int = 5
-    samples: int = 8  # answers per prompt: the first is greedy, the others are sampled at rollout.temperature
+    samples: int = 8  # answers per prompt: the first is greedy, the others are sampled
+    temperature: float = 0.0  # of the sampled answers; 0 = rollout.temperature
+    top_p: float = 1.0  # sampled from the fewest likeliest tokens with this share, of those that top_k leaves; 1 = all
+    top_k: int = 0  # sampled from so many likeliest tokens; 0 = all
     tasks: tuple[str, ...] = ()  # () = data.tasks
     limit: int = 0  # validation examples per task; 0 = all
     templates: str = "train"  # wordings of the questions: train | held_out | all | first

@@ -68,17 +68,17 @@ _AT_LEAST = {
 }
 _NOT_NEGATIVE = (
     "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "reward.batch_retries", "optim.lr",
-    "optim.warmup_steps", "optim.weight_decay", "eval.limit", "eval.patience", "hosts.stuck_seconds", "loss.clip_low",
-    "loss.clip_high", "loss.kl_coef", "loss.advantage_eps", "loss.entropy_coef",
+    "optim.warmup_steps", "optim.weight_decay", "eval.limit", "eval.patience", "eval.temperature", "eval.top_k",
+    "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high", "loss.kl_coef", "loss.advantage_eps", "loss.entropy_coef",
 )  # fmt: skip
 _NOT_NEGATIVE += ("data.max_pixels", "data.min_pixels")
 _AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
 _SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
-_SHARES += ("reward.batch_max_failed",)
+_SHARES += ("reward.batch_max_failed", "eval.top_p")
 _BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
 _POSITIVE = ("lora.alpha", "reward.batch_timeout", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
 _POSITIVE += ("loss.sapo_positive", "loss.sapo_negative")
-_POSITIVE += ("data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
+_POSITIVE += ("eval.top_p", "data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 
 
 def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:

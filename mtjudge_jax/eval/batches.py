@@ -4,12 +4,13 @@ Every prompt gets G answers in one pass of the sampler, the first at temperature
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mtjudge_jax import hosts
+from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import eval_batches
 from mtjudge_jax.data.rows import OTHER_ORDER_BIT, RowFormat
 from mtjudge_jax.data.sources import MAX_BAD_SHARE
@@ -19,6 +20,7 @@ from mtjudge_jax.eval.resume import Kept
 from mtjudge_jax.hosts.exchange import gather, my_rows
 from mtjudge_jax.policy.programs import Programs, decode_texts, place_prompts, stage_key
 from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.rl.logp import EVERY, Filter
 from mtjudge_jax.sharding import local_rows
 from mtjudge_jax.tasks import Task
 from mtjudge_jax.types import Params
@@ -37,7 +39,15 @@ class Judging(NamedTuple):
     alpha: float
     seed: int
     max_bad_share: float = MAX_BAD_SHARE  # of unusable records; a larger share is an error
+    only: Filter = EVERY
     kept: int = 0  # prompts per batch where the caches of the answers are kept for the labels' probabilities; 0 = batch
+
+
+def how_sampled(cfg: Config, samples: int) -> dict[str, Any]:
+    """Fields of Judging: of `samples` answers the first is greedy, the others are sampled by the fields of cfg.eval."""
+    temperature = np.full(samples, cfg.eval.temperature or cfg.rollout.temperature, np.float32)
+    temperature[0] = 0
+    return {"temperature": temperature, "only": Filter(cfg.eval.top_k, cfg.eval.top_p)}
 
 
 def _roomy(fmt: RowFormat, images: int) -> RowFormat:
@@ -110,9 +120,9 @@ def judge_batch(
     prompts = place_prompts(batch, programs.mesh)
     context = None
     if probabilities:
-        out, context = programs.sample_and_keep(params, prompts, key, how.temperature, length, 1)
+        out, context = programs.sample_and_keep(params, prompts, key, how.temperature, length, 1, how.only)
     else:
-        out = programs.sample(params, prompts, key, how.temperature, length)
+        out = programs.sample(params, prompts, key, how.temperature, length, how.only)
     truncated, mask = (local_rows(x, programs.mesh) for x in (out.truncated, out.mask))
     answers = zip(decode_texts(programs, out), truncated, mask.sum(-1), strict=True)
     rows = [

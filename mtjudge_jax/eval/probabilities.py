@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.hosts.exchange import gather
-from mtjudge_jax.policy.programs import Context, Programs
+from mtjudge_jax.policy.lanes import Context
+from mtjudge_jax.policy.programs import Programs
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.sharding import local_rows, shard_batch
 from mtjudge_jax.tasks import Task

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
@@ -23,7 +22,7 @@ from mtjudge_jax.config import Config, HostsConfig, get_tasks
 from mtjudge_jax.config_check import check
 from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
 from mtjudge_jax.errors import ConfigError, UserError, unknown
-from mtjudge_jax.eval.batches import Judging
+from mtjudge_jax.eval.batches import Judging, how_sampled
 from mtjudge_jax.eval.console import progress_bar, table
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.eval.official import official
@@ -34,6 +33,7 @@ from mtjudge_jax.paths import AnyPath, absolute, as_path, read_object, remove_tr
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, best_of, judge_config, mesh_of
 from mtjudge_jax.policy.model import eval_format, judging_format, model_folder, open_model, read_params
 from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.rl.logp import EVERY
 from mtjudge_jax.tasks import Task, get_task
 from mtjudge_jax.types import Params
 
@@ -92,7 +92,8 @@ def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Se
         "limit": ask.limit,
         "batch": how.batch,
         "samples": ask.samples,
-        "temperature": cfg.rollout.temperature,
+        "temperature": cfg.eval.temperature or cfg.rollout.temperature,
+        **({} if how.only == EVERY else {"filter": how.only._asdict()}),
         "seed": ask.seed,
         "sizes": [how.fmt.prompt_tokens, how.fmt.patch_count, how.fmt.completion_tokens],
         "wordings": ask.templates,
@@ -168,11 +169,9 @@ def _judge_split(ask: Request) -> None:
 def _judge_into_folder(ask: Request, cfg: Config, examples: dict[str, list[JudgeExample]], unreadable: BadRowCounter) -> None:
     """Judges what no earlier command has judged, writes the scores and prints them."""
     model = open_model(cfg)
-    temperature = np.full(ask.samples, cfg.rollout.temperature, np.float32)
-    temperature[0] = 0
     fmt = (judging_format if ask.config is None else eval_format)(model, cfg)
-    sizes = {"batch": cfg.rollout.prompts, "kept": cfg.rollout.micro_prompts}
-    how = Judging(model.programs, fmt, temperature=temperature, alpha=cfg.reward.alpha, seed=ask.seed, **sizes)
+    sizes = {"batch": cfg.rollout.prompts, "kept": cfg.rollout.micro_prompts} | how_sampled(cfg, ask.samples)
+    how = Judging(model.programs, fmt, alpha=cfg.reward.alpha, seed=ask.seed, **sizes)
     params, name = read_params(model, cfg), ask.name or ask.split
     settings = _settings(ask, cfg, how, params, list(examples))
     written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"

@@ -108,7 +108,7 @@ def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(setup.mesh))
         temperature = jax.ShapeDtypeStruct((_sampled_answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
-        return programs.sample.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
+        return programs.sample_at_once.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
         batch = rollout_batch(setup, cfg.rollout.prompts)
         return programs.logp.lower(params, batch.prompts, batch.tokens, batch.places)

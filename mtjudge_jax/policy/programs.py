@@ -1,15 +1,10 @@
-"""The programs that a run executes on its devices, each jitted once for the mesh and the shapes; the sampler among them.
-
-The sampler draws G answers per prompt: the prompt runs once, its cache is stored once, each answer has a short cache of its own.
-"""
+"""The programs that a run executes on its devices, each jitted once for the mesh and the shapes; the sampler among them."""
 
 import collections
 import dataclasses
 import importlib.util
-import operator
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,32 +19,29 @@ from mtjudge_jax.hosts.exchange import gather
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.policy.lanes import Context, draw_and_keep
+from mtjudge_jax.policy.sampler import Notes, make_sampler
 from mtjudge_jax.policy.trainable import cast
 from mtjudge_jax.rl import packing
-from mtjudge_jax.rl.logp import TokenLogp, completion_logp, sampling_logits
+from mtjudge_jax.rl.logp import EVERY, Filter, TokenLogp, completion_logp, sampling_logits
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
 _WORTH_PACKING = 256  # tokens that the answers to a prompt may have together
 
 
-class Context(NamedTuple):
-    """What the sampler has left of each prompt and its first answers, for continuations of these. Q leads."""
-
-    prompt: vlm.Cache  # k [Q, L, K, H, P], v [Q, L, K, P, H]
-    answers: vlm.Cache  # k [Q, L, G, K, H, C - 1], v [Q, L, G, K, C - 1, H]
-
-
 class Programs(NamedTuple):
     """Jitted functions. `traces` counts how often each was traced, by shapes: it should be once."""
 
-    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length), length static
-    sample_and_keep: Callable[..., tuple[Rollout, Context]]  # the same with a sixth argument, static: how many answers' caches
+    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length, filter = EVERY); see sampler.py
+    sample_at_once: Callable[..., Rollout]  # the same answers as one program, all lanes to the last end; before the filter a 0
+    sample_and_keep: Callable[..., tuple[Rollout, Context]]  # that with how many answers' caches in place of the 0
     branch_logp: Callable[..., Array]  # (params, prompts, context, tokens [Q, G, T, W], at [Q, G]) -> [Q, G, T, W - 1]
     logp: Callable[..., Array]  # (params, prompts, tokens [Q, G, C], places [Q, B, W]) -> [Q, G, C]
     reference_logp: Callable[..., Array]  # the same for the reference policy, which has no adapters
     logp_fn: Callable  # the same with entropy, not jitted, for a loss to call
     traces: collections.Counter
+    work: collections.Counter  # of `sample`: the steps of its lanes so far
     mesh: Mesh
     tokenizer: Tokenizer
 
@@ -59,15 +51,18 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     backend = backend_of(cfg, mesh)
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
     reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
-    draw_answers = partial(draw_and_keep, allowed=allowed, eos=tokenizer.ends, pad=tokenizer.pad, backend=backend)
-    traces: collections.Counter = collections.Counter()
+    drawing = {"allowed": allowed, "eos": tokenizer.ends, "pad": tokenizer.pad, "backend": backend}
+    traces, work = collections.Counter(), collections.Counter()
 
-    def sample_pieces(params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, keep: int = 0):
-        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}"] += 1
+    def sample_pieces(
+        params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, keep: int = 0, only: Filter = EVERY
+    ):
+        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}{'' if only == EVERY else f', {only}'}"] += 1
         weights = cast(params, cfg.model.dtype)
 
         def draw(prompts: PromptBatch) -> Rollout | tuple[Rollout, Context]:
-            drawn, context = draw_answers(weights, model_cfg, prompts, key, temperature=temperature, length=length)
+            settings = drawing | {"temperature": temperature, "length": length, "only": only}
+            drawn, context = draw_and_keep(weights, model_cfg, prompts, key, **settings)
             return (drawn, context._replace(answers=jax.tree.map(lambda x: x[:, :, :keep], context.answers))) if keep else drawn
 
         return in_pieces(draw, (prompts,), cfg.rollout.micro_prompts or prompts.tokens.shape[0])
@@ -92,10 +87,12 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     rows = batch_sharding(mesh)
     logp = jitted_logp("logp", logp_fn)
     reference_logp = jitted_logp("logp of the reference", reference_fn) if model_cfg.lora else logp
-    jitted_sample = jax.jit(sample_pieces, static_argnums=4, out_shardings=rows)
-    sample_and_keep = jax.jit(sample_pieces, static_argnums=(4, 5), out_shardings=(rows, None))
+    at_once = jax.jit(sample_pieces, static_argnums=(4, 5, 6), out_shardings=rows)
+    sample = make_sampler(cfg, model_cfg, drawing, mesh, at_once, Notes(traces, work))
+    sample_and_keep = jax.jit(sample_pieces, static_argnums=(4, 5, 6), out_shardings=(rows, None))
     branches = jax.jit(branch_logp, out_shardings=rows)
-    return Programs(jitted_sample, sample_and_keep, branches, logp, reference_logp, logp_fn, traces, mesh, tokenizer)
+    sampling = (sample, at_once, sample_and_keep)
+    return Programs(*sampling, branches, logp, reference_logp, logp_fn, traces, work, mesh, tokenizer)
 
 
 def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
@@ -167,74 +164,3 @@ def stage_key(seed: int, step: int, stage: str, again: int = 0) -> Array:
     number = ("sample", "evaluate").index(stage)
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), number)
     return jax.random.fold_in(key, again) if again else key
-
-
-def _is_end(token: Array, eos: Array | int | tuple[Array | int, ...]) -> Array:
-    return reduce(operator.or_, [token == end for end in (eos if isinstance(eos, tuple) else (eos,))])
-
-
-def sample(*arguments: Any, **settings: Any) -> Rollout:
-    """`draw_and_keep` without the caches."""
-    return draw_and_keep(*arguments, **settings)[0]
-
-
-def draw_and_keep(
-    params: Params,
-    cfg: Qwen3VLConfig,
-    prompts: PromptBatch,
-    key: Array,
-    *,
-    temperature: Array,
-    allowed: Array,
-    length: int,
-    eos: int | tuple[int, ...],
-    pad: int,
-    backend: Backend = vlm.REFERENCE,
-) -> tuple[Rollout, Context]:
-    """Draws answers of at most `length` tokens. The caches cost nothing where the caller drops them inside the same program.
-
-    key: of this rollout. The draw of answer g at token t depends only on (key, uid of the example, g, t), not on the prompt's
-    place in the batch, its device or its neighbours. temperature float32 [G], one per answer; 0 takes the likeliest token and
-    gives its log-probability at temperature 1. allowed bool [V]. eos: the ids that end an answer, which must be allowed.
-    """
-    group, head = temperature.shape[0], vlm.output_head(params, cfg)
-    divisor = jnp.where(temperature > 0, temperature, 1.0)[None, :, None]
-    answer_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    keys = jax.vmap(lambda uid: answer_keys(jax.random.fold_in(key, uid), jnp.arange(group)))(prompts.uid)
-
-    def draw(hidden: Array, at: Array) -> tuple[Array, Array]:
-        """hidden [Q, G, D] -> token [Q, G] and its log-probability."""
-        logits = sampling_logits(hidden, head, allowed, divisor)
-        noise = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, at), logits.shape[-1:])))(keys)
-        token = jnp.argmax(logits + jnp.where(temperature > 0, 1.0, 0.0)[None, :, None] * noise, -1).astype(jnp.int32)
-        logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
-        return token, logp
-
-    last, prompt_cache = vlm.prefill(params, cfg, prompts, backend=backend)
-    shape = (prompts.tokens.shape[0], group)
-    blank = (jnp.full((*shape, length), pad, jnp.int32), jnp.zeros((*shape, length)), jnp.zeros((*shape, length), bool))
-
-    def write(state, token, logp, at):
-        """Writes the token of each answer; an answer that has ended gets padding."""
-        tokens, logps, mask, done = state
-        put = lambda array, value: jax.lax.dynamic_update_index_in_dim(array, value, at, 2)  # noqa: E731
-        tokens = put(tokens, jnp.where(done, pad, token))
-        return tokens, put(logps, jnp.where(done, 0.0, logp)), put(mask, ~done), done | _is_end(token, eos)
-
-    token, logp = draw(jnp.broadcast_to(last[:, None], (*shape, last.shape[-1])), jnp.int32(0))
-    state = write((*blank, jnp.zeros(shape, bool)), token, logp, jnp.int32(0))
-
-    def unfinished(loop) -> Array:
-        at, state, _ = loop
-        return (at < length) & ~state[3].all()
-
-    def step(loop):
-        at, state, own = loop
-        previous = jax.lax.dynamic_index_in_dim(state[0], at - 1, 2, keepdims=False)
-        hidden, own = vlm.decode(params, cfg, prompts, tokens=previous, at=at - 1, prompt=prompt_cache, own=own, backend=backend)
-        return at + 1, write(state, *draw(hidden, at), at), own
-
-    own = vlm.empty_cache(cfg, prompt_cache, group, length - 1)
-    _, (tokens, logps, mask, done), own = jax.lax.while_loop(unfinished, step, (jnp.int32(1), state, own))
-    context = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), Context(prompt_cache, own))
-    return Rollout(tokens, mask, logps, ~done), context

@@ -2,11 +2,9 @@
 
 import time
 
-import numpy as np
-
 from mtjudge_jax import hosts
 from mtjudge_jax.config import Config
-from mtjudge_jax.eval.batches import Judging
+from mtjudge_jax.eval.batches import Judging, how_sampled
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.policy.model import Model, eval_format
 from mtjudge_jax.train.best_model import write_best
@@ -16,12 +14,11 @@ from mtjudge_jax.train.run import Progress, Run, log, warn
 
 
 def judging(cfg: Config, model: Model) -> Judging:
-    """How the validation split is judged: one greedy answer per prompt, and samples at the training temperature."""
-    temperature = np.full(cfg.eval.samples, cfg.rollout.temperature, np.float32)
-    temperature[0] = 0
+    """How the validation split is judged: one greedy answer per prompt, and samples by the fields of cfg.eval."""
     fmt = eval_format(model, cfg)
     sizes = {"batch": cfg.rollout.prompts, "kept": cfg.rollout.micro_prompts, "max_bad_share": cfg.data.max_bad_share}
-    return Judging(model.programs, fmt, temperature=temperature, alpha=cfg.reward.alpha, seed=cfg.seed, **sizes)
+    sizes |= how_sampled(cfg, cfg.eval.samples)
+    return Judging(model.programs, fmt, alpha=cfg.reward.alpha, seed=cfg.seed, **sizes)
 
 
 def validate(run: Run, progress: Progress) -> Progress:

@@ -13,7 +13,7 @@ import pytest
 from parity import CONTROL, HERE, PAD, VOCABULARY, golden_model, prompt_rows, question, write_moe
 from tiny import jit
 
-from mtjudge_jax.policy.programs import sample
+from mtjudge_jax.policy.lanes import sample
 from mtjudge_jax.types import PromptBatch, Rollout
 
 FAMILIES = ("untied", "moe")

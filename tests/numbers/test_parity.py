@@ -37,7 +37,7 @@ from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
-from mtjudge_jax.policy.programs import sample
+from mtjudge_jax.policy.lanes import sample
 from mtjudge_jax.rl.logp import completion_logp
 from mtjudge_jax.sharding import make_mesh, shard_batch, tree_shardings
 from mtjudge_jax.types import PromptBatch

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.policy.programs import draw_and_keep, sample
+from mtjudge_jax.policy.lanes import draw_and_keep, sample
 from mtjudge_jax.rl.logp import completion_logp, sampling_logits
 from mtjudge_jax.types import Rollout
 

@@ -16,7 +16,7 @@ from mtjudge_jax.models.hf.lora import merge_lora
 from mtjudge_jax.models.qwen3_vl import config as model_config
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
-from mtjudge_jax.policy import model, programs
+from mtjudge_jax.policy import lanes, model
 from mtjudge_jax.policy.trainable import cast, join, split, without_adapters
 from mtjudge_jax.policy.update import apply, init_state, summarise_router
 from mtjudge_jax.rl.logp import completion_logp
@@ -103,7 +103,7 @@ def test_adapters_add_their_product_and_nothing_while_b_is_zero(moe):
     assert names(merged) == names(base)
     assert tiny.relative(through[mask], before[mask]) > 0.05
     assert tiny.relative(through[mask], compiled_logp(plain)(merged, rows, tokens)[mask]) < 1e-5
-    sample = functools.partial(programs.sample, cfg=cfg, key=jax.random.key(0), allowed=tiny.ALLOWED, length=5, eos=tiny.EOS,
+    sample = functools.partial(lanes.sample, cfg=cfg, key=jax.random.key(0), allowed=tiny.ALLOWED, length=5, eos=tiny.EOS,
                                pad=tiny.PAD, temperature=jnp.ones(2))  # fmt: skip
     out = tiny.jit(lambda params, prompts: sample(params, prompts=prompts))(params, rows)
     again = compiled_logp(cfg)(params, rows, out.tokens)

@@ -288,7 +288,7 @@ def test_one_trace_a_function_over_several_steps():
         state, metrics = w.update(state, {}, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref, places))
         assert bool(metrics["finite"])
         assert float(metrics["ratio"]) == pytest.approx(1, abs=1e-4)
-        caches.append((w.programs.sample._cache_size(), w.programs.logp._cache_size(), w.update._cache_size()))
+        caches.append((w.programs.sample_at_once._cache_size(), w.programs.logp._cache_size(), w.update._cache_size()))
     assert largest < 1e-5
     assert int(state.step) == 3
     assert len(w.programs.traces) == 3

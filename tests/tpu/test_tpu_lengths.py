@@ -72,10 +72,10 @@ def lower(it: Draw, devices: list) -> jax.stages.Lowered:
     if it.layout == "decode":
         new = [of(it.group, heads, h) for heads in (n, k, k)]
         past = of(it.group, k, h, it.own), of(it.group, k, it.own, h)
-        prompt = of(k, h, it.prompt), of(k, it.prompt, h)
-        masks = jax.ShapeDtypeStruct((it.own,), jnp.bool_), of(it.prompt, dtype=jnp.bool_)
+        prompt = of(1, k, h, it.prompt), of(1, k, it.prompt, h)
+        masks = of(it.group, it.own, dtype=jnp.bool_), of(1, it.prompt, dtype=jnp.bool_)
         step = lambda q, k, v, past, prompt, masks: attend_decode(  # noqa: E731
-            q, k, v, past=past, prompt=prompt, masks=masks, scale=h**-0.5
+            q, k, v, past=past, prompt=prompt, masks=masks, places=None, scale=h**-0.5
         )
         return jax.jit(step).lower(*new, past, prompt, masks)
 

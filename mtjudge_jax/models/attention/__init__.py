@@ -29,11 +29,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from mtjudge_jax.models.attention import chunked, reference
-from mtjudge_jax.models.attention.reference import attend_branches, attend_decode
+from mtjudge_jax.models.attention.reference import Places, attend_branches, attend_decode
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.types import Array
 
-__all__ = ["attend", "attend_branches", "attend_decode", "attend_grouped"]
+__all__ = ["Places", "attend", "attend_branches", "attend_decode", "attend_grouped"]
 
 _HALVES = {"xla": reference.attend_half, "chunked": chunked.attend_blocks}
 

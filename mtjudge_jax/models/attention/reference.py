@@ -3,6 +3,8 @@
 This is the executable reference, for any mask. Each other backend has the same functions and passes the same tests.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -58,6 +60,13 @@ def merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Array:
     return a * share + b * (1 - share)
 
 
+class Places(NamedTuple):
+    """Where the answers of D devices' prompts are among B lanes in any order; a device has M prompts of G answers."""
+
+    lane: Array  # int32 [D, M * G], the lane of each answer; any lane for an answer that has none
+    answer: Array  # int32 [D, B], the answer of each lane: the prompt's place times G, and which of its answers
+
+
 def attend_decode(
     q: Array,
     k: Array,
@@ -66,23 +75,35 @@ def attend_decode(
     past: tuple[Array, Array],
     prompt: tuple[Array, Array],
     masks: tuple[Array, Array],
+    places: Places | None,
     scale: float,
 ) -> Array:
-    """Attention of one new token per completion, q [Q, G, N, H], to its prompt, its past and itself, k, v [Q, G, K, H].
+    """Attention of one new token per lane, q [D, B, N, H], to its prompt, its past and itself, k, v [D, B, K, H].
 
-    past: keys [Q, G, K, H, C] and values [Q, G, K, C, H]. They do not hold the new token yet, so that no step copies the cache.
-    prompt: keys [Q, K, H, P] and values [Q, K, P, H]. masks: bool [C], True before the new token, and bool [Q, P], True on
-    real prompt tokens.
+    past: keys [D, B, K, H, C] and values [D, B, K, C, H]. They do not hold the new token yet, so that no step copies the cache.
+    prompt: keys [D, M, K, H, P] and values [D, M, K, P, H]. masks: bool [D, B, C], True on a lane's own tokens, and bool
+    [D, M, P], True on real prompt tokens. places: None where the lanes are the prompts' answers in order, B = M * G.
+
+    A prompt's keys are read once for all its answers: their queries are brought together, which are small, and the outputs are
+    brought back to the lanes.
     """
-    rows, group, n, h = q.shape
-    q = q.reshape(rows, group, k.shape[2], -1, h)
+    devices, lanes, n, h = q.shape
+    q = q.reshape(devices, lanes, k.shape[2], -1, h)
     past_mask, prompt_mask = masks
-    out_p, lse_p = _attend_heads(jnp.moveaxis(q, 1, 3), *prompt, prompt_mask[:, None, None, None], scale=scale)
-    out_p, lse_p = jnp.moveaxis(out_p, 3, 1), jnp.moveaxis(lse_p, 3, 1)
-    out_c, lse_c = _attend_heads(q[..., None, :], *past, past_mask, scale=scale)
-    itself = jnp.einsum("qgkxh,qgkh->qgkx", q, k, preferred_element_type=jnp.float32) * scale
+    asked = q if places is None else _pick(q, places.lane)
+    asked = asked.reshape(devices, prompt_mask.shape[1], -1, *q.shape[2:])
+    out_p, lse_p = _attend_heads(jnp.moveaxis(asked, 2, 4), *prompt, prompt_mask[:, :, None, None, None], scale=scale)
+    out_p, lse_p = (jnp.moveaxis(x, 4, 2).reshape(devices, -1, *y.shape[2:]) for x, y in ((out_p, q), (lse_p, q[..., 0])))
+    out_p, lse_p = (out_p, lse_p) if places is None else (_pick(out_p, places.answer), _pick(lse_p, places.answer))
+    out_c, lse_c = _attend_heads(q[..., None, :], *past, past_mask[:, :, None, None, None], scale=scale)
+    itself = jnp.einsum("dbkxh,dbkh->dbkx", q, k, preferred_element_type=jnp.float32) * scale
     out = merge(out_c[..., 0, :], lse_c[..., 0], v[..., None, :], itself)
-    return merge(out_p, lse_p, out, jnp.logaddexp(lse_c[..., 0], itself)).reshape(rows, group, n, h)
+    return merge(out_p, lse_p, out, jnp.logaddexp(lse_c[..., 0], itself)).reshape(devices, lanes, n, h)
+
+
+def _pick(x: Array, index: Array) -> Array:
+    """x [D, B, ..], index int32 [D, J] -> [D, J, ..], on each device its own."""
+    return jax.vmap(lambda x, index: x.at[index].get(mode="promise_in_bounds"))(x, index)
 
 
 def attend_branches(

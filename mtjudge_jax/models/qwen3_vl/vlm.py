@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mtjudge_jax.models.attention import attend, attend_branches, attend_decode, attend_grouped
+from mtjudge_jax.models.attention import Places, attend, attend_branches, attend_decode, attend_grouped
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
@@ -96,46 +96,65 @@ def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: 
     return x[:, -1], cache
 
 
-def empty_cache(cfg: Qwen3VLConfig, prompt: Cache, group: int, length: int) -> Cache:
-    """The completions' own cache."""
-    layers, heads, size, rows = cfg.text.num_layers, cfg.text.num_kv_heads, cfg.text.head_dim, prompt.k.shape[1]
+class DecodedAt(NamedTuple):
+    """Where answers are that are decoded side by side, B on each of D devices, each at a token of its own."""
+
+    position: Array  # int32 [D, B], of the new token on all three axes
+    seen: Array  # bool [D, B, S], which of the first S columns of the own cache hold the answer's earlier tokens
+    column: Array  # int32 [], where all write the new token
+    places: Places | None  # None where the lanes are the prompts' answers in order
+
+
+def empty_cache(cfg: Qwen3VLConfig, devices: int, lanes: int, length: int, dtype: jnp.dtype) -> Cache:
+    """The answers' own cache: k [L, D, B, K, H, C], v [L, D, B, K, C, H]."""
+    layers, heads, size = cfg.text.num_layers, cfg.text.num_kv_heads, cfg.text.head_dim
     return Cache(
-        jnp.zeros((layers, rows, group, heads, size, length), prompt.k.dtype),
-        jnp.zeros((layers, rows, group, heads, length, size), prompt.v.dtype),
+        jnp.zeros((layers, devices, lanes, heads, size, length), dtype),
+        jnp.zeros((layers, devices, lanes, heads, length, size), dtype),
     )
 
 
 def decode(
     params: Params,
     cfg: Qwen3VLConfig,
-    batch: PromptBatch,
+    lanes: DecodedAt,
     *,
     tokens: Array,
-    at: Array,
+    valid: Array,
     prompt: Cache,
     own: Cache,
     backend: Backend = REFERENCE,
 ) -> tuple[Array, Cache]:
-    """Decodes one token. tokens int32 [Q, G] are at completion index `at`; a group reads one prompt cache.
+    """Decodes one token of each lane, tokens int32 [D, B]. Only the first B lanes and the first S columns of `own` are read.
 
-    Returns hidden states [Q, G, D] and the completions' cache with index `at` filled.
+    prompt: k [L, D, M, K, H, P], v [L, D, M, K, P, H] with valid bool [D, M, P]; a prompt's answers read it together.
+    Returns hidden states [D, B, D] and the own cache with `lanes.column` filled.
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
-    positions = jnp.broadcast_to((batch.next_position + at)[:, None, None], (*tokens.shape, 3))
-    masks = (jnp.arange(own.k.shape[-1]) < at, batch.valid)
+    positions = jnp.broadcast_to(lanes.position[..., None], (*tokens.shape, 3))
+    masks, (_, count, length) = (lanes.seen, valid), lanes.seen.shape
+
+    def read(cache: Array, layer: Array, axis: int) -> Array:
+        """The first lanes and columns of a layer, in one slice, so that no more is read."""
+        sizes = list(cache.shape)
+        sizes[0], sizes[2], sizes[axis] = 1, count, length
+        return jax.lax.dynamic_slice(cache, (layer, *[0] * (cache.ndim - 1)), sizes)[0]
 
     def attention(q, k, v, state):
-        prompt, past = state
-        return attend_decode(q, k, v, past=past, prompt=prompt, masks=masks, scale=scale), (k, v)
+        layer, prompt = state
+        past = read(own.k, layer, 5), read(own.v, layer, 4)
+        out = attend_decode(q, k, v, past=past, prompt=prompt, masks=masks, places=lanes.places, scale=scale)
+        return out, (k, v)
 
     x = model.text.embed_vd[...][tokens]
-    real = jnp.ones(tokens.shape, bool)
+    states, real = (jnp.arange(cfg.text.num_layers), prompt), jnp.ones(tokens.shape, bool)
     x, (k, v), _ = model.text(
-        x, model.text.rope(positions), attention, states=(prompt, own), deepstack=None, real=real, backend=backend
+        x, model.text.rope(positions), attention, states=states, deepstack=None, real=real, backend=backend
     )
     # One write for all layers, so that the cache stays in place in the sampling loop.
-    write = jax.lax.dynamic_update_index_in_dim
-    return x, Cache(write(own.k, k, at, 5), write(own.v, v, at, 4))
+    write = jax.lax.dynamic_update_slice
+    at = lanes.column
+    return x, Cache(write(own.k, k[..., None], (0, 0, 0, 0, 0, at)), write(own.v, v[..., None, :], (0, 0, 0, 0, at, 0)))
 
 
 def branch_hidden(
