@@ -28,6 +28,7 @@ from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 _SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 1 / 32)
 _LEAST = 16  # lanes of a device; with fewer, a step costs hardly less. A rung has at least so many fewer than the one before.
 _COLUMNS = (64, 256, 1024, 4096)
+_SHORT = 16  # tokens of an answer; so short ones are drawn in one program, because compiling others would cost more than it saves
 
 
 def lane_ladder(count: int) -> tuple[int, ...]:
@@ -87,7 +88,7 @@ def make_sampler(
         pieces = max(1, rows // (cfg.rollout.micro_prompts or rows))
         held, left = rows // pieces // devices, rows // devices
         ladders = lane_ladder(held * group), column_ladder(length - 1)
-        if held * pieces != left or (pieces, *map(len, ladders)) == (1, 1, 1):
+        if length <= _SHORT or held * pieces != left or (pieces, *map(len, ladders)) == (1, 1, 1):
             return at_once(params, prompts, key, temperature, length, 0, only)
         refill = _refill(held) if pieces > 1 else 0
         draws, row, now = Draws(params, key, temperature), held, _Now(held * group, 0, 0, 1)
