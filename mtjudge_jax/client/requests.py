@@ -2,6 +2,7 @@
 
 import random
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from mtjudge_jax.errors import UserError
 
 _AGAIN = (408, 429, 502, 503, 504)  # a busy or restarting server
+WARNING_HEADER = "X-Judge-Warning"  # of a response of our server, in ASCII
 _LONGEST_WAIT = 30.0  # seconds between two tries
 
 
@@ -38,6 +40,7 @@ class Requests:
         self._http = httpx.Client(headers=headers, timeout=timeout, trust_env=False)
         self._pool = ThreadPoolExecutor(at_once, thread_name_prefix="judge-client")
         self._closing = threading.Event()
+        self._warned: set[str] = set()
 
     def get(self, path: str) -> Any:
         return self._send("GET", path, None)
@@ -67,8 +70,15 @@ class Requests:
                 raise ServerError(failed, response.status_code)
             if response.status_code >= 400:
                 raise UserError(f"{self._url}{path} refused the request: {_message(response)}")
+            self._warn(response.headers.get(WARNING_HEADER, ""))
             return response.json()
         raise ServerError(f"{self._url}{path} gave no answer in {self._retries + 1} tries: {said}", status)
+
+    def _warn(self, text: str) -> None:
+        """Says once what the server says beside its answers, as that it never learned the task."""
+        if text and text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(text, stacklevel=5)
 
     def _once(self, method: str, path: str, body: dict | None) -> Any:
         """The response. A connection that was kept and that the server has closed meanwhile is no try: nothing was read of it."""

@@ -21,7 +21,7 @@ _READABLE_VERSIONS = (1, 2)
 MAX_BAD_SHARE = 0.01
 _SHOWN_IDS = 10
 MIN_ROWS_TO_JUDGE = 100  # with fewer rows, a single bad one would already exceed the limit
-_REASONS_OF_CONFIG = ("too_many_patches", "prompt_too_long", "target_too_long")  # the config can fix these, new data cannot
+REASONS_OF_CONFIG = ("too_many_patches", "prompt_too_long", "target_too_long")  # the config can fix these, new data cannot
 
 
 class TooManyBadRecords(UserError):
@@ -172,7 +172,8 @@ class BadRowCounter:
         reasons = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
         shown = "; ".join(f"{example_id} ({error})" for example_id, error in list(self.ids.items())[:_SHOWN_IDS])
         raise TooManyBadRecords(
-            f"{self.bad} of {self.rows} rows cannot be used, the limit is {self.max_share:.1%}. Reasons: {reasons}. "
+            f"{self.bad} of {self.rows} rows drawn, {len(self.ids)} records, cannot be used, the limit is {self.max_share:.1%}. "
+            f"Reasons: {reasons}. "
             f"First ids: {shown}. {remedy_of(self.reasons)}"
         )
 
@@ -180,8 +181,8 @@ class BadRowCounter:
 def remedy_of(reasons: Iterable[str]) -> str:
     """How to fix records that are unusable for these reasons, given as "reason" or "reason: detail"."""
     names = {reason.partition(":")[0] for reason in reasons}
-    remedies = ["change the config as the reasons say"] if names & set(_REASONS_OF_CONFIG) else []
-    remedies += ["prepare the data again or leave these records out"] if names - set(_REASONS_OF_CONFIG) else []
+    remedies = ["change the config as the reasons say"] if names & set(REASONS_OF_CONFIG) else []
+    remedies += ["prepare the data again or leave these records out"] if names - set(REASONS_OF_CONFIG) else []
     return "; ".join(remedies).capitalize()
 
 

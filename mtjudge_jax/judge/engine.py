@@ -19,7 +19,7 @@ from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.probabilities import branches_of
 from mtjudge_jax.hosts.exchange import gather, my_rows
 from mtjudge_jax.judge.answering import answer_batch, compile_batch
-from mtjudge_jax.judge.questions import OwnQuestion, find_task, question_example, read_question, untrained
+from mtjudge_jax.judge.questions import OwnQuestion, find_task, question_example, read_question, warnings_about
 from mtjudge_jax.policy.model import Model
 from mtjudge_jax.policy.programs import stage_key
 from mtjudge_jax.records import BadRecord, JudgeExample, swapped
@@ -123,9 +123,10 @@ class Engine:
                     found[number] = row
                     continue
                 tasks[number] = row.task
-                if row.task.name not in warned and (text := untrained(row.task.name, self.trained_tasks)):
-                    warnings.warn(text, stacklevel=3)
-                warned.add(row.task.name)
+                for text in warnings_about(row.task, self.trained_tasks, row.example.instruction):
+                    if text not in warned:
+                        warnings.warn(text, stacklevel=3)
+                    warned.add(text)
                 rows = waiting.setdefault((row.program, row.task.name), [])
                 rows.append(row)
                 if len(rows) == most:
@@ -140,6 +141,8 @@ class Engine:
         """Decodes the images and makes the row, in the smallest room that holds the question."""
         place, raw = numbered
         (number, order), task_name = divmod(place, asked_for.orders), asked_for.task
+        if isinstance(raw, UserError):  # a line of a file that is no question
+            return raw
         own = raw.get("task") if isinstance(raw, Mapping) else (raw.task or None) if isinstance(raw, OwnQuestion) else None
         if own is None and task_name is None:
             raise UserError(f"question {number} has no task: give judge_all a task, or each question one")

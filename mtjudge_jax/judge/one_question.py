@@ -10,6 +10,7 @@ from mtjudge_jax.judge.judge import Judge
 from mtjudge_jax.judge.questions import find_task, question_example
 from mtjudge_jax.policy.judge_file import judge_config, judge_tasks
 from mtjudge_jax.policy.model import model_folder
+from mtjudge_jax.tasks import Task
 
 
 def print_verdict(
@@ -39,7 +40,7 @@ def print_verdict(
     if as_json:
         print(json.dumps(verdict._asdict()))
         return
-    print(f"verdict    {verdict.verdict or 'none: ' + verdict.error}")
+    print(f"verdict    {verdict.verdict or 'none: ' + verdict.error}{_winner(verdict.verdict, asked)}")
     print(f"reasoning  {verdict.reasoning}")
     if verdict.probabilities:
         print("           " + ", ".join(f"{word} {p:.1%}" for word, p in verdict.probabilities.items()))
@@ -47,3 +48,10 @@ def print_verdict(
         print(f"agreement  {verdict.agreement:.0%} of the answers")
     if verdict.score_expected is not None and asked.kind == "pointwise_score":
         print(f"expected   {verdict.score_expected:.2f}, the mean grade under these probabilities")
+
+
+def _winner(verdict: str | None, task: Task) -> str:
+    """Which candidate a verdict about a pair means, because its word alone may not tell."""
+    if task.kind != "pairwise" or verdict not in task.labels:
+        return ""
+    return (", the first is better", ", the second is better", "")[task.labels.index(verdict)]

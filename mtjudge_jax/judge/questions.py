@@ -120,6 +120,14 @@ def _own(trained: Sequence[str]) -> str:
     return f"; this judge was trained on {', '.join(trained)}" if trained else ""
 
 
+def warnings_about(task: Task, trained: Sequence[str], instruction: str) -> list[str]:
+    """What a caller should know of a question: that the judge never learned its task, or that its instruction is not asked."""
+    said = [untrained(task.name, trained)]
+    if instruction.strip() and not task.shows_instruction:
+        said.append(f"the task {task.name!r} shows no instruction: what was given is not asked")
+    return [*filter(None, said)]
+
+
 def untrained(name: str, trained: Sequence[str]) -> str:
     """A warning about a task that the judge was not trained on, or "". Nothing is known of a folder without judge.json."""
     if not trained or name in trained:

@@ -17,10 +17,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from mtjudge_jax.client.requests import WARNING_HEADER
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.judge.calls import compare_call, judge_call, score_call
 from mtjudge_jax.judge.engine import AskedAs, Call
 from mtjudge_jax.judge.judge import Judge
+from mtjudge_jax.judge.questions import warnings_about
 from mtjudge_jax.serve.bodies import BadBody, CompareBody, JudgeBody, ScoreBody, form_body, json_body
 from mtjudge_jax.serve.queue import CallQueue, Full, NotAsked
 from mtjudge_jax.tasks.comparison import WinRates
@@ -99,7 +101,7 @@ class Service:
                 most = f"this server takes {self._limits.questions} (mtjudge serve --queue)"
                 raise BadBody("images", f"{len(call.questions)} questions in one request: {most}; compare with anchors=3")
             found = await _unless_gone(request, asyncio.wrap_future(self.queue.put(call)))
-            return JSONResponse(_plain(found))
+            return JSONResponse(_plain(found), headers=self._said_of(body))
         except BadBody as error:
             return _refusal(error.status, error.field, str(error))
         except NotAsked as error:
@@ -145,6 +147,13 @@ class Service:
             allowed = " or ".join(map(str, sorted(self._limits.samples)))
             raise BadBody("samples", f"samples = {body.samples}: this server takes {allowed} (mtjudge serve --samples)")
         return body
+
+    def _said_of(self, body: Any) -> dict[str, str]:
+        """A header with what the caller should know beside the answer, which the client warns of."""
+        texts = next(t for name in ("prompts", "instructions", "instruction") if (t := getattr(body, name, None)) is not None)
+        text = texts if isinstance(texts, str) else "".join(texts)
+        said = "; ".join(warnings_about(self._task(body.task), self._judge.trained_tasks, text))
+        return {WARNING_HEADER: said.encode("ascii", "backslashreplace").decode()} if said else {}
 
     def _task(self, name: str):
         try:

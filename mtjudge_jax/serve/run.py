@@ -47,11 +47,12 @@ def serve(
     judge = Judge.from_pretrained(model, batch=batch, dtype=dtype, mesh=mesh)
     if jax.process_count() > 1:
         raise ConfigError(f"{jax.process_count()} processes: a server runs in one")
+    known = ", ".join(tasks or judge.trained_tasks) or "all known ones"
+    print(f"compiling for the tasks {known}; this takes a minute or two, the next time less", flush=True)
     began = time.perf_counter()
     for count in counts:
         judge.warm_up(tasks=tasks, samples=count)
-    known = ", ".join(tasks or judge.trained_tasks) or "all known ones"
-    print(f"compiled in {time.perf_counter() - began:.0f} s for the tasks {known}")
+    print(f"compiled in {time.perf_counter() - began:.0f} s")
     service = Service(judge, Limits(*limits, counts), batch=batch, token=token)
     host, port = listener.getsockname()[:2]
     print(f"serving {model} at http://{host}:{port}", flush=True)

@@ -232,6 +232,11 @@ class Task:
         """How a question reads, with INSTRUCTION_SLOT for its instruction and `[image]` for pictures between texts."""
         return self.template if self.wordings is None else self.question_text(self.sample_question(INSTRUCTION_SLOT))
 
+    @property
+    def shows_instruction(self) -> bool:
+        """Whether a question holds its record's instruction."""
+        return bool(self.wordings.instruction) if self.wordings else INSTRUCTION_SLOT in self.template
+
     def sample_question(self, instruction: str, text: str = "...") -> Question:
         """A question of the usual form: of one thing, a pair or a list of three, without bytes in its images. Where the task
         judges texts, each is `text`, about one picture. Room for more pictures than a pair or one thing has is for its context.
@@ -255,8 +260,7 @@ class Task:
             needed = _IMAGES_OF_KIND[self.kind]
             if got != needed:
                 raise UserError(f"task {self.name!r} needs exactly {needed} image(s), the question has {got}")
-        needs = self.wordings.instruction if self.wordings else INSTRUCTION_SLOT in self.template
-        if needs and not question.instruction.strip():
+        if self.shows_instruction and not question.instruction.strip():
             raise UserError(f"task {self.name!r} needs an instruction, the question has none: fill the field")
         if self.wordings is None:
             return

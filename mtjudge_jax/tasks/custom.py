@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import KINDS, SHORT_KINDS, lone_surrogate
@@ -9,6 +10,7 @@ from mtjudge_jax.tasks.base import LETTERS, NO_YES, RANKING, TIE_WORD, Form, Tas
 
 _METRICS = ("macro_f1", "accuracy")
 _MAX_GRADES = 101
+_SLOT = re.compile(r"\{[a-z_]+\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +57,18 @@ def custom_task(raw: dict, known: tuple[str, ...]) -> Task:
         raise UserError(f"{where}: kind {entry.kind!r} is not one of {', '.join((*KINDS, *SHORT_KINDS))}")
     if not entry.question.strip():
         raise UserError(f"{where}: its question is empty")
+    for text in (entry.question, *entry.paraphrases, *entry.flipped, *entry.held_out):
+        if slot := _SLOT.search(text):
+            remedy = 'leave it out and set "instruction": "Description", which shows each row\'s text under that name'
+            raise UserError(f"{where}: {slot[0]} in {text!r:.80} would be asked as it is: {remedy}")
     if entry.metric and entry.metric not in _METRICS:
         raise UserError(f"{where}: metric {entry.metric!r} is not one of {', '.join(_METRICS)}")
     labels, words = _labels(entry, where)
     forms = [Form(text) for text in (entry.question, *entry.paraphrases)]
     forms += [Form(text, flipped=True) for text in entry.flipped] + [Form(text, held_out=True) for text in entry.held_out]
     rubric = entry.rubric or (f"The criterion is: {entry.criterion}." if entry.criterion else "")
-    wordings = Wordings(tuple(forms), words, rubric, entry.instruction, entry.noun)
+    label = entry.instruction.strip().removesuffix(":").rstrip()  # the prompt writes its own colon
+    wordings = Wordings(tuple(forms), words, rubric, label, entry.noun)
     metric = entry.metric or ("macro_f1" if entry.kind == "pointwise_binary" else "accuracy")
     if min(entry.max_pixels, entry.min_pixels) < 0 or 0 < entry.max_pixels < entry.min_pixels:
         pixels = f"max_pixels = {entry.max_pixels} and min_pixels = {entry.min_pixels}"

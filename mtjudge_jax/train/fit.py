@@ -52,6 +52,7 @@ def fit_and_report(cfg: Config, workdir: str, *, allowed: tuple[str, ...]) -> No
     if text := untrained_best(run, progress):
         print(text)
     print(f"to export it with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
+    print("to train it longer: the same command with --config.steps=N --allow_change=steps")
 
 
 def untrained_best(run: Run, progress: Progress) -> str:

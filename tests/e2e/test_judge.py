@@ -448,6 +448,12 @@ def test_a_file_of_questions_goes_on_after_a_stop(tmp_path):
     missing = commands().run(*without, f"--data={bare}", f"--out={tmp_path / 'no.jsonl'}")
     assert missing.status == 2 and "--task is missing and row 0 names none: give --task" in missing.err
     assert not (tmp_path / "no.jsonl").exists()
+    named = [json.dumps({"image": f"{number}.png", "task": "technical"}) for number in range(3)]
+    bare.write_text("\n".join([*named, "no json", named[0]]))
+    ended = commands().run(*without, f"--data={bare}", f"--out={tmp_path / 'named.jsonl'}")
+    assert ended.status == 0 and "1 rows could not be judged" in ended.out, ended.err
+    said = [json.loads(line) for line in (tmp_path / "named.jsonl").read_text().splitlines()]
+    assert [bool(line["verdict"]) for line in said] == [True] * 3 + [False, True] and "is no JSON object" in said[3]["error"]
     (tmp_path / "empty.jsonl").touch()  # as a command leaves it that failed before its first verdict
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:1]))
     assert commands().run(*flags, f"--out={tmp_path / 'empty.jsonl'}").status == 0

@@ -173,7 +173,7 @@ def test_damaged_training_records_are_counted_shown_and_teach_nothing():
 
 def test_over_one_percent_of_damaged_records_stops_the_run():
     said = grpo()["too many"]
-    assert re.match(r"TooManyBadRecords: 2 of (108|120|132) rows cannot be used, the limit is 1\.0%", said)
+    assert re.match(r"TooManyBadRecords: 2 of (108|120|132) rows drawn, 2 records, cannot be used, the limit is 1\.0%", said)
     assert "truncated_image 1" in said and "unreadable_record 1" in said
 
 

@@ -58,7 +58,7 @@ class Health:
             )
         else:
             why = "raise rollout.group_size or rollout.temperature, or check that the reward tells answers apart"
-        said = f"all answers to a prompt earn the same reward in this step ({line['reward']:.3f} in the mean)"
+        said = f"within every group, all answers earn the same reward in this step ({line['reward']:.3f} in the mean)"
         return [f"warning: {said}, so nothing is learned from it; {why}"]
 
     def _formless_answers(self, line: dict) -> list[str]:

@@ -119,6 +119,17 @@ def test_what_the_server_refuses_is_the_users_error(client, url):
         other.score([png(0.5)], task="technical")
 
 
+def test_a_task_that_the_judge_never_learned_is_warned_of_once(url):
+    own = Client(url, token="secret", retries=0)
+    with pytest.warns(UserWarning, match="never trained on the task 'safety'") as caught:
+        own.score([png(1)] * 3, task="safety")
+        own.score([png(1)], task="safety")
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match="the task 'technical' shows no instruction: what was given is not asked"):
+        own.score([png(1)], task="technical", instructions="a round thing")
+    own.close()
+
+
 def test_a_busy_server_is_asked_again():
     """Refused twice, then answered; a bug of the server is told at once; nobody there is told after all tries."""
     calls = []

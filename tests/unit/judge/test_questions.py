@@ -12,6 +12,7 @@ from mtjudge_jax.judge.questions import (
     question_example,
     read_question,
     untrained,
+    warnings_about,
     with_instructions,
 )
 from mtjudge_jax.tasks import TASKS, tasks_with
@@ -118,7 +119,7 @@ def test_a_judge_names_its_own_tasks_first():
     own = ("upside_down", "sharper")
     known = tasks_with([{"name": name, "kind": "binary", "question": "Is it?"} for name in own])
     assert find_task("sharper", known, own).name == "sharper" and find_task("technical", known, own).name == "technical"
-    with pytest.raises(UserError, match=r"^unknown task 'blurry'; this judge was trained on upside_down, sharper; it was not"):
+    with pytest.raises(UserError, match=r"^unknown task 'blurry'; this judge was trained on upside_down, sharper"):
         find_task("blurry", known, own)
     with pytest.raises(UserError, match=r"^unknown task 'sharpr', did you mean 'sharper'[?]; this judge was trained on"):
         find_task("sharpr", known, own)
@@ -133,3 +134,11 @@ def test_a_judge_names_its_own_tasks_first():
         find_task("tech\ud83d", known, own)
     assert untrained("technical", own).startswith("this judge was never trained on the task 'technical'")
     assert untrained("sharper", own) == untrained("technical", ()) == ""
+
+
+def test_an_instruction_that_is_not_asked_is_said():
+    technical, alignment = TASKS["technical"], TASKS["alignment"]
+    (said,) = warnings_about(technical, ("technical",), "a red circle")
+    assert said == "the task 'technical' shows no instruction: what was given is not asked"
+    assert warnings_about(technical, ("technical",), " ") == warnings_about(alignment, (), "a dog") == []
+    assert len(warnings_about(technical, ("alignment",), "a dog")) == 2

@@ -20,6 +20,7 @@ from mtjudge_jax.records import Label
 from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.tasks import TASKS, task_of
 from mtjudge_jax.tasks.answer import truth_of, write_truth
+from mtjudge_jax.tasks.custom import custom_task
 from mtjudge_jax.tasks.reward import score
 from mtjudge_jax.train.workdir import wording_hashes
 
@@ -183,3 +184,22 @@ def test_what_is_no_entry_and_what_is_missing():
 def test_labels_of_an_own_grade():
     task = get_tasks(config(STARS))["stars"]
     assert [task.label_index(Label(score=s)) for s in (0, 9.5, 10)] == [0, 10, 10]
+
+
+def test_the_name_of_the_instruction_has_no_colon_of_its_own():
+    entry = {"name": "match", "kind": "binary", "question": "Does it match?", "instruction": "Description: "}
+    task = custom_task(entry, ())
+    assert task.shows_instruction and "Description: a round thing\n" in "".join(p for p in task.ask(about(task)).parts if p)
+
+
+@pytest.mark.parametrize("field", ["question", "paraphrases"])
+def test_a_slot_in_a_question_is_refused(field):
+    """It would be asked as it is, and the text never shown."""
+    entry = {"name": "match", "kind": "binary", "question": "Is it so?"}
+    entry[field] = "Is it {instruction}?" if field == "question" else ["Is it {prompt}?"]
+    with pytest.raises(UserError, match=r"\{[a-z]+\} in 'Is it .* would be asked as it is: leave it out and set \"instruction\""):
+        custom_task(entry, ())
+
+
+def about(task):
+    return task.sample_question("a round thing")

@@ -15,11 +15,11 @@ from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import Label
 from mtjudge_jax.tasks import tasks_with
-from mtjudge_jax.train import start
+from mtjudge_jax.train import record_check
 from mtjudge_jax.train.fit import untrained_best, when_best
 from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health, unreadable
 from mtjudge_jax.train.monitor.messages import opening_lines
-from mtjudge_jax.train.start import check_records
+from mtjudge_jax.train.record_check import check_records
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
-LONGEST = "longest of 24 prompts checked: 112 tokens and 8 patches, the limits are 200 (data.prompt_tokens) and 36 (data.patches)"
+LONGEST = "longest of 68 prompts checked: 112 tokens and 8 patches, the limits are 200 (data.prompt_tokens) and 36 (data.patches)"
 
 
 def config(stage: str = "grpo") -> Config:
@@ -49,7 +49,7 @@ def test_records_are_counted(data, fmt):
 
 def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt):
     """It would be left out record by record, and the run would end well."""
-    said = r"no training record of technical can be used \(8 of 31 checked\): too_many_patches: .* [^\n]*$"
+    said = r"no training record of technical can be used \(24 of 31 checked\): too_many_patches: .* [^\n]*$"
     with pytest.raises(ConfigError, match=said) as error:
         check_records(config(), data, fmt._replace(patch_count=3))
     assert "\n" not in str(error.value)
@@ -57,13 +57,45 @@ def test_a_task_of_which_nothing_fits_is_refused_before_the_first_step(data, fmt
         check_records(config(), data, fmt._replace(prompt_tokens=9))
 
 
+def test_records_that_do_not_fit_are_told_before_the_first_step(data, fmt, monkeypatch):
+    """One may be chance, so it is a warning with name, number and remedy; as many as surely stop the run refuse it."""
+
+    def some_long(longer: int) -> list:
+        text = lambda i: "a very long tale " * (40 if i < longer else 1)  # noqa: E731
+        return [example(i, "alignment", images=(encoded(noise(i, 32, 32)),), instruction=text(i)) for i in range(24)]
+
+    cfg = config()
+    cfg.data.tasks = ("alignment",)
+    monkeypatch.setattr(record_check, "open_split", lambda *place: some_long(1))
+    *_, said = check_records(cfg, data, fmt)
+    assert said.startswith("warning: of the training records checked, 1 of 24 of alignment (prompt_too_long: ")
+    assert said.endswith("cannot be used; above 1.0% of all the run stops") and "raise data.prompt_tokens" in said
+    monkeypatch.setattr(record_check, "open_split", lambda *place: some_long(3))
+    with pytest.raises(ConfigError, match=r"3 of 24 of alignment \(prompt_too_long"):
+        check_records(cfg, data, fmt)
+
+
+def test_an_instruction_that_is_not_shown_is_told(data, fmt, monkeypatch):
+    told = [example(i, images=(encoded(noise(i, 32, 32)),), instruction="a round thing") for i in range(4)]
+    monkeypatch.setattr(record_check, "open_split", lambda *place: told)
+    entry = {"name": "match", "kind": "binary", "question": "Does the picture show this?"}
+    cfg = config()
+    cfg.data.tasks, cfg.data.custom_tasks = ("match",), (entry,)
+    told = [replace(e, task="match") for e in told]
+    *_, said = check_records(cfg, data, fmt._replace(tasks=tasks_with((entry,))))
+    shown = entry | {"instruction": "Description"}
+    assert len(check_records(cfg, data, fmt._replace(tasks=tasks_with((shown,))))) == 2
+    assert said.startswith("warning: match: the records have an instruction, which the task does not show")
+    assert '"instruction": "Description"' in said
+
+
 def test_pictures_that_were_made_smaller_are_told(data, fmt, monkeypatch):
     """Of 40 x 60 pixels, 2 tokens each; a room of 7 patches leaves one."""
     *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 7)))
-    assert said.startswith("24 of 24 pictures checked were made smaller so that their prompts fit data.patches and data.prompt_")
+    assert said.startswith("68 of 68 pictures checked were made smaller so that their prompts fit data.patches and data.prompt_")
     sizes = ((32, 32), (96, 96))
     mixed = [example(i, images=(encoded(noise(i, *sizes[i % 2])),)) for i in range(8)]
-    monkeypatch.setattr(start, "open_split", lambda *place: mixed)
+    monkeypatch.setattr(record_check, "open_split", lambda *place: mixed)
     *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 16)))
     assert said.startswith("12 of 24 pictures checked")
     assert len(check_records(config(), data, fmt._replace(budget=Budget(200, 36)))) == 2
@@ -72,7 +104,7 @@ def test_pictures_that_were_made_smaller_are_told(data, fmt, monkeypatch):
 def test_sft_without_a_gold_reasoning_says_what_it_teaches(data, fmt, monkeypatch):
     assert len(check_records(config("sft"), data, fmt)) == 2  # these have one
     plain = lambda *place: [replace(e, rationale=" ") for e in read_split(*place)]  # noqa: E731
-    monkeypatch.setattr(start, "open_split", plain)
+    monkeypatch.setattr(record_check, "open_split", plain)
     *_, said = check_records(config("sft"), data, fmt)
     assert said.startswith("warning: technical, safety, alignment: no record checked has gold reasoning")
     cfg = config("sft")
@@ -162,10 +194,10 @@ def test_gold_reasoning_of_one_side_is_said(data, fmt, tmp_path, monkeypatch):
     def said(winner, rationale: str = "the first is sharp") -> str:
         pairs = [
             example(i, "sharper", kind="pairwise", images=(encoded(noise(i, 32, 32)), encoded(noise(-1 - i & 99, 32, 32))),
-                    label=Label(winner=winner(i)), rationale=rationale)
+                    label=Label(winner=winner(i)), rationale=rationale, instruction="")
             for i in range(8)
         ]  # fmt: skip
-        monkeypatch.setattr(start, "open_split", lambda *place: pairs)
+        monkeypatch.setattr(record_check, "open_split", lambda *place: pairs)
         return "\n".join(check_records(cfg, tmp_path, fmt))
 
     assert "warning: sharper: all records checked have the same right answer" in said(lambda i: 0)
