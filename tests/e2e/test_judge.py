@@ -63,6 +63,11 @@ def test_the_command_judges_in_words():
     ended = commands().run("judge", f"--model={DEMO_BASE}", f"--image={pictures() / 'a.png'}", "--task=technical")
     assert ended.status == 0 and [line.split()[0] for line in ended.out.splitlines()][:2] == ["verdict", "reasoning"]
     assert "no " in ended.out.splitlines()[2] and "%" in ended.out
+    pair = [f"--image={pictures() / name}" for name in ("a.png", "b.png")]
+    ended = commands().run("judge", f"--model={DEMO_BASE}", *pair, "--task=pairwise_technical", "--instruction=a dog")
+    word = ended.out.split()[1].rstrip(",")  # its verdict is "no" or "yes", which alone does not say which picture
+    assert f"verdict    {word}, the {'first' if word == 'no' else 'second'} is better" in ended.out
+    assert "warning: the task 'pairwise_technical' shows no instruction: what was given is not asked" in ended.err
 
 
 @cache
