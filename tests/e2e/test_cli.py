@@ -56,7 +56,7 @@ def place() -> Path:
     (folder / "cut_judge" / "judge.json").write_text('{"prompt_tokens": 48}')
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "black.png")
     (folder / "cut.png").write_bytes((folder / "black.png").read_bytes()[:60])
-    (folder / "other").mkdir()
+    (folder / "other" / "checkpoints" / "1").mkdir(parents=True)
     changed = json.loads(commands().run("train", f"--config={commands().config}", "--print_config").out)
     changed["optim"]["lr"], changed["loss"]["clip_low"] = 5.0, 0.1
     (folder / "other" / "config.json").write_text(json.dumps(changed))

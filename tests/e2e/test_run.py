@@ -244,6 +244,8 @@ def test_further_rounds_bring_prompts_that_teach_and_a_resumed_run_draws_the_sam
 def test_a_best_model_that_was_deleted_is_looked_for_again():
     """The checkpoint knows its score; nothing would ever be written where no later model is better."""
     workdir, flags = commands().folder / "lost", ["--config.optim.lr=0", "--config.optim.schedule=constant"]
+    workdir.mkdir()
+    (workdir / "config.json").write_text('{"optim": {"lr": 5.0}}')  # of a run that ended before its first checkpoint
     assert commands().wait(commands().train(workdir, *flags, "--config.steps=1")).status == 0
     (workdir / "best").rename(workdir / "elsewhere")
     ended = commands().wait(commands().train(workdir, *flags, "--config.steps=2", "--allow_change=steps"))
