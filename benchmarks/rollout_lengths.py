@@ -89,19 +89,23 @@ def table(args: argparse.Namespace, name: str):
 
 
 def force(lengths) -> None:
-    """Lets answers end by the table, on one device."""
+    """Lets answers end by the table, on one device. A prompt's uid is its row."""
     import jax.numpy as jnp
 
     from mtjudge_jax.policy import lanes
 
-    draw = force.__dict__.setdefault("draw", lanes._draw)
+    draw, look_up = force.__dict__.setdefault("before", (lanes._draw, lanes._owners))
+    most = [None]  # [1, B], of the lanes that were looked up last
 
-    def ended(rules, draws, hidden, keys, now, held, drawn):
-        new, drawn = draw(rules._replace(eos=-1), draws, hidden, keys, now, held, drawn)
-        most = jnp.asarray(lengths)[held.row[0][now.place[0]], now.answer[0]]
-        return new._replace(live=new.live & (new.count < most)), drawn
+    def looked_up(draws, held, now):
+        most[0] = jnp.asarray(lengths)[held.uid[0][now.place[0]], now.answer[0]][None]
+        return look_up(draws, held, now)
 
-    lanes._draw = ended
+    def ended(rules, draws, hidden, owners, now, drawn):
+        new, drawn = draw(rules._replace(eos=-1), draws, hidden, owners, now, drawn)
+        return new._replace(live=new.live & (new.count < most[0])), drawn
+
+    lanes._draw, lanes._owners = ended, looked_up
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def _enter(
     lane = jnp.argsort(state.lanes.live, axis=1, stable=True)[:, : count * group]
     lanes = Lanes(of_place, answer, jnp.zeros_like(answer), jnp.zeros_like(answer), jnp.ones(answer.shape, bool))
     hidden = jnp.repeat(last, group, 1)
-    lanes, drawn = _draw(rules, draws, hidden, _lane_keys(draws, held, lanes), lanes, held, state.drawn)
+    lanes, drawn = _draw(rules, draws, hidden, _owners(draws, held, lanes), lanes, state.drawn)
     lanes = jax.tree.map(lambda whole, new: _put(whole, lane, new), state.lanes, lanes)
     return state._replace(lanes=lanes, held=held, drawn=drawn)
 
@@ -183,26 +183,33 @@ def _take(x: Array, index: Array) -> Array:
     return jax.vmap(lambda x, index: x[index])(x, index)
 
 
-def _lane_keys(draws: Draws, held: Held, lanes: Lanes) -> Array:
-    """The key of each lane's answer [D, B]."""
+class _Owners(NamedTuple):
+    """What each lane's answer is, looked up once a segment. All are [D, B]."""
+
+    key: Array
+    temperature: Array
+    row: Array  # of the device's rows of the batch
+    answer: Array
+
+
+def _owners(draws: Draws, held: Held, lanes: Lanes) -> _Owners:
     both = lambda uid, answer: jax.random.fold_in(jax.random.fold_in(draws.key, uid), answer)  # noqa: E731
-    return jax.vmap(jax.vmap(both))(_take(held.uid, lanes.place), lanes.answer)
+    keys = jax.vmap(jax.vmap(both))(_take(held.uid, lanes.place), lanes.answer)
+    return _Owners(keys, jnp.asarray(draws.temperature)[lanes.answer], _take(held.row, lanes.place), lanes.answer)
 
 
-def _draw(
-    rules: Rules, draws: Draws, hidden: Array, keys: Array, lanes: Lanes, held: Held, drawn: Drawn
-) -> tuple[Lanes, Drawn]:
+def _draw(rules: Rules, draws: Draws, hidden: Array, owners: _Owners, lanes: Lanes, drawn: Drawn) -> tuple[Lanes, Drawn]:
     """Draws the next token of each lane from hidden states [D, B, D], and writes it where the lane is live."""
-    temperature = jnp.asarray(draws.temperature)[lanes.answer][..., None]
+    temperature = owners.temperature[..., None]
     divisor = jnp.where(temperature > 0, temperature, 1.0)
     logits = sampling_logits(hidden, vlm.output_head(draws.params, rules.cfg), rules.allowed, divisor, rules.only)
-    noise = jax.vmap(jax.vmap(lambda k, at: jax.random.gumbel(jax.random.fold_in(k, at), logits.shape[-1:])))(keys, lanes.count)
+    gumbel = lambda key, at: jax.random.gumbel(jax.random.fold_in(key, at), logits.shape[-1:])  # noqa: E731
+    noise = jax.vmap(jax.vmap(gumbel))(owners.key, lanes.count)
     token = jnp.argmax(logits + jnp.where(temperature > 0, 1.0, 0.0) * noise, -1).astype(jnp.int32)
     logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
-    row, at = _take(held.row, lanes.place), jnp.where(lanes.live, lanes.count, rules.length)
 
     write = jax.vmap(lambda whole, row, answer, at, value: whole.at[row, answer, at].set(value, mode="drop"))
-    where = (row, lanes.answer, at)
+    where = (owners.row, owners.answer, jnp.where(lanes.live, lanes.count, rules.length))
     drawn = Drawn(*(write(x, *where, value) for x, value in zip(drawn, (token, logp, lanes.live), strict=True)))
     count = lanes.count + 1
     live = lanes.live & ~_is_end(token, rules.eos) & (count < rules.length)
@@ -232,7 +239,7 @@ def draw_segment(
     state = _pack(state, segment)
     size, held = rules.length - 1, state.held
     front = jax.tree.map(lambda x: x[:, : segment.lanes], state.lanes)
-    keys, first = _lane_keys(draws, held, front), _take(held.next_position, front.place)
+    owners, first = _owners(draws, held, front), _take(held.next_position, front.place)
     places = None if segment.ordered else _places(front, held.row.shape[1], draws.temperature.shape[0])
 
     def goes_on(lanes: Lanes, step: Array) -> Array:
@@ -249,7 +256,7 @@ def draw_segment(
         where = vlm.DecodedAt(first + cached, age < cached[..., None], step % size, places)
         caches = {"valid": held.valid, "prompt": state.prompt, "own": own}
         hidden, own = vlm.decode(draws.params, rules.cfg, where, tokens=lanes.token, **caches, backend=rules.backend)
-        lanes, drawn = _draw(rules, draws, hidden, keys, lanes, held, drawn)
+        lanes, drawn = _draw(rules, draws, hidden, owners, lanes, drawn)
         return goes_on(lanes, step + 1), lanes, drawn, step + 1, own
 
     loop = (goes_on(front, state.step), front, state.drawn, state.step, state.own)
