@@ -80,12 +80,13 @@ def least_tokens(cfg: ImageConfig) -> int:
 
 
 def row_limits(
-    sizes: Sequence[Size], text: int, cfg: ImageConfig, *, room: Room, budget: Budget | None, name: str
+    sizes: Sequence[Size], text: int, cfg: ImageConfig, *, room: Room, budget: Budget | None, name: str, exact: bool = False
 ) -> list[ImageConfig]:
     """The limits of each picture of a row: the same for all, but for a picture that rounding would make too large.
 
     text: tokens of the row without its pictures. budget: None for rows of an older judge, whose pictures are as large as `cfg`
-    lets them be if the row holds them, and else share it. Raises BadRecord as `check_room`.
+    lets them be if the row holds them, and else share it. exact: that picture has the limit of all. Raises BadRecord as
+    `check_room`.
     """
     count, per = len(sizes), cfg.merge**2
     if budget is None:
@@ -104,7 +105,7 @@ def row_limits(
     tokens = min(share(budget.patches // per, room.patches // per), share(budget.tokens - text, room.tokens - text))
     most = min(cfg.max_pixels, tokens * cfg.factor**2)
     held = cfg._replace(min_pixels=min(cfg.min_pixels, most), max_pixels=most)
-    return [fitted(size, tokens, held) for size in sizes]
+    return [held if exact else fitted(size, tokens, held) for size in sizes]
 
 
 def check_room(text: int, images: int, count: int, cfg: ImageConfig, *, room: Room, name: str) -> None:

@@ -75,6 +75,7 @@ class RowFormat(NamedTuple):
     reasoning: bool = False
     budget: Budget | None = None
     whole: bool = False
+    exact: bool = False  # no picture is made smaller than its limit says, as no other program does; what does not fit is refused
 
     @property
     def room(self) -> Room:
@@ -212,7 +213,7 @@ def prompt_row(
     text, sizes = sum(token != tokenizer.image for token in short), [picture.shape[:2] for picture in pictures]
     limits = [cfg] * len(pictures)
     if not fmt.whole:
-        limits = row_limits(sizes, text, cfg, room=fmt.room, budget=fmt.budget, name=name)
+        limits = row_limits(sizes, text, cfg, room=fmt.room, budget=fmt.budget, name=name, exact=fmt.exact)
     counts = [tokens_of(size, limit) for size, limit in zip(sizes, limits, strict=True)]
     check_room(text, sum(counts), len(counts), cfg, room=fmt.room, name=name)  # before a huge picture takes memory
     tokens = expand_images(short, image_id=tokenizer.image, counts=counts)

@@ -208,9 +208,11 @@ def _content(row: _Row) -> np.uint32:
 
 def _rooms(fmt: RowFormat, images: int) -> list[RowFormat]:
     """The sizes a question may be judged in, smallest first: those of the run, which hold what the run was trained on, and for
-    longer texts and more pictures, larger ones for each of the images. Pictures are as large as in training.
+    longer texts and more pictures, larger ones for each of the images. Pictures have the limit of training.
 
-    A judge of an older version was trained on what fitted as it was, so first come the sizes that make no picture smaller.
+    First come the sizes that hold them as that limit leaves them, which is what other programs do with the exported limit; then
+    those in which a picture that rounding makes too large is made smaller still. A judge of an older version was trained on what
+    fitted as it was, so its sizes first make no picture smaller.
     """
     images = max(1, images)
     larger = fmt._replace(
@@ -219,7 +221,8 @@ def _rooms(fmt: RowFormat, images: int) -> list[RowFormat]:
         completion_tokens=fmt.completion_tokens * images,
     )
     rooms = [fmt, larger]
-    return rooms if fmt.budget else [room._replace(whole=True) for room in rooms] + rooms
+    first = {"exact": True} if fmt.budget else {"whole": True}
+    return [room._replace(**first) for room in rooms] + rooms
 
 
 def _in_order(pool: ThreadPoolExecutor, call: Callable, items: Iterable[Any], *given: Any, ahead: int) -> Iterator[Any]:

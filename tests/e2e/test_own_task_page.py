@@ -17,7 +17,7 @@ def follow(folder: Path) -> dict[str, str]:
     """Writes the two files of the page into a folder and runs its commands there; what each printed, by its first words."""
     section = PAGE.read_text().partition("## A task of your own")[2].partition("\n## ")[0]
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", section, re.M | re.S)
-    rows, config = (text for language, text in blocks if language == "python")
+    rows, config, *_ = (text for language, text in blocks if language == "python")
     (folder / "make_rows.py").write_text(rows)
     (folder / "mine.py").write_text(config)
     (commands,) = (text for language, text in blocks if language == "bash")

@@ -204,6 +204,20 @@ def test_logits_past_the_range_of_an_exponential(scale):
     p = np.exp(logits - logits[0]) / np.exp(logits - logits[0]).sum()
     want = logits - logits[0] - np.log(np.exp(logits - logits[0]).sum())
     head, hidden = jnp.asarray(logits[:, None], jnp.float32), jnp.ones((3, 1))
-    logp, entropy = _chunk_logp(head, jnp.ones(3, bool), 1.0, None, hidden, jnp.arange(3))
+    logp, entropy = _chunk_logp(head, jnp.ones(3, bool), 1.0, None, False, hidden, jnp.arange(3))
     assert np.allclose(logp, want, rtol=1e-6)
     assert np.allclose(entropy, -(p * want).sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_entropy_has_a_gradient_where_it_is_asked_for(wanted):
+    """dH / d logit_i = -p_i (log p_i + H), by hand."""
+    logits = jnp.asarray([0.3, -1.0, 0.9])
+    p = np.exp(np.asarray(logits, np.float64)) / np.exp(np.asarray(logits, np.float64)).sum()
+    entropy = -(p * np.log(p)).sum()
+
+    def of(head):
+        return _chunk_logp(head[:, None], jnp.ones(3, bool), 1.0, None, wanted, jnp.ones((1, 1)), jnp.zeros(1, int))[1].sum()
+
+    assert float(of(logits)) == pytest.approx(entropy, rel=1e-6)
+    assert np.abs(jax.grad(of)(logits) - wanted * -p * (np.log(p) + entropy)).max() < 1e-6
