@@ -6,6 +6,7 @@ before normalisation. The device does the normalisation `(x / 255 - mean) / std`
 """
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -277,9 +278,12 @@ def unpatchify(patches: np.ndarray, grid: tuple[int, int], cfg: ImageConfig) -> 
     return np.ascontiguousarray(blocks.reshape(rows * cfg.patch, columns * cfg.patch, 3))
 
 
+@functools.lru_cache(256)
 def patch_coordinates(grid: tuple[int, int], merge: int) -> np.ndarray:
-    """int32 [rows * columns, 2]: (row, column) of every patch, in the order of `patchify`."""
+    """int32 [rows * columns, 2], read-only: (row, column) of every patch, in the order of `patchify`."""
     rows, columns = grid
     hw = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
     blocks = hw.reshape(rows // merge, merge, columns // merge, merge, 2)
-    return blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
+    coordinates = blocks.transpose(0, 2, 1, 3, 4).reshape(-1, 2).astype(np.int32)
+    coordinates.setflags(write=False)
+    return coordinates

@@ -4,6 +4,7 @@ Axes: P prompt tokens (padded on the left), M patches (padded on the right), C c
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -170,6 +171,9 @@ def rope_positions(
     return np.concatenate(parts).astype(np.int32), current
 
 
+_kept_positions = functools.lru_cache(256)(rope_positions)  # many questions differ in their pixels alone
+
+
 def expand_images(tokens: Sequence[int], *, image_id: int, counts: Sequence[int]) -> list[int]:
     """Repeats the k-th image_pad `counts[k]` times. Raises BadRecord `image_count` on another number."""
     found = sum(token == image_id for token in tokens)
@@ -209,7 +213,7 @@ def prompt_row(
     """
     tokenizer, cfg = fmt.tokenizer, fmt.image_cfg if task is None else limits_of(fmt.image_cfg, task)
     parts = [*[None] * len(pictures), question] if isinstance(question, str) else question
-    short = tokenizer.encode(tokenizer.render_parts(parts))  # one token for each picture
+    short = tokenizer.prompt_ids(parts)  # one token for each picture
     text, sizes = sum(token != tokenizer.image for token in short), [picture.shape[:2] for picture in pictures]
     limits = [cfg] * len(pictures)
     if not fmt.whole:
@@ -219,7 +223,7 @@ def prompt_row(
     tokens = expand_images(short, image_id=tokenizer.image, counts=counts)
     images = [patchify(picture, limit) for picture, limit in zip(pictures, limits, strict=True)]
     grids = [image.grid for image in images]
-    positions, following = rope_positions(tokens, image_id=tokenizer.image, grids=grids, merge=cfg.merge)
+    positions, following = _kept_positions(tuple(tokens), image_id=tokenizer.image, grids=tuple(grids), merge=cfg.merge)
     return {**_pad_prompt(tokens, positions, fmt), "next_position": np.int32(following), **_pack_patches(images, fmt)}
 
 

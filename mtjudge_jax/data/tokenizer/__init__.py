@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ _VISION_NAMES = {  # how the tokenizer_config.json of other model families names
     "<|vision_end|>": ("vision_end_token", "vision_eos_token", "eoi_token"),
 }
 _THINK = "<think>"
+_KEPT_PROMPTS, _KEPT_CHARACTERS = 256, 10_000  # how many prompts are kept, and how long each may be
 _PROBE, _REPLY, _FORM = "What is it?", "It is sharp.", "<think>it is</think><answer>yes</answer>"
 
 
@@ -116,6 +117,18 @@ class Tokenizer:
         """The prompt of one user turn of texts and, for each None, an image, in this order; up to the answer."""
         content = [{"type": "image"} if part is None else {"type": "text", "text": self.escape(part)} for part in parts]
         return self.chat([{"role": "user", "content": content}])
+
+    def prompt_ids(self, parts: Sequence[str | None]) -> tuple[int, ...]:
+        """Ids of `render_parts`, one for each image. Those of short prompts are kept: many questions differ in pictures alone."""
+        short = sum(len(part) for part in parts if part) <= _KEPT_CHARACTERS
+        return (self._kept_ids if short else self._make_ids)(tuple(parts))
+
+    def _make_ids(self, parts: tuple[str | None, ...]) -> tuple[int, ...]:
+        return tuple(self.encode(self.render_parts(parts)))
+
+    @functools.cached_property
+    def _kept_ids(self) -> Callable[[tuple[str | None, ...]], tuple[int, ...]]:
+        return functools.lru_cache(_KEPT_PROMPTS)(self._make_ids)
 
 
 def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
