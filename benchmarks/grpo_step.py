@@ -21,25 +21,20 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import peer
+from sizes import parser
 
 STAGES = ("rollout", "old_logp", "ref_logp", "update")
 
 
 def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"prompts": 8, "G": 8, "new": 64, "text-tokens": 64, "image": 128, "vocab": 4096, "hidden": 256, "layers": 6}
-    sizes |= {"heads": 4, "kv-heads": 2, "head-dim": 64, "mlp": 768, "vis-depth": 4, "vis-hidden": 192, "vis-heads": 3}
-    for name, value in sizes.items():
-        p.add_argument(f"--{name}", type=int, default=value)
+    p = parser(__doc__, prompts=8, G=8, new=64)
     p.add_argument("--share", type=float, default=1.0, help="mean length of the answers over --new; 1: all are full")
     p.add_argument("--sigma", type=float, default=0.6, help="of the logarithm of the lengths, with --share")
     p.add_argument("--updates", type=int, default=1, help="updates a rollout; more than one needs old log-probabilities")
     p.add_argument("--micro", type=int, default=0, help="prompts whose activations exist at a time; 0: all of an update")
     p.add_argument("--remat", default="dots", choices=["none", "dots", "full"])
     p.add_argument("--head-chunk", type=int, default=4096)
-    p.add_argument("--threads", type=int, default=2, help="cores to run on")
     p.add_argument("--reps", type=int, default=5, help="timed steps, after one that compiles and one that warms up")
-    p.add_argument("--by-cpu", action="store_true", help="own CPU seconds instead of wall seconds; use with --threads=1")
     p.add_argument("--peer", default="", help="path of a script that times another trainer at these sizes (see peer.py)")
     p.add_argument("--peer-python", default="python3", help="the interpreter that has it")
     p.add_argument("--rounds", type=int, default=1, help="how often ours and the peer take turns")

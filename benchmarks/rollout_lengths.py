@@ -13,20 +13,16 @@ import os
 import statistics
 import time
 
+from sizes import parser
+
 
 def parse_args() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = {"prompts": 64, "G": 8, "new": 256, "text-tokens": 64, "image": 128, "vocab": 4096, "hidden": 256, "layers": 6}
-    sizes |= {"heads": 4, "kv-heads": 2, "head-dim": 64, "mlp": 768, "vis-depth": 4, "vis-hidden": 192, "vis-heads": 3}
-    for name, value in sizes.items():
-        p.add_argument(f"--{name}", type=int, default=value)
+    p = parser(__doc__, prompts=64, G=8, new=256)
     p.add_argument("--micro", type=int, default=0, help="rollout.micro_prompts: prompts whose caches exist at a time; 0: all")
     p.add_argument("--mean", type=float, default=0.2, help="mean length of lognormal lengths, as a share of the limit")
     p.add_argument("--sigma", type=float, default=0.8, help="standard deviation of their logarithm")
-    p.add_argument("--threads", type=int, default=2, help="cores to run on")
     p.add_argument("--lengths", nargs="+", default=["equal", "lognormal"], choices=["equal", "lognormal"])
     p.add_argument("--reps", type=int, default=3, help="timed rollouts of each, in turn, after one that compiles")
-    p.add_argument("--by-cpu", action="store_true", help="own CPU seconds instead of wall seconds")
     return p.parse_args()
 
 
