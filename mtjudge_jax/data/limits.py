@@ -85,13 +85,13 @@ def row_limits(
     """The limits of each picture of a row: the same for all, but for a picture that rounding would make too large.
 
     text: tokens of the row without its pictures. budget: None for rows of an older judge, whose pictures are as large as `cfg`
-    lets them be if the row holds them, and else share it. exact: that picture has the limit of all. Raises BadRecord as
-    `check_room`.
+    lets them be if the row holds them, and else share it. exact: every picture has its limit, whether or not the row
+    then holds it. Raises BadRecord as `check_room`.
     """
     count, per = len(sizes), cfg.merge**2
     if budget is None:
         tokens = sum(tokens_of(size, cfg) for size in sizes)
-        if text + tokens <= room.tokens and tokens * per <= room.patches:
+        if exact or (text + tokens <= room.tokens and tokens * per <= room.patches):
             return [cfg] * count
         budget = Budget(*room)
     least = least_tokens(cfg)

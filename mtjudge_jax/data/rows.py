@@ -61,8 +61,8 @@ class RowFormat(NamedTuple):
     or a list are shown in an order drawn by hash: the stored order may give away which one is better. With `reasoning`, the
     target teaches the record's rationale, and a record whose rationale holds in the stored order only is shown in that order.
 
-    `budget` is the room that training had for the pictures of a row, which limits them (see limits.py). With `whole`, pictures
-    are not made smaller for the row's sake, and a row that does not hold them is refused.
+    `budget` is the room that training had for the pictures of a row, which limits them (see limits.py). With `exact`, no picture
+    is made smaller than that limit says, as no other program does, and a row that does not hold them is refused.
     """
 
     tasks: Mapping[str, Task]
@@ -75,8 +75,7 @@ class RowFormat(NamedTuple):
     display: bool = False
     reasoning: bool = False
     budget: Budget | None = None
-    whole: bool = False
-    exact: bool = False  # no picture is made smaller than its limit says, as no other program does; what does not fit is refused
+    exact: bool = False
 
     @property
     def room(self) -> Room:
@@ -215,9 +214,7 @@ def prompt_row(
     parts = [*[None] * len(pictures), question] if isinstance(question, str) else question
     short = tokenizer.prompt_ids(parts)  # one token for each picture
     text, sizes = sum(token != tokenizer.image for token in short), [picture.shape[:2] for picture in pictures]
-    limits = [cfg] * len(pictures)
-    if not fmt.whole:
-        limits = row_limits(sizes, text, cfg, room=fmt.room, budget=fmt.budget, name=name, exact=fmt.exact)
+    limits = row_limits(sizes, text, cfg, room=fmt.room, budget=fmt.budget, name=name, exact=fmt.exact)
     counts = [tokens_of(size, limit) for size, limit in zip(sizes, limits, strict=True)]
     check_room(text, sum(counts), len(counts), cfg, room=fmt.room, name=name)  # before a huge picture takes memory
     tokens = expand_images(short, image_id=tokenizer.image, counts=counts)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtjudge_jax.data.bucket_cache import local_copy
+from mtjudge_jax.data.limits import TOO_LARGE
 from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, in_bucket
@@ -21,7 +22,7 @@ _READABLE_VERSIONS = (1, 2)
 MAX_BAD_SHARE = 0.01
 _SHOWN_IDS = 10
 MIN_ROWS_TO_JUDGE = 100  # with fewer rows, a single bad one would already exceed the limit
-REASONS_OF_CONFIG = ("too_many_patches", "prompt_too_long", "target_too_long")  # the config can fix these, new data cannot
+REASONS_OF_CONFIG = (*TOO_LARGE, "target_too_long")  # the config can fix these, new data cannot
 
 
 class TooManyBadRecords(UserError):

@@ -29,7 +29,7 @@ from mtjudge_jax.types import Params
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode and resize pictures
 _EXTRA_TOKENS = 64  # a user's instruction may be longer than any in training
-_EXTRA_PATCHES = 2  # times: of an older version, which did not hold a picture that is rounded up to the room of training
+_EXTRA_PATCHES = 2  # times: a small or very long picture is rounded up to more patches than training had room for
 
 
 class AskedAs(NamedTuple):
@@ -221,8 +221,7 @@ def _rooms(fmt: RowFormat, images: int) -> list[RowFormat]:
         completion_tokens=fmt.completion_tokens * images,
     )
     rooms = [fmt, larger]
-    first = {"exact": True} if fmt.budget else {"whole": True}
-    return [room._replace(**first) for room in rooms] + rooms
+    return [room._replace(exact=True) for room in rooms] + rooms
 
 
 def _in_order(pool: ThreadPoolExecutor, call: Callable, items: Iterable[Any], *given: Any, ahead: int) -> Iterator[Any]:
