@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
+_SHOWN = 12  # of the known names
+
 
 class UserError(ValueError):
     """An error that the user can fix. Its text names the value, the limit and the remedy.
@@ -20,8 +22,11 @@ class ConfigError(UserError):
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """A line that suggests the nearest known name: `unknown task 'saftey', did you mean 'safety'?`."""
-    near = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else f": known are {', '.join(known)}")
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1, 0.5)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN + 1 else ""
+    shown = ", ".join(names[:_SHOWN] if more else names)
+    return f"unknown {what} {name!r}" + (f", did you mean {near[0]!r}?" if near else f": known are {shown}{more}")
 
 
 def one_line(error: Exception, most: int = 6) -> str:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is a program and may raise anything
         if os.environ.get("MTJUDGE_TRACEBACK"):
             raise
-        fail(f"--config={path}: {type(error).__name__}: {one_line(error)}")
+        fail(f"--config={_given_config(argv)}: {_raised_in(error, path)}{type(error).__name__}: {one_line(error)}")
 
 
 def _quoted(argument: str, fields: Mapping[str, object]) -> str:
@@ -83,11 +84,22 @@ def _quoted(argument: str, fields: Mapping[str, object]) -> str:
 
 def config_file(argv: list[str]) -> str:
     """The file that `--config=FILE.py[:argument]` or `--config FILE.py` names, or ""."""
+    return _given_config(argv).partition(":")[0]
+
+
+def _given_config(argv: list[str]) -> str:
+    """The value of --config, `FILE.py[:argument]`, or ""."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-config"):
-            return (value if equals else following).partition(":")[0]
+            return value if equals else following
     return ""
+
+
+def _raised_in(error: Exception, path: str) -> str:
+    """`line 12, in get_config, raised `: the last line of the config file that the error passed; "" if it passed none."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(path).name]
+    return f"line {frames[-1].lineno}, in {frames[-1].name}, raised " if frames else ""
 
 
 def typed(cfg: object) -> Config:

@@ -1,6 +1,7 @@
 """The score of a task's predictions: macro-F1, accuracy, 95 % intervals, and for pairs what both orders show."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def task_score(predictions: list[dict]) -> dict:
     return {
         "count": len(predictions),
         "macro_f1": float(macro_f1(counts)),
-        "macro_f1_ci": bootstrap_interval(by_group, macro_f1),
+        "macro_f1_ci": bootstrap_interval(by_group, partial(macro_f1, whole=counts)),
         "accuracy": float(accuracy(counts)),
         "accuracy_ci": bootstrap_interval(by_group, accuracy),
         "sampled_accuracy": sampled,

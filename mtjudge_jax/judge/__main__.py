@@ -33,7 +33,10 @@ def main() -> None:
             (OUT, "name the file of verdicts, e.g. --out=verdicts.jsonl"),
         )
         if IMAGE.value or INSTRUCTION.value or JSON.value:
-            raise ConfigError("--image, --instruction and --json are of one question: leave them out beside --data")
+            raise ConfigError(
+                "--image, --instruction and --json are of one question: leave them out beside --data; the folder of its pictures "
+                "is --images"
+            )
         from mtjudge_jax.judge.many import FileRequest, judge_rows
 
         how = (TASK.value, BATCH.value, SAMPLES.value, BOTH.value, DTYPE.value, MESH.value)
@@ -45,7 +48,10 @@ def main() -> None:
         *([] if MODEL.value else [(TASK, "name a task, e.g. --task=technical")]),
     )
     if OUT.value or IMAGES.value:
-        raise ConfigError("--out and --images are for a file of questions: name it, e.g. --data=rows.jsonl")
+        raise ConfigError(
+            "--out and --images (the folder of a file's pictures) are for a file of questions: name it, e.g. "
+            "--data=rows.jsonl; the picture of one question is --image"
+        )
     from mtjudge_jax.judge.one_question import print_verdict  # imports jax, which --help must not wait for
 
     how = {"as_json": JSON.value, "dtype": DTYPE.value, "mesh": MESH.value, "samples": SAMPLES.value, "both_orders": BOTH.value}

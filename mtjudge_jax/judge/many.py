@@ -54,7 +54,7 @@ def judge_rows(ask: FileRequest) -> None:
         raise UserError(f"--out={ask.out}: give a file that ends in .jsonl, e.g. --out=verdicts.jsonl")
     total = _count(data)
     if ask.task is None and (without := _without_task(data)) is not None:
-        raise UserError(f"--task is missing and row {without} names none: give --task, or each row a task")
+        raise UserError(f"--task is missing and {without} names none: give --task, or each row a task")
     with held(out.parent, name=out.name):
         done = _done(out, _facts(ask, data))
         if done == total:
@@ -108,13 +108,13 @@ def _line(number: int, row: Any, verdict: Verdict, place: int) -> dict:
 
 def _rows(data: Path, images: Path) -> Iterator[Any]:
     """(the row as it stands, the question) of each row; a UserError for one that is no row."""
-    for number, raw in enumerate(_raw_rows(data)):
+    for place, raw in _raw_rows(data):
         try:
             row = json.loads(raw) if isinstance(raw, str) else raw
             if not isinstance(row, Mapping):
                 raise ValueError(f"it is {type(row).__name__}")
         except ValueError as error:
-            yield UserError(f"row {number} is no JSON object: {error}")
+            yield UserError(f"{place} is no JSON object: {error}")
             continue
         placed = {name: _placed(row[name], images) for name in _IMAGE_FIELDS if name in row}
         yield row, _question({**row, **placed})
@@ -129,24 +129,25 @@ def _question(row: dict) -> dict:
     return row | ({"texts": texts, "images": context} if texts else {"images": [*context, *candidates]})
 
 
-def _raw_rows(data: Path) -> Iterator[Any]:
+def _raw_rows(data: Path) -> Iterator[tuple[str, Any]]:
+    """(where it stands, the row): "line 1" of a text, counted as editors do; "row 0" of a table."""
     if data.suffix == ".jsonl":
         with open(data, encoding="utf-8", errors="surrogateescape") as lines:
-            yield from (line for line in lines if line.strip())
+            yield from ((f"line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
         return
     import pyarrow.parquet
 
-    for batch in pyarrow.parquet.ParquetFile(data).iter_batches(batch_size=64):
-        yield from batch.to_pylist()
+    batches = pyarrow.parquet.ParquetFile(data).iter_batches(batch_size=64)
+    yield from ((f"row {number}", row) for number, row in enumerate(row for batch in batches for row in batch.to_pylist()))
 
 
-def _without_task(data: Path) -> int | None:
-    """The first row that names no task of its own, among the first thousand; a row that cannot be read is told of later."""
-    for number, raw in enumerate(islice(_raw_rows(data), 1000)):
+def _without_task(data: Path) -> str | None:
+    """Where the first row stands that names no task of its own, among the first thousand; unreadable rows are told of later."""
+    for place, raw in islice(_raw_rows(data), 1000):
         with contextlib.suppress(ValueError):
             row = json.loads(raw) if isinstance(raw, str) else raw
             if isinstance(row, Mapping) and not row.get("task"):
-                return number
+                return place
     return None
 
 

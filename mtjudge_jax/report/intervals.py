@@ -1,7 +1,6 @@
 """95 % interval of a mean over tasks. Tasks share source pictures, so their own intervals cannot simply be averaged."""
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -9,6 +8,9 @@ from mtjudge_jax.errors import UserError
 from mtjudge_jax.metrics.bootstrap import bootstrap_interval
 from mtjudge_jax.metrics.confusion import accuracy, macro_f1
 from mtjudge_jax.tasks import task_of
+
+# One array `[resamples, ..]` of summed parts per task -> the mean over the tasks, `[resamples]`.
+Statistic = Callable[[list[np.ndarray]], np.ndarray]
 
 
 def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> list[float] | None:
@@ -27,8 +29,8 @@ def mean_interval(predictions: list[dict], tasks: list[str], *, score: str) -> l
         return None
     parts, statistic = _SCORES[score]
     sums = [parts([p for p in rows if p["task"] == task], task, groups) for task in tasks]
-    widths = np.cumsum([part.shape[1] for part in sums])[:-1]
-    return bootstrap_interval(np.concatenate(sums, axis=1), lambda s: statistic(np.split(s, widths, axis=1)))
+    widths, mean = np.cumsum([part.shape[1] for part in sums])[:-1], statistic([part.sum(axis=0) for part in sums])
+    return bootstrap_interval(np.concatenate(sums, axis=1), lambda s: mean(np.split(s, widths, axis=1)))
 
 
 def _countable(predictions: list[dict], tasks: list[str]) -> list[dict]:
@@ -54,10 +56,21 @@ def _f1_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray
     return counts.reshape(len(groups), -1)
 
 
-def _mean_of(metric: Callable[[np.ndarray], np.ndarray], parts: list[np.ndarray]) -> np.ndarray:
-    """[resamples] from one `[resamples, T * (T + 1)]` per task."""
-    labels = [int((np.sqrt(1 + 4 * part.shape[1]) - 1) / 2) for part in parts]  # T (T + 1) -> T
-    return np.mean([metric(part.reshape(-1, n, n + 1)) for part, n in zip(parts, labels, strict=True)], axis=0)
+def _table(counts: np.ndarray) -> np.ndarray:
+    """`[.., T * (T + 1)]` -> `[.., T, T + 1]`."""
+    labels = int((np.sqrt(1 + 4 * counts.shape[-1]) - 1) / 2)
+    return counts.reshape(*counts.shape[:-1], labels, labels + 1)
+
+
+def _mean_macro_f1(whole: list[np.ndarray]) -> Statistic:
+    def mean(parts: list[np.ndarray]) -> np.ndarray:
+        return np.mean([macro_f1(_table(p), whole=_table(w)) for p, w in zip(parts, whole, strict=True)], axis=0)
+
+    return mean
+
+
+def _mean_accuracy(_: list[np.ndarray]) -> Statistic:
+    return lambda parts: np.mean([accuracy(_table(part)) for part in parts], axis=0)
 
 
 def _accuracy_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.ndarray:
@@ -68,15 +81,15 @@ def _accuracy_parts(rows: list[dict], task: str, groups: dict[str, int]) -> np.n
     return sums
 
 
-def _mean_accuracy(parts: list[np.ndarray]) -> np.ndarray:
-    return np.mean([part[:, 0] / np.maximum(part[:, 1], 1) for part in parts], axis=0)
+def _mean_sampled(_: list[np.ndarray]) -> Statistic:
+    return lambda parts: np.mean([part[:, 0] / np.maximum(part[:, 1], 1) for part in parts], axis=0)
 
 
-# By score: what each group adds to the sums, and the statistic of the sums.
+# By score: what each group adds to the sums, and how the sums of all groups of each task give the statistic of resamples.
 _SCORES = {
-    "macro_f1": (_f1_parts, partial(_mean_of, macro_f1)),
-    "accuracy": (_f1_parts, partial(_mean_of, accuracy)),
-    "sampled_accuracy": (_accuracy_parts, _mean_accuracy),
+    "macro_f1": (_f1_parts, _mean_macro_f1),
+    "accuracy": (_f1_parts, _mean_accuracy),
+    "sampled_accuracy": (_accuracy_parts, _mean_sampled),
 }
 
 
@@ -90,13 +103,14 @@ def score_difference(before: list[dict], after: list[dict], tasks: list[str], *,
     if score not in ("macro_f1", "accuracy") or any({p["task"] for p in side} != set(tasks) for side in kept):
         return None
     groups = {name: i for i, name in enumerate(dict.fromkeys(p["group_id"] for side in kept for p in side))}
-    parts, mean = _SCORES[score]
+    parts, statistic = _SCORES[score]
     sums = [parts([p for p in side if p["task"] == task], task, groups) for side in kept for task in tasks]
+    old, new = (statistic([part.sum(axis=0) for part in side]) for side in (sums[: len(tasks)], sums[len(tasks) :]))
     widths = np.cumsum([part.shape[1] for part in sums])[:-1]
 
     def difference(drawn: np.ndarray) -> np.ndarray:
         pieces = np.split(drawn, widths, axis=1)
-        return mean(pieces[len(tasks) :]) - mean(pieces[: len(tasks)])
+        return new(pieces[len(tasks) :]) - old(pieces[: len(tasks)])
 
     whole = np.concatenate(sums, axis=1)
     return (float(difference(whole.sum(axis=0, keepdims=True))[0]), *bootstrap_interval(whole, difference))

@@ -5,7 +5,7 @@ import os
 from mtjudge_jax.paths import AnyPath, as_path, write_whole
 from mtjudge_jax.report import details, views
 from mtjudge_jax.report.compare.compare import compare
-from mtjudge_jax.report.compare.pages import detail_table
+from mtjudge_jax.report.compare.measures import measure_tables
 from mtjudge_jax.report.curves import learning_curves
 from mtjudge_jax.report.examples import TEST_QUOTA, VAL_QUOTA, build_cards, strip_of
 from mtjudge_jax.report.page import render_page
@@ -51,8 +51,8 @@ def _render(run: RunFolder) -> str:
     )  # fmt: skip
 
 
-def _measured(run: RunFolder) -> Table | None:
-    """All scores of the two evaluations on the test split, None before the first."""
+def _measured(run: RunFolder) -> list[Table]:
+    """All scores of the two evaluations on the test split, none before the first."""
     both = {"base": run.evaluations.get(BASE_TEST), "trained": run.evaluations.get(TRAINED_TEST)}
     judged = {name: {"tasks": found.tasks} for name, found in both.items() if found and found.tasks}
-    return detail_table(compare(judged)) if judged else None
+    return measure_tables(compare(judged)) if judged else []

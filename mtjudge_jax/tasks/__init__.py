@@ -1,10 +1,9 @@
 """The judge tasks: question, answer words, parser and reward. To add a task, write an entry in the config or in `TASKS`."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 
-from mtjudge_jax.errors import UserError
+from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.tasks.base import CONTRACT, Task
 from mtjudge_jax.tasks.benchmarks import BENCHMARKS
 from mtjudge_jax.tasks.custom import custom_task
@@ -14,15 +13,15 @@ from mtjudge_jax.tasks.paper import PAPER
 __all__ = ["CONTRACT", "DEMO", "TASKS", "Task", "get_task", "task_of", "tasks_with"]
 
 TASKS: dict[str, Task] = DEMO | PAPER | BENCHMARKS
+_ALL_TASKS = "; docs/tasks_and_rewards.md lists the built-in tasks, and data.custom_tasks makes your own"
 
 
 def get_task(name: str, known: Mapping[str, Task] = TASKS) -> Task:
-    """The task of that name. Raises UserError that lists the known tasks and the nearest name."""
+    """The task of that name. Raises UserError with the nearest name, or with known tasks, the run's own first."""
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"unknown task {name!r}: known tasks are {', '.join(known)}{hint}")
+    own = [task for task in known if task not in TASKS]
+    raise UserError(f"{unknown('task', name, [*own, *(task for task in known if task in TASKS)])}{_ALL_TASKS}")
 
 
 def tasks_with(

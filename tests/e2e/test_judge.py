@@ -451,7 +451,7 @@ def test_a_file_of_questions_goes_on_after_a_stop(tmp_path):
     bare.write_text(rows.read_text())
     without = [flag for flag in flags if not flag.startswith("--task")]
     missing = commands().run(*without, f"--data={bare}", f"--out={tmp_path / 'no.jsonl'}")
-    assert missing.status == 2 and "--task is missing and row 0 names none: give --task" in missing.err
+    assert missing.status == 2 and "--task is missing and line 1 names none: give --task" in missing.err
     assert not (tmp_path / "no.jsonl").exists()
     named = [json.dumps({"image": f"{number}.png", "task": "technical"}) for number in range(3)]
     bare.write_text("\n".join([*named, "no json", named[0]]))

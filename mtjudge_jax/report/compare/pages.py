@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
 
 from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, write_whole
 from mtjudge_jax.report.compare.compare import BESIDE, ArmRow, Cell, Comparison
+from mtjudge_jax.report.compare.measures import measure_tables
 from mtjudge_jax.report.compare.paired import Paired, disagreements
 from mtjudge_jax.report.compare.paper import paper_arm
 from mtjudge_jax.report.curves import compared_curves
@@ -22,24 +22,6 @@ from mtjudge_jax.report.read import read_json, read_run
 from mtjudge_jax.report.tables import Table
 
 _CARDS = 24  # questions of an arm and the base that are shown
-# The columns of the last table, by the key of a score. A column is shown if a score has it.
-_DETAILS = {
-    "count": "answers", "macro_f1": "macro-F1", "constant_macro_f1": "constant answer", "accuracy": "accuracy",
-    "sampled_accuracy": "sampled accuracy", "kappa": "kappa", "quadratic_kappa": "quadratic kappa", "mae": "MAE",
-    "auroc": "AUROC", "spearman": "Spearman", "pearson": "Pearson", "kendall": "Kendall tau-b", "tau_b": "tau-b of lists",
-    "levenshtein": "Levenshtein", "accuracy_with_ties": "with ties", "accuracy_without_ties": "without ties",
-    "consistency": "consistency", "consistent_accuracy": "both orders right",
-    "flip_rate": "flips", "first_share": "first wins", "position_bias": "position bias", "ece": "ECE", "brier": "Brier",
-    "confidence_auroc": "confidence AUROC", "risk_coverage": "risk-coverage", "majority_accuracy": "majority",
-    "self_agreement": "self-agreement", "invalid_rate": "invalid", "mean_tokens": "tokens",
-}  # fmt: skip
-# Explained in the note of a table that has the column.
-_MEANINGS = {
-    "constant answer": "Constant answer: the macro-F1 of the best judge that always gives the same verdict.",
-    "position bias": "Position bias: the share of choices (ties left out) for the first picture, minus the share of pairs "
-    "where it is better; 0 means none.",
-    "official": "Official: the data set's own metric by its own rules.",
-}
 
 
 def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") -> list[AnyPath]:
@@ -60,30 +42,31 @@ def write_comparison(comparison: Comparison, out: AnyPath, *, note: str = "") ->
 
 
 def _tables(comparison: Comparison) -> list[Table]:
-    """The scores in distribution, in the unseen format, its differences from the base, and all other measures."""
+    """The scores in distribution, in the unseen format, its differences from the base, and every measure."""
     c, interval = comparison, "[95 % interval, bootstrap by group]"
     if _has_seeds(c):
         interval = f"mean over seeds (lowest to highest seed); for a single seed {interval}"
     note = f"Percent, {interval}." + (" “paper” marks the number that the paper reports." if c.paper else "")
     first, unseen = (["arm", "seeds"] if _has_seeds(c) else ["arm"]), [_heading(c, task) for task in c.unseen]
     found = []
+    named = " A column that names no other measure is macro-F1." if "macro_f1" in c.metrics.values() else ""
     if c.tasks:
         head = [*first, *(_heading(c, task) for task in c.tasks), "mean", "worst"]
-        found.append(Table("In distribution", note, head, _score_rows(c, c.tasks, ("mean", "worst"))))
+        found.append(Table("In distribution", note + named, head, _score_rows(c, c.tasks, ("mean", "worst"))))
     if c.unseen:
         own = {c.metrics[task] for task in c.unseen}
         given = {column for row in c.scores.values() for column in row}
         more = [name for name, key in BESIDE.items() if f"unseen {name}" in given and {key} != own]
         beside = f" {', '.join(more)}: means over the tasks." if more else ""
         rows = _score_rows(c, c.unseen, ("unseen mean", *(f"unseen {name}" for name in more)))
-        found.append(Table("Unseen format", note + beside, [*first, *unseen, "mean", *more], rows))
+        found.append(Table("Unseen format", note + named + beside, [*first, *unseen, "mean", *more], rows))
     if c.transfer:
         rows = [[*_first_cells(c, arm), *(_difference(c, arm, column) for column in (*c.unseen, "mean"))] for arm in c.transfer]
         note = f"Percentage points on the unseen format, each arm minus {c.base}; {interval}."
         found.append(Table(f"Format transfer: pairwise minus {c.base}", note, [*first, *unseen, "mean"], rows))
     if c.paired:
         found.insert(0, _paired_table(c))
-    return [*found, detail_table(c)]
+    return [*found, *measure_tables(c)]
 
 
 def _paired_table(c: Comparison) -> Table:
@@ -108,6 +91,7 @@ def _paired_cells(arm: str, row: Paired) -> list[str]:
 def p_text(p: float) -> str:
     """0.0312 -> "0.031", 0.00004 -> "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
 
 def _has_seeds(c: Comparison) -> bool:
     """Whether an arm has more than one seed, so that the tables show how many."""
@@ -155,32 +139,6 @@ def cell_text(cell: Cell | None, *, sign: bool = False) -> str:
     if cell.low is None:
         return text
     return f"{text} ({low} to {high})" if cell.seeds > 1 else f"{text} [{low}, {high}]"
-
-
-def detail_table(c: Comparison) -> Table:
-    """Every measure that a score has, one row per task and arm, means over seeds; and the data sets' official numbers."""
-    rows, tasks = [], (*c.tasks, *c.unseen)
-    every = [result["tasks"].get(task, {}) for arm in c.arms for result in c.runs[arm] for task in tasks]
-    keys = [key for key in _DETAILS if any(score.get(key) is not None for score in every)]
-    for task in tasks:
-        for arm in c.arms:
-            scores = [result["tasks"][task] for result in c.runs[arm] if task in result["tasks"]]
-            if scores:
-                official = ", ".join(f"{key} {value:.3f}" for key, value in (scores[0].get("official") or {}).items())
-                rows.append([task, arm, *(_mean_text(scores, key) for key in keys), official])
-    head = ["task", "arm", *(_DETAILS[key] for key in keys), "official"]
-    if not any(row[-1] for row in rows):
-        head, rows = head[:-1], [row[:-1] for row in rows]
-    first = ["Means over seeds; official numbers are those of the first seed."] if _has_seeds(c) else []
-    note = " ".join([*first, *(words for name, words in _MEANINGS.items() if name in head)])
-    return Table("All measures", note, head, rows)
-
-
-def _mean_text(scores: list[dict], key: str) -> str:
-    values = [score[key] for score in scores if score.get(key) is not None]
-    if not values:
-        return ""
-    return f"{np.mean(values):.0f}" if key in ("count", "mean_tokens") else f"{np.mean(values):.3f}"
 
 
 def _as_dict(comparison: Comparison) -> dict:

@@ -9,6 +9,7 @@ import pytest
 from mtjudge_jax.eval.scores import mean_score, pairwise_score, task_score
 from mtjudge_jax.metrics.bootstrap import bootstrap_interval
 from mtjudge_jax.metrics.confusion import accuracy, constant_macro_f1, group_confusion, macro_f1
+from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.reward import score
 from mtjudge_jax.train.monitor.batch_metrics import Answers, task_numbers, train_metrics
@@ -67,6 +68,21 @@ def test_macro_f1_at_the_ends():
     assert macro_f1(np.array([[0, 0, 5], [0, 0, 7]])) == 0.0  # all invalid
     assert macro_f1(np.array([[5, 0, 0], [0, 0, 0]])) == 0.5  # the absent label stays in the mean
     assert macro_f1(np.zeros((2, 3), int)) == 0.0
+
+
+def test_the_interval_of_a_judge_that_is_always_right_is_not_lowered_by_resamples_that_lack_a_label():
+    # Of three groups one holds the only "yes". A resample lacks it with probability (2/3)^3 = 0.30, and drew no answer to it.
+    table = [("no", "no", "a"), ("no", "no", "b"), ("yes", "yes", "c")]
+    right = [prediction(f"e{i}", label, verdict, group_id=group) for i, (label, verdict, group) in enumerate(table)]
+    assert task_score(right)["macro_f1_ci"] == [1.0, 1.0]
+    assert mean_interval(right, ["technical"], score="macro_f1") == [1.0, 1.0]
+    # A label that the whole lacks counts 0 in the whole and in every resample.
+    only = [p for p in right if p["label"] == "no"]
+    assert task_score(only)["macro_f1"] == 0.5 and task_score(only)["macro_f1_ci"] == [0.5, 0.5]
+    # A wrong answer of the label counts wherever it was drawn: F1 of "no" 4/5, of "yes" 0, or "no" alone 1.
+    wrong = [p | {"verdict": "no", "correct": False} if p["label"] == "yes" else p for p in right]
+    assert task_score(wrong)["macro_f1"] == pytest.approx(0.4)
+    assert task_score(wrong)["macro_f1_ci"] == [0.0, 1.0]
 
 
 def test_an_invalid_answer_never_beats_a_wrong_one_of_its_own_label():

@@ -10,7 +10,8 @@ from PIL import Image
 from report_folder import Page, result, save
 
 from mtjudge_jax.report.compare.compare import Cell, compare
-from mtjudge_jax.report.compare.pages import arm_style, cell_text, comparison_markdown, detail_table, write_comparison
+from mtjudge_jax.report.compare.measures import measure_tables
+from mtjudge_jax.report.compare.pages import arm_style, cell_text, comparison_markdown, write_comparison
 from mtjudge_jax.report.compare.paper import PAPER, paper_arm
 from mtjudge_jax.report.compare.read import read_runs
 from mtjudge_jax.report.intervals import score_difference
@@ -76,17 +77,18 @@ def test_both_orders_stand_beside_the_unseen_form():
 def test_constant_answer_and_position_bias_are_named_and_empty_columns_left_out():
     runs = {"a": result(technical=0.5, pairwise_safety=0.5), "b": result(technical=0.75)}
     runs["a"]["tasks"]["technical"] |= {"constant_macro_f1": 1 / 3, "kappa": None}
-    table = detail_table(compare(runs))
+    (table,) = measure_tables(compare(runs))
     assert table.head == ["task", "arm", "macro-F1", "constant answer", "accuracy"]  # no kappa, no official
     assert table.rows[0] == ["technical", "a", "0.500", "0.333", "0.500"] and table.rows[1][3] == ""
-    assert "osition bias" not in table.note and "Official" not in table.note
+    assert "Constant answer: the macro-F1 of the best judge that always gives the same verdict." in table.note
     runs["a"]["tasks"]["pairwise_safety"] |= {"first_share": 0.1875, "position_bias": -0.3125}
-    table = detail_table(compare(runs))
-    assert dict(zip(table.head, table.rows[2], strict=True)) == {
-        "task": "pairwise_safety", "arm": "a", "macro-F1": "0.500", "constant answer": "", "accuracy": "0.500",
-        "first wins": "0.188", "position bias": "-0.312",
-    }  # fmt: skip
-    assert "Position bias: the share of choices (ties left out) for the first picture, minus" in table.note
+    verdicts, pairs = measure_tables(compare(runs))
+    assert verdicts.rows[2] == ["pairwise_safety", "a", "0.500", "", "0.500"]
+    assert pairs.head == ["task", "arm", "first wins", "position bias"]
+    assert pairs.rows == [["pairwise_safety", "a", "0.188", "-0.312"]]  # no row of a task without such a measure
+    assert "Position bias: the share of choices (ties left out) for the first picture, minus" in pairs.note
+    runs["b"]["tasks"]["technical"] |= {"official": {"srcc": 0.25}}
+    assert measure_tables(compare(runs))[-1].rows == [["technical", "b", "srcc 0.250"]]
 
 
 def test_the_papers_numbers_stand_beside():

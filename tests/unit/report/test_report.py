@@ -57,16 +57,20 @@ def test_page_is_complete(workdir, source):
 def test_all_numbers_of_the_test_split_are_there(workdir, source):
     """Kappa, calibration and the official metric of every task, of the base and of the trained model."""
     table = source[source.index('id="measured"') : source.index('id="work"')]
-    heads = re.findall(r'<th scope="col">(.*?)</th>', table)
-    assert heads[:3] == ["task", "arm", "answers"] and {"kappa", "ECE", "consistency", "official"} <= set(heads)
-    rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
-    assert [row[:2] for row in rows] == [[task, arm] for task in (*POINTWISE, *PAIRWISE) for arm in ("base", "trained")]
-    for task, arm, *cells in rows:
+    titles, shown = re.findall("<h3>(.*?)</h3>", table), {}
+    assert titles == ["Verdicts", "Probabilities of the labels", "Pairs, over both orders", "Official measures"]
+    for title, part in zip(titles, re.findall("<table.*?</table>", table, re.S), strict=True):
+        heads = re.findall(r'<th scope="col">(.*?)</th>', part)
+        rows = [re.findall(r"<t[hd].*?>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", part)[1:]]
+        tasks = PAIRWISE if title.startswith("Pairs") else (*POINTWISE, *PAIRWISE)
+        assert [row[:2] for row in rows] == [[task, arm] for task in tasks for arm in ("base", "trained")]
+        for task, arm, *cells in rows:
+            shown.setdefault((task, arm), {}).update(zip(heads[2:], cells, strict=True))
+    for (task, arm), cells in shown.items():
         score = json.loads((workdir / "eval" / f"{arm}_test.json").read_text())["tasks"][task]
-        shown = dict(zip(heads[2:], cells, strict=True))
-        assert shown["kappa"] == f"{score['kappa']:.3f}" and shown["ECE"] == "0.125"
-        assert shown["official"] == f"acc_with_tie {score['accuracy']:.3f}"
-        assert shown["consistency"] == ("0.700" if task in PAIRWISE else "")
+        assert cells["kappa"] == f"{score['kappa']:.3f}" and cells["ECE"] == "0.125"
+        assert cells["official"] == f"acc_with_tie {score['accuracy']:.3f}"
+        assert cells.get("same winner") == ("0.700" if task in PAIRWISE else None)
 
 
 def test_the_weights_of_mt_grpo_are_drawn(workdir, source):
@@ -102,7 +106,8 @@ def test_the_page_has_a_dark_side_and_hints_at_hidden_columns(source):
     used, known = set(re.findall(r"var\((--[\w]+)\)", source)), set(re.findall(r"(--[\w]+):", source))
     assert used <= known | {"--share"}
     hints = re.findall(r'<p class="hint.*?</p>\s*<div class="scroll"', source, re.S)
-    assert len(hints) == source.count('class="wide"') == 3
+    tables = re.findall('<table class="wide.*?</table>', source, re.S)
+    assert len(tables) == 6 and len(hints) == sum(table.count('scope="col"') > 3 for table in tables) == 4
 
 
 def test_cards_have_pictures_question_and_filters(source):
@@ -127,10 +132,7 @@ def test_page_needs_no_network_and_runs_only_its_own_script(source):
             assert attrs.get(name, "#").startswith(("#", "data:image/"))
         assert not [name for name in attrs if name.startswith("on")]
     policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
-    assert (
-        policy.startswith("default-src 'none';")
-        and "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
-    )
+    assert policy.startswith("default-src 'none';") and "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
     assert len(page.all("script")) == 1
 
 
@@ -192,9 +194,7 @@ def test_choice_is_balanced_and_deterministic():
     assert sum(r["correct"] for r in chosen) == 10
     assert [sum(r["label"] == "yes" for r in chosen if r["correct"] is side) for side in (True, False)] == [5, 5]
     assert chosen == choose_balanced(rows[::-1], 20)
-    assert (
-        sum(not r["correct"] for r in choose_balanced(rows, 40)) == 12
-    )  # all the wrong ones there are, the rest right
+    assert sum(not r["correct"] for r in choose_balanced(rows, 40)) == 12  # all the wrong ones there are, the rest right
 
 
 def test_mean_interval_covers_and_keeps_groups_together():
@@ -207,9 +207,7 @@ def test_mean_interval_covers_and_keeps_groups_together():
     low, high = mean_interval(rows, ["technical", "safety"], score="macro_f1")
     assert low < 0.8 < high and high - low == pytest.approx(2 * 1.96 * 0.4 / np.sqrt(800), rel=0.25)
     assert mean_interval(rows, ["technical", "safety"], score="sampled_accuracy") == pytest.approx([0.75, 0.75])
-    doubled = mean_interval(
-        rows + rows, ["technical", "safety"], score="macro_f1"
-    )  # copies in the same group tell nothing new
+    doubled = mean_interval(rows + rows, ["technical", "safety"], score="macro_f1")  # copies in the same group tell nothing new
     assert doubled == pytest.approx([low, high], abs=1e-9)
     wrong = [row | {"verdict": None} for row in rows]
     assert mean_interval(wrong, ["technical", "safety"], score="macro_f1") == [0.0, 0.0]
