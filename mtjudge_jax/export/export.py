@@ -30,7 +30,7 @@ from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import load_config
 from mtjudge_jax.paths import AnyPath, absolute, as_path, in_bucket
-from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file, without_limits
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file, model_name, without_limits
 from mtjudge_jax.policy.model import DEMO_BASE, Model, exportable, model_folder, open_model, read_weights
 from mtjudge_jax.policy.trainable import join, without_adapters
 from mtjudge_jax.sharding import make_mesh, param_sharding
@@ -127,7 +127,7 @@ def export(chosen: Chosen, out: AnyPath, *, dtype: str, form: str, base: str, ov
     check_target(out, marker=lora.ADAPTER_CONFIG if peft else MODEL_CONFIG, overwrite=overwrite)
     origin = origin_of(start, source)
     if cfg.model.path == "demo":
-        origin = origin._replace(name="the demo base of mtjudge_jax")
+        origin = origin._replace(name=model_name("demo"))
     what = {"title": out.name, "origin": origin, "step": chosen.step, "best": chosen.saved is None, "workdir": chosen.workdir}
     tokenizer = load_tokenizer(source)
     pixels = _pixels(chosen, cfg, source)

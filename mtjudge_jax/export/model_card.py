@@ -9,7 +9,7 @@ import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ import jinja2
 from huggingface_hub import ModelCardData
 
 from mtjudge_jax.config import Config, get_tasks
-from mtjudge_jax.paths import AnyPath, absolute
+from mtjudge_jax.paths import AnyPath
+from mtjudge_jax.policy.judge_file import hub_name, model_name, stages_of
 from mtjudge_jax.report.read import BASE_TEST, TRAINED_TEST, whole_evaluation
 from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.base import INSTRUCTION_SLOT
@@ -27,8 +28,7 @@ from mtjudge_jax.tasks.reward import weights_of
 
 _FOLDER = Path(__file__).parent
 _PACKAGES = ("mtjudge_jax", "jax", "flax", "optax", "transformers")
-_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # the name of a model's folder in the hub's cache
-_PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # the name of a downloaded folder
+_HUB_NAME = re.compile(r"Qwen/Qwen3-VL-[\w-]+")
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those that vLLM serves
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$&])")
 
@@ -56,6 +56,7 @@ class _Scores(NamedTuple):
     rows: list[_Row]
     mean_before: str
     mean_after: str
+    judged_before: bool  # whether the model that training began with was evaluated
 
 
 class Asking(NamedTuple):
@@ -75,6 +76,7 @@ class Origin(NamedTuple):
     name: str
     hub_name: str | None  # "Qwen/Qwen3-VL-2B-Instruct", None if the folder's name does not say it
     license: str | None
+    stages: tuple[dict, ...] = ()  # earlier runs, see stages_of
 
 
 def model_card(
@@ -95,8 +97,10 @@ def model_card(
     environment.filters |= {"python": lambda text: _Verbatim(json.dumps(text, ensure_ascii=False)), "verbatim": _Verbatim}
     tags = ["mtjudge_jax", "judge", "image-quality-assessment", cfg.stage]
     tags += ["lora"] * bool(cfg.lora.rank) + ["reinforcement-learning"] * (cfg.stage == "grpo")
+    first = origin.stages[0]["from"] if origin.stages and not adapter else ""
+    base = origin.hub_name or (first if _HUB_NAME.fullmatch(first) else None)
     head = ModelCardData(
-        base_model=origin.hub_name, base_model_relation=origin.hub_name and ("adapter" if adapter else "finetune"),
+        base_model=base, base_model_relation=base and ("adapter" if adapter else "finetune"),
         library_name="peft" if adapter else "transformers", pipeline_tag="image-text-to-text", license=origin.license, tags=tags,
     )  # fmt: skip
     plain = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, polarity="plain", label_words="plain"))
@@ -114,7 +118,7 @@ def model_card(
         head=head.to_yaml(), cfg=cfg, title=title, base=origin.name, hub_base=origin.hub_name, dtype=dtype,
         tasks=tasks, images_of=_images(examples), asks=any(INSTRUCTION_SLOT in t.sample for t in tasks),
         scores=None if workdir is None else _read_scores(workdir, step=step, best=best), adapter=adapter,
-        recipe=_recipe(cfg, step=step, best=best), step=step, questions=_questions(examples, asking.escape),
+        recipe=_recipe(cfg, origin.stages, step=step, best=best), step=step, questions=_questions(examples, asking.escape),
         request=json.dumps(request, indent=1, ensure_ascii=False), call=_call(examples), asking=asking,
         length=cfg.data.prompt_tokens + tokens, size=whole, sizes=sizes,
         most_images=max(max(len(example.pictures), example.task.max_images) for example in examples),
@@ -168,11 +172,13 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _recipe(cfg: Config, *, step: int, best: bool) -> list[tuple[str, str]]:
+def _recipe(cfg: Config, before: Sequence[dict], *, step: int, best: bool) -> list[tuple[str, str]]:
     """(what, value) of the training, in reading order."""
     optim, loss, lora, mesh = cfg.optim, cfg.loss, cfg.lora, cfg.mesh
     rows = [
-        ("stage", cfg.stage),
+        *((f"run {number}", f"{s['stage']} of {s['from']} on {', '.join(s['tasks'])}, step {s['step']}")
+          for number, s in enumerate(before, 1)),
+        ("stage" if not before else f"run {len(before) + 1}, this one", cfg.stage),
         ("tasks", f"{', '.join(cfg.data.tasks)} ({cfg.data.mixture}{', labels balanced' * cfg.data.balance_labels})"),
         ("steps", f"{step} of {cfg.steps}{_why(step, best)}"),
     ]
@@ -258,7 +264,7 @@ def _score_table(before: dict, after: dict, *, title: str, chosen: bool) -> _Sco
         unseen = name in TASKS and TASKS[name].ood
         rows.append(_Row(name, unseen, str(new.get("count", "–")), constant, _f1(old), _f1(new), *invalid))
     means = [_number((result.get("mean") or {}).get("macro_f1")) for result in (before, after)]
-    return _Scores(title, chosen, rows, *means)
+    return _Scores(title, chosen, rows, *means, bool(before.get("tasks")))
 
 
 def _f1(score: dict) -> str:
@@ -272,13 +278,8 @@ def _number(value: object) -> str:
 
 
 def origin_of(folder: AnyPath, *companions: AnyPath) -> Origin:
-    """Name and license of the starting model, from its folder; `companions` are further folders that may hold a LICENSE."""
-    cached = [found for part in absolute(folder).parts if (found := _HUB_CACHE.fullmatch(part))]
-    hub_name = f"{cached[-1][1]}/{cached[-1][2]}" if cached else None
-    if _PUBLISHED.fullmatch(absolute(folder).name):
-        hub_name = f"Qwen/{absolute(folder).name}"
-    own = "/".join(absolute(folder).parts[-2:]) if absolute(folder).name == "best" else absolute(folder).name  # of which run
-    return Origin(hub_name or own, hub_name, license_of(folder, *companions))
+    """The starting model, from its folder; `companions` are further folders that may hold a LICENSE."""
+    return Origin(model_name(str(folder)), hub_name(folder), license_of(folder, *companions), tuple(stages_of(str(folder))))
 
 
 def license_of(*folders: AnyPath) -> str | None:

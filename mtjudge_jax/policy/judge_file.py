@@ -1,17 +1,21 @@
-"""Reads and writes judge.json, a file beside a trained model: the sizes, tasks and wordings that it was trained with."""
+"""Reads and writes judge.json, a file beside a trained model: the sizes, tasks and wordings of its training, and its stages."""
 
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 
 import jax
 
 from mtjudge_jax.config import Config, MeshConfig
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.paths import as_path
+from mtjudge_jax.paths import absolute, as_path
 
 JUDGE_FILE = "judge.json"
+_STAGE = {"stage", "from", "tasks", "step"}
+_HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # the name of a model's folder in the hub's cache
+_PUBLISHED = re.compile(r"Qwen3-VL-(2B|4B|8B|32B|30B-A3B|235B-A22B)-(Instruct|Thinking)")  # the name of a downloaded folder
 
 
 def judge_file(cfg: Config, step: int, templates: dict[str, str], pixels: tuple[int, int] | None = None) -> bytes:
@@ -25,7 +29,40 @@ def judge_file(cfg: Config, step: int, templates: dict[str, str], pixels: tuple[
     asked = {"custom_tasks": cfg.data.custom_tasks, "polarity": cfg.data.polarity, "label_words": cfg.data.label_words}
     plain = {"custom_tasks": (), "polarity": "plain", "label_words": "plain"}
     changed = {name: value for name, value in asked.items() if value != plain[name]}
-    return json.dumps(sizes | {"step": step, "templates": templates} | changed).encode() + b"\n"
+    stage = {"stage": cfg.stage, "from": model_name(cfg.model.path), "tasks": list(cfg.data.tasks), "step": step}
+    stages = [*stages_of(cfg.model.path), stage]
+    return json.dumps(sizes | {"step": step, "templates": templates, "stages": stages} | changed).encode() + b"\n"
+
+
+def stages_of(folder: str) -> list[dict]:
+    """How the model of a folder was trained, the first run first: {stage, from, tasks, step} each. [] for a model of others."""
+    path = as_path(folder) / JUDGE_FILE
+    try:
+        stages = json.loads(path.read_text())["stages"] if path.is_file() else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    whole = isinstance(stages, list) and all(isinstance(one, dict) and one.keys() >= _STAGE for one in stages)
+    return stages if whole else []
+
+
+def model_name(folder: str) -> str:
+    """What a starting model is called: by its name on the hub if the folder says it, else by the folder, or its run.
+
+    `runs/sft/best` -> `sft/best`, `Qwen3-VL-2B-Instruct` -> `Qwen/Qwen3-VL-2B-Instruct`.
+    """
+    if folder == "demo":
+        return "the demo base of mtjudge_jax"
+    path = absolute(as_path(folder))
+    return hub_name(folder) or ("/".join(path.parts[-2:]) if path.name == "best" else path.name)
+
+
+def hub_name(folder: str | os.PathLike) -> str | None:
+    """ "Qwen/Qwen3-VL-2B-Instruct", None if the folder's path does not say it."""
+    path = absolute(as_path(folder))
+    if _PUBLISHED.fullmatch(path.name):
+        return f"Qwen/{path.name}"
+    cached = [found for part in path.parts if (found := _HUB_CACHE.fullmatch(part))]
+    return f"{cached[-1][1]}/{cached[-1][2]}" if cached else None
 
 
 def best_of(folder: str | os.PathLike) -> str | os.PathLike:

@@ -15,34 +15,27 @@ _SLOT = re.compile(r"\{[a-z_]+\}")
 
 @dataclasses.dataclass(frozen=True)
 class TaskEntry:
-    """`data.custom_tasks = ({"name": "blur", "kind": "pointwise_binary", "question": "Is the image blurred?"},)`.
+    """`data.custom_tasks = ({"name": "blur", "kind": "pointwise_binary", "question": "Is the image blurred?"},)`."""
 
-    labels: the words of the classes 0 and 1 of a binary task, or the names of the two candidates of a pair. score_min,
-    score_max: whole grades of a pointwise_score task. instruction: the prompt's name for the records' instruction, "" to hide
-    it. paraphrases: more wordings. held_out: evaluation-only wordings. flipped: wordings of a binary task or a pair that ask
-    for the opposite class. ood: an evaluation-only task. max_pixels, min_pixels: in the place of data.max_pixels and
-    data.min_pixels, for the pictures of this task; 0 = those.
-    """
-
-    name: str
-    kind: str
+    name: str  # letters, digits and _
+    kind: str  # binary | graded | pairwise | listwise, or the long names pointwise_binary ..
     question: str
-    criterion: str = ""
-    rubric: str = ""
-    labels: tuple[str, ...] = ()
-    metric: str = ""
-    instruction: str = ""
-    noun: str = "Image"
-    allow_tie: bool = False
-    score_min: int = 1
+    criterion: str = ""  # "The criterion is: ..", before the question
+    rubric: str = ""  # in place of that sentence
+    labels: tuple[str, ...] = ()  # answer words: of the classes 0 and 1 of a binary task, of the two candidates of a pair
+    metric: str = ""  # macro_f1 | accuracy: which score the tables show; "" = that of its kind
+    instruction: str = ""  # the prompt's name for the records' instruction; "" hides it
+    noun: str = "Image"  # what a candidate of a pair or a list is called
+    allow_tie: bool = False  # of a pair
+    score_min: int = 1  # whole grades of a graded task
     score_max: int = 5
-    paraphrases: tuple[str, ...] = ()
-    held_out: tuple[str, ...] = ()
-    flipped: tuple[str, ...] = ()
-    ood: bool = False
-    max_images: int = 0
-    max_pixels: int = 0
-    min_pixels: int = 0
+    paraphrases: tuple[str, ...] = ()  # more wordings of the question
+    held_out: tuple[str, ...] = ()  # wordings for evaluation only
+    flipped: tuple[str, ...] = ()  # wordings of a binary task or a pair that ask for the opposite class
+    ood: bool = False  # for evaluation only
+    max_images: int = 0  # most candidates of a list; 0 = any number
+    max_pixels: int = 0  # in place of data.max_pixels, for the pictures of this task; 0 = that
+    min_pixels: int = 0  # in place of data.min_pixels
 
 
 def custom_task(raw: dict, known: tuple[str, ...]) -> Task:

@@ -87,7 +87,7 @@ def test_what_is_compiled_can_be_seen():
 
 CONFIGS = [
     ("@none.py", "no such file"),
-    ("@raises.py", "ZeroDivisionError: division by zero"),
+    ("@raises.py", ": line 2, in get_config, raised ZeroDivisionError: division by zero"),
     ("@value_error.py", "ValueError: lr is missing"),
     ("@syntax.py", "SyntaxError: invalid syntax (syntax.py, line 1)"),
     ("@imports.py", "No module named 'no_such_module'"),

@@ -33,7 +33,7 @@ from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.lora import load_peft, merge_lora
 from mtjudge_jax.models.hf.save import companions, save_hf
 from mtjudge_jax.models.qwen3_vl.config import from_hf, load_config
-from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_config, judge_file, model_name
 from mtjudge_jax.policy.model import DEMO_BASE, open_model, read_weights, with_adapters
 from mtjudge_jax.policy.trainable import join
 from mtjudge_jax.policy.update import init_state
@@ -129,6 +129,7 @@ def test_the_export_knows_the_sizes_it_was_trained_with(tmp_path):
     assert json.loads((out / JUDGE_FILE).read_text()) == {
         "prompt_tokens": 77, "patches": 4096, "completion_tokens": 2048, "min_pixels": 9216, "max_pixels": 9216, "step": 8,
         "templates": {"technical": "0123"},
+        "stages": [{"stage": "grpo", "from": model_name("demo"), "tasks": list(plain().cfg.data.tasks), "step": 8}],
     }  # fmt: skip
     assert judge_config(out, batch=1).data.prompt_tokens == 77
     best = write(tmp_path / "best", workdir=plain().workdir)

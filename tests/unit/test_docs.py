@@ -1,5 +1,6 @@
 """README.md and docs/: narrow lines and tables, links and files that exist, commands that parse, plans that are quoted right."""
 
+import importlib.util
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from places import CONFIGS, LAUNCH, PACKAGE, ROOT, SUPPORT
 from test_layout import ORDER
 
 from mtjudge_jax.cli import COMMANDS
+from mtjudge_jax.config import Config, flatten
 
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
@@ -140,6 +142,16 @@ def test_pages_named_in_the_code_exist(folder):
         if path.suffix in (".py", ".sh", ".yaml", ".jinja"):
             for name in re.findall(r"\bdocs/\w+\.md", path.read_text()):
                 assert (ROOT / name).exists(), f"{path} names {name}"
+
+
+def test_the_page_of_the_fields_is_that_of_the_source():
+    """Otherwise: python docs/write_fields.py"""
+    spec = importlib.util.spec_from_file_location("write_fields", DOCS / "write_fields.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (DOCS / "fields.md").read_text() == module.page()
+    named = [line.split(":")[0] for text in blocks(DOCS / "fields.md", "python") for line in text.splitlines() if line[0] != "#"]
+    assert {name.rpartition(".")[2] for name in flatten(Config())} <= set(named) and "flipped" in named
 
 
 def test_the_page_of_the_design_has_the_order_of_imports():

@@ -47,6 +47,7 @@ _SHOWN = ("image", "images", "text", "candidates")  # a row has at least one of 
 _SPLITS = ("", "train", "val", "test", "ood")
 _PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE, "both_bad": TIE}
 _MAX_CANDIDATES = 26
+_OWN_WORDS = "; other words are named by e.g. --option=positive=pass --option=negative=fail"
 _NO_LABEL = "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge --data`"
 _CHAT = {"messages", "conversations", "conversation", "completion", "chosen", "rejected"}  # rows of trainers of language models
 
@@ -153,7 +154,7 @@ def _label_of(
 ) -> Label:
     """The label of a row, given as a word or a number. Raises BadRecord `label_outside`."""
     if kind == "pointwise_binary":
-        return Label(binary=_one_of(value, taken.binary, tuple(taken.binary)))
+        return Label(binary=_one_of(value, taken.binary, tuple(taken.binary), _OWN_WORDS))
     if kind == "pointwise_score":
         score = fields.finite_number(value, "label")
         if not scale[0] <= score <= scale[1]:
@@ -237,10 +238,10 @@ def _word(value: Any) -> str:
     return str(value).strip().lower() if isinstance(value, str | int) else ""
 
 
-def _one_of(value: Any, words: Mapping[str, int], offered: Sequence[str]) -> int:
+def _one_of(value: Any, words: Mapping[str, int], offered: Sequence[str], remedy: str = "") -> int:
     word = _word(value)
     if word not in words:
-        raise BadRecord("label_outside", f"label is {fields.quoted(value)}, must be {' or '.join(offered)}")
+        raise BadRecord("label_outside", f"label is {fields.quoted(value)}, must be {' or '.join(offered)}{remedy}")
     return words[word]
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.export.model_card import Origin, escape, license_of, model_card, origin_of
+from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file
 
 HUB = Origin("Qwen/Qwen3-VL-2B-Instruct", "Qwen/Qwen3-VL-2B-Instruct", "apache-2.0")
 
@@ -102,7 +103,8 @@ def test_scores_before_and_after_are_those_of_the_run(tmp_path):
     text = card(workdir=tmp_path)
     rows = table(text, "task | questions")
     assert "the test split" in text and "these same questions" not in text
-    assert rows["alignment"][2:4] == ["–", "0.70 (0.60 to 0.80)"] and "pairwise\\_safety (never trained on)" in rows
+    assert rows["alignment"] == ["50", "0.33", "0.70 (0.60 to 0.80)", "0.00"] and "pairwise\\_safety (never trained on)" in rows
+    assert rows["mean of the trained tasks"] == ["", "", "0.65", ""] and "began with was not evaluated" in text
     assert "the test split" not in card(workdir=tmp_path, best=False)
 
 
@@ -119,7 +121,7 @@ def test_a_whole_evaluation_beside_the_run_counts_too(tmp_path):
     for changes, split, value in (({"settings": {"limit": 5}}, "validation", "0.90"), ({}, "test", "0.70")):
         (beside / "test.json").write_text(json.dumps(whole | changes))
         text = card(workdir=run)
-        assert f"the {split} split" in text and table(text, "task | questions")["alignment"][3].startswith(value)
+        assert f"the {split} split" in text and table(text, "task | questions")["alignment"][2].startswith(value)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"tasks": 3}', '{"tasks": {"safety": 3}}', '{"tasks": {}}'])
@@ -221,3 +223,17 @@ def test_the_recipe_has_the_rewards_that_were_paid(reward, said):
 
 def test_the_best_of_a_run_is_called_by_the_run(tmp_path):
     assert origin_of(tmp_path / "taught" / "best").name == "taught/best" and origin_of(tmp_path / "mine").name == "mine"
+
+
+def test_the_card_tells_the_runs_before(tmp_path):
+    taught, cfg = tmp_path / "taught" / "best", Config(stage="sft")
+    taught.mkdir(parents=True)
+    cfg.data.tasks, cfg.model.path = ("technical", "safety"), str(tmp_path / "Qwen3-VL-2B-Instruct")
+    (taught / JUDGE_FILE).write_bytes(judge_file(cfg, 40, {}))
+    then = Config(stage="grpo")
+    then.data.tasks, then.model.path = ("technical",), str(taught)
+    text = card(then, origin=origin_of(taught))
+    assert "| run 1 | sft of Qwen/Qwen3-VL-2B-Instruct on technical, safety, step 40 |" in text
+    assert "| run 2, this one | grpo |" in text and head(text)["base_model"] == "Qwen/Qwen3-VL-2B-Instruct"
+    assert "base_model" not in head(card(then, origin=origin_of(taught), adapter=True))  # needs the taught model
+    assert [stage["step"] for stage in json.loads(judge_file(then, 7, {}))["stages"]] == [40, 7]

@@ -89,7 +89,7 @@ def test_judge_json_tells_the_tasks(tmp_path):
     assert known["blur"].labels == ("blurred", "sharp") and known["stars"].labels[-1] == "10"
     plain = json.loads(judge_file(config(tasks=("technical",)), 3, {}))
     assert set(plain) == {
-        "prompt_tokens", "patches", "completion_tokens", "min_pixels", "max_pixels", "step", "templates"
+        "prompt_tokens", "patches", "completion_tokens", "min_pixels", "max_pixels", "step", "templates", "stages"
     }  # fmt: skip
 
 
