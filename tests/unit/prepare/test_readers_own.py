@@ -142,7 +142,9 @@ SAID = [
     ({"image": None, "label": None, "score": 3}, f"unknown field 'score' and no image and no label: fields are {NAMES}"),
     ({"photo": "0.png"}, f"unknown field 'photo': fields are {NAMES}"),
     ({"imag": "0.png"}, "unknown field 'imag', did you mean 'image'?"),
-    ({"label": "Maybe"}, "label is 'Maybe', must be yes or true or 1 or no or false or 0; other words are named by e.g. --option=positive=pass"),
+    ({"label": "Maybe"},
+     "label is 'Maybe', must be yes or true or 1 or no or false or 0; other words are named by e.g. --option=positive=pass "
+     "--option=negative=fail"),
     ({"messages": [{"role": "user", "content": "a dog?"}]},
      f"unknown field 'messages': chat rows are not read; fields are {NAMES}"),
     ({"prompt": "a dog?", "chosen": "yes", "rejected": "no"},
