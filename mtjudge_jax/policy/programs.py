@@ -22,8 +22,16 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy.lanes import Context, draw_and_keep
 from mtjudge_jax.policy.sampler import Notes, make_sampler
 from mtjudge_jax.policy.trainable import cast
-from mtjudge_jax.rl import packing
-from mtjudge_jax.rl.logp import EVERY, Filter, TokenLogp, completion_logp, sampling_logits
+from mtjudge_jax.rl.logp import (
+    EVERY,
+    Filter,
+    TokenLogp,
+    bins_ladder,
+    completion_logp,
+    lay_out,
+    least_rung,
+    sampling_logits,
+)
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
@@ -146,9 +154,9 @@ def place_answers(mask: Array, mesh: Mesh) -> Array:
     compilations would cost more than they save.
     """
     mine, (group, length) = local_rows(mask, mesh).sum(-1, dtype=np.int32), mask.shape[1:]
-    steps = packing.ladder(group, length)
-    step = max(gather(packing.least_step(mine, length))) if group * length >= _WORTH_PACKING else -1
-    return shard_batch(packing.lay_out(mine, length, steps[step]), mesh)
+    rungs = bins_ladder(group, length)
+    rung = max(gather(least_rung(mine, length))) if group * length >= _WORTH_PACKING else -1
+    return shard_batch(lay_out(mine, length, rungs[rung]), mesh)
 
 
 def decode_texts(programs: Programs, out: Rollout) -> list[list[str]]:
