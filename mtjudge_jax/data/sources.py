@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mtjudge_jax.data.bucket_cache import local_copy
-from mtjudge_jax.data.limits import TOO_LARGE
+from mtjudge_jax.data.images import TOO_LARGE
 from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath, as_path, in_bucket

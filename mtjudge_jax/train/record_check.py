@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.images import image_size
-from mtjudge_jax.data.limits import limits_of, tokens_of
+from mtjudge_jax.data.image_config import limits_of
+from mtjudge_jax.data.images import image_size, tokens_of
 from mtjudge_jax.data.rows import Row, RowFormat, to_row
 from mtjudge_jax.data.sources import REASONS_OF_CONFIG, open_split
 from mtjudge_jax.errors import ConfigError

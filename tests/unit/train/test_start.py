@@ -10,7 +10,7 @@ from data_fixtures import encoded, example, noise, row_format
 from feeding import COUNTS, NAMES, write_data
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.limits import Budget
+from mtjudge_jax.data.images import Budget
 from mtjudge_jax.data.sources import read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import Label
