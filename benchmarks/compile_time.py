@@ -21,9 +21,9 @@ from mtjudge_jax.models.qwen3_vl.config import MoeConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.presets import preset
 from mtjudge_jax.policy.programs import make_programs
 from mtjudge_jax.policy.update import abstract_state, make_update
+from mtjudge_jax.rl.logp import bins_ladder
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
-from mtjudge_jax.rl.packing import ladder
 from mtjudge_jax.sharding import batch_sharding, make_mesh
 from mtjudge_jax.types import PromptBatch, TrainBatch
 
@@ -66,7 +66,7 @@ def measure(cfg: Config, model_cfg: Qwen3VLConfig) -> tuple[float, float]:
         array(jnp.uint8, M, 768), array(jnp.int32, M, 2), array(jnp.int32, M, 2), array(jnp.int32, M), array(jnp.uint32),
     )  # fmt: skip
     logp, ids = array(jnp.float32, GROUP, C), array(jnp.int32, GROUP, C)
-    places = array(jnp.int32, *ladder(GROUP, C)[-1])
+    places = array(jnp.int32, *bins_ladder(GROUP, C)[-1])
     batch = TrainBatch(prompts, ids, array(bool, GROUP, C), array(jnp.float32, GROUP), logp, logp, places)
     began = time.perf_counter()
     lowered = make_update(state, loss, optimizer, mesh, cfg).lower(state, {}, batch)

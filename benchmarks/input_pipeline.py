@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.images import load_image_config
+from mtjudge_jax.data.image_config import load_image_config
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.data.tokenizer import load_tokenizer

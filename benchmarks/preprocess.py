@@ -25,7 +25,8 @@ import transformers
 from PIL import Image, ImageOps
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patchify
+from mtjudge_jax.data.image_config import ImageConfig
+from mtjudge_jax.data.images import Patches, decode_image, patchify
 
 CFG = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # Qwen3-VL's published configuration
 

@@ -78,7 +78,7 @@ def prepare(folder: Path) -> None:
     """The demo's data with every 200th training record damaged."""
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from mtjudge_jax.data.sources import open_split
+    from mtjudge_jax.data.pipeline import open_split
     from mtjudge_jax.demo.cases import POINTWISE
     from mtjudge_jax.demo.dataset import write_demo_data
     from mtjudge_jax.records import pack

@@ -46,7 +46,7 @@ class TrainBatch(NamedTuple):
     advantages: Array  # float32 [Q, G]
     old_logp: Array  # float32 [Q, G, C]
     ref_logp: Array  # float32 [Q, G, C]
-    places: Array  # int32 [Q, B, W], where the tokens lie in the stream of training, see rl/packing.py
+    places: Array  # int32 [Q, B, W], where the tokens lie in the stream of training, see rl/logp.py
     sampler_logp: Array | None = None  # float32 [Q, G, C], as the sampler computed them; None: old_logp are these
 
 
@@ -56,7 +56,7 @@ class SftBatch(NamedTuple):
     prompts: PromptBatch
     tokens: Array  # int32 [Q, 1, C]
     mask: Array  # bool [Q, 1, C]
-    places: Array  # int32 [Q, 1, W], see rl/packing.py
+    places: Array  # int32 [Q, 1, W], see rl/logp.py
 
 
 class TrainState(NamedTuple):

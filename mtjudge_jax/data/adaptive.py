@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import grain
 import numpy as np
 
 from mtjudge_jax.config import Config
@@ -28,7 +27,7 @@ class AdaptiveMixture:
 
     def __init__(
         self,
-        pools: Mapping[str, Sequence[grain.MapDataset]],
+        pools: Mapping[str, Sequence[Sequence[Draw]]],  # endless, shuffled
         make_row: Callable[[Draw], Row],
         cfg: Config,
         *,

@@ -1,31 +1,34 @@
-"""Encoded image bytes to the uint8 patches that Qwen3-VL sees: decoding with limits, resizing, patch order.
+"""Encoded image bytes to the uint8 patches that Qwen3-VL sees: decoding, the limit of a picture in its row, resizing, patches.
 
 The result equals `transformers`' `Qwen2VLImageProcessorPil` on the upright image (`ImageOps.exif_transpose`) bit for bit
 before normalisation. The device does the normalisation `(x / 255 - mean) / std` and the doubling along time, so a patch is
 3 * 16 * 16 bytes.
+
+Every picture of a row of n gets the same limit: the least of `max_pixels`, a whole number of tokens of an n-th of `data.patches`,
+and an n-th of what the text leaves of `data.prompt_tokens`. So it depends on the row alone, and a picture is resized as Qwen's
+processor does under that limit (`smart_resize`). It is never below `min_pixels`: where that is too much, the row is refused.
 """
 
 import contextlib
 import functools
 import io
 import math
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from mtjudge_jax.data.folder_files import image_processor, pixel_limits
-from mtjudge_jax.errors import UserError
-from mtjudge_jax.paths import AnyPath, as_path
+from mtjudge_jax.data.image_config import ImageConfig
 from mtjudge_jax.records import BadRecord
+from mtjudge_jax.tasks.pictures import sharers
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # of the 43 that Pillow opens; EPS, for example, would start Ghostscript
 # Of the encoded image; checked from the header, before any pixel is decoded. A photograph of a 50-megapixel sensor has up to
 # 8,192 x 6,144 pixels. Decoded it takes 150 MB, in each thread that decodes.
 MAX_PIXELS = 51_000_000
 MAX_ASPECT = 200  # Qwen's own limit
+TOO_LARGE = ("prompt_too_long", "too_many_patches")  # reasons of `check_room`
 _CLIPPING_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # Pillow turns every value above 255 in these into white
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _TEXT_LIMIT = "MAX_TEXT_"  # in Pillow's message about metadata over its limits
@@ -39,75 +42,27 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # by the EXIF tag Orientation
+Size = tuple[int, int]  # height and width in pixels
 
 
-class ImageConfig(NamedTuple):
-    """The settings of an image processor. `min_pixels` and `max_pixels` are areas after resizing, in pixels.
+class Budget(NamedTuple):
+    """The room of a row in training. `images`: pictures of the largest trained question; 0: any number share the room."""
 
-    A lower `max_pixels` bounds the image tokens of a picture: it is scaled down, never cut (see limits.py).
-    """
+    tokens: int
+    patches: int
+    images: int = 0
 
-    patch: int
-    merge: int
-    min_pixels: int
-    max_pixels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
-    @property
-    def factor(self) -> int:
-        """Side in pixels of the square behind one image token; resized sides are multiples of it."""
-        return self.patch * self.merge
+class Room(NamedTuple):
+    """The room of a row as it is made. That of an evaluation or a judge may be larger than that of training."""
 
-    @property
-    def patch_dim(self) -> int:
-        return 3 * self.patch * self.patch
+    tokens: int
+    patches: int
 
 
 class Patches(NamedTuple):
     patches: np.ndarray  # uint8 [n, 3 * patch * patch], each (C, patch, patch); 4 consecutive patches = 1 image token
     grid: tuple[int, int]  # rows and columns of patches
-
-
-def load_image_config(folder: str | os.PathLike) -> ImageConfig:
-    """Reads the settings of a model folder's image processor, from the file that transformers takes (`image_processor`). Raises
-    UserError on unimplemented settings.
-    """
-    path, config = image_processor(as_path(folder))
-    low, high = pixel_limits(config)
-    if not (_number(low) and _number(high) and 0 < low <= high):
-        raise UserError(
-            f"{path}: size must hold shortest_edge <= longest_edge (areas in pixels), not {low} and {high}; "
-            "Qwen3-VL has 65536 and 16777216"
-        )
-    made_for = config.get("image_processor_type") or "Qwen"
-    if not str(made_for).startswith("Qwen"):
-        raise UserError(f"{path}: image_processor_type is {made_for}, only Qwen2VLImageProcessor is implemented")
-    fixed = {"resample": 3, "do_resize": True, "do_rescale": True, "do_normalize": True, "do_convert_rgb": True}
-    fixed["temporal_patch_size"] = 2
-    for name, value in fixed.items():
-        if config.get(name, value) != value:
-            raise UserError(f"{path}: {name} is {config[name]}, only {value} is implemented")
-    factor = config.get("rescale_factor", 1 / 255)
-    if not (_number(factor) and math.isclose(factor, 1 / 255)):
-        raise UserError(f"{path}: rescale_factor is {factor}, only 1/255 is implemented")
-    missing = [name for name in ("patch_size", "merge_size", "image_mean", "image_std") if config.get(name) is None]
-    if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing; copy the file from the model's Hugging Face folder")
-    mean, std = (_per_channel(path, name, config[name]) for name in ("image_mean", "image_std"))
-    return ImageConfig(config["patch_size"], config["merge_size"], low, high, mean, std)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _per_channel(path: AnyPath, name: str, value: object) -> tuple[float, ...]:
-    """A number for each colour; transformers takes one for all three too."""
-    values = value if isinstance(value, list) else [value] * 3
-    if len(values) != 3 or not all(map(_number, values)):
-        raise UserError(f"{path}: {name} is {value!r}, it must be three numbers")
-    return tuple(values)
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -252,6 +207,88 @@ def smart_resize(height: int, width: int, cfg: ImageConfig) -> tuple[int, int]:
         grow = math.sqrt(cfg.min_pixels / (height * width))
         sides = [math.ceil(side * grow / factor) * factor for side in (height, width)]
     return sides[0], sides[1]
+
+
+def tokens_of(size: Size, cfg: ImageConfig) -> int:
+    height, width = smart_resize(*size, cfg)
+    return height * width // cfg.factor**2
+
+
+def least_tokens(cfg: ImageConfig) -> int:
+    """The fewest tokens that a limit leaves to a picture: `min_pixels`, and at least one."""
+    return max(1, min(-(-cfg.min_pixels // cfg.factor**2), cfg.max_pixels // cfg.factor**2))
+
+
+def row_limits(
+    sizes: Sequence[Size], text: int, cfg: ImageConfig, *, room: Room, budget: Budget | None, name: str, exact: bool = False
+) -> list[ImageConfig]:
+    """The limits of each picture of a row: the same for all, but for a picture that rounding would make too large.
+
+    text: tokens of the row without its pictures. budget: None for rows of an older judge, whose pictures are as large as `cfg`
+    lets them be if the row holds them, and else share it. exact: every picture has its limit, whether or not the row
+    then holds it. Raises BadRecord as `check_room`.
+    """
+    count, per = len(sizes), cfg.merge**2
+    if budget is None:
+        tokens = sum(tokens_of(size, cfg) for size in sizes)
+        if exact or (text + tokens <= room.tokens and tokens * per <= room.patches):
+            return [cfg] * count
+        budget = Budget(*room)
+    least = least_tokens(cfg)
+    check_room(text, least * count, count, cfg, room=room, name=name)
+    among = sharers(count, budget.images)
+
+    def share(trained: int, here: int) -> int:
+        """Of what training had. Where that is too little for a picture, of what there is here."""
+        return trained // among if trained // among >= least else max(least, here // max(1, count))
+
+    tokens = min(share(budget.patches // per, room.patches // per), share(budget.tokens - text, room.tokens - text))
+    most = min(cfg.max_pixels, tokens * cfg.factor**2)
+    held = cfg._replace(min_pixels=min(cfg.min_pixels, most), max_pixels=most)
+    return [held if exact else fitted(size, tokens, held) for size in sizes]
+
+
+def check_room(text: int, images: int, count: int, cfg: ImageConfig, *, room: Room, name: str) -> None:
+    """Raises BadRecord `prompt_too_long` or `too_many_patches` if a row of so many tokens does not fit, with all limits that it
+    breaks. images: image tokens of `count` pictures.
+    """
+    said, raised, patches = [], [], images * cfg.merge**2
+    if text + images > room.tokens:
+        including = f", including {images} image tokens" if count else ""
+        said.append(f"{text + images} tokens{including}; the limit is {room.tokens}")
+        raised.append("data.prompt_tokens")
+    if patches > room.patches:
+        said.append(f"{patches} patches in {count} images; the limit is {room.patches}")
+        raised.append("data.patches")
+    if said:
+        lower = f", or lower data.min_pixels ({cfg.min_pixels} pixels a picture)" if count and text < room.tokens else ""
+        raise BadRecord(
+            "prompt_too_long" if text + images > room.tokens else "too_many_patches",
+            f"{name} has {'; and '.join(said)}: raise {' and '.join(raised)} in the config{lower}",
+        )
+
+
+def fitted(size: Size, tokens: int, cfg: ImageConfig) -> ImageConfig:
+    """`cfg`, or the largest lower limit under which a picture has at most `tokens` image tokens.
+
+    Qwen's resize exceeds max_pixels in two cases. No side is below one token, so a very long picture stays too long: 20 x 3,000
+    pixels under 9 tokens' area, 9,216, become 32 x 1,152 with 36 tokens. And a picture below min_pixels is rounded up: 50 x 40
+    under 9,216 and 9,216 becomes 128 x 96 with 12 tokens.
+    """
+    if tokens_of(size, cfg) <= tokens:
+        return cfg
+
+    def lowered(pixels: int) -> ImageConfig:
+        return cfg._replace(min_pixels=min(cfg.min_pixels, pixels), max_pixels=pixels)
+
+    plain = math.prod(round(side / cfg.factor) * cfg.factor for side in size)
+    # Of these limits the first fits, the last does not, and a lower one never gives more tokens. Below `plain` that is another
+    # branch of smart_resize, which may give more.
+    fits, too_much = plain if 0 < plain <= cfg.max_pixels else 1, cfg.max_pixels
+    while too_much - fits > 1:
+        middle = (fits + too_much) // 2
+        fits, too_much = (middle, too_much) if tokens_of(size, lowered(middle)) <= tokens else (fits, middle)
+    return lowered(fits)
 
 
 def patchify(image: np.ndarray, cfg: ImageConfig) -> Patches:

@@ -1,21 +1,165 @@
-"""Records to batches: which record comes next, the elastic training iterator, and the fixed order of an evaluation."""
+"""Prepared data to batches: the manifest, the records of each (split, task), which one comes next, the elastic training
+iterator, and the fixed order of an evaluation.
+
+The functions that draw import Grain themselves. It is slow to import and brings jax, which `mtjudge prepare` and `mtjudge report`
+do not need to read records.
+"""
 
 import hashlib
+import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import grain
 import numpy as np
 
 from mtjudge_jax.config import Config, in_both_orders
 from mtjudge_jax.data.adaptive import AdaptiveMixture
+from mtjudge_jax.data.bad_rows import BadRowCounter
+from mtjudge_jax.data.bucket_cache import local_copy
 from mtjudge_jax.data.rows import Draw, Row, RowFormat, stack_rows, to_row
-from mtjudge_jax.data.sources import RecordSource, open_split
+from mtjudge_jax.data.tf_example import record_in
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.records import BadRecord, JudgeExample
+from mtjudge_jax.paths import AnyPath, as_path, in_bucket
+from mtjudge_jax.records import BadRecord, JudgeExample, unpack
 from mtjudge_jax.tasks.base import Task
+
+if TYPE_CHECKING:
+    import grain
+
+MANIFEST_VERSION = 2  # an entry may name its file; version 1 had none of these and plain records
+_READABLE_VERSIONS = (1, 2)
+
+
+class RecordSource:
+    """Random access to the records of a file: `source[i]` is a JudgeExample, or the BadRecord that reading it raised.
+
+    Reading never raises, so a damaged record reaches the counter in the loop instead of killing a reader thread.
+    """
+
+    def __init__(self, file: str | os.PathLike):
+        self.file = os.fspath(file)
+        if not os.path.isfile(self.file):
+            raise UserError(f"{self.file} missing; prepare the data first: {_prepare_line(as_path(self.file).parents[1])}")
+        # A slow import, which `mtjudge prepare --help` must not wait for.
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        try:
+            self._records = ArrayRecordDataSource([self.file])
+        except Exception as e:
+            raise UserError(f"{self.file}: not readable as ArrayRecord ({e}); prepare the data again") from e
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> JudgeExample | BadRecord:
+        place = f"{as_path(self.file).stem}[{index}]"
+        try:
+            return unpack(record_in(self._records[index]))
+        except BadRecord as e:
+            return BadRecord(e.reason, f"{place}: {e}", place)
+        except Exception as e:  # a failed checksum raises RuntimeError, ValueError or IndexError, depending on the damage
+            return BadRecord("damaged_record", f"{place}: {type(e).__name__}: {e}", place)
+
+    def __repr__(self) -> str:
+        return f"RecordSource({self.file!r})"
+
+
+def _prepare_line(folder: AnyPath) -> str:
+    """The command that makes the data folder; one that holds a user's rows is the source of another folder."""
+    rows = next((kind for kind in ("jsonl", "parquet") if not in_bucket(folder) and any(folder.glob(f"*.{kind}"))), None)
+    if rows is not None:
+        return f"mtjudge prepare --dataset={rows} --source={folder} --out=data/{folder.name}"
+    return f"mtjudge prepare --dataset=NAME --source=FOLDER --out={folder}"
+
+
+def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
+    """`manifest.json` of a data folder. Raises UserError if it is missing, damaged or of another version."""
+    path = as_path(folder) / "manifest.json"
+    if not path.is_file():
+        raise UserError(f"{path} missing; prepare the data first: {_prepare_line(path.parent)}")
+    try:
+        manifest = json.loads(path.read_text())
+        version, files = manifest["version"], manifest["files"]
+        assert all(isinstance(entry["count"], int) and isinstance(entry["sha256"], str) for entry in files.values())
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
+        raise UserError(f"{path} is damaged ({type(e).__name__}: {e}); prepare the data again") from e
+    if version not in _READABLE_VERSIONS:
+        reads = " and ".join(map(str, _READABLE_VERSIONS))
+        raise UserError(f"{path} has version {version}, this code reads {reads}; prepare the data again")
+    return manifest
+
+
+def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[str, Any]:
+    files = read_manifest(folder)["files"]
+    name = f"{split}/{task}"
+    if name not in files:
+        raise UserError(f"{folder} has no records of {name}; it has {', '.join(sorted(files)) or 'none'}")
+    return files[name]
+
+
+def open_split(folder: str | os.PathLike, split: str, task: str) -> RecordSource:
+    """The records of one task in one split.
+
+    Raises UserError if manifest and file disagree on their number, or if the records are of another version. ArrayRecord
+    reads disks only: a file in a bucket is copied once to this machine, see `local_copy`.
+    """
+    entry = _manifest_entry(folder, split, task)
+    expected, path = entry["count"], as_path(folder) / entry.get("path", f"{split}/{task}.array_record")
+    if in_bucket(path) and not path.exists():
+        raise UserError(f"{path} missing; prepare the data first: {_prepare_line(as_path(folder))}")
+    source = RecordSource(local_copy(path, entry["sha256"]))
+    if len(source) != expected:
+        raise UserError(f"{path} has {len(source)} records, the manifest says {expected}; prepare the data again")
+    first = source[0] if expected else None
+    if isinstance(first, BadRecord) and first.reason == "schema_version":  # then every record is: report it once
+        raise UserError(f"{path}: {first}")
+    return source
+
+
+def fingerprint(folder: str | os.PathLike, *, tasks: Iterable[str], split: str) -> str:
+    """16 hex digits that identify the content a run reads, from the manifest alone. The order of `tasks` does not matter.
+
+    A checkpoint keeps it: Grain would silently continue with other records at the same position.
+    """
+    entries = [(task, _manifest_entry(folder, split, task)) for task in sorted(tasks)]
+    content = [(split, task, entry["count"], entry["sha256"]) for task, entry in entries]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def read_split(folder: str | os.PathLike, split: str, task: str, counter: BadRowCounter | None = None) -> list[JudgeExample]:
+    """All readable examples of one task in one split, in file order; unreadable ones are counted and logged.
+
+    Raises TooManyBadRecords as BadRowCounter does.
+    """
+    counter = BadRowCounter() if counter is None else counter
+    examples = []
+    source = open_split(folder, split, task)
+    for index in range(len(source)):
+        record = source[index]
+        if isinstance(record, BadRecord):
+            counter.add_one(record.example_id, str(record))
+        else:
+            counter.add_one(record.example_id, "")
+            examples.append(record)
+    counter.check()
+    return examples
+
+
+def find_examples(folder: str | os.PathLike, split: str, task: str, ids: Iterable[str]) -> tuple[dict[str, JudgeExample], int]:
+    """The examples with these ids, and the number of unreadable records met on the way. Raises UserError as `open_split`."""
+    wanted, found, unreadable = set(ids), {}, 0
+    source = open_split(folder, split, task)
+    for index in range(len(source)):
+        if len(found) == len(wanted):
+            break
+        record = source[index]
+        if isinstance(record, BadRecord):
+            unreadable += 1
+        elif record.example_id in wanted:
+            found[record.example_id] = record
+    return found, unreadable
 
 
 class Shard(NamedTuple):
@@ -27,7 +171,7 @@ class Shard(NamedTuple):
 
 def train_iterator(
     folder: str | os.PathLike, fmt: RowFormat, cfg: Config, shard: Shard, *, threads: int = 2
-) -> grain.DatasetIterator | AdaptiveMixture:
+) -> "grain.DatasetIterator | AdaptiveMixture":
     """An endless iterator over this process's part of each global batch of the train split, dicts of arrays.
 
     The global batch is `update.prompts` for SFT, else `rollout.prompts`. `get_state()` is a dict that fits in JSON and is
@@ -55,9 +199,11 @@ def train_iterator(
         pools = {k: open_pools(v, fmt.tasks[k], seed=cfg.seed, balance_labels=balance) for k, v in sources.items()}
         part = slice(shard.index * each, (shard.index + 1) * each)
         return AdaptiveMixture(pools, row_of, cfg, batch=batch, part=part, threads=threads)
+    import grain
+
     draws = fixed_mixture(sources, fmt.tasks, cfg)
     elastic = grain.experimental.ElasticIterator(
-        _InBlocks(draws, batch, shard.count).map(row_of),
+        grain.MapDataset.source(_InBlocks(draws, batch, shard.count)).map(row_of),
         batch,
         grain.sharding.ShardOptions(shard.index, shard.count),
         # An element is a whole batch here, so the default buffer of 500 would be gigabytes.
@@ -66,11 +212,10 @@ def train_iterator(
     return iter(elastic)
 
 
-class _InBlocks(grain.MapDataset):
+class _InBlocks:
     """Each global batch in the order that gives shard i its i-th block: ElasticIterator deals row j to shard j % shards."""
 
-    def __init__(self, draws: grain.MapDataset, batch: int, shards: int):
-        super().__init__(draws)
+    def __init__(self, draws: Sequence[Draw], batch: int, shards: int):
         self._draws, self._batch, self._shards = draws, batch, shards
 
     def __len__(self) -> int:
@@ -107,11 +252,13 @@ class _Pool:
         return Draw(self._task, self._source[int(self._indices[index])])
 
 
-def open_pools(source: RecordSource, task: Task, *, seed: int, balance_labels: bool) -> list[grain.MapDataset]:
+def open_pools(source: RecordSource, task: Task, *, seed: int, balance_labels: bool) -> "list[grain.MapDataset]":
     """A task's endless shuffled pools: one for each label, or one for all records.
 
     Raises UserError for a label without a record.
     """
+    import grain
+
     groups = _label_groups(source, task) if balance_labels else {"all": np.arange(len(source))}
     pools = []
     for label, indices in groups.items():
@@ -141,7 +288,7 @@ def _label_groups(source: RecordSource, task: Task) -> dict[str, np.ndarray]:
     return {word: np.array(indices, np.int64) for word, indices in groups.items()}
 
 
-def fixed_mixture(sources: Mapping[str, RecordSource], tasks: Mapping[str, Task], cfg: Config) -> grain.MapDataset:
+def fixed_mixture(sources: Mapping[str, RecordSource], tasks: Mapping[str, Task], cfg: Config) -> "grain.MapDataset":
     """An endless, shuffled, deterministic sequence of `Draw`s from several tasks, by `cfg.data.mixture`.
 
     A pool is a task, or a (task, label) with `balance_labels`; each pool is shuffled anew after every pass over it.
@@ -153,6 +300,8 @@ def fixed_mixture(sources: Mapping[str, RecordSource], tasks: Mapping[str, Task]
     pairs they are one record in its two orders. So a batch of even size holds both orders of its pairs, and the share of
     each task does not change.
     """
+    import grain
+
     data, both_orders = cfg.data, in_both_orders(cfg)
     mixed, shares = [], []
     for number, (name, source) in enumerate(sources.items()):
@@ -168,19 +317,18 @@ def fixed_mixture(sources: Mapping[str, RecordSource], tasks: Mapping[str, Task]
         mixed += pools
         shares += [share / len(pools)] * len(pools)
     draws = grain.MapDataset.mix(mixed, shares)
-    return _OneByOne(draws) if both_orders else draws
+    return grain.MapDataset.source(_OneByOne(draws)) if both_orders else draws
 
 
-def _in_twos(pool: grain.MapDataset, *, pairs: bool) -> grain.MapDataset:
+def _in_twos(pool: "grain.MapDataset", *, pairs: bool) -> "grain.MapDataset":
     """Two draws at a time: the next two records, or for pairs the next record in both orders."""
     return pool.map(lambda draw: (draw, draw._replace(other_order=True))) if pairs else pool.batch(2, batch_fn=tuple)
 
 
-class _OneByOne(grain.MapDataset):
+class _OneByOne:
     """The draws of a mixture that draws two at a time."""
 
-    def __init__(self, twos: grain.MapDataset):
-        super().__init__(twos)
+    def __init__(self, twos: Sequence[Sequence[Draw]]):
         self._twos = twos
 
     def __len__(self) -> int:

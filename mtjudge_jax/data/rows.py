@@ -10,8 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.data.images import ImageConfig, Patches, decode_image, patch_coordinates, patchify, unpatchify
-from mtjudge_jax.data.limits import TOO_LARGE, Budget, Room, check_room, limits_of, row_limits, tokens_of
+from mtjudge_jax.data.image_config import ImageConfig, limits_of
+from mtjudge_jax.data.images import (
+    TOO_LARGE,
+    Budget,
+    Patches,
+    Room,
+    check_room,
+    decode_image,
+    patch_coordinates,
+    patchify,
+    row_limits,
+    tokens_of,
+    unpatchify,
+)
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.records import BadRecord, JudgeExample, holds_in_one_order, swapped
 from mtjudge_jax.tasks.answer import truth_of, write_truth
@@ -61,7 +73,7 @@ class RowFormat(NamedTuple):
     or a list are shown in an order drawn by hash: the stored order may give away which one is better. With `reasoning`, the
     target teaches the record's rationale, and a record whose rationale holds in the stored order only is shown in that order.
 
-    `budget` is the room that training had for the pictures of a row, which limits them (see limits.py). With `exact`, no picture
+    `budget` is the room that training had for the pictures of a row, which limits them (see images.py). With `exact`, no picture
     is made smaller than that limit says, as no other program does, and a row that does not hold them is refused.
     """
 
@@ -188,7 +200,7 @@ def make_row(example: JudgeExample, fmt: RowFormat) -> Row:
     """The prompt row of an example. Nothing is ever cut.
 
     Raises BadRecord: `unknown_task`, `wrong_fields`, the reasons of `images.decode_image` and `images.smart_resize`,
-    `image_count`, and `too_many_patches`, `prompt_too_long` as `limits.check_room`.
+    `image_count`, and `too_many_patches`, `prompt_too_long` as `images.check_room`.
     """
     if example.task not in fmt.tasks:
         raise BadRecord("unknown_task", f"{example.example_id} has task {example.task}; known are {', '.join(fmt.tasks)}")

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mtjudge_jax.config import Config, differences, to_dict, with_defaults
-from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
 from mtjudge_jax.demo.config import get_config
 from mtjudge_jax.demo.dataset import write_demo_data

@@ -18,7 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tqdm import tqdm
 
-from mtjudge_jax.data.sources import MANIFEST_VERSION
+from mtjudge_jax.data.pipeline import MANIFEST_VERSION
 from mtjudge_jax.data.tf_example import FEATURE, tf_example
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool

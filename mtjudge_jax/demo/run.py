@@ -8,7 +8,7 @@ import jax
 from mtjudge_jax import hosts
 from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.demo.arms import chosen, run_arms
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
 from mtjudge_jax.demo.config import get_config

@@ -11,9 +11,9 @@ import numpy as np
 
 from mtjudge_jax import hosts
 from mtjudge_jax.config import Config
+from mtjudge_jax.data.bad_rows import MAX_BAD_SHARE
 from mtjudge_jax.data.pipeline import eval_batches
 from mtjudge_jax.data.rows import OTHER_ORDER_BIT, RowFormat
-from mtjudge_jax.data.sources import MAX_BAD_SHARE
 from mtjudge_jax.eval.predictions import AnswerGroup, answered_line, unusable_line
 from mtjudge_jax.eval.probabilities import Sampled, add_probabilities
 from mtjudge_jax.eval.resume import Kept

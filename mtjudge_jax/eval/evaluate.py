@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from mtjudge_jax.data.sources import BadRowCounter, remedy_of
+from mtjudge_jax.data.bad_rows import BadRowCounter, remedy_of
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.batches import Judging, judge
 from mtjudge_jax.eval.resume import Kept

@@ -20,7 +20,8 @@ from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.checkpoint.digest import digests
 from mtjudge_jax.config import Config, HostsConfig, get_tasks
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.sources import BadRowCounter, read_manifest, read_split
+from mtjudge_jax.data.bad_rows import BadRowCounter
+from mtjudge_jax.data.pipeline import read_manifest, read_split
 from mtjudge_jax.errors import ConfigError, UserError, unknown
 from mtjudge_jax.eval.batches import Judging, how_sampled
 from mtjudge_jax.eval.console import progress_bar, table

@@ -17,8 +17,7 @@ from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, MeshConfig, from_dict
 from mtjudge_jax.config_check import check
 from mtjudge_jax.data.folder_files import dropped_settings, settled
-from mtjudge_jax.data.images import load_image_config
-from mtjudge_jax.data.limits import configured, exported_limits
+from mtjudge_jax.data.image_config import configured, exported_limits, load_image_config
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.export.model_card import Asking, model_card, origin_of

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.data.limits import TOO_LARGE
+from mtjudge_jax.data.images import TOO_LARGE
 from mtjudge_jax.data.rows import DEVICE_KEYS, Row, RowFormat, bad_row, prompt_row, stack_rows
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.eval.batches import Judging

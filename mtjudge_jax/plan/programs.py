@@ -19,9 +19,9 @@ from mtjudge_jax.policy.model import with_adapters
 from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import join, split, without_adapters
 from mtjudge_jax.policy.update import abstract_state, make_update
+from mtjudge_jax.rl.logp import bins_ladder
 from mtjudge_jax.rl.loss import grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
-from mtjudge_jax.rl.packing import ladder
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
 from mtjudge_jax.types import Params, PromptBatch, SftBatch, TrainBatch, TrainState
 
@@ -148,7 +148,7 @@ def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
     """A batch whose answers all have full length: none takes more places."""
     array, cfg = partial(_array, setup.mesh, rows), setup.cfg.rollout
     sizes = (cfg.group_size, cfg.completion_tokens)
-    logp, places = array(jnp.float32, *sizes), array(jnp.int32, *ladder(*sizes)[-1])
+    logp, places = array(jnp.float32, *sizes), array(jnp.int32, *bins_ladder(*sizes)[-1])
     answers = (array(jnp.int32, *sizes), array(jnp.bool_, *sizes), array(jnp.float32, sizes[0]))
     return TrainBatch(_prompt_batch(setup, rows), *answers, logp, logp, places)
 
@@ -156,7 +156,7 @@ def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
 def _sft_batch(setup: Setup) -> SftBatch:
     rows, length = setup.cfg.update.prompts, setup.cfg.rollout.completion_tokens
     array = partial(_array, setup.mesh, rows)
-    places = array(jnp.int32, *ladder(1, length)[-1])
+    places = array(jnp.int32, *bins_ladder(1, length)[-1])
     return SftBatch(_prompt_batch(setup, rows), array(jnp.int32, 1, length), array(jnp.bool_, 1, length), places)
 
 

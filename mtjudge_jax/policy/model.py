@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 
 from mtjudge_jax.config import Config, get_tasks
-from mtjudge_jax.data.images import load_image_config
-from mtjudge_jax.data.limits import Budget, configured
+from mtjudge_jax.data.image_config import configured, load_image_config
+from mtjudge_jax.data.images import Budget
 from mtjudge_jax.data.rows import RowFormat, answer_alone, completion_text
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError

@@ -1,15 +1,21 @@
-"""The programs that a run executes on its devices, each jitted once for the mesh and the shapes; the sampler among them."""
+"""The programs that a run executes on its devices, each jitted once for the mesh and the shapes; the sampler among them.
+
+The sampler runs in segments. Between two of them the host decides how many lanes and columns the next one has. A decision needs
+four numbers, which all processes read, so that all decide alike. A segment ends where the next may be smaller, so a rollout has a
+few tens of them. Programs are compiled for the sizes of two short ladders, each when it is first needed.
+"""
 
 import collections
 import dataclasses
 import importlib.util
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.rows import DEVICE_KEYS
@@ -19,21 +25,35 @@ from mtjudge_jax.hosts.exchange import gather
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.policy.lanes import Context, draw_and_keep
-from mtjudge_jax.policy.sampler import Notes, make_sampler
+from mtjudge_jax.policy import lanes
+from mtjudge_jax.policy.lanes import Context, Draws, Rules, Segment, State, draw_and_keep
 from mtjudge_jax.policy.trainable import cast
-from mtjudge_jax.rl import packing
-from mtjudge_jax.rl.logp import EVERY, Filter, TokenLogp, completion_logp, sampling_logits
-from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
+from mtjudge_jax.rl.logp import (
+    EVERY,
+    Filter,
+    TokenLogp,
+    bins_ladder,
+    completion_logp,
+    lay_out,
+    least_rung,
+    sampling_logits,
+)
+from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, local_rows, replicated, shard_batch
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
 _WORTH_PACKING = 256  # tokens that the answers to a prompt may have together
+# Shares of the lanes: each is two thirds or three quarters of the one before, so that most lanes of a segment are live.
+_LANE_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 1 / 32)
+# Of a device; with fewer, a step costs hardly less. A rung has at least so many fewer than the one before.
+_LEAST_LANES = 16
+_COLUMNS = (64, 256, 1024, 4096)
+_SHORT_ANSWER = 16  # tokens; answers so short are drawn in one program, because compiling others would cost more than it saves
 
 
 class Programs(NamedTuple):
     """Jitted functions. `traces` counts how often each was traced, by shapes: it should be once."""
 
-    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length, filter = EVERY); see sampler.py
+    sample: Callable[..., Rollout]  # (params, prompts, key, temperature [G], length, filter = EVERY); in segments
     sample_at_once: Callable[..., Rollout]  # the same answers as one program, all lanes to the last end; before the filter a 0
     sample_and_keep: Callable[..., tuple[Rollout, Context]]  # that with how many answers' caches in place of the 0
     branch_logp: Callable[..., Array]  # (params, prompts, context, tokens [Q, G, T, W], at [Q, G]) -> [Q, G, T, W - 1]
@@ -88,7 +108,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     logp = jitted_logp("logp", logp_fn)
     reference_logp = jitted_logp("logp of the reference", reference_fn) if model_cfg.lora else logp
     at_once = jax.jit(sample_pieces, static_argnums=(4, 5, 6), out_shardings=rows)
-    sample = make_sampler(cfg, model_cfg, drawing, mesh, at_once, Notes(traces, work))
+    sample = _make_sampler(cfg, model_cfg, drawing, mesh, at_once, _Notes(traces, work))
     sample_and_keep = jax.jit(sample_pieces, static_argnums=(4, 5, 6), out_shardings=(rows, None))
     branches = jax.jit(branch_logp, out_shardings=rows)
     sampling = (sample, at_once, sample_and_keep)
@@ -134,6 +154,162 @@ def in_pieces(fn: Callable, args: tuple, size: int):
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), out)
 
 
+def lane_ladder(count: int) -> tuple[int, ...]:
+    """How many lanes a segment may have, of `count`, most first. 512: 512, 384, 256, 192, 128, 96, 64, 48, 32, 16."""
+    out = [count]
+    for share in _LANE_SHARES:
+        rung = -(-int(count * share) // 8) * 8
+        if _LEAST_LANES <= rung <= out[-1] - _LEAST_LANES:
+            out.append(rung)
+    return tuple(out)
+
+
+def column_ladder(count: int) -> tuple[int, ...]:
+    """How many columns a segment may read, of `count`, fewest first. 511: 64, 256, 511."""
+    return (*(rung for rung in _COLUMNS if 3 * rung <= 2 * count), count)
+
+
+class _Notes(NamedTuple):
+    """What the sampler has done so far."""
+
+    traces: collections.Counter  # how often each program was traced
+    work: collections.Counter  # "lane steps": of all devices together, whether an answer lived in the lane or not
+
+
+class _Now(NamedTuple):
+    """What the host must know between two segments; the same on all processes."""
+
+    live: int  # most live answers of a device
+    step: int  # columns of the own caches that were written
+    free: int  # places for prompts that every device has free
+    ordered: int  # whether the lanes are the prompts' answers in order
+
+
+class _Segments(NamedTuple):
+    """Jitted functions. rules: a function of the length. `below` and `wait` are those of lanes.draw_segment."""
+
+    begin: Callable  # (draws, prompts, below, wait, length, filter, held, segment) -> (state, now)
+    admit: Callable  # (draws, state, prompts, row, length, filter, count) -> (state, now)
+    decode: Callable  # (draws, state, below, wait, length, filter, segment) -> (state, now)
+    finish: Callable  # (drawn, length) -> Rollout
+
+
+def _make_sampler(
+    cfg: Config, model_cfg: Qwen3VLConfig, drawing: dict[str, Any], mesh: Mesh, at_once: Callable[..., Rollout], notes: _Notes
+) -> Callable[..., Rollout]:
+    """`(params, prompts, key, temperature [G], length, filter = EVERY) -> Rollout`: the answers of `at_once`, one program.
+
+    drawing: allowed, eos, pad and backend of lanes.Rules. Where there is nothing to gain, it is `at_once`.
+    """
+    programs = _jit_segments(cfg, model_cfg, drawing, mesh, notes.traces)
+
+    def sample(
+        params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, only: Filter = EVERY
+    ) -> Rollout:
+        rows, group = prompts.tokens.shape[0], temperature.shape[0]
+        devices = lanes.devices_of(drawing["backend"], rows)
+        pieces = max(1, rows // (cfg.rollout.micro_prompts or rows))
+        held, left = rows // pieces // devices, rows // devices
+        ladders = lane_ladder(held * group), column_ladder(length - 1)
+        if length <= _SHORT_ANSWER or held * pieces != left or (pieces, *map(len, ladders)) == (1, 1, 1):
+            return at_once(params, prompts, key, temperature, length, 0, only)
+        refill = _refill(held) if pieces > 1 else 0
+        draws, row, now = Draws(params, key, temperature), held, _Now(held * group, 0, 0, 1)
+        state = None
+        while now.live or row < left:
+            if state is not None and row < left and now.free >= refill:
+                state, report = programs.admit(draws, state, prompts, np.int32(row), length, only, refill)
+                now, row = _read(report), row + refill
+                continue
+            segment, below = next_segment(now, *ladders, refill)
+            limits = np.int32(below), np.int32(left - row)
+            if state is None:
+                state, report = programs.begin(draws, prompts, *limits, length, only, held, segment)
+            else:
+                state, report = programs.decode(draws, state, *limits, length, only, segment)
+            before, now = now.step, _read(report)
+            notes.work["lane steps"] += (now.step - before) * segment.lanes * devices
+        return programs.finish(state.drawn, length)
+
+    return sample
+
+
+def next_segment(now: _Now, rungs: Sequence[int], columns: Sequence[int], refill: int) -> tuple[Segment, int]:
+    """The smallest segment that holds what lives, and with how many live answers the one after it may be smaller."""
+    count = min(rung for rung in rungs if rung >= now.live)
+    filled = min((rung for rung in columns if rung > now.step), default=columns[-1])
+    below = max((rung for rung in rungs if rung < count), default=0)
+    return Segment(count, filled, bool(now.ordered) and count == rungs[0], refill), below
+
+
+def _refill(held: int) -> int:
+    """How many prompts of a device enter at a time: a quarter of its places, or the least that divides them evenly."""
+    return held // next(parts for parts in (4, 3, 2, 1) if held % parts == 0)
+
+
+def _read(report: Array) -> _Now:
+    return _Now(*np.asarray(report).tolist())
+
+
+def _report(state: State) -> Array:
+    live, (held, group) = state.lanes.live, (state.held.row.shape[1], state.drawn.tokens.shape[2])
+    answer = state.lanes.place * group + state.lanes.answer
+    moved = live & (answer != jnp.arange(held * group))
+    return jnp.stack([live.sum(1).max(), state.step, lanes.free_places(state.lanes, state.held), ~moved.any()])
+
+
+def _jit_segments(
+    cfg: Config, model_cfg: Qwen3VLConfig, drawing: dict[str, Any], mesh: Mesh, traces: collections.Counter
+) -> _Segments:
+    rules = lambda length, only=EVERY: Rules(model_cfg, length=length, only=only, **drawing)  # noqa: E731
+    in_dtype = lambda draws: draws._replace(params=cast(draws.params, cfg.model.dtype))  # noqa: E731
+
+    def begin(
+        draws: Draws, prompts: PromptBatch, below: Array, wait: Array, length: int, only: Filter, held: int, segment: Segment
+    ):
+        traces[_traced_as("sample", (held, *prompts.tokens.shape), draws, length, only, segment)] += 1
+        draws = in_dtype(draws)
+        state = lanes.first_state(rules(length, only), draws, prompts, held)
+        state = lanes.draw_segment(rules(length, only), draws, state, segment, below=below, wait=wait)
+        return state, _report(state)
+
+    def admit(draws: Draws, state: State, prompts: PromptBatch, row: Array, length: int, only: Filter, count: int):
+        traces[_traced_as("sample: enter", (count, *prompts.tokens.shape), draws, length, only)] += 1
+        state = lanes.admit(rules(length, only), in_dtype(draws), state, prompts, row, count)
+        return state, _report(state)
+
+    def decode(draws: Draws, state: State, below: Array, wait: Array, length: int, only: Filter, segment: Segment):
+        traces[_traced_as("sample: go on", state.held.valid.shape, draws, length, only, segment)] += 1
+        state = lanes.draw_segment(rules(length, only), in_dtype(draws), state, segment, below=below, wait=wait)
+        return state, _report(state)
+
+    def finish(drawn: lanes.Drawn, length: int) -> Rollout:
+        return lanes.result(rules(length), drawn)
+
+    out = (_state_sharding(mesh, model_cfg), replicated(mesh))
+    return _Segments(
+        jax.jit(begin, static_argnums=(4, 5, 6, 7), out_shardings=out),
+        jax.jit(admit, static_argnums=(4, 5, 6), donate_argnums=1, out_shardings=out),
+        jax.jit(decode, static_argnums=(4, 5, 6), donate_argnums=1, out_shardings=out),
+        jax.jit(finish, static_argnums=1, out_shardings=batch_sharding(mesh)),
+    )
+
+
+def _traced_as(what: str, shape: tuple[int, ...], draws: Draws, length: int, only: Filter, segment: Segment | None = None) -> str:
+    where = f", {segment.lanes} lanes of {segment.columns}{' in order' * segment.ordered}" if segment else ""
+    where += "" if only == EVERY else f", {only}"
+    return f"{what} {shape} x {draws.temperature.shape[0]} x {length}{where}"
+
+
+def _state_sharding(mesh: Mesh, model_cfg: Qwen3VLConfig) -> State:
+    """A device keeps its own lanes; where it has all rows of the mesh's axis `tensor`, its part of the heads."""
+    rows = batch_sharding(mesh)
+    tensor = "tensor" if model_cfg.text.num_kv_heads % mesh.shape["tensor"] == 0 else None
+    caches = vlm.Cache(*[NamedSharding(mesh, P(None, BATCH_AXES, None, tensor))] * 2)
+    each = lambda kind: kind(*[rows] * len(kind._fields))  # noqa: E731
+    return State(each(lanes.Lanes), each(lanes.Held), each(lanes.Drawn), replicated(mesh), caches, caches)
+
+
 def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
     """The device part of a batch of rows, sharded over the mesh."""
     return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}), mesh)
@@ -146,9 +322,9 @@ def place_answers(mask: Array, mesh: Mesh) -> Array:
     compilations would cost more than they save.
     """
     mine, (group, length) = local_rows(mask, mesh).sum(-1, dtype=np.int32), mask.shape[1:]
-    steps = packing.ladder(group, length)
-    step = max(gather(packing.least_step(mine, length))) if group * length >= _WORTH_PACKING else -1
-    return shard_batch(packing.lay_out(mine, length, steps[step]), mesh)
+    rungs = bins_ladder(group, length)
+    rung = max(gather(least_rung(mine, length))) if group * length >= _WORTH_PACKING else -1
+    return shard_batch(lay_out(mine, length, rungs[rung]), mesh)
 
 
 def decode_texts(programs: Programs, out: Rollout) -> list[list[str]]:

@@ -39,7 +39,7 @@ def _parse_options(given: Sequence[str]) -> dict[str, str]:
 
 def main() -> None:
     # Imported here and below because --help must not wait for readers, images and records.
-    from mtjudge_jax.data.sources import read_manifest
+    from mtjudge_jax.data.pipeline import read_manifest
     from mtjudge_jax.prepare.readers import READERS
 
     names = ("demo", *READERS)

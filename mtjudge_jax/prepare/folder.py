@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtjudge_jax.data.bucket_cache import cache_folder
-from mtjudge_jax.data.sources import read_manifest
+from mtjudge_jax.data.pipeline import read_manifest
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, copy_file, files_below, in_bucket, size_of

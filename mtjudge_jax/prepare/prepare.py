@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mtjudge_jax.data.sources import MANIFEST_VERSION, MIN_ROWS_TO_JUDGE, TooManyBadRecords
+from mtjudge_jax.data.bad_rows import MIN_ROWS_TO_JUDGE, TooManyBadRecords
+from mtjudge_jax.data.pipeline import MANIFEST_VERSION
 from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.paths import AnyPath, as_path, in_bucket
 from mtjudge_jax.prepare.checking import Checked, check_source, spooled

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from mtjudge_jax.data.images import ImageConfig, decode_image
-from mtjudge_jax.data.limits import tokens_of
+from mtjudge_jax.data.image_config import ImageConfig
+from mtjudge_jax.data.images import decode_image, tokens_of
 from mtjudge_jax.prepare.checking import Checked
 from mtjudge_jax.prepare.readers.user_rows import label_words
 from mtjudge_jax.prepare.splits import CheckedRecord, Decision, Drop, final_answer, label_text

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from mtjudge_jax.data.images import decode_image
-from mtjudge_jax.data.sources import find_examples
+from mtjudge_jax.data.pipeline import find_examples
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.records import JudgeExample

@@ -1,4 +1,16 @@
-"""The only token log-probability. Training, old policy, reference, evaluation and the parity tests all call it."""
+"""The tokens of the answers in training: where each lies in the stream, and its log-probability, the only one in the package.
+
+Training, old policy, reference, evaluation and the parity tests all call `completion_logp`; the sampler shares its logits.
+
+The stream of a prompt is `[prompt | bin 1 | .. | bin B]`. A bin has W places and holds whole answers, end to end. The last token
+of an answer of full length predicts nothing and has no place. With G = 3, C = 6 and answers of 2, 6 and 3 tokens, two bins of 5:
+
+    tokens     b0 b1 b2 b3 b4 | c0 c1 c2 a0 a1
+    places      6  7  8  9 10 | 12 13 14  0  1        of a token t of answer g: g * C + t; -1 where there is none
+
+All rows of a batch have the same bins, the least of a short ladder that holds the answers of every row. So few programs are
+compiled, and which of them runs depends on the batch alone.
+"""
 
 import functools
 import math
@@ -7,6 +19,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -18,6 +31,71 @@ from mtjudge_jax.sharding import BATCH_AXES, param_spec
 from mtjudge_jax.types import Array, Params, PromptBatch
 
 BANNED = -1e30
+BIN_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16)  # of the places that G answers of full length take
+
+
+class Bins(NamedTuple):
+    count: int  # B
+    width: int  # W, places of a bin
+
+
+def bins_ladder(group: int, length: int) -> list[Bins]:
+    """The bins that a run may use for G answers of at most `length` tokens, the fewest places first.
+
+    The last one has a bin for each answer, so it holds any. A bin is at least as wide as an answer, unless there is only one bin,
+    and less than twice as wide: attention within a bin costs the square of its width.
+    """
+    longest, shapes = length - 1, []
+    for share in reversed(BIN_SHARES):
+        places = math.ceil(share * group * longest)
+        count = max(1, places // longest)
+        shapes.append(Bins(count, math.ceil(places / count)))
+    return list(dict.fromkeys(shapes))
+
+
+def pack_row(lengths: np.ndarray, bins: Bins) -> list[tuple[int, int]] | None:
+    """(bin, first place in it) of each answer of a prompt, or None if the bins do not hold them. lengths int [G], in places.
+
+    The longest answer comes first, each goes to the first bin with room for it.
+    """
+    used, where = [0] * bins.count, [(0, 0)] * len(lengths)
+    for g in np.argsort(-lengths, kind="stable").tolist():
+        size = int(lengths[g])
+        at = next((at for at, filled in enumerate(used) if filled + size <= bins.width), None)
+        if at is None:
+            return None
+        where[g], used[at] = (at, used[at]), used[at] + size
+    return where
+
+
+def places_needed(lengths: np.ndarray, length: int) -> np.ndarray:
+    """The places that answers of so many tokens take: all but the last token of an answer of full length, `length`."""
+    return np.minimum(lengths, length - 1)
+
+
+def least_rung(lengths: np.ndarray, length: int) -> int:
+    """The index in `bins_ladder` of the first bins that hold every row. lengths int [Q, G], in tokens."""
+    rungs, least = bins_ladder(lengths.shape[1], length), 0
+    for row in places_needed(lengths, length):
+        while pack_row(row, rungs[least]) is None:
+            least += 1
+    return least
+
+
+def lay_out(lengths: np.ndarray, length: int, bins: Bins) -> np.ndarray:
+    """int32 [Q, B, W]: for each place of the bins, the index in [G * C] of its token; -1 where there is none.
+
+    lengths int [Q, G], in tokens; length: C. Raises ValueError if the bins do not hold the answers of a row.
+    """
+    places = np.full((len(lengths), *bins), -1, np.int32)
+    for into, row in zip(places, places_needed(lengths, length), strict=True):
+        where = pack_row(row, bins)
+        if where is None:
+            sizes = f"{bins.count} bins of {bins.width}"
+            raise ValueError(f"answers of {row.tolist()} places do not fit into {sizes}: take a wider step of the ladder")
+        for g, ((at, start), size) in enumerate(zip(where, row.tolist(), strict=True)):
+            into[at, start : start + size] = np.arange(g * length, g * length + size)
+    return places
 
 
 class TokenLogp(NamedTuple):
@@ -92,7 +170,7 @@ def completion_logp(
 ) -> TokenLogp:
     """Log-probability of each answer's tokens given its prompt and the tokens before it. tokens int32 [Q, G, C].
 
-    places int32 [Q, B, W] of `packing.lay_out` says which tokens there are: the others are neither computed nor counted in the
+    places int32 [Q, B, W] of `lay_out` says which tokens there are: the others are neither computed nor counted in the
     routers' statistics. The head is applied to `chunk` tokens at a time, and again in the backward pass, so no [.., V] array over
     all tokens exists. entropy_gradient: a loss may raise or lower the entropy.
     """

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from mtjudge_jax.data.folder_files import settled
-from mtjudge_jax.data.limits import exported_limits
+from mtjudge_jax.data.image_config import exported_limits
 from mtjudge_jax.hosts.exchange import AnotherProcess, together
 from mtjudge_jax.models.hf.save import save_hf
 from mtjudge_jax.policy.judge_file import JUDGE_FILE, judge_file

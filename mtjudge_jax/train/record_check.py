@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.images import image_size
-from mtjudge_jax.data.limits import limits_of, tokens_of
+from mtjudge_jax.data.bad_rows import REASONS_OF_CONFIG
+from mtjudge_jax.data.image_config import limits_of
+from mtjudge_jax.data.images import image_size, tokens_of
+from mtjudge_jax.data.pipeline import open_split
 from mtjudge_jax.data.rows import Row, RowFormat, to_row
-from mtjudge_jax.data.sources import REASONS_OF_CONFIG, open_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.records import BadRecord, JudgeExample, holds_in_one_order

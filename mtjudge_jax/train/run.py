@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, to_dict
-from mtjudge_jax.data.sources import BadRowCounter
+from mtjudge_jax.data.bad_rows import BadRowCounter
 from mtjudge_jax.hosts.watchdog import Watch
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.policy.model import Model

@@ -11,7 +11,8 @@ from tqdm import tqdm
 from mtjudge_jax import checkpoint
 from mtjudge_jax.config import Config, get_tasks, to_dict
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.sources import BadRowCounter, read_split
+from mtjudge_jax.data.bad_rows import BadRowCounter
+from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.hosts.differences import refuse_differences
 from mtjudge_jax.hosts.exchange import on_any_process, together

@@ -10,7 +10,7 @@ import jax
 
 from mtjudge_jax.checkpoint.digest import digests
 from mtjudge_jax.config import Config, differences, flatten, get_tasks, to_dict, with_defaults
-from mtjudge_jax.data.sources import fingerprint
+from mtjudge_jax.data.pipeline import fingerprint
 from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.types import Params

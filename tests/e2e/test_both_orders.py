@@ -10,9 +10,8 @@ from task_records import record, say
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.config_check import check
-from mtjudge_jax.data.pipeline import Shard, fixed_mixture, train_iterator
+from mtjudge_jax.data.pipeline import Shard, fixed_mixture, open_split, train_iterator
 from mtjudge_jax.data.rows import RowFormat, to_row
-from mtjudge_jax.data.sources import open_split
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import TIE, BadRecord, Label, swapped

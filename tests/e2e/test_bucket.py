@@ -21,7 +21,7 @@ from mtjudge_jax import checkpoint as ck
 from mtjudge_jax import paths
 from mtjudge_jax.config import CheckpointConfig
 from mtjudge_jax.data import bucket_cache
-from mtjudge_jax.data.sources import open_split
+from mtjudge_jax.data.pipeline import open_split
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.models.hf import folder, place, shards
 from mtjudge_jax.models.hf.load import load_params

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from mtjudge_jax.config import Config, MeshConfig, RolloutConfig
-from mtjudge_jax.policy import sampler
+from mtjudge_jax.policy import programs as sampling
 from mtjudge_jax.policy.lanes import Draws, Segment
 from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts
 from mtjudge_jax.rl.logp import EVERY, Filter
@@ -38,8 +38,8 @@ class Ids(NamedTuple):
 def short_ladders():
     """Three rungs of lanes, and 4 columns before all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "lane_ladder", lambda count: (count, -(-count // 2), -(-count // 5)))
-        patch.setattr(sampler, "column_ladder", lambda count: (4, count))
+        patch.setattr(sampling, "lane_ladder", lambda count: (count, -(-count // 2), -(-count // 5)))
+        patch.setattr(sampling, "column_ladder", lambda count: (4, count))
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", False)
@@ -109,18 +109,18 @@ def test_with_a_filter_too():
 
 def test_a_segment_is_the_smallest_that_holds_what_lives():
     rungs, columns = (512, 384, 256), (64, 256, 511)
-    now = lambda live, step, ordered=1: sampler._Now(live, step, 0, ordered)  # noqa: E731
-    assert sampler.next_segment(now(512, 0), rungs, columns, 0) == (Segment(512, 64, True), 384)
-    assert sampler.next_segment(now(385, 64), rungs, columns, 0) == (Segment(512, 256, True), 384)
-    assert sampler.next_segment(now(385, 64, 0), rungs, columns, 0) == (Segment(512, 256, False), 384)
-    assert sampler.next_segment(now(384, 63), rungs, columns, 2) == (Segment(384, 64, False, 2), 256)
-    assert sampler.next_segment(now(1, 900), rungs, columns, 0) == (Segment(256, 511, False), 0)
+    now = lambda live, step, ordered=1: sampling._Now(live, step, 0, ordered)  # noqa: E731
+    assert sampling.next_segment(now(512, 0), rungs, columns, 0) == (Segment(512, 64, True), 384)
+    assert sampling.next_segment(now(385, 64), rungs, columns, 0) == (Segment(512, 256, True), 384)
+    assert sampling.next_segment(now(385, 64, 0), rungs, columns, 0) == (Segment(512, 256, False), 384)
+    assert sampling.next_segment(now(384, 63), rungs, columns, 2) == (Segment(384, 64, False, 2), 256)
+    assert sampling.next_segment(now(1, 900), rungs, columns, 0) == (Segment(256, 511, False), 0)
 
 
 def test_devices_that_hold_all_weights_exchange_nothing_but_decisions(monkeypatch):
     """The compiled segment and the entry of prompts, on four devices: no token, cache or lane leaves its device."""
-    made, jit_programs = [], sampler._jit_programs
-    monkeypatch.setattr(sampler, "_jit_programs", lambda *a: made.append(jit_programs(*a)) or made[-1])
+    made, jit_segments = [], sampling._jit_segments
+    monkeypatch.setattr(sampling, "_jit_segments", lambda *a: made.append(jit_segments(*a)) or made[-1])
     mesh = MeshConfig(4, 1, 1, 1)
     programs, params = make("often", mesh, 8)
     prompts, draws = place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh), Draws(params, jax.random.key(0), TEMPERATURE)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.images import ImageConfig
+from mtjudge_jax.data.image_config import ImageConfig
 from mtjudge_jax.data.pipeline import Shard
 from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.data.tokenizer import load_tokenizer

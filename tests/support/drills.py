@@ -11,7 +11,7 @@ import numpy as np
 
 from mtjudge_jax.checkpoint.record import read_record
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.sources import BadRowCounter
+from mtjudge_jax.data.bad_rows import BadRowCounter
 
 
 def config(**changes) -> Config:
@@ -191,7 +191,7 @@ def damage(data: Path, split: str, task: str) -> None:
 
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    from mtjudge_jax.data.sources import open_split
+    from mtjudge_jax.data.pipeline import open_split
     from mtjudge_jax.records import pack
 
     source = open_split(data, split, task)

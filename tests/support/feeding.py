@@ -5,8 +5,7 @@ import json
 
 from data_fixtures import WHOLE, data_config, example, write_records
 
-from mtjudge_jax.data.pipeline import train_iterator
-from mtjudge_jax.data.sources import open_split
+from mtjudge_jax.data.pipeline import open_split, train_iterator
 
 NAMES = ("technical", "safety", "alignment")
 

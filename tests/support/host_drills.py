@@ -11,7 +11,7 @@ import drills
 import numpy as np
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.sources import BadRowCounter
+from mtjudge_jax.data.bad_rows import BadRowCounter
 
 DEVICES = 8  # in all processes together
 

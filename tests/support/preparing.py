@@ -7,7 +7,7 @@ import types
 import numpy as np
 from PIL import Image
 
-from mtjudge_jax.data.sources import read_manifest, read_split
+from mtjudge_jax.data.pipeline import read_manifest, read_split
 from mtjudge_jax.prepare.prepare import Arguments, prepare
 from mtjudge_jax.records import BadRecord, JudgeExample, Label
 

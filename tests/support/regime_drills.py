@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 from drills import Spy, config, ending, message, one_update
 
-from mtjudge_jax.data.sources import BadRowCounter
+from mtjudge_jax.data.bad_rows import BadRowCounter
 
 
 def interrupt_in_third_step():

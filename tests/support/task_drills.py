@@ -9,7 +9,7 @@ from unittest import mock
 from data_fixtures import encoded, example, noise, write_records
 from drills import config
 
-from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.records import Label
 

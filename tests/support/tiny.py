@@ -10,7 +10,7 @@ from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
-from mtjudge_jax.rl import packing
+from mtjudge_jax.rl.logp import Bins, bins_ladder, lay_out, least_rung
 from mtjudge_jax.sharding import path_name
 from mtjudge_jax.types import Array, Params, PromptBatch
 
@@ -106,13 +106,13 @@ def answers(rows: int, group: int, length: int, seed: int = 0) -> tuple[np.ndarr
 def packed(mask: np.ndarray) -> np.ndarray:
     """The places of answers in the least bins that hold them, as a run takes them. mask bool [Q, G, C], the tokens there are."""
     lengths, (group, length) = mask.sum(-1), mask.shape[1:]
-    return packing.lay_out(lengths, length, packing.ladder(group, length)[packing.least_step(lengths, length)])
+    return lay_out(lengths, length, bins_ladder(group, length)[least_rung(lengths, length)])
 
 
 def full(tokens: np.ndarray) -> np.ndarray:
     """The places of answers of full length: each has its own bin. tokens [Q, G, C]."""
     _, group, length = tokens.shape
-    return packing.lay_out(np.full(tokens.shape[:2], length), length, packing.Bins(group, length - 1))
+    return lay_out(np.full(tokens.shape[:2], length), length, Bins(group, length - 1))
 
 
 def unshared_logits(params: Params, cfg: Qwen3VLConfig, rows: PromptBatch, tokens: Array) -> Array:

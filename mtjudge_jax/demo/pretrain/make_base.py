@@ -93,7 +93,7 @@ def hf_config(tokenizer) -> dict:
 @cache
 def _drawing(folder: str):
     """What a worker process needs, loaded once: the training photographs, tokenizer and image settings."""
-    from mtjudge_jax.data.images import load_image_config
+    from mtjudge_jax.data.image_config import load_image_config
     from mtjudge_jax.data.tokenizer import load_tokenizer
     from mtjudge_jax.demo.scenes import load_pool
 

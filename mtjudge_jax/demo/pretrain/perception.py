@@ -6,7 +6,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.images import load_image_config
+from mtjudge_jax.data.image_config import load_image_config
 from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.demo.dataset import make_examples

@@ -202,7 +202,7 @@ def completion_hidden(
     """Runs the stream of training. Returns the hidden states of the prompts' last tokens [Q, D], those of all places of the bins
     [Q, B * W, D], and the routers' statistics over the prompts and the places that hold a token.
 
-    tokens int32 [Q, G, C]; places int32 [Q, B, W] of `rl.packing.lay_out`. There is one stream per prompt. With P = 3, G = 3,
+    tokens int32 [Q, G, C]; places int32 [Q, B, W] of `rl.logp.lay_out`. There is one stream per prompt. With P = 3, G = 3,
     C = 3, answers (a b c), (d) and (e), and two bins of two places, the stream and its predictions are
 
         tokens     p0 p1 p2 | a  b | d  e          the last token of an answer of C tokens predicts nothing and is left out

@@ -5,7 +5,7 @@ Records keep their splits, labels and terms. Leaks and duplicates between two se
 
 from collections.abc import Iterator, Mapping
 
-from mtjudge_jax.data.sources import open_split, read_manifest
+from mtjudge_jax.data.pipeline import open_split, read_manifest
 from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.prepare.readers import fields

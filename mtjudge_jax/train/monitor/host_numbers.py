@@ -1,7 +1,7 @@
 """Memory and waiting time of each host, and the records that it could not use."""
 
 from mtjudge_jax import hosts
-from mtjudge_jax.data.sources import BadRowCounter
+from mtjudge_jax.data.bad_rows import BadRowCounter
 from mtjudge_jax.hosts.exchange import gather
 from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.run import Run

@@ -2,7 +2,6 @@
 
 import functools
 import io
-import json
 import struct
 import time
 import zlib
@@ -14,18 +13,8 @@ import pytest
 from data_fixtures import CONFIG, encoded, noise
 from PIL import Image, ImageOps
 
-from mtjudge_jax.data.images import (
-    MAX_PIXELS,
-    ImageConfig,
-    decode_image,
-    image_pixels,
-    load_image_config,
-    patch_coordinates,
-    patchify,
-    smart_resize,
-    unpatchify,
-)
-from mtjudge_jax.errors import UserError
+from mtjudge_jax.data.image_config import ImageConfig
+from mtjudge_jax.data.images import MAX_PIXELS, decode_image, image_pixels, patch_coordinates, patchify, smart_resize, unpatchify
 from mtjudge_jax.records import BadRecord
 
 QWEN = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # Qwen3-VL's published configuration
@@ -325,106 +314,6 @@ def test_other_formats_are_refused(kind):
 def test_no_image_is_refused(data):
     with pytest.raises(BadRecord, match="image_format"):
         decode_image(data)
-
-
-def write_config(folder, **changes):
-    config = {
-        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
-        "patch_size": 16,
-        "merge_size": 2,
-        "temporal_patch_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "image_processor_type": "Qwen2VLImageProcessorFast",
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(config | changes))
-
-
-def test_load_image_config(tmp_path):
-    write_config(tmp_path)
-    assert load_image_config(tmp_path) == QWEN
-    write_config(tmp_path, min_pixels=1024, max_pixels=4096)  # the older names, which win as in transformers
-    assert load_image_config(tmp_path) == QWEN._replace(min_pixels=1024, max_pixels=4096)
-    write_config(tmp_path, image_mean=[0.1, 0.2, 0.3])
-    assert load_image_config(tmp_path).mean == (0.1, 0.2, 0.3)
-    assert QWEN.factor == 32 and QWEN.patch_dim == 768
-
-
-@pytest.mark.parametrize(
-    "changes,message",
-    [
-        ({"resample": 2}, "resample is 2, only 3"),
-        ({"do_resize": False}, "do_resize is False"),
-        ({"temporal_patch_size": 1}, "temporal_patch_size is 1"),
-        ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
-        ({"size": {"height": 224, "width": 224}}, "shortest_edge <= longest_edge"),
-        ({"size": {"shortest_edge": 200, "longest_edge": 100}}, "not 200 and 100"),
-    ],
-)
-def test_load_image_config_refuses(tmp_path, changes, message):
-    write_config(tmp_path, **changes)
-    with pytest.raises(ValueError, match=message):
-        load_image_config(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "changes,message",
-    [
-        ({"size": None}, "not None and None"),
-        ({"size": 224}, "not None and None"),
-        ({"min_pixels": 0}, "not 0 and 16777216"),
-        ({"size": {"shortest_edge": "a", "longest_edge": "b"}}, "not a and b"),
-        ({"rescale_factor": None}, "rescale_factor is None, only 1/255"),
-        ({"image_mean": None}, "image_mean missing"),
-        ({"image_std": [0.5, 0.5]}, "image_std is .0.5, 0.5., it must be three numbers"),
-        ({"image_processor_type": "SiglipImageProcessor"}, "image_processor_type is SiglipImageProcessor"),
-    ],
-)
-def test_odd_settings_are_refused_in_one_line(tmp_path, changes, message):
-    write_config(tmp_path, **changes)
-    with pytest.raises(UserError, match=message) as caught:
-        load_image_config(tmp_path)
-    assert "preprocessor_config.json" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_the_settings_are_those_that_transformers_reads(tmp_path):
-    """`image_processor` of processor_config.json before preprocessor_config.json, as transformers 5 saves and reads them."""
-    from transformers import Qwen2VLImageProcessorPil
-
-    def check(**sizes):
-        theirs, ours = Qwen2VLImageProcessorPil.from_pretrained(tmp_path), load_image_config(tmp_path)
-        assert (ours.min_pixels, ours.max_pixels) == (sizes["low"], sizes["high"])
-        assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (sizes["low"], sizes["high"])
-        assert (ours.patch, ours.merge) == (theirs.patch_size, theirs.merge_size) == (16, 2)
-        for height, width in ((40, 60), (300, 200), (96, 97)):
-            grid = theirs(np.zeros((height, width, 3), np.uint8))["image_grid_thw"][0].tolist()
-            assert [1, *patchify(np.zeros((height, width, 3), np.uint8), ours).grid] == grid
-
-    write_config(tmp_path, size={"shortest_edge": 4096, "longest_edge": 4096}, image_mean=0.5)
-    nested = json.loads((tmp_path / "preprocessor_config.json").read_text())
-    both = {"processor_class": "Qwen3VLProcessor", "image_processor": nested}
-    (tmp_path / "processor_config.json").write_text(json.dumps(both))
-    (tmp_path / "preprocessor_config.json").unlink()
-    check(low=4096, high=4096)  # alone
-    write_config(tmp_path, size={"shortest_edge": 9216, "longest_edge": 9216})
-    check(low=4096, high=4096)  # both, and they disagree
-    (tmp_path / "processor_config.json").write_text('{"processor_class": "Qwen3VLProcessor"}')
-    check(low=9216, high=9216)  # as older versions wrote it
-    (tmp_path / "processor_config.json").write_text('{"image_processor": null}')
-    check(low=9216, high=9216)
-    write_config(tmp_path, min_pixels=1024)
-    check(low=1024, high=16777216)
-
-
-def test_a_missing_image_processor_names_both_files(tmp_path):
-    with pytest.raises(UserError, match=r"has no preprocessor_config\.json and no processor_config\.json: copy one of them from"):
-        load_image_config(tmp_path)
-    (tmp_path / "processor_config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"no preprocessor_config\.json and processor_config\.json without image_processor: copy"):
-        load_image_config(tmp_path)
-    (tmp_path / "processor_config.json").write_text('{"image_processor": [1]}')
-    with pytest.raises(UserError, match=r"processor_config\.json: image_processor holds a list instead of an object"):
-        load_image_config(tmp_path)
 
 
 # EXIF tags that cameras and editors write, among them those whose usual type Pillow takes for granted when it writes EXIF anew.

@@ -10,7 +10,8 @@ import pytest
 from data_fixtures import TEMPLATE, write_sentencepiece, write_tokenizer
 
 from mtjudge_jax.data.folder_files import dropped_settings, settled
-from mtjudge_jax.data.images import load_image_config, patchify
+from mtjudge_jax.data.image_config import load_image_config
+from mtjudge_jax.data.images import patchify
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.errors import UserError
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from mtjudge_jax.config import Config, get_tasks
 from mtjudge_jax.data.folder_files import settled
-from mtjudge_jax.data.images import load_image_config
-from mtjudge_jax.data.limits import Budget, exported_limits
+from mtjudge_jax.data.image_config import exported_limits, load_image_config
+from mtjudge_jax.data.images import Budget
 from mtjudge_jax.data.rows import RowFormat, prompt_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.export.model_card import Asking, Origin, model_card

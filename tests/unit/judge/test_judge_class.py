@@ -15,7 +15,7 @@ import pytest
 from data_fixtures import encoded, noise
 from PIL import Image
 
-from mtjudge_jax.data.limits import Budget
+from mtjudge_jax.data.images import Budget
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.judge import engine as module
 from mtjudge_jax.judge.engine import AskedAs, _ladder

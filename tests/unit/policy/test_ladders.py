@@ -2,7 +2,7 @@
 
 import itertools
 
-from mtjudge_jax.policy.sampler import column_ladder, lane_ladder
+from mtjudge_jax.policy.programs import column_ladder, lane_ladder
 
 
 def test_the_ladders_of_lanes_are_short_and_steep():

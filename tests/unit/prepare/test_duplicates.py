@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from preparing import by_split, made, picture, run
 
-from mtjudge_jax.data.sources import open_split
+from mtjudge_jax.data.pipeline import open_split
 from mtjudge_jax.prepare import checking
 from mtjudge_jax.records import TIE, Candidate, Label, reordered
 

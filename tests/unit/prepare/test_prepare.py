@@ -10,7 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 from preparing import arguments, by_split, made, picture, reader_of, run
 
-from mtjudge_jax.data.sources import TooManyBadRecords, fingerprint, read_manifest
+from mtjudge_jax.data.bad_rows import TooManyBadRecords
+from mtjudge_jax.data.pipeline import fingerprint, read_manifest
 from mtjudge_jax.data.tf_example import record_in, tf_example
 from mtjudge_jax.prepare.prepare import Arguments, prepare
 from mtjudge_jax.records import BadRecord, Candidate, Label, check_example, pack, unpack

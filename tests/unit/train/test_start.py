@@ -10,8 +10,8 @@ from data_fixtures import encoded, example, noise, row_format
 from feeding import COUNTS, NAMES, write_data
 
 from mtjudge_jax.config import Config
-from mtjudge_jax.data.limits import Budget
-from mtjudge_jax.data.sources import read_split
+from mtjudge_jax.data.images import Budget
+from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.records import Label
 from mtjudge_jax.tasks import tasks_with

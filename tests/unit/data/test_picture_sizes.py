@@ -9,12 +9,9 @@ import pytest
 from data_fixtures import CONFIG, noise
 from PIL import Image
 
-from mtjudge_jax.config import DataConfig
-from mtjudge_jax.data.images import ImageConfig, patchify
-from mtjudge_jax.data.limits import Budget, Room, configured, exported_limits, fitted, least_tokens, row_limits, tokens_of
-from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.data.image_config import ImageConfig
+from mtjudge_jax.data.images import Budget, Room, fitted, least_tokens, patchify, row_limits, tokens_of
 from mtjudge_jax.records import BadRecord
-from mtjudge_jax.tasks.custom import custom_task
 
 QWEN = ImageConfig(16, 2, 65536, 16777216, (0.5,) * 3, (0.5,) * 3)  # as Qwen3-VL is downloaded
 DEMO = QWEN._replace(min_pixels=9216, max_pixels=9216)
@@ -150,29 +147,3 @@ def test_without_a_budget_what_fits_stays_as_it_is():
     assert row_limits(sizes, 100, QWEN, room=room, budget=None, name="it") == [QWEN] * 2
     found = row_limits([(1600, 1600), (2000, 2000)], 100, QWEN, room=room, budget=None, name="it")
     assert [one.max_pixels // 1024 for one in found] == [1500] * 2
-
-
-def data(**fields) -> DataConfig:
-    return DataConfig(**fields)
-
-
-def test_limits_of_the_config_replace_those_of_the_folder():
-    assert configured(QWEN, data()) == QWEN
-    assert configured(QWEN, data(max_pixels=500_000)) == QWEN._replace(max_pixels=500_000)
-    assert configured(QWEN, data(max_pixels=50_000)) == QWEN._replace(min_pixels=50_000, max_pixels=50_000)
-    assert configured(DEMO, data(min_pixels=20_000)) == DEMO._replace(min_pixels=20_000, max_pixels=20_000)
-    with pytest.raises(
-        ConfigError, match=r"data\.max_pixels = 1000 is less than one image token, 32 x 32 pixels: give at least 1024"
-    ):
-        configured(QWEN, data(max_pixels=1000))
-    with pytest.raises(ConfigError, match=r"data\.min_pixels = 9000 is above data\.max_pixels = 8000: take a smaller one"):
-        configured(QWEN, data(min_pixels=9000, max_pixels=8000))
-    small = custom_task({"name": "small", "kind": "binary", "question": "Is it?", "max_pixels": 100}, ())
-    with pytest.raises(ConfigError, match=r"data\.custom_tasks: 'small': max_pixels = 100 is less than one image token"):
-        configured(QWEN, data(), [small])
-
-
-def test_an_export_has_the_limits_of_a_single_picture():
-    assert exported_limits(QWEN, 4096) == (65_536, 1_048_576) and exported_limits(QWEN, 80_000) == (65_536, 16_777_216)
-    assert exported_limits(QWEN, 36) == (65_536, 16_777_216)  # no room for a picture: of a run on texts
-    assert exported_limits(DEMO, 36) == (9216, 9216)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mtjudge_jax.rl.packing import SHARES, Bins, ladder, lay_out, least_step
+from mtjudge_jax.rl.logp import BIN_SHARES, Bins, bins_ladder, lay_out, least_rung
 
 
 def test_the_example_of_the_module():
@@ -18,15 +18,15 @@ def test_the_example_of_the_module():
 
 @pytest.mark.parametrize("group,length", [(1, 2), (1, 16), (1, 1024), (2, 2), (3, 6), (8, 16), (8, 256), (20, 1024)])
 def test_the_ladder_is_short_and_ends_with_a_bin_for_every_answer(group, length):
-    steps = ladder(group, length)
-    sizes = [count * width for count, width in steps]
-    assert steps[-1] == (group, length - 1)
-    assert len(steps) <= len(SHARES) == 6
-    assert sizes == sorted(sizes) and len(set(steps)) == len(steps)
-    for count, width in steps:
+    rungs = bins_ladder(group, length)
+    sizes = [count * width for count, width in rungs]
+    assert rungs[-1] == (group, length - 1)
+    assert len(rungs) <= len(BIN_SHARES) == 6
+    assert sizes == sorted(sizes) and len(set(rungs)) == len(rungs)
+    for count, width in rungs:
         assert width < 2 * (length - 1) or width == 1
         assert count == 1 or width >= length - 1
-        wanted = [math.ceil(share * group * (length - 1)) for share in SHARES]
+        wanted = [math.ceil(share * group * (length - 1)) for share in BIN_SHARES]
         assert any(places <= count * width < places + count for places in wanted)  # rounded up to whole bins, no more
 
 
@@ -35,9 +35,9 @@ def test_every_token_has_one_place_and_answers_stay_whole(group, length):
     rng = np.random.default_rng(0)
     for share in (0.05, 0.2, 0.6, 1):
         lengths = rng.integers(0, max(2, int(share * length) + 1), (5, group))
-        step = least_step(lengths, length)
-        places = lay_out(lengths, length, ladder(group, length)[step])
-        assert places.shape == (5, *ladder(group, length)[step]) and places.dtype == np.int32
+        rung = least_rung(lengths, length)
+        places = lay_out(lengths, length, bins_ladder(group, length)[rung])
+        assert places.shape == (5, *bins_ladder(group, length)[rung]) and places.dtype == np.int32
         for row, sizes in zip(places, lengths, strict=True):
             there = row[row >= 0]
             want = [g * length + t for g in range(group) for t in range(min(sizes[g], length - 1))]
@@ -49,17 +49,17 @@ def test_every_token_has_one_place_and_answers_stay_whole(group, length):
                 assert (tokens[begins] % length == 0).all()  # each begins with its first token
 
 
-def test_the_step_is_the_least_that_holds_the_fullest_row():
-    steps = ladder(8, 101)
-    assert steps == [(1, 150), (2, 100), (3, 100), (4, 100), (6, 100), (8, 100)]
+def test_the_bins_are_the_least_that_hold_the_fullest_row():
+    rungs = bins_ladder(8, 101)
+    assert rungs == [(1, 150), (2, 100), (3, 100), (4, 100), (6, 100), (8, 100)]
     short, long = np.full((1, 8), 12), np.full((1, 8), 101)
-    assert [least_step(x, 101) for x in (short, long, np.concatenate([short, long]))] == [0, 5, 5]
-    assert least_step(np.full((3, 8), 51), 101) == 5  # two of 51 do not fit beside each other into a bin of 100
-    assert least_step(np.full((3, 8), 50), 101) == 3
-    assert least_step(np.array([[101, 50, 1, 0, 0, 0, 0, 0]]), 101) == 1
-    assert least_step(np.zeros((2, 8), int), 101) == 0
+    assert [least_rung(x, 101) for x in (short, long, np.concatenate([short, long]))] == [0, 5, 5]
+    assert least_rung(np.full((3, 8), 51), 101) == 5  # two of 51 do not fit beside each other into a bin of 100
+    assert least_rung(np.full((3, 8), 50), 101) == 3
+    assert least_rung(np.array([[101, 50, 1, 0, 0, 0, 0, 0]]), 101) == 1
+    assert least_rung(np.zeros((2, 8), int), 101) == 0
 
 
 def test_full_answers_take_the_places_they_always_took():
-    places = lay_out(np.full((2, 4), 6), 6, ladder(4, 6)[-1])
+    places = lay_out(np.full((2, 4), 6), 6, bins_ladder(4, 6)[-1])
     assert np.array_equal(places, np.broadcast_to(np.arange(4)[:, None] * 6 + np.arange(5), (2, 4, 5)))
