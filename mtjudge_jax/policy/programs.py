@@ -77,7 +77,8 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     def sample_pieces(
         params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, keep: int = 0, only: Filter = EVERY
     ):
-        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}{'' if only == EVERY else f', {only}'}"] += 1
+        kept = f", the caches of {keep} kept" * bool(keep) + f", {only}" * (only != EVERY)
+        traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}{kept}"] += 1
         weights = cast(params, cfg.model.dtype)
 
         def draw(prompts: PromptBatch) -> Rollout | tuple[Rollout, Context]:
