@@ -9,8 +9,9 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.hosts.exchange import on_any_process
 from mtjudge_jax.train.best_model import write_unwritten
 from mtjudge_jax.train.monitor.batch_metrics import learning_rate
-from mtjudge_jax.train.monitor.messages import say, step_line
+from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.monitor.nonfinite import NonFiniteUpdate
+from mtjudge_jax.train.monitor.step_table import StepTable, on_terminal
 from mtjudge_jax.train.run import Progress, Run, log, save_progress, settle
 from mtjudge_jax.train.validation import validate
 
@@ -22,6 +23,7 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
     raises Preempted.
     """
     cfg, first, warm = run.cfg, progress.step + 1, 0.0
+    table = StepTable(cfg, colour=on_terminal())
     while True:
         before = progress.data.get_state()
         try:
@@ -51,7 +53,8 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
         else:
             left = (now - warm) / (progress.step - first) * (cfg.steps - progress.step)
         log(run, {"kind": "train", "step": progress.step, **line})
-        say(step_line(cfg, progress.step, line, left))
+        for text in table.lines(progress.step, line, left):
+            say(text)
         for warning in run.health.add(line):
             say(warning)
         run.bar.update(1)

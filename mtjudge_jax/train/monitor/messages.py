@@ -1,4 +1,4 @@
-"""The lines that a run prints: what it begins with, the sizes of a step, one line per step."""
+"""The lines that a run prints: what it begins with and the sizes of a step."""
 
 import sys
 
@@ -34,36 +34,14 @@ def step_text(cfg: Config) -> str:
     return f"a step: {cfg.rollout.prompts} prompts {size}{sampled}; {answers};\n        {learned}"
 
 
-def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) -> str:
-    """`step  12/300 reward 0.55 accuracy 0.50 format 1.00 kl 0.0012 .. 5120 tokens/s 3:20 left`."""
-    shown = ("reward", "accuracy", "format", "loss", "kl", "entropy", "grad_norm", "zero_variance")
-    numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
-    zeros = {name: means["zero_variance"] for name, means in line.get("tasks", {}).items()}
-    if len(zeros) > 1:  # the task whose prompts most often give no gradient
-        worst = max(zeros, key=zeros.get)
-        numbers += f" ({worst} {zeros[worst]:.2f})"
-    numbers += f" lr {line['lr']:.3g}"
-    if line.get("wanted_met") is not None:
-        numbers += f" {line['rounds']} rollout round{'s' * (line['rounds'] > 1)}, {line['wanted_met']:.0%} of the target prompts"
-    minutes, seconds = divmod(int(seconds_left or 0), 60)
-    left = "" if seconds_left is None else f" {minutes}:{seconds:02d} left"
-    width = len(str(cfg.steps))
-    return f"step {step:{width}d}/{cfg.steps} {numbers} {line['tokens_per_s']:.0f} tokens/s{left}"
-
-
 def opening_lines(cfg: Config, params: Params) -> list[str]:
     """The model, the devices, the sizes of a step. params: the whole model, on its devices."""
     leaves = jax.tree.leaves(params)
     count, devices = sum(leaf.size for leaf in leaves), jax.devices()
     size = f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.2f} million"
-    explained = (
-        "zero_variance is the share of prompts whose answers all got the same reward, which teach nothing; in brackets the task "
-        "with the highest share"
-    )
     return [
         f"{size} parameters on {len(devices)} {devices[0].device_kind} device{'s' * (len(devices) > 1)}",
         *filter(None, [recipe_text(cfg)]),
         *(line.strip() for line in step_text(cfg).splitlines()),
-        *([explained] if cfg.stage != "sft" else []),
         "the first step and the first validation take longer because they are compiled",
     ]
