@@ -25,15 +25,15 @@ from mtjudge_jax.paths import AnyPath, in_bucket
 from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.monitor.metrics_file import REWRITE_SECONDS, as_plain, write_json_atomic
 from mtjudge_jax.train.monitor.shown import read_shown, shown_steps
-from mtjudge_jax.train.monitor.trackers.services import PACKAGES, TRACKERS, Place, Tracker
+from mtjudge_jax.train.monitor.trackers.services import PACKAGES, TRACKERS, TrackedRun, Tracker
 from mtjudge_jax.train.monitor.trackers.values import scalars_of
 
 CLOSE_SECONDS = 120.0  # that the end of a run waits for the trackers
 STOP_SECONDS = 5.0  # the same where the run was asked to stop, or failed
-KINDS = {"train": "train", "eval": "validation"}  # of a line of metrics.jsonl: the name in a tracker
+_KIND_NAMES = {"train": "train", "eval": "validation"}  # of a line of metrics.jsonl: the name in a tracker
 
 
-class Item(NamedTuple):
+class ToSend(NamedTuple):
     """What is sent of a step: its numbers, or, without a line, its rollouts."""
 
     kind: str  # train | validation | rollouts
@@ -59,7 +59,7 @@ class Trackers:
         computed = {name: value for name, value in flatten(cfg).items() if not name.startswith("log.")}
         self._computed = hashlib.sha256(json.dumps(computed).encode()).hexdigest()[:16]
         self._kept = _Kept(workdir / "trackers.json")
-        place = Place(folder.absolute(), cfg.log.project, cfg.log.name or workdir.name, flatten(cfg))
+        place = TrackedRun(folder.absolute(), cfg.log.project, cfg.log.name or workdir.name, flatten(cfg))
         self._senders = [_Sender(name, place, self._kept, self._shown) for name in names]
 
     def begin(self, lines: list[dict], *, resumed: bool) -> None:
@@ -73,7 +73,7 @@ class Trackers:
             self._kept.entries = {}
         self._kept.entries["config"] = self._computed
         items = [item for line in lines if (item := self._item(line))]
-        items += [Item("rollouts", step, None, 0) for step in shown_steps(self._shown)]
+        items += [ToSend("rollouts", step, None, 0) for step in shown_steps(self._shown)]
         for sender in self._senders:
             sender.items.extend(sorted(items, key=lambda item: item.step))
             sender.start()
@@ -85,7 +85,7 @@ class Trackers:
 
     def rollouts(self, step: int) -> None:
         """Sends the rollouts of a step, which are in their file."""
-        self._put(Item("rollouts", step, None, 0))
+        self._put(ToSend("rollouts", step, None, 0))
 
     def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Sends the rest and closes the trackers, in so many seconds together. What is not sent then, the next start sends."""
@@ -101,13 +101,13 @@ class Trackers:
             self._kept.write()
         self._senders = []
 
-    def _item(self, line: dict) -> Item | None:
+    def _item(self, line: dict) -> ToSend | None:
         if line["kind"] == "warning":
             self._warnings += 1
             return None
-        return Item(KINDS[line["kind"]], line["step"], line, self._warnings)
+        return ToSend(_KIND_NAMES[line["kind"]], line["step"], line, self._warnings)
 
-    def _put(self, item: Item) -> None:
+    def _put(self, item: ToSend) -> None:
         for sender in self._senders:
             sender.put(item)
 
@@ -137,14 +137,14 @@ class _Kept:
 class _Sender(threading.Thread):
     """The thread of a tracker. All calls of its package are made here, since some tie a run to the thread that opened it."""
 
-    def __init__(self, name: str, place: Place, kept: _Kept, shown: AnyPath):
+    def __init__(self, name: str, place: TrackedRun, kept: _Kept, shown: AnyPath):
         super().__init__(name=name, daemon=True)
-        self.items: collections.deque[Item] = collections.deque()  # not sent yet, in order; of the thread once it runs
+        self.items: collections.deque[ToSend] = collections.deque()  # not sent yet, in order; of the thread once it runs
         self._place, self._kept, self._shown = place, kept, shown
-        self._queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[ToSend | None] = queue.SimpleQueue()
         self._complained, self._tracker = False, None
 
-    def put(self, item: Item | None) -> None:
+    def put(self, item: ToSend | None) -> None:
         """None closes the tracker."""
         self._queue.put(item)
 
@@ -178,7 +178,7 @@ class _Sender(threading.Thread):
                 return
             self.items.popleft()
 
-    def _send(self, item: Item) -> None:
+    def _send(self, item: ToSend) -> None:
         if item.step <= self._reached.get(item.kind, -1):
             return
         if item.line is None:

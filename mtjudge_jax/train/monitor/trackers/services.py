@@ -26,7 +26,7 @@ _MLFLOW_NAME = re.compile(r"[^\w\-./ ]")
 KINDS_SENT = ("train", "validation", "rollouts")
 
 
-class Place(NamedTuple):
+class TrackedRun(NamedTuple):
     """Where a run is shown."""
 
     folder: Path  # on this machine, for the files that trackers write
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 
 class Tracker(Protocol):
-    """An open run of a tracker. Its class is called with a Place and the id of the run to go on with, "" for a new one."""
+    """An open run of a tracker. Its class is called with a TrackedRun and the id of the run to go on with, "" for a new one."""
 
     id: str
     reached: dict[str, int] | None  # the last step that it has by kind, where it can be asked; None: it cannot
@@ -51,7 +51,7 @@ class Tracker(Protocol):
 class _TensorBoard:
     """Event files, written anew at each start: what was written before a kill may end in steps that are done again."""
 
-    def __init__(self, place: Place, known: str):
+    def __init__(self, place: TrackedRun, known: str):
         import tensorboardX
 
         folder = place.folder / "tensorboard"
@@ -79,7 +79,7 @@ class _TensorBoard:
 class _Wandb:
     """Weights & Biases. The axis of each chart is our step: wandb's own counts calls."""
 
-    def __init__(self, place: Place, known: str):
+    def __init__(self, place: TrackedRun, known: str):
         import wandb
 
         self._wandb, self.id = wandb, known or uuid.uuid4().hex[:8]
@@ -108,7 +108,7 @@ class _Wandb:
 class _MLflow:
     """An MLflow run, on the server of MLFLOW_TRACKING_URI, else in a database in the folder."""
 
-    def __init__(self, place: Place, known: str):
+    def __init__(self, place: TrackedRun, known: str):
         import mlflow
 
         uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -128,7 +128,7 @@ class _MLflow:
             return False
         return True
 
-    def _begin(self, place: Place, *, local: bool) -> str:
+    def _begin(self, place: TrackedRun, *, local: bool) -> str:
         import mlflow
 
         found = self._client.get_experiment_by_name(place.project)
@@ -163,7 +163,7 @@ class _MLflow:
 class _SwanLab:
     """A SwanLab run. It is sent everything at each start: of a step that its server has, the package itself sends nothing."""
 
-    def __init__(self, place: Place, known: str):
+    def __init__(self, place: TrackedRun, known: str):
         import swanlab
 
         self._swanlab, self.id, self.reached = swanlab, known or uuid.uuid4().hex[:21], {}
@@ -193,7 +193,7 @@ class _SwanLab:
 class _Trackio:
     """A Trackio run. It goes on by its name, which therefore has an id of our own."""
 
-    def __init__(self, place: Place, known: str):
+    def __init__(self, place: TrackedRun, known: str):
         import trackio
 
         self._trackio, self.id = trackio, known or f"{place.name}-{uuid.uuid4().hex[:6]}"
@@ -238,7 +238,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-TRACKERS: dict[str, Callable[[Place, str], Tracker]] = {
+TRACKERS: dict[str, Callable[[TrackedRun, str], Tracker]] = {
     "tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _MLflow, "swanlab": _SwanLab, "trackio": _Trackio,
 }  # fmt: skip
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow", "swanlab": "swanlab", "trackio": "trackio"}
