@@ -168,6 +168,18 @@ class CheckpointConfig:
 
 
 @dataclass
+class LogConfig:
+    """Where a run can be watched, beside its metrics.jsonl and its report."""
+
+    to: tuple[str, ...] = ()  # some of tensorboard, wandb, mlflow, swanlab, trackio; each is an extra of the package
+    project: str = "mtjudge"  # of the run, in a tracker that has projects
+    name: str = ""  # of the run in a tracker; "" = the name of the workdir
+    folder: str = ""  # on a disk, for what trackers keep on this machine; "" = <workdir>/tracking
+    rollouts: int = 0  # so many best, worst and random groups of answers per task are kept to be read; 0 = none
+    rollouts_every: int = 10  # steps
+
+
+@dataclass
 class HostsConfig:
     """How long the processes of a run, one per host, wait for each other."""
 
@@ -194,6 +206,7 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
@@ -247,6 +260,8 @@ _OTHER_NAMES = {
     "model_name_or_path": "model.path",
     "save_steps": "checkpoint.every_steps",
     "eval_steps": "eval.every_steps",
+    "report_to": "log.to",
+    "log_completions": "log.rollouts",
 }
 
 

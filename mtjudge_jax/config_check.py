@@ -39,6 +39,7 @@ _CHOICES = {
 _AMONG = {  # choices of each entry of a tuple
     "model.freeze": ("vision", "mergers", "embeddings"),
     "lora.targets": ("q", "k", "v", "o", "gate", "up", "down"),
+    "log.to": ("tensorboard", "wandb", "mlflow", "swanlab", "trackio"),
 }
 _AT_LEAST = {
     "steps": 1,
@@ -65,13 +66,14 @@ _AT_LEAST = {
     "loss.cispo_cap": 1,
     "loss.sampler_cap": 1,
     "rollout.rounds": 1,
+    "log.rollouts_every": 1,
 }
 _NOT_NEGATIVE = (
     "seed", "lora.rank", "data.patches", "rollout.micro_prompts", "reward.overlong_buffer", "reward.batch_retries", "optim.lr",
     "optim.warmup_steps", "optim.weight_decay", "eval.limit", "eval.patience", "eval.temperature", "eval.top_k",
     "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high", "loss.kl_coef", "loss.advantage_eps", "loss.entropy_coef",
 )  # fmt: skip
-_NOT_NEGATIVE += ("data.max_pixels", "data.min_pixels")
+_NOT_NEGATIVE += ("data.max_pixels", "data.min_pixels", "log.rollouts")
 _AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
 _SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
 _SHARES += ("reward.batch_max_failed", "eval.top_p")
@@ -95,6 +97,8 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
     _check_tasks(cfg, tasks)
     _check_loss(cfg)
     _check_mixture(cfg)
+    if cfg.log.rollouts and cfg.stage != "grpo":
+        raise ConfigError(f"log.rollouts = {cfg.log.rollouts}, but stage = {cfg.stage!r} has no rollouts: set it to 0")
     if in_both_orders(cfg):
         _check_orders(cfg, tasks, processes)
     _check_model(cfg)

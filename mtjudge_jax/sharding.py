@@ -117,3 +117,13 @@ def shard_batch(batch, mesh: Mesh):
 def local_rows(x: jax.Array, mesh: Mesh) -> np.ndarray:
     """This process's rows of an array that leads with Q, on the host."""
     return np.asarray(multihost_utils.global_array_to_host_local_array(x, mesh, P(BATCH_AXES)))
+
+
+def local_row(x: jax.Array, number: int) -> np.ndarray:
+    """Row `number` of this process's rows of an array that leads with Q, on the host; the others stay on their devices."""
+    parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+    for start in sorted(parts):
+        if number < len(parts[start]):
+            return np.asarray(jax.lax.dynamic_index_in_dim(parts[start], np.int32(number), keepdims=False))
+        number -= len(parts[start])
+    raise IndexError(f"row {number} past this process's rows of an array of shape {x.shape}")

@@ -1,4 +1,6 @@
-"""Fills the templates of the pages. A page is one file that runs only its own script, and asks the network for nothing."""
+"""Fills the templates of the pages. A page is one file that runs only its own script. It asks the network for nothing; one that
+is served while a run trains asks its own server whether the run went on.
+"""
 
 import base64
 import datetime
@@ -15,9 +17,9 @@ from mtjudge_jax.report.plots import page_color
 _FOLDER = pathlib.Path(__file__).parent / "templates"
 
 
-def render_page(template: str, **values) -> str:
+def render_page(template: str, *, scripts: tuple[str, ...] = ("page",), **values) -> str:
     """The page. Its content security policy allows only the page's own script, by hash, so no text in it can start another."""
-    script = (_FOLDER / "page.js.jinja").read_text(encoding="utf-8")
+    script = "".join((_FOLDER / f"{name}.js.jinja").read_text(encoding="utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
@@ -62,5 +64,5 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_time(seconds: float) -> str:
-    """"28 Nov 2026, 22:35 UTC", "" for 0."""
+    """ "28 Nov 2026, 22:35 UTC", "" for 0."""
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%d %b %Y, %H:%M} UTC" if seconds else ""

@@ -11,6 +11,7 @@ from mtjudge_jax.report.examples import TEST_QUOTA, VAL_QUOTA, build_cards, stri
 from mtjudge_jax.report.page import render_page
 from mtjudge_jax.report.plots import BASE_COLOR, TRAINED_COLOR, looks_of, page_color
 from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, RunFolder, read_run
+from mtjudge_jax.report.rollouts import rollout_groups
 from mtjudge_jax.report.tables import Table
 
 
@@ -22,20 +23,23 @@ def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = 
     """
     run = read_run(workdir)
     path = as_path(out) if out is not None else run.workdir / "report.html"
-    write_whole(path, _render(run).encode(errors="replace"))
+    write_whole(path, render_report(run).encode(errors="replace"))
     return path
 
 
-def _render(run: RunFolder) -> str:
+def render_report(run: RunFolder, *, version: str = "") -> str:
+    """The page. With a version, one that is served: it is loaded again when its server names another."""
     config, stage = views.config_rows(run.config), run.config.get("stage", "grpo")
     tasks, rows, in_mean = views.run_tasks(run), views.task_rows(run), views.mean_tasks(run)
     names = (BASE_TEST, TRAINED_TEST, REFERENCE_TEST)
     before, after, reference = (views.means_of(run.evaluations.get(name), in_mean) for name in names)
     constant = views.constant_mean(rows, in_mean)
     cards = build_cards(run)  # before the page is filled: it adds to run.problems
+    rollouts = rollout_groups(run)
     looks, work = looks_of(tasks), views.summarise_work(run)
     return render_page(
-        "report.html.jinja", run=run, unfinished=views.is_unfinished(run, work), strip=strip_of(cards),
+        "report.html.jinja", scripts=("page", "watch") if version else ("page",), version=version, run=run,
+        rollouts=rollouts, unfinished=views.is_unfinished(run, work), strip=strip_of(cards),
         before=before, after=after, reference=reference, in_mean=in_mean, rows=rows, pairs=views.pair_rows(run),
         failures={name: details.pair_failures(run.evaluations.get(f"{name}_test")) for name in ("base", "trained")},
         measured=_measured(run), matrices=details.confusion_matrices(run), reliability=details.reliability_plot(run, tasks),

@@ -15,6 +15,7 @@ from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy.judge_file import JUDGE_FILE
 from mtjudge_jax.policy.model import Model
 from mtjudge_jax.train.grpo import train_grpo
+from mtjudge_jax.train.monitor.trackers import STOP_SECONDS
 from mtjudge_jax.train.run import Progress, Run, close_run
 from mtjudge_jax.train.sft import train_sft
 from mtjudge_jax.train.start import compare_hosts, open_run
@@ -33,8 +34,9 @@ def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[st
             run = open_run(cfg, workdir, model, allowed)
         try:
             progress = train_sft(run) if cfg.stage == "sft" else train_grpo(run)
-        except Exception:  # wait for nothing: another process may be gone
+        except Exception:  # wait for no other process: one may be gone
             run.watch.note(traceback.format_exc())
+            run.trackers.close(STOP_SECONDS)
             run.watch.close()
             raise
         close_run(run)

@@ -30,12 +30,13 @@ from mtjudge_jax.train.monitor.batch_metrics import Answers, all_equal, mean_of_
 from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
+from mtjudge_jax.train.monitor.rollouts import Round, keep_rollouts
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.slow_rewards import SlowRewards
 from mtjudge_jax.train.soft_rollout import branches_over, sample_with_shares
 from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.train.workdir import data_folder
-from mtjudge_jax.types import Array, PromptBatch, Rollout, TrainBatch
+from mtjudge_jax.types import Array, TrainBatch
 
 
 def train_grpo(run: Run) -> Progress:
@@ -75,6 +76,7 @@ def train_grpo(run: Run) -> Progress:
             state, m = update(state, progress.frozen, batch if updates == 1 else take(batch, i))
             metrics.append(jax.device_get(m))
         clock.lap("update")
+        keep_rollouts(run, progress.step + 1, rolled.batch, advantages)
         numbers = train_metrics(rolled.answers, run.model.fmt.tasks) | mean_of_updates(metrics, kl=bool(cfg.loss.kl_coef))
         progress = note_skipped(run, progress._replace(state=state), numbers["skipped"], rows, Evidence(texts, scores, batch))
         numbers |= feedback.learn(progress, rows, batch, numbers["tasks"], clock)
@@ -82,16 +84,6 @@ def train_grpo(run: Run) -> Progress:
         return progress, numbers | rates(rolled, clock) | host_numbers(run, rolled.rows, clock)
 
     return loop(run, progress, step_fn)
-
-
-class Round(NamedTuple):
-    """Q prompts with their answers. Arrays on the host hold this process's rows only."""
-
-    rows: dict[str, np.ndarray]  # the arrays of data/rows.py that stay on the host
-    prompts: PromptBatch
-    out: Rollout
-    texts: list[list[str]]
-    scores: Scores
 
 
 class Rolled(NamedTuple):

@@ -16,6 +16,7 @@ from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.train.monitor.health import Health
 from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.monitor.metrics_file import MetricsFile, append_metrics, flush_metrics
+from mtjudge_jax.train.monitor.trackers import CLOSE_SECONDS, Trackers
 from mtjudge_jax.types import Params, TrainState
 
 
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     health: Health  # follows the steps on every process, warns on the first
     allowed: tuple[str, ...]  # names of what may differ from the run in the workdir, see workdir.py
     record_notes: list[str]  # from check_records, printed before the first step
+    trackers: Trackers  # of process 0; without log.to it does nothing
 
 
 KEPT = ("best", "since_best", "judged", "skipped")  # of Progress, in a checkpoint beside state, data position and step
@@ -71,6 +73,7 @@ class Progress(NamedTuple):
 def log(run: Run, line: dict) -> None:
     if jax.process_index() == 0:
         append_metrics(run.metrics, line)
+        run.trackers.scalars(line)
 
 
 def save_progress(run: Run, progress: Progress, data_state: dict | None = None) -> None:
@@ -100,5 +103,6 @@ def warn(run: Run, step: int, text: str) -> None:
 def close_run(run: Run) -> None:
     checkpoint.close(run.checkpoints)
     flush_metrics(run.metrics)
+    run.trackers.close(CLOSE_SECONDS)
     run.watch.close()
     run.bar.close()

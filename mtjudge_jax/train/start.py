@@ -27,6 +27,8 @@ from mtjudge_jax.train.monitor.batch_metrics import updates_of
 from mtjudge_jax.train.monitor.health import Health
 from mtjudge_jax.train.monitor.messages import opening_lines, say
 from mtjudge_jax.train.monitor.metrics_file import open_metrics, read_metrics, truncate_metrics, write_json_atomic
+from mtjudge_jax.train.monitor.shown import drop_shown
+from mtjudge_jax.train.monitor.trackers import Trackers
 from mtjudge_jax.train.record_check import check_records
 from mtjudge_jax.train.run import KEPT, Progress, Run
 from mtjudge_jax.train.workdir import (
@@ -74,7 +76,8 @@ def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None
     optimizer = make_optimizer(cfg.optim, updates_of(cfg))
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
-    return Run(cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, notes)
+    made = (cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, notes)
+    return Run(*made, Trackers(cfg, workdir, cfg.log.to if jax.process_index() == 0 else ()))
 
 
 def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
@@ -110,6 +113,8 @@ def start_or_resume(run: Run, data: Any) -> tuple[Progress, Params]:
         if jax.process_index() == 0:
             write_json_atomic(run.workdir / "config.json", to_dict(cfg))
             truncate_metrics(run.metrics, *((-1, -1) if restored is None else (restored.step, restored.meta["judged"])))
+            drop_shown(run.workdir / "rollouts", -1 if restored is None else restored.step)
+            run.trackers.begin(read_metrics(run.workdir / "metrics.jsonl"), resumed=restored is not None)
     if restored is None:
         state = init_state(base.trained, run.optimizer, mesh, keep=shared)
         return Progress(state, base.frozen, data, 0, -1.0, 0, -1, 0, sources), reference

@@ -34,7 +34,7 @@ class MetricsFile:
 
 def write_json_atomic(path: str | os.PathLike, obj) -> None:
     """The file is the old one or the new one, never half of one. numpy and JAX scalars become numbers; NaN and infinity, null."""
-    text = json.dumps(_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(as_plain(obj), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_whole(as_path(path), text.encode())
 
 
@@ -45,7 +45,7 @@ def open_metrics(path: str | os.PathLike) -> MetricsFile:
 
 def append_metrics(metrics: MetricsFile, record: dict) -> None:
     """Adds one line. On a disk it is in the file before this returns; on a full disk it is kept and written with a later line."""
-    metrics.waiting += json.dumps(_plain(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    metrics.waiting += json.dumps(as_plain(record), ensure_ascii=False, allow_nan=False).encode() + b"\n"
     if not in_bucket(metrics.path) or time.monotonic() - metrics.at > REWRITE_SECONDS:
         flush_metrics(metrics)
 
@@ -116,12 +116,12 @@ def truncate_metrics(metrics: MetricsFile, step: int, judged: int) -> int:
     return before - len(kept)
 
 
-def _plain(x):
+def as_plain(x):
     """The same value in types that JSON has."""
     if isinstance(x, dict):
-        return {str(k): _plain(v) for k, v in x.items()}
+        return {str(k): as_plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
-        return [_plain(v) for v in x]
+        return [as_plain(v) for v in x]
     if x is None or isinstance(x, (str, bool, int)):
         return x
     if isinstance(x, os.PathLike):
@@ -131,4 +131,4 @@ def _plain(x):
     value = np.asarray(x)
     if value.dtype.kind not in "biuf":
         raise TypeError(f"{type(x).__name__} {x!r} has no form in JSON: convert it to numbers or text")
-    return _plain(value.tolist())
+    return as_plain(value.tolist())
