@@ -177,6 +177,8 @@ class LogConfig:
     folder: str = ""  # on a disk, for what trackers keep on this machine; "" = <workdir>/tracking
     rollouts: int = 0  # so many best, worst and random groups of answers per task are kept to be read; 0 = none
     rollouts_every: int = 10  # steps
+    gap_every: int = 20  # steps after which the sampler is compared with the update where that costs a pass; 0 = never
+    profile: tuple[int, ...] = ()  # (first, last): JAX's profiler traces these steps, to <workdir>/profile
 
 
 @dataclass

@@ -73,7 +73,7 @@ _NOT_NEGATIVE = (
     "optim.warmup_steps", "optim.weight_decay", "eval.limit", "eval.patience", "eval.temperature", "eval.top_k",
     "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high", "loss.kl_coef", "loss.advantage_eps", "loss.entropy_coef",
 )  # fmt: skip
-_NOT_NEGATIVE += ("data.max_pixels", "data.min_pixels", "log.rollouts")
+_NOT_NEGATIVE += ("data.max_pixels", "data.min_pixels", "log.rollouts", "log.gap_every")
 _AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
 _SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
 _SHARES += ("reward.batch_max_failed", "eval.top_p")
@@ -97,6 +97,8 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
     _check_tasks(cfg, tasks)
     _check_loss(cfg)
     _check_mixture(cfg)
+    if (traced := cfg.log.profile) and not (len(traced) == 2 and 1 <= traced[0] <= traced[1]):
+        raise ConfigError(f"log.profile = {traced} must be the first and the last step to trace, e.g. (10, 12)")
     if cfg.log.rollouts and cfg.stage != "grpo":
         raise ConfigError(f"log.rollouts = {cfg.log.rollouts}, but stage = {cfg.stage!r} has no rollouts: set it to 0")
     if in_both_orders(cfg):

@@ -31,6 +31,7 @@ from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
 from mtjudge_jax.train.monitor.rollouts import Round, keep_rollouts
+from mtjudge_jax.train.monitor.sampler_gap import sampler_gap
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.slow_rewards import SlowRewards
 from mtjudge_jax.train.soft_rollout import branches_over, sample_with_shares
@@ -69,6 +70,7 @@ def train_grpo(run: Run) -> Progress:
         sampler_logp = out.logp if needs_old else None
         batch = TrainBatch(prompts, out.tokens, mask, advantages, old_logp, ref_logp, places, sampler_logp)
         jax.block_until_ready(ref_logp)
+        gap = sampler_gap(run, progress, batch, rows)
         clock.lap("logp")
         hosts.stop_if_asked()  # the last moment: the update takes the state's memory
         state, metrics = progress.state, []
@@ -80,7 +82,7 @@ def train_grpo(run: Run) -> Progress:
         numbers = train_metrics(rolled.answers, run.model.fmt.tasks) | mean_of_updates(metrics, kl=bool(cfg.loss.kl_coef))
         progress = note_skipped(run, progress._replace(state=state), numbers["skipped"], rows, Evidence(texts, scores, batch))
         numbers |= feedback.learn(progress, rows, batch, numbers["tasks"], clock)
-        numbers |= slow.numbers(progress.step + 1)
+        numbers |= slow.numbers(progress.step + 1) | gap
         return progress, numbers | rates(rolled, clock) | host_numbers(run, rolled.rows, clock)
 
     return loop(run, progress, step_fn)

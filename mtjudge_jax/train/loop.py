@@ -11,6 +11,7 @@ from mtjudge_jax.train.best_model import write_unwritten
 from mtjudge_jax.train.monitor.batch_metrics import learning_rate
 from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.monitor.nonfinite import NonFiniteUpdate
+from mtjudge_jax.train.monitor.profile import Profile
 from mtjudge_jax.train.monitor.step_table import StepTable, on_terminal
 from mtjudge_jax.train.run import Progress, Run, log, save_progress, settle
 from mtjudge_jax.train.validation import validate
@@ -23,7 +24,7 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
     raises Preempted.
     """
     cfg, first, warm = run.cfg, progress.step + 1, 0.0
-    table = StepTable(cfg, colour=on_terminal())
+    table, profile = StepTable(cfg, colour=on_terminal()), Profile(cfg.log.profile, run.workdir)
     while True:
         before = progress.data.get_state()
         try:
@@ -37,8 +38,11 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
             if _finished(cfg, progress):
                 break
             hosts.stop_if_asked()
+            profile.before(progress.step + 1)
             progress, line = step_fn(progress)
+            profile.after(progress.step + 1)
         except hosts.Preempted as stop:
+            profile.close()
             save_progress(run, progress, before)
             settle(run, progress.step)
             steps = checkpoint.saved_steps(run.checkpoints)
@@ -66,6 +70,7 @@ def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progr
                 f"of the last good one is saved as step {progress.step}. The lines above name the examples, their batches are in "
                 f"{run.workdir / 'skipped'}: remove these examples, or lower optim.lr or loss.kl_coef with --allow_change"
             )
+    profile.close()  # the run may end before the last of these steps
     settle(run, progress.step)
     _report_end(run)
     return progress

@@ -20,6 +20,7 @@ _TEACH = (
     "teach the form first (--config.stage=sft on records with a rationale, then --config.model.path=ITS_WORKDIR/best), or start "
     "from an instruction-tuned model"
 )
+_DRIFT, _DRIFT_TIMES = 0.01, 3.0  # nats a token, and times the gap of the first steps
 _SLOW = 2.0  # times the median of the other hosts
 _SLOW_SHARE = 0.1  # of the whole step, at least
 _SLOW_STEPS = 3  # in a row
@@ -33,12 +34,14 @@ class Health:
         self._last: dict[tuple[str, str], collections.deque] = collections.defaultdict(lambda: collections.deque(maxlen=WINDOW))
         self._collapsed: set[tuple[str, str]] = set()
         self._formless: int | None = 0  # first steps without a well-formed answer; None once there was one
-        self._flat = False
+        self._flat, self._drifting = False, False
+        self._gaps: list[float] = []  # of the first WINDOW steps
+        self._last_gaps: collections.deque[float] = collections.deque(maxlen=WINDOW)
         self._slow: collections.Counter[int] = collections.Counter()
 
     def add(self, line: dict) -> list[str]:
         """Takes the line of a step and returns the warnings after it. A warning is not repeated until its cause has passed."""
-        said = self._flat_groups(line) + self._formless_answers(line)
+        said = self._flat_groups(line) + self._formless_answers(line) + self._sampler_drift(line)
         for task, means in line.get("tasks", {}).items():
             for name in COLLAPSE:
                 if means.get(name) is not None and math.isfinite(means[name]):
@@ -72,6 +75,25 @@ class Health:
             f"warning: no answer in the first {FORMLESS_STEPS} steps has the format <think>reasoning</think>"
             "<answer>label</answer>, so none is rewarded and nothing is learned. Read answers in eval/val_*.predictions.jsonl, "
             "and start from a model that answers in this format: an instruction-tuned one, or one trained by SFT with reasoning"
+        ]
+
+    def _sampler_drift(self, line: dict) -> list[str]:
+        """Warns once where the sampler's log-probabilities move away from the update's: it then samples another policy."""
+        gap = line.get("sampler_gap")
+        if gap is None or not math.isfinite(gap):
+            return []
+        if len(self._gaps) < WINDOW:
+            self._gaps.append(gap)
+            return []
+        self._last_gaps.append(gap)
+        began, now = statistics.fmean(self._gaps), statistics.fmean(self._last_gaps)
+        far = len(self._last_gaps) == WINDOW and now > max(_DRIFT, _DRIFT_TIMES * began)
+        before, self._drifting = self._drifting, far
+        if before or not self._drifting:
+            return []
+        return [
+            f"warning: the log-probabilities of the sampler and of the update differ by {now:.3g} in the mean of the last "
+            f"{WINDOW} steps, at the start by {began:.3g}: set loss.sampler_weight=token, or compute in model.dtype=float32"
         ]
 
     def _collapse(self, task: str, name: str, value: float) -> list[str]:

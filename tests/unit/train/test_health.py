@@ -42,6 +42,17 @@ def test_a_short_run_and_a_task_seen_seldom_say_nothing():
     assert said([{}] * 50) == []
 
 
+def test_a_sampler_that_drifts_from_the_update_is_named_once():
+    def lines(*parts: tuple[float, int]) -> list[dict]:
+        return [{"sampler_gap": gap} for gap, count in parts for _ in range(count)]
+
+    got = said(lines((1e-3, WINDOW), (0.02, 3 * WINDOW), (1e-3, WINDOW), (0.02, WINDOW)))
+    assert [i for i, _ in got] == [2 * WINDOW - 1, 6 * WINDOW - 6]  # the mean of the last ten; then 5 of 0.02 beside 5 of 0.001
+    assert "differ by 0.02 in the mean of the last 10 steps, at the start by 0.001: set loss.sampler_weight" in got[0][1]
+    assert said(lines((0.02, WINDOW), (0.05, 2 * WINDOW))) == []  # a bfloat16 model has been so from the start
+    assert said(lines((1e-6, WINDOW), (5e-3, 2 * WINDOW))) == []  # much more than before, and nothing to mind
+
+
 def test_a_slow_host_is_named_after_three_steps_in_a_row():
     def line(*own: float) -> dict:
         return {"hosts": {"own_seconds": list(own)}, "seconds": {"data": own[0], "update": 5.0}}
