@@ -5,7 +5,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, offline
 from mtjudge_jax.flags import recipe_text
 from mtjudge_jax.types import Params
 
@@ -22,10 +22,11 @@ def step_text(cfg: Config) -> str:
     size = f"of up to {cfg.data.prompt_tokens:,} tokens and {cfg.data.patches:,} patches"
     micro = f"{cfg.update.micro_prompts} at a time"
     sampled = f", {cfg.rollout.micro_prompts} at a time" if cfg.rollout.micro_prompts else ""
-    if cfg.stage == "sft":
+    if offline(cfg):
+        answers, policy = {"sft": ("one answer", "no reference policy"), "dpo": ("two answers", "a reference policy")}[cfg.stage]
         return (
-            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, one answer of up to "
-            f"{cfg.rollout.completion_tokens:,};\n        no rollout, no reference policy; an evaluation samples "
+            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, {answers} of up to "
+            f"{cfg.rollout.completion_tokens:,};\n        no rollout, {policy}; an evaluation samples "
             f"{cfg.eval.samples} answers of {cfg.rollout.prompts} prompts{sampled}"
         )
     answers = f"{cfg.rollout.group_size} answers each of up to {cfg.rollout.completion_tokens:,} tokens"
@@ -36,7 +37,7 @@ def step_text(cfg: Config) -> str:
 
 def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) -> str:
     """`step  12/300 reward 0.55 accuracy 0.50 format 1.00 kl 0.0012 .. 5120 tokens/s 3:20 left`."""
-    shown = ("reward", "accuracy", "format", "loss", "kl", "entropy", "grad_norm", "zero_variance")
+    shown = ("reward", "accuracy", "format", "loss", "margin", "kl", "entropy", "grad_norm", "zero_variance")
     numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
     zeros = {name: means["zero_variance"] for name, means in line.get("tasks", {}).items()}
     if len(zeros) > 1:  # the task whose prompts most often give no gradient
@@ -64,6 +65,6 @@ def opening_lines(cfg: Config, params: Params) -> list[str]:
         f"{size} parameters on {len(devices)} {devices[0].device_kind} device{'s' * (len(devices) > 1)}",
         *filter(None, [recipe_text(cfg)]),
         *(line.strip() for line in step_text(cfg).splitlines()),
-        *([explained] if cfg.stage != "sft" else []),
+        *([] if offline(cfg) else [explained]),
         "the first step and the first validation take longer because they are compiled",
     ]

@@ -332,15 +332,14 @@ def taught(tasks: dict, name: str, example: JudgeExample, tokenizer, **changes) 
     """What SFT teaches about an example, and the example in the order shown."""
     seen = []
 
-    def target(shown: JudgeExample) -> str:
+    def target(shown: JudgeExample) -> tuple[str]:
         seen.append(shown)
-        return true_target(tasks, shown, form="rationale")
+        return (true_target(tasks, shown, form="rationale"),)
 
-    row = to_row(
-        example, name, fmt(tokenizer, tasks, completion_tokens=64, target=target, display=True, reasoning=True), **changes
-    )
+    learned = {"completion_tokens": 64, "target": target, "taught": ("rationale",)}
+    row = to_row(example, name, fmt(tokenizer, tasks, display=True, **learned), **changes)
     assert row["weight"] == 1, row["error"]
-    return target(seen[0]), seen[0]
+    return *target(seen[0]), seen[0]
 
 
 @pytest.mark.parametrize("words", [False, True])

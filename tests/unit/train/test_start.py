@@ -189,7 +189,8 @@ def test_gold_reasoning_of_one_side_is_said(data, fmt, tmp_path, monkeypatch):
     entry = {"name": "sharper", "kind": "pairwise", "question": "Which image is sharper?"}
     cfg = Config(stage="sft")
     cfg.data.tasks, cfg.data.custom_tasks = ("sharper",), (entry,)
-    fmt = fmt._replace(tasks=tasks_with((entry,)), target=lambda e: "<answer>A</answer>", completion_tokens=32, reasoning=True)
+    fmt = fmt._replace(tasks=tasks_with((entry,)), target=lambda e: ("<answer>A</answer>",), completion_tokens=32)
+    fmt = fmt._replace(taught=("rationale",))
 
     def said(winner, rationale: str = "the first is sharp") -> str:
         pairs = [
@@ -202,5 +203,5 @@ def test_gold_reasoning_of_one_side_is_said(data, fmt, tmp_path, monkeypatch):
 
     assert "warning: sharper: all records checked have the same right answer" in said(lambda i: 0)
     assert "warning" not in said(lambda i: i % 2) and "warning" not in said(lambda i: 0, "{A} is sharp")
-    fmt = fmt._replace(reasoning=False)
+    fmt = fmt._replace(taught=())
     assert "warning" not in said(lambda i: 0)
