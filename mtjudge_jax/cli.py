@@ -24,7 +24,7 @@ COMMANDS = {
     "demo": "train a tiny judge on this machine, evaluate it and write its report",
     "prepare": "turn a data set into checked records",
     "plan": "predict the memory and the time of a run on a TPU slice, without the slice",
-    "train": "train a judge with a config: multi-task GRPO, or SFT",
+    "train": "train a judge with a config: multi-task GRPO, SFT or DPO",
     "eval": "judge a prepared split with a model and score the answers",
     "judge": "judge your own images",
     "serve": "serve a judge over HTTP, for other programs and machines",

@@ -273,7 +273,7 @@ def _problems_of_answers(example: JudgeExample, count: int) -> dict[str, bool]:
         verdict = {word.strip().upper() for word in re.split("[>=]", text.rpartition("<answer>")[2].partition("</answer>")[0])}
         bare[name] = names_candidates(text, count) and "<answer>" in text and bool(verdict & letters)
     return {
-        f"{''.join(given)} without {''.join(missing)}: a pair of answers needs both, give them or leave both out": len(given) == 1,
-        "chosen and rejected are the same text: nothing can be learned from them": len(given) == 2 and len({*pair.values()}) == 1,
-        **{f"{name} names candidates by {{A}} but its verdict by a bare letter: write {{A}} there too": bare[name] for name in pair},
+        f"{''.join(given)} without {''.join(missing)}: a pair of answers needs both, or neither": len(given) == 1,
+        "chosen and rejected are the same text: nothing can be learned": len(given) == 2 and pair["chosen"] == pair["rejected"],
+        **{f"{name} names candidates by {{A}} but its verdict by a letter: write {{A}} there too": bare[name] for name in pair},
     }

@@ -187,8 +187,8 @@ def _read(model: Model, dtype: str) -> Params:
 
 
 def reference_of(base: Split, cfg: Config) -> tuple[Params | None, bool]:
-    """The reference policy: the starting model in model.dtype, or None if the stage needs none; and whether it shares the arrays of
-    `base.trained`.
+    """The reference policy: the starting model in model.dtype, or None if the stage needs none; and whether it shares the arrays
+    of `base.trained`.
 
     With adapters it is the frozen base, so no weight is copied. Otherwise it shares the frozen weights only, unless the dtypes
     are equal.

@@ -1,7 +1,7 @@
 """GRPO's formulas and the losses of an update: group-relative advantages, the clipped policy loss, the KL to the reference.
 
-The first functions are formulas on plain arrays. `grpo_loss`, `sft_loss` and `dpo_loss` apply them to the model, which is passed in as
-`logp_fn`. Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the divergence, DAPO
+The first functions are formulas on plain arrays. `grpo_loss`, `sft_loss` and `dpo_loss` apply them to the model, which is
+passed in as `logp_fn`. Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the divergence, DAPO
 (arXiv 2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of the paper's
 trainer are the defaults of `config.LossConfig`; the further choices name their papers below.
 """
@@ -263,8 +263,9 @@ def implicit_rewards(logp: Array, ref_logp: Array, mask: Array, beta: float) -> 
 def dpo_loss(params: Params, batch: DpoBatch, weights: Array, *, beta: float, logp_fn: Callable) -> tuple[Array, Metrics]:
     """-log sigmoid of the chosen answer's implicit reward less the rejected one's, the mean over pairs (DPO, arXiv 2305.18290).
 
-    Both answers share one stream, so prompt and pictures run once. weights [Q, 2, C] of `token_weights` with `sequence_mean`: those
-    of a pair add up to the pair's share of the batch. `accuracy` is the share of pairs whose chosen answer has the larger reward.
+    Both answers share one stream, so prompt and pictures run once. weights [Q, 2, C] of `token_weights` with `sequence_mean`:
+    those of a pair add up to its share of the batch. `pair_accuracy` is the share of pairs whose chosen answer has the larger
+    reward.
     """
     out = logp_fn(params, batch.prompts, batch.tokens, batch.places)
     chosen, rejected = jnp.moveaxis(implicit_rewards(out.logp, batch.ref_logp, batch.mask, beta), 1, 0)
@@ -275,7 +276,7 @@ def dpo_loss(params: Params, batch: DpoBatch, weights: Array, *, beta: float, lo
         "reward_chosen": (chosen * pairs).sum(),
         "reward_rejected": (rejected * pairs).sum(),
         "margin": ((chosen - rejected) * pairs).sum(),
-        "accuracy": ((chosen > rejected) * pairs).sum(),
+        "pair_accuracy": ((chosen > rejected) * pairs).sum(),
         "entropy": (out.entropy * weights).sum(),
     }
     return loss, metrics | router_metrics(out, weights)

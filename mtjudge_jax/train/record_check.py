@@ -123,13 +123,14 @@ def _warnings(looked: list[_Looked], cfg: Config, fmt: RowFormat) -> list[str]:
     one_sided = [
         one.name
         for one in looked
-        if len(one.good) > _SAME_BY_CHANCE and len({r.label for r in readable[one.name] if holds_in_one_order(r, fmt.taught)}) == 1
+        if len(one.good) > _SAME_BY_CHANCE
+        and len({record.label for record in readable[one.name] if holds_in_one_order(record, fmt.taught)}) == 1
     ]
     if one_sided:
         texts = "gold reasoning (rationale)" if fmt.taught == ("rationale",) else " or ".join(fmt.taught) + " answer"
         said.append(
-            f"warning: {', '.join(one_sided)}: all records checked have the same right answer, and {cfg.stage.upper()} shows them "
-            f"in the order stored, because their {texts} does not name the candidates by {{A}}, {{B}}: it teaches the place. "
+            f"warning: {', '.join(one_sided)}: all records checked have the same right answer, and {cfg.stage.upper()} shows "
+            f"them in the order stored, because their {texts} does not name the candidates by {{A}}, {{B}}: it teaches the place. "
             f"Write {{A}}, {{B}} in {' and '.join(fmt.taught)}, or swap the candidates of half of the records"
         )
     return said

@@ -37,7 +37,7 @@ def step_text(cfg: Config) -> str:
 
 def step_line(cfg: Config, step: int, line: dict, seconds_left: float | None) -> str:
     """`step  12/300 reward 0.55 accuracy 0.50 format 1.00 kl 0.0012 .. 5120 tokens/s 3:20 left`."""
-    shown = ("reward", "accuracy", "format", "loss", "margin", "kl", "entropy", "grad_norm", "zero_variance")
+    shown = ("reward", "accuracy", "format", "loss", "margin", "pair_accuracy", "kl", "entropy", "grad_norm", "zero_variance")
     numbers = " ".join(f"{name} {line[name]:.3f}" for name in shown if line.get(name) is not None)
     zeros = {name: means["zero_variance"] for name, means in line.get("tasks", {}).items()}
     if len(zeros) > 1:  # the task whose prompts most often give no gradient
