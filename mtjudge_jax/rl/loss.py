@@ -1,9 +1,9 @@
 """GRPO's formulas and the losses of an update: group-relative advantages, the clipped policy loss, the KL to the reference.
 
 The first functions are formulas on plain arrays. `grpo_loss`, `sft_loss` and `dpo_loss` apply them to the model, which is
-passed in as `logp_fn`. Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the divergence, DAPO
-(arXiv 2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of the paper's
-trainer are the defaults of `config.LossConfig`; the further choices name their papers below.
+passed in as `logp_fn`. Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the
+divergence, DAPO (arXiv 2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of
+the paper's trainer are the defaults of `config.LossConfig`; the further choices name their papers below.
 """
 
 from collections.abc import Callable

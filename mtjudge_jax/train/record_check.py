@@ -130,8 +130,8 @@ def _warnings(looked: list[_Looked], cfg: Config, fmt: RowFormat) -> list[str]:
         texts = "gold reasoning (rationale)" if fmt.taught == ("rationale",) else " or ".join(fmt.taught) + " answer"
         said.append(
             f"warning: {', '.join(one_sided)}: all records checked have the same right answer, and {cfg.stage.upper()} shows "
-            f"them in the order stored, because their {texts} does not name the candidates by {{A}}, {{B}}: it teaches the place. "
-            f"Write {{A}}, {{B}} in {' and '.join(fmt.taught)}, or swap the candidates of half of the records"
+            f"them in the order stored, because their {texts} does not name the candidates by {{A}}, {{B}}: it teaches the "
+            f"place. Write {{A}}, {{B}} in {' and '.join(fmt.taught)}, or swap the candidates of half of the records"
         )
     return said
 
