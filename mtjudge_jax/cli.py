@@ -25,6 +25,7 @@ COMMANDS = {
     "prepare": "turn a data set into checked records",
     "plan": "predict the memory and the time of a run on a TPU slice, without the slice",
     "train": "train a judge with a config: multi-task GRPO, SFT or DPO",
+    "sample": "make reasonings for SFT, or pairs for DPO, from labels and a model's own answers",
     "eval": "judge a prepared split with a model and score the answers",
     "judge": "judge your own images",
     "serve": "serve a judge over HTTP, for other programs and machines",
