@@ -37,6 +37,17 @@ def test_the_line_of_a_step_has_the_rate():
     assert "lr 0.00325 " in step_line(config(), 3, line | {"lr": 0.00325}, None)
 
 
+def test_the_line_of_a_dpo_step_has_the_margin():
+    cfg = config()
+    cfg.stage = "dpo"
+    line = {"loss": 0.5, "margin": 0.25, "pair_accuracy": 0.75, "kl": None, "lr": 1e-6, "tokens_per_s": 100.0}
+    assert step_line(cfg, 3, line, None) == "step  3/10 loss 0.500 margin 0.250 pair_accuracy 0.750 lr 1e-06 100 tokens/s"
+    assert updates_of(cfg) == 10
+    (told,) = [line for line in opening_lines(cfg, {}) if line.startswith("a step: ")]
+    assert told.startswith("a step: an update of 12 prompts of up to ") and told.endswith("two answers of up to 2,048;")
+    assert any("no rollout, a reference policy; an evaluation samples" in line for line in opening_lines(cfg, {}))
+
+
 def test_what_zero_variance_is_is_said_once_before_the_first_step():
     told = [line for line in opening_lines(config(), {}) if "zero_variance" in line]
     assert len(told) == 1 and "share of prompts whose answers all got the same reward" in told[0]
