@@ -87,6 +87,11 @@ class SftConfig:
 
 
 @dataclass
+class DpoConfig:
+    beta: float = 0.1  # how strictly the policy stays near the reference; a larger one moves it less
+
+
+@dataclass
 class RewardConfig:
     alpha: float = 0.1  # weight of the format reward; the paper gives no value, 0.1 is common in this family
     weights: tuple[str, ...] = ()  # "part=weight" of tasks/reward.py; () = the paper's accuracy=1-alpha, format=alpha
@@ -192,16 +197,17 @@ class HostsConfig:
 
 @dataclass
 class Config:
-    stage: str = "grpo"  # grpo | sft
+    stage: str = "grpo"  # grpo | sft | dpo
     recipe: str = ""  # grpo_paper | dapo | dr_grpo | gspo | cispo: sets the fields of RECIPES that have their defaults
     seed: int = 0
-    steps: int = 1000  # rollout batches (grpo) or updates (sft)
+    steps: int = 1000  # rollout batches (grpo) or updates (sft, dpo)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     sft: SftConfig = field(default_factory=SftConfig)
+    dpo: DpoConfig = field(default_factory=DpoConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -271,7 +277,9 @@ def field_meant(name: str) -> str:
     """The field whose last word is that of `name`, or that other trainers call so, else "". `learning_rate` -> `optim.lr`."""
     last = name.rpartition(".")[2]
     same = [field for field in flatten(Config()) if field.rpartition(".")[2] == last]
-    return difflib.get_close_matches(name, same, 1, 0)[0] if same else _OTHER_NAMES.get(last, "")
+    if last in _OTHER_NAMES:  # first: their beta is the coefficient of the divergence, ours that of DPO
+        return _OTHER_NAMES[last]
+    return difflib.get_close_matches(name, same, 1, 0)[0] if same else ""
 
 
 def unknown_field(name: str) -> str:
@@ -310,6 +318,21 @@ def get_tasks(cfg: Config, templates: str = "train") -> dict[str, Task]:
     """All tasks of a run, with its custom ones, in the wordings that it asks. Raises UserError for an invalid entry."""
     varied = {"vary_polarity": cfg.data.polarity == "varied", "vary_words": cfg.data.label_words == "varied"}
     return tasks_with(cfg.data.custom_tasks, templates=templates, seed=cfg.seed, **varied)
+
+
+def offline(cfg: Config) -> bool:
+    """Whether a run learns from answers that its records hold, as SFT and DPO do: then a step is one update without a rollout."""
+    return cfg.stage in ("sft", "dpo")
+
+
+def has_reference(cfg: Config) -> bool:
+    """Whether an update is held near a reference policy."""
+    return cfg.stage == "dpo" or (cfg.stage == "grpo" and cfg.loss.kl_coef > 0)
+
+
+def answers_learned(cfg: Config) -> int:
+    """Answers per prompt in an update, G."""
+    return {"sft": 1, "dpo": 2}.get(cfg.stage, cfg.rollout.group_size)
 
 
 def in_both_orders(cfg: Config) -> bool:

@@ -11,7 +11,7 @@ from mtjudge_jax.tasks.base import TEMPLATES
 from mtjudge_jax.tasks.reward import weights_of
 
 _CHOICES = {
-    "stage": ("grpo", "sft"),
+    "stage": ("grpo", "sft", "dpo"),
     "recipe": ("", *RECIPES),
     "model.dtype": ("float32", "bfloat16"),
     "model.param_dtype": ("float32", "bfloat16"),
@@ -78,7 +78,7 @@ _AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
 _SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
 _SHARES += ("reward.batch_max_failed", "eval.top_p")
 _BELOW_ONE = ("optim.b1", "optim.b2", "data.mt_grpo_rho_decay")
-_POSITIVE = ("lora.alpha", "reward.batch_timeout", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
+_POSITIVE = ("dpo.beta", "lora.alpha", "reward.batch_timeout", "rollout.temperature", "optim.max_grad_norm", "optim.eps")
 _POSITIVE += ("loss.sapo_positive", "loss.sapo_negative")
 _POSITIVE += ("eval.top_p", "data.mixture_temperature", "data.mt_grpo_lambda", "data.mt_grpo_beta")
 

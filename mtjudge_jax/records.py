@@ -10,6 +10,8 @@ from mtjudge_jax.errors import UserError
 
 SCHEMA_VERSION = 2
 KINDS = ("pointwise_binary", "pointwise_score", "pairwise", "listwise")
+# Fields that came later: a record without them is written as it always was, and code that does not know them reads it.
+_LATER = {"chosen": "", "rejected": "", "pass_rate": None}
 SHORT_KINDS = {"binary": "pointwise_binary", "graded": "pointwise_score"}  # accepted in a user's rows and task entries
 TERMS = ("open", "research", "gated", "eval_only")
 TIE = -1  # the winner of a tied pair
@@ -60,7 +62,8 @@ class JudgeExample:
     a group is never in two splits. `rationale` is a gold reasoning for SFT, or empty. Of a pair or a list, `rationale` and
     `instruction` may name the candidates by {A}, {B}, .. in native order. `raw` is JSON of native fields that
     metrics need (category, source, a mean opinion score); it never reaches a prompt. `label_rule` says how the label was
-    derived, `raters` are the single votes.
+    derived, `raters` are the single votes. `chosen` and `rejected` are a better and a worse whole answer for DPO, or both empty;
+    they name candidates as `rationale` does. `pass_rate` is the share of a model's answers that were right, see sample/.
     """
 
     example_id: str
@@ -86,6 +89,9 @@ class JudgeExample:
     raters: tuple[float, ...] = ()
     revision: str = ""
     source_split: str = ""
+    chosen: str = ""
+    rejected: str = ""
+    pass_rate: float | None = None
     place: str = dataclasses.field(default="", compare=False)  # source file and row, for messages; not written
 
     @property
@@ -130,6 +136,7 @@ def pack(example: JudgeExample) -> bytes:
     fields["candidates"] = [candidate._asdict() for candidate in example.candidates]
     fields["sha256"] = [hashlib.sha256(image).digest() for image in example.images]
     del fields["place"]
+    fields = {name: value for name, value in fields.items() if name not in _LATER or value != _LATER[name]}
     import msgpack  # not needed by a client of a server
 
     return msgpack.packb({"schema_version": SCHEMA_VERSION, **fields})
@@ -180,10 +187,14 @@ def names_candidates(text: str, count: int) -> bool:
     return any(ord(letter) - ord("A") < count for letter in _SLOT.findall(text))
 
 
-def holds_in_one_order(example: JudgeExample) -> bool:
-    """Whether the example has gold reasoning about several candidates that is only known to hold in the order stored."""
-    several = example.kind in ("pairwise", "listwise")
-    return several and bool(example.rationale.strip()) and not names_candidates(example.rationale, len(candidates_of(example)))
+def holds_in_one_order(example: JudgeExample, texts: Sequence[str] = ("rationale",)) -> bool:
+    """Whether the example has a text about several candidates that is only known to hold in the order stored. texts: the fields
+    that are looked at, of rationale, chosen and rejected.
+    """
+    if example.kind not in ("pairwise", "listwise"):
+        return False
+    held, count = [getattr(example, name) for name in texts], len(candidates_of(example))
+    return any(text.strip() and not names_candidates(text, count) for text in held)
 
 
 def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
@@ -209,7 +220,7 @@ def reordered(example: JudgeExample, order: Sequence[int]) -> JudgeExample:
     return dataclasses.replace(
         example,
         instruction=name_candidates(example.instruction, moved),
-        rationale=name_candidates(example.rationale, moved),
+        **{name: name_candidates(getattr(example, name), moved) for name in ("rationale", "chosen", "rejected")},
         images=example.images[:first] + tuple(image for i in order for image in images[i]),
         candidates=tuple(candidates[i] for i in order) if example.candidates else (),
         label=label,
@@ -245,7 +256,24 @@ def check_example(example: JudgeExample) -> None:
         and label.winner not in ((TIE, 0, 1) if example.allow_tie else (0, 1)),
         f"label.ranks is {label.ranks}, must be {len(candidates)} ranks from 1": example.kind == "listwise"
         and (label.ranks is None or len(label.ranks) != len(candidates) or min(label.ranks) != 1),
+        **_problems_of_answers(example, len(candidates)),
     }
     for text, wrong in problems.items():
         if wrong:
             raise BadRecord("wrong_fields", f"{example.example_id or 'a record without example_id'}: {text}", example.example_id)
+
+
+def _problems_of_answers(example: JudgeExample, count: int) -> dict[str, bool]:
+    """What may be wrong with the two answers of a record, and whether it is. count: of its candidates."""
+    pair = {"chosen": example.chosen.strip(), "rejected": example.rejected.strip()}
+    given, missing = ([name for name, text in pair.items() if bool(text) is held] for held in (True, False))
+    letters = {chr(ord("A") + place) for place in range(count)} if count > 1 else set()
+    bare = {}
+    for name, text in pair.items():
+        verdict = {word.strip().upper() for word in re.split("[>=]", text.rpartition("<answer>")[2].partition("</answer>")[0])}
+        bare[name] = names_candidates(text, count) and "<answer>" in text and bool(verdict & letters)
+    return {
+        f"{''.join(given)} without {''.join(missing)}: a pair of answers needs both, or neither": len(given) == 1,
+        "chosen and rejected are the same text: nothing can be learned": len(given) == 2 and pair["chosen"] == pair["rejected"],
+        **{f"{name} names candidates by {{A}} but its verdict by a letter: write {{A}} there too": bare[name] for name in pair},
+    }

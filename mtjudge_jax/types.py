@@ -59,6 +59,16 @@ class SftBatch(NamedTuple):
     places: Array  # int32 [Q, 1, W], see rl/logp.py
 
 
+class DpoBatch(NamedTuple):
+    """Prompts, each with a better and a worse answer, in this order on the second axis."""
+
+    prompts: PromptBatch
+    tokens: Array  # int32 [Q, 2, C]
+    mask: Array  # bool [Q, 2, C], False on both answers of a row that is not learned from
+    places: Array  # int32 [Q, B, W], see rl/logp.py
+    ref_logp: Array  # float32 [Q, 2, C], of the reference policy
+
+
 class TrainState(NamedTuple):
     """Everything that an update changes."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.config import Config, in_both_orders
+from mtjudge_jax.config import Config, in_both_orders, offline
 from mtjudge_jax.data.adaptive import AdaptiveMixture
 from mtjudge_jax.data.bad_rows import BadRowCounter
 from mtjudge_jax.data.bucket_cache import local_copy
@@ -174,7 +174,7 @@ def train_iterator(
 ) -> "grain.DatasetIterator | AdaptiveMixture":
     """An endless iterator over this process's part of each global batch of the train split, dicts of arrays.
 
-    The global batch is `update.prompts` for SFT, else `rollout.prompts`. `get_state()` is a dict that fits in JSON and is
+    The global batch is `update.prompts` for SFT and DPO, else `rollout.prompts`. `get_state()` is a dict that fits in JSON and is
     the same on every shard; `set_state()` takes it on any number of shards: shard i has the i-th block of the global batch,
     so its rows one after the other are the same batch on any number of shards. `close()` ends the reader threads. The
     mixture "mt_grpo" must learn from every batch before the next is asked for, see `AdaptiveMixture`. Where pairs are
@@ -183,7 +183,7 @@ def train_iterator(
     The state says nothing about the data: compare `fingerprint`, seed and mixture before restoring it. `cfg` has passed
     `config_check.check`.
     """
-    batch = cfg.update.prompts if cfg.stage == "sft" else cfg.rollout.prompts
+    batch = cfg.update.prompts if offline(cfg) else cfg.rollout.prompts
     each, rest = divmod(batch, shard.count)
     if each < 1 or rest or not 0 <= shard.index < shard.count:
         raise ValueError(f"shard {shard.index} of {shard.count} for {batch} prompts: the shards must divide the global batch")

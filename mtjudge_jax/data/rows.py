@@ -68,10 +68,11 @@ HOST_KEYS = (
 class RowFormat(NamedTuple):
     """What turns a record into a row of fixed shapes.
 
-    With `target`, a row also has `target` int32 [C] and `target_mask` bool [C]: the tokens of the completion that
-    `target(example)` returns, for supervised training. Several threads call it. With `display`, the candidates of a pair
-    or a list are shown in an order drawn by hash: the stored order may give away which one is better. With `reasoning`, the
-    target teaches the record's rationale, and a record whose rationale holds in the stored order only is shown in that order.
+    With `target`, a row also has `target` int32 [G, C] and `target_mask` bool [G, C]: the tokens of the G = `targets` completions
+    that `target(example)` returns, one for SFT, a better and a worse one for DPO. Several threads call it. With `display`, the
+    candidates of a pair or a list are shown in an order drawn by hash: the stored order may give away which one is better.
+    `taught` are the fields of a record whose texts the targets hold; where such a text holds in the stored order only, the record
+    is shown in that order.
 
     `budget` is the room that training had for the pictures of a row, which limits them (see images.py). With `exact`, no picture
     is made smaller than that limit says, as no other program does, and a row that does not hold them is refused.
@@ -83,9 +84,10 @@ class RowFormat(NamedTuple):
     prompt_tokens: int
     patch_count: int
     completion_tokens: int = 0
-    target: Callable[[JudgeExample], str] | None = None
+    target: Callable[[JudgeExample], tuple[str, ...]] | None = None
+    targets: int = 1
     display: bool = False
-    reasoning: bool = False
+    taught: tuple[str, ...] = ()
     budget: Budget | None = None
     exact: bool = False
 
@@ -99,12 +101,13 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, other
 
     other_order: shows the two candidates of a pair in the other order.
     """
-    target = np.full(fmt.completion_tokens, fmt.tokenizer.pad, np.int32), np.zeros(fmt.completion_tokens, bool)
+    shape = (fmt.targets, fmt.completion_tokens)
+    target = np.full(shape, fmt.tokenizer.pad, np.int32), np.zeros(shape, bool)
     try:
         if isinstance(record, BadRecord):
             raise record
         example = _as_shown(record, fmt, other_order)
-        row, learned = _both(lambda: make_row(example, fmt), lambda: _target_of(example, fmt))
+        row, learned = _both(lambda: make_row(example, fmt), lambda: _targets_of(example, fmt))
         target = learned or target
         if other_order:
             row["uid"] ^= OTHER_ORDER_BIT
@@ -115,8 +118,11 @@ def to_row(record: JudgeExample | BadRecord, task: str, fmt: RowFormat, *, other
     return {**row, "target": target[0], "target_mask": target[1]}
 
 
-def _target_of(example: JudgeExample, fmt: RowFormat) -> tuple[np.ndarray, np.ndarray] | None:
-    return None if fmt.target is None else make_target(fmt.target(example), fmt.tokenizer, fmt.completion_tokens)
+def _targets_of(example: JudgeExample, fmt: RowFormat) -> tuple[np.ndarray, np.ndarray] | None:
+    if fmt.target is None:
+        return None
+    made = [make_target(text, fmt.tokenizer, fmt.completion_tokens) for text in fmt.target(example)]
+    return np.stack([ids for ids, _ in made]), np.stack([mask for _, mask in made])
 
 
 def _both(first: Callable, second: Callable) -> tuple:
@@ -137,14 +143,14 @@ def _as_shown(example: JudgeExample, fmt: RowFormat, other_order: bool) -> Judge
     """The example with its candidates in the order shown. In another order than the stored one, it has no rationale that might
     contradict its label. Raises BadRecord `wrong_fields` if the candidates cannot be ordered so.
     """
-    fixed, shown = holds_in_one_order(example), example
+    shown = example
     try:
-        if fmt.display and example.task in fmt.tasks and not (fmt.reasoning and fixed):
+        if fmt.display and example.task in fmt.tasks and not holds_in_one_order(example, fmt.taught):
             shown = fmt.tasks[example.task].displayed(shown)
         shown = swapped(shown) if other_order else shown
     except ValueError as e:
         raise BadRecord("wrong_fields", str(e), example.example_id) from e
-    return dataclasses.replace(shown, rationale="") if fixed and shown != example else shown
+    return dataclasses.replace(shown, rationale="") if holds_in_one_order(example) and shown != example else shown
 
 
 def stack_rows(rows: Sequence[Row]) -> dict[str, np.ndarray]:

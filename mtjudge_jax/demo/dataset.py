@@ -3,7 +3,6 @@
 An example is a pure function of (seed, split, task, index), so any part can be made alone, in any order.
 """
 
-import hashlib
 import io
 import json
 import shutil
@@ -14,18 +13,17 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tqdm import tqdm
 
 from mtjudge_jax.data.pipeline import MANIFEST_VERSION
-from mtjudge_jax.data.tf_example import FEATURE, tf_example
+from mtjudge_jax.data.record_file import write_records
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucket
-from mtjudge_jax.records import JudgeExample, Label, pack
+from mtjudge_jax.records import JudgeExample, Label
 
 DEMO_TASKS = (*POINTWISE, *PAIRWISE)
 _load_pool = lru_cache(maxsize=len(SPLITS))(load_pool)
@@ -116,7 +114,7 @@ def _draw(folder: AnyPath, arguments: dict[str, int]) -> None:
             for split, task, count in jobs:
                 examples = make_examples(split=split, task=task, count=count, seed=seed)
                 path = partial / split / f"{task}.array_record"
-                files[f"{split}/{task}"] = _write_records(path, examples, bar)
+                files[f"{split}/{task}"] = write_records(path, examples, bar.update)
         manifest = {"version": MANIFEST_VERSION, "dataset": "demo", "arguments": arguments, "files": files}
         (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         if in_bucket(folder):
@@ -127,21 +125,6 @@ def _draw(folder: AnyPath, arguments: dict[str, int]) -> None:
             partial.replace(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_records(path: Path, examples: Iterator[JudgeExample], bar: tqdm) -> dict[str, int | str]:
-    """Writes one ArrayRecord file; returns its entry in the manifest."""
-    path.parent.mkdir(exist_ok=True)
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    count = 0
-    for example in examples:
-        label = f"winner {example.label.winner}" if example.kind == "pairwise" else str(example.label.binary)
-        texts = {"example_id": example.example_id, "task": example.task, "label": label}  # as prepare/write.py has them
-        writer.write(tf_example({name: text.encode() for name, text in texts.items()} | {FEATURE: pack(example)}))
-        count += 1
-        bar.update()
-    writer.close()
-    return {"count": count, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def _check_same(folder: AnyPath, arguments: dict[str, int]) -> bool:

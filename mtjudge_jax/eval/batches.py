@@ -40,6 +40,7 @@ class Judging(NamedTuple):
     seed: int
     max_bad_share: float = MAX_BAD_SHARE  # of unusable records; a larger share is an error
     only: Filter = EVERY
+    line: Callable[..., dict] = answered_line  # (example, task, order, AnswerGroup, alpha) -> what is kept of a prompt's answers
     kept: int = 0  # prompts per batch where the caches of the answers are kept for the labels' probabilities; 0 = batch
 
 
@@ -128,7 +129,7 @@ def judge_batch(
     rows = [
         unusable_line(example, task, order, error)
         if error
-        else answered_line(example, task, order, AnswerGroup(*answer, how.temperature > 0), how.alpha)
+        else how.line(example, task, order, AnswerGroup(*answer, how.temperature > 0), how.alpha)
         for example, error, answer in zip(here, batch["error"].tolist(), answers, strict=False)
     ]
     if probabilities:

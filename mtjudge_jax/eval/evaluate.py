@@ -74,7 +74,7 @@ def judge_task(
     settings = {"step": step, "progress": progress, "kept": kept}
     task = how.fmt.tasks[examples[0].task]
     if task.kind != "pairwise":
-        examples = [_in_order(e, task) for e in examples]
+        examples = [in_order(e, task) for e in examples]
         predictions = judge(params, examples, how, probabilities=probabilities, **settings)
         return predictions, task_score(usable(predictions))
     predictions = judge(params, examples, how, probabilities=True, order="ab", **settings)
@@ -102,7 +102,7 @@ def _alone(example: JudgeExample, index: int, task: Task) -> JudgeExample:
     )
 
 
-def _in_order(example: JudgeExample, task: Task) -> JudgeExample:
+def in_order(example: JudgeExample, task: Task) -> JudgeExample:
     """The example in the order shown; unchanged if it cannot be ordered, which its prediction will say."""
     try:
         return task.displayed(example)

@@ -40,7 +40,7 @@ from mtjudge_jax.types import Params
 
 
 class Request(NamedTuple):
-    """What the flags of `mtjudge eval` ask for."""
+    """What the flags of `mtjudge eval` ask for, and most of those of `mtjudge sample`."""
 
     config: Config | None
     model: str
@@ -63,7 +63,7 @@ def run(ask: Request) -> None:
         _judge_split(ask)
 
 
-def _read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
+def examples_asked(ask: Request, unreadable: BadRowCounter, known: Mapping[str, Task]) -> dict[str, list[JudgeExample]]:
     """The examples to judge, by task. Raises UserError if there are none."""
     files = read_manifest(ask.data)["files"]
     splits = list(dict.fromkeys(name.split("/")[0] for name in files))
@@ -82,7 +82,7 @@ def _read_examples(ask: Request, unreadable: BadRowCounter, known: Mapping[str, 
     return {name: group[: ask.limit or None] for name, group in examples.items()}
 
 
-def _settings(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
+def settings_of(ask: Request, cfg: Config, how: Judging, params: Params, tasks: Sequence[str]) -> dict:
     """Everything that the predictions depend on. Two evaluations with equal settings have equal results."""
     files = read_manifest(ask.data)["files"]
     return {
@@ -123,7 +123,7 @@ def _already_judged(path: AnyPath, settings: dict) -> dict | None:
     return result
 
 
-def _config(ask: Request) -> Config:
+def config_of(ask: Request) -> Config:
     """The config to judge with. Without --config: the sizes of the model's judge.json, and --mesh or a whole model per device.
     With --config: that config, whose model is used unless --model names another.
     """
@@ -155,9 +155,9 @@ def _check_held_out(names: list[str], known: Mapping[str, Task]) -> None:
 
 
 def _judge_split(ask: Request) -> None:
-    cfg = _config(ask)
+    cfg = config_of(ask)
     unreadable = BadRowCounter()
-    examples = _read_examples(ask, unreadable, get_tasks(cfg))
+    examples = examples_asked(ask, unreadable, get_tasks(cfg))
     if ask.templates == "held_out":
         _check_held_out(list(examples), get_tasks(cfg))
     check_workdir(ask.out)
@@ -174,7 +174,7 @@ def _judge_into_folder(ask: Request, cfg: Config, examples: dict[str, list[Judge
     sizes = {"batch": cfg.rollout.prompts, "kept": cfg.rollout.micro_prompts} | how_sampled(cfg, ask.samples)
     how = Judging(model.programs, fmt, alpha=cfg.reward.alpha, seed=ask.seed, **sizes)
     params, name = read_params(model, cfg), ask.name or ask.split
-    settings = _settings(ask, cfg, how, params, list(examples))
+    settings = settings_of(ask, cfg, how, params, list(examples))
     written, part = as_path(ask.out) / f"{name}.json", as_path(ask.out) / f"{name}.partial"
     with together():
         found = _already_judged(written, settings) if jax.process_index() == 0 else None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, answers_learned, has_reference, offline
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
 from mtjudge_jax.plan.chips import Slice
@@ -34,8 +34,7 @@ class _Tokens(NamedTuple):
 
 
 def _tokens_of(cfg: Config) -> _Tokens:
-    group = 1 if cfg.stage == "sft" else cfg.rollout.group_size
-    return _Tokens(cfg.data.prompt_tokens, group, cfg.rollout.completion_tokens, cfg.data.patches)
+    return _Tokens(cfg.data.prompt_tokens, answers_learned(cfg), cfg.rollout.completion_tokens, cfg.data.patches)
 
 
 def layer_weights(text: TextConfig) -> int:
@@ -98,8 +97,8 @@ def flops(model: Qwen3VLConfig, cfg: Config) -> dict[str, float]:
     pairs = pair * (causal + t.group * (own * t.prompt + own**2 / 2))
     forward = _Forward(*eyes, layers * t.stream, pairs, head * t.group * t.answer)
     out = {"update": _update_flops(forward, cfg) * cfg.update.prompts}
-    if cfg.stage == "sft":
-        return out
+    if offline(cfg):
+        return out | ({"logp": sum(forward) * cfg.update.prompts} if has_reference(cfg) else {})
     prompts = cfg.rollout.prompts
     prefill = sum(eyes) + layers * t.prompt + pair * causal + head * t.group
     decode = t.group * own * (layers + head + pair * (t.prompt + own))  # every step attends to the whole cache
@@ -132,7 +131,7 @@ def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, in
         if t is trained
     )
     own, other = apart(True), apart(False)
-    reference = 0 if cfg.lora.rank or not cfg.loss.kl_coef or cfg.stage == "sft" else own * mean
+    reference = 0 if cfg.lora.rank or not has_reference(cfg) else own * mean
     kept = own * 3 * itemsize + other * mean + reference
     shards = mesh["data"] * mesh["fsdp"] * mesh["expert"]
     t, text = _tokens_of(cfg), model.text
@@ -148,7 +147,7 @@ def estimate(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, in
     sampled = (cfg.rollout.micro_prompts or cfg.rollout.prompts) / shards
     numbers = 4 * text.num_layers * text.num_kv_heads * text.head_dim * (t.prompt + t.group * t.answer)  # of one prompt
     cache = numbers * sampled / mesh["tensor"] * mean / 2
-    rollout = 0 if cfg.stage == "sft" else own * mean + cache + layer
+    rollout = 0 if offline(cfg) else own * mean + cache + layer
     return Estimate(kept + max(update, rollout), seconds(model, cfg, place, mesh, sum(count.values()), cache), kept)
 
 
@@ -170,9 +169,10 @@ def seconds(model: Qwen3VLConfig, cfg: Config, place: Slice, mesh: dict[str, int
     rows = t.stream * cfg.update.micro_prompts / shards
     work = {name: n / place.devices for name, n in flops(model, cfg).items()}
     update = max(work["update"] * 4 / 3 / chip.flops, pieces * (4 * gathered + 2.5 * moved(rows)) / place.links)
-    total = update * (1 if cfg.stage == "sft" else cfg.rollout.prompts // cfg.update.prompts)
-    if cfg.stage == "sft":
-        return total
+    if offline(cfg):
+        reference = max(work["logp"] / chip.flops, pieces * (gathered + moved(rows)) / place.links) if has_reference(cfg) else 0
+        return update + reference
+    total = update * (cfg.rollout.prompts // cfg.update.prompts)
     passes = cfg.rollout.prompts // cfg.update.micro_prompts
     logp = max(2 * work["logp"] / chip.flops, 2 * passes * (gathered + moved(rows)) / place.links)
     turns = t.answer * cfg.rollout.prompts // (cfg.rollout.micro_prompts or cfg.rollout.prompts)

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, answers_learned, has_reference, offline
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy.model import with_adapters
@@ -20,10 +20,10 @@ from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import join, split, without_adapters
 from mtjudge_jax.policy.update import abstract_state, make_update
 from mtjudge_jax.rl.logp import bins_ladder
-from mtjudge_jax.rl.loss import grpo_loss, sft_loss
+from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
-from mtjudge_jax.types import Params, PromptBatch, SftBatch, TrainBatch, TrainState
+from mtjudge_jax.types import DpoBatch, Params, PromptBatch, SftBatch, TrainBatch, TrainState
 
 SAMPLING, LEARNING = ("rollout", "evaluation"), ("logp", "update")
 
@@ -47,7 +47,7 @@ class Setup(NamedTuple):
     optimizer: Any
     state: TrainState
     frozen: Params
-    reference: Params | None  # the reference policy's weights; None without a KL term
+    reference: Params | None  # the reference policy's weights; None where the stage needs none
 
 
 def make_setup(cfg: Config, model_cfg: Qwen3VLConfig, devices: list[jax.Device]) -> Setup:
@@ -61,7 +61,7 @@ def make_setup(cfg: Config, model_cfg: Qwen3VLConfig, devices: list[jax.Device])
     apart = split(vlm.abstract_params(model_cfg), cfg)
     in_dtype = lambda tree, dtype: jax.tree_util.tree_map_with_path(partial(placed, dtype=dtype), tree)  # noqa: E731
     trained, frozen = in_dtype(apart.trained, cfg.model.param_dtype), in_dtype(apart.frozen, cfg.model.dtype)
-    if cfg.stage == "sft" or not cfg.loss.kl_coef:
+    if not has_reference(cfg):
         reference = None
     else:  # see policy.reference_of: with adapters the frozen base, else a second copy of the trained weights
         reference = without_adapters(join(frozen, in_dtype(apart.trained, cfg.model.dtype)))
@@ -76,8 +76,8 @@ def rounds_of(cfg: Config) -> int:
 
 def phases_of(cfg: Config) -> dict[str, int]:
     """The most times that a step runs each program."""
-    if cfg.stage == "sft":
-        return {"update": 1}
+    if offline(cfg):
+        return ({"logp": 1} if has_reference(cfg) else {}) | {"update": 1}
     updates = cfg.rollout.prompts // cfg.update.prompts
     objective = cfg.data.mixture == "mt_grpo" and cfg.data.mt_grpo_improvement == "objective"  # a pass before and one after
     logps = (updates > 1 or objective) + bool(cfg.loss.kl_coef) + objective
@@ -86,7 +86,7 @@ def phases_of(cfg: Config) -> dict[str, int]:
 
 def programs_of(cfg: Config) -> list[str]:
     """The programs that must fit. An evaluation samples beside the optimizer's state, so it must fit too, unless the rollouts
-    already sample as many answers (SFT has no rollouts).
+    already sample as many answers (SFT and DPO have no rollouts).
     """
     sampled = cfg.rollout.group_size if cfg.stage == "grpo" else 0
     return [*phases_of(cfg)] + ["evaluation"] * (cfg.eval.samples > sampled)
@@ -110,10 +110,12 @@ def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         temperature = jax.ShapeDtypeStruct((_sampled_answers(cfg, phase),), jnp.float32, sharding=replicated(setup.mesh))
         return programs.sample_at_once.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
-        batch = rollout_batch(setup, cfg.rollout.prompts)
+        batch = offline_batch(setup) if offline(cfg) else rollout_batch(setup, cfg.rollout.prompts)
         return programs.logp.lower(params, batch.prompts, batch.tokens, batch.places)
     if cfg.stage == "sft":
-        batch, loss = _sft_batch(setup), partial(sft_loss, logp_fn=programs.logp_fn)
+        batch, loss = offline_batch(setup), partial(sft_loss, logp_fn=programs.logp_fn)
+    elif cfg.stage == "dpo":
+        batch, loss = offline_batch(setup), partial(dpo_loss, beta=cfg.dpo.beta, logp_fn=programs.logp_fn)
     else:
         on_policy = cfg.rollout.prompts == cfg.update.prompts
         loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=on_policy)
@@ -153,11 +155,18 @@ def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
     return TrainBatch(_prompt_batch(setup, rows), *answers, logp, logp, places)
 
 
-def _sft_batch(setup: Setup) -> SftBatch:
-    rows, length = setup.cfg.update.prompts, setup.cfg.rollout.completion_tokens
+def offline_batch(setup: Setup) -> SftBatch | DpoBatch:
+    """What an update of SFT or DPO takes, with answers of full length."""
+    cfg = setup.cfg
+    rows, sizes = cfg.update.prompts, (answers_learned(cfg), cfg.rollout.completion_tokens)
     array = partial(_array, setup.mesh, rows)
-    places = array(jnp.int32, *bins_ladder(1, length)[-1])
-    return SftBatch(_prompt_batch(setup, rows), array(jnp.int32, 1, length), array(jnp.bool_, 1, length), places)
+    whole = (
+        _prompt_batch(setup, rows),
+        array(jnp.int32, *sizes),
+        array(jnp.bool_, *sizes),
+        array(jnp.int32, *bins_ladder(*sizes)[-1]),
+    )
+    return SftBatch(*whole) if cfg.stage == "sft" else DpoBatch(*whole, array(jnp.float32, *sizes))
 
 
 def _array(mesh: Mesh, rows: int, dtype, *sizes: int) -> jax.ShapeDtypeStruct:

@@ -5,7 +5,7 @@ A roofline: matrix products, memory and links each run at the maker's peak, at t
 
 from typing import NamedTuple
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, answers_learned, offline
 from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.programs import phases_of, rounds_of
 from mtjudge_jax.plan.xla.compiled import Compiled
@@ -54,7 +54,7 @@ def _timed(name: str, costs: Costs, place: Slice) -> StepPhase:
 
 def tokens_a_step(cfg: Config) -> int:
     """Tokens per step, with every prompt and every answer at full length."""
-    if cfg.stage == "sft":
-        return cfg.update.prompts * (cfg.data.prompt_tokens + cfg.rollout.completion_tokens)
+    if offline(cfg):
+        return cfg.update.prompts * (cfg.data.prompt_tokens + answers_learned(cfg) * cfg.rollout.completion_tokens)
     prompts, answers = rounds_of(cfg) * cfg.rollout.prompts, cfg.rollout.group_size * cfg.rollout.completion_tokens
     return prompts * (cfg.data.prompt_tokens + answers)

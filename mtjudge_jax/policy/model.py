@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 
-from mtjudge_jax.config import Config, get_tasks
+from mtjudge_jax.config import Config, answers_learned, get_tasks, has_reference, offline
 from mtjudge_jax.data.image_config import configured, load_image_config
 from mtjudge_jax.data.images import Budget
 from mtjudge_jax.data.rows import RowFormat, answer_alone, completion_text
@@ -25,10 +25,10 @@ from mtjudge_jax.paths import AnyPath, as_path
 from mtjudge_jax.policy.judge_file import judge_tasks, without_limits
 from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import Split, cast, join, split
-from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.records import BadRecord, JudgeExample
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
 from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.answer import answer_text, truth_of
+from mtjudge_jax.tasks.answer import answer_text, as_asked, truth_of
 from mtjudge_jax.tasks.pictures import most_pictures
 from mtjudge_jax.types import Params
 
@@ -71,8 +71,9 @@ def open_model(cfg: Config) -> Model:
         cfg.data.patches,
         completion_tokens=cfg.rollout.completion_tokens,
         target=target_of(cfg, tasks),
+        targets=answers_learned(cfg) if offline(cfg) else 1,
         display=True,
-        reasoning=cfg.stage == "sft" and cfg.sft.target == "rationale",
+        taught=taught_texts(cfg),
         budget=Budget(cfg.data.prompt_tokens, cfg.data.patches),
     )
     keep_compiled()
@@ -91,9 +92,25 @@ def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:
     return dataclasses.replace(model_cfg, lora=AdapterConfig(cfg.lora.rank, cfg.lora.alpha, cfg.lora.targets))
 
 
-def target_of(cfg: Config, tasks: Mapping[str, Task]) -> Callable[[JudgeExample], str] | None:
-    """The function that gives the completion SFT teaches; None in RL."""
-    return partial(true_target, tasks, form=cfg.sft.target) if cfg.stage == "sft" else None
+def taught_texts(cfg: Config) -> tuple[str, ...]:
+    """The fields of a record whose texts the run teaches; () in RL, and where SFT teaches the verdict alone."""
+    return {"sft": ("rationale",) * (cfg.sft.target == "rationale"), "dpo": ("chosen", "rejected")}.get(cfg.stage, ())
+
+
+def target_of(cfg: Config, tasks: Mapping[str, Task]) -> Callable[[JudgeExample], tuple[str, ...]] | None:
+    """The function that gives the completions that a record teaches: one in SFT, a better and a worse one in DPO; None in RL."""
+    if cfg.stage == "dpo":
+        return partial(pair_of_answers, tasks)
+    return (lambda example: (true_target(tasks, example, form=cfg.sft.target),)) if cfg.stage == "sft" else None
+
+
+def pair_of_answers(tasks: Mapping[str, Task], example: JudgeExample) -> tuple[str, str]:
+    """The chosen and the rejected answer of a record, in the words of its question. Raises BadRecord `no_pair` without them."""
+    if not (example.chosen.strip() and example.rejected.strip()):
+        remedy = "give both in its row, or make them with `mtjudge sample --keep=pairs`"
+        raise BadRecord("no_pair", f"{example.example_id} has no chosen and rejected answer: {remedy}", example.example_id)
+    task = tasks[example.task]
+    return as_asked(example.chosen, task, example), as_asked(example.rejected, task, example)
 
 
 def true_target(tasks: Mapping[str, Task], example: JudgeExample, *, form: str = "rationale") -> str:
@@ -170,13 +187,13 @@ def _read(model: Model, dtype: str) -> Params:
 
 
 def reference_of(base: Split, cfg: Config) -> tuple[Params | None, bool]:
-    """The reference policy: the starting model in model.dtype, or None if no KL is computed; and whether it shares the arrays of
-    `base.trained`.
+    """The reference policy: the starting model in model.dtype, or None if the stage needs none; and whether it shares the arrays
+    of `base.trained`.
 
     With adapters it is the frozen base, so no weight is copied. Otherwise it shares the frozen weights only, unless the dtypes
     are equal.
     """
-    if cfg.stage == "sft" or not cfg.loss.kl_coef:
+    if not has_reference(cfg):
         return None, False
     if cfg.lora.rank:
         return base.frozen, False

@@ -149,7 +149,7 @@ def make_update(state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTra
         loss_fn=loss_fn,
         optimizer=optimizer,
         pieces=cfg.update.prompts // cfg.update.micro_prompts,
-        aggregation=cfg.loss.aggregation,
+        aggregation="sequence_mean" if cfg.stage == "dpo" else cfg.loss.aggregation,  # a pair counts once, however long
         length=cfg.rollout.completion_tokens,
     )
     shardings = tree_shardings(state, mesh)

@@ -25,9 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from mtjudge_jax.data.images import MAX_ASPECT, decode_image
+from mtjudge_jax.data.record_file import label_feature
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.prepare.splits import STRICTEST, CheckedRecord, Drop
-from mtjudge_jax.records import BadRecord, JudgeExample, Label, candidates_of, check_example, pack, reordered
+from mtjudge_jax.records import BadRecord, JudgeExample, candidates_of, check_example, pack, reordered
 
 Item = JudgeExample | BadRecord
 # Git without its extension for large files leaves a text file in place of each of them.
@@ -87,16 +88,6 @@ def check_fields(example: JudgeExample) -> None:
         raise BadRecord("wrong_fields", f"split {example.split!r} is not one of {', '.join(STRICTEST)}", example.example_id)
 
 
-def _answer_of(label: Label) -> str:
-    if label.binary is not None:
-        return str(label.binary)
-    if label.winner is not None:
-        return f"winner {label.winner}"
-    if label.ranks is not None:
-        return f"ranks {' '.join(map(str, label.ranks))}"
-    return f"score {label.score:g}"
-
-
 def _question_and_answer(example: JudgeExample, pixels: Sequence[str]) -> tuple[str, str]:
     """Hash of all that is asked and shown, and the label as text, both with the candidates in a canonical order.
 
@@ -110,7 +101,7 @@ def _question_and_answer(example: JudgeExample, pixels: Sequence[str]) -> tuple[
     order = sorted(range(len(shown)), key=shown.__getitem__)
     first = reordered(example, order)
     about = (example.task, example.kind, example.criterion, first.instruction, pixels[:context], [shown[i] for i in order])
-    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:_HEX], _answer_of(first.label)
+    return hashlib.sha256(msgpack.packb(about)).hexdigest()[:_HEX], label_feature(first.label)
 
 
 class _Spool:
@@ -178,7 +169,7 @@ class _Spool:
             group=example.group_id,
             terms=example.terms,
             license=example.license,
-            answer=_answer_of(example.label),
+            answer=label_feature(example.label),
             score=example.label.score,
             median=_needs_median(example),
             question=question,

@@ -219,11 +219,15 @@ _SFT_HIGHLIGHTS = {
     "stage": "stage", "model.path": "base model", "update.prompts": "prompts per step", "sft.target": "target",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
+_DPO_HIGHLIGHTS = {
+    "stage": "stage", "model.path": "base model", "update.prompts": "prompts per step", "dpo.beta": "beta",
+    "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
+}  # fmt: skip
 
 
 def highlight(config: list[tuple[str, str]], stage: str) -> list[tuple[str, str]]:
     """The fields of the flat configuration that a reader looks for first, in words; only those that the stage reads."""
-    values, wanted = dict(config), _SFT_HIGHLIGHTS if stage == "sft" else _HIGHLIGHTS
+    values, wanted = dict(config), {"sft": _SFT_HIGHLIGHTS, "dpo": _DPO_HIGHLIGHTS}.get(stage, _HIGHLIGHTS)
     return [(words, values[name]) for name, words in wanted.items() if name in values]
 
 

@@ -1,9 +1,9 @@
 """GRPO's formulas and the losses of an update: group-relative advantages, the clipped policy loss, the KL to the reference.
 
-The first functions are formulas on plain arrays. `grpo_loss` and `sft_loss` apply them to the model, which is passed in as
-`logp_fn`. Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the divergence, DAPO
-(arXiv 2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of the paper's
-trainer are the defaults of `config.LossConfig`; the further choices name their papers below.
+The first functions are formulas on plain arrays. `grpo_loss`, `sft_loss` and `dpo_loss` apply them to the model, which is
+passed in as `logp_fn`. Sources: DeepSeekMath (arXiv 2402.03300) for the objective, Schulman's note on k1, k2 and k3 for the
+divergence, DAPO (arXiv 2503.14476) for the separate upper clip, Ye et al. (arXiv 1912.09729) for the dual clip. Conventions of
+the paper's trainer are the defaults of `config.LossConfig`; the further choices name their papers below.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from mtjudge_jax.config import LossConfig
 from mtjudge_jax.rl.logp import TokenLogp
-from mtjudge_jax.types import Array, Params, SftBatch, TrainBatch
+from mtjudge_jax.types import Array, DpoBatch, Params, SftBatch, TrainBatch
 
 LOG_RATIO_LIMIT = 20.0  # EasyR1's: beyond it exp() carries no information, and float32 overflows at 88
 K3_LIMIT = 10.0
@@ -250,6 +250,36 @@ def sft_loss(params: Params, batch: SftBatch, weights: Array, *, logp_fn: Callab
     out = logp_fn(params, batch.prompts, batch.tokens, batch.places)
     loss = -(out.logp * weights).sum()
     return loss, {"loss": loss, "entropy": (out.entropy * weights).sum()} | router_metrics(out, weights)
+
+
+def implicit_rewards(logp: Array, ref_logp: Array, mask: Array, beta: float) -> Array:
+    """beta times the log-ratio of a whole answer to the reference policy, [Q, G]: DPO's reward (arXiv 2305.18290).
+
+    logp, ref_logp, mask [Q, G, C].
+    """
+    return beta * jnp.where(mask, logp - ref_logp, 0.0).sum(-1)
+
+
+def dpo_loss(params: Params, batch: DpoBatch, weights: Array, *, beta: float, logp_fn: Callable) -> tuple[Array, Metrics]:
+    """-log sigmoid of the chosen answer's implicit reward less the rejected one's, the mean over pairs (DPO, arXiv 2305.18290).
+
+    Both answers share one stream, so prompt and pictures run once. weights [Q, 2, C] of `token_weights` with `sequence_mean`:
+    those of a pair add up to its share of the batch. `pair_accuracy` is the share of pairs whose chosen answer has the larger
+    reward.
+    """
+    out = logp_fn(params, batch.prompts, batch.tokens, batch.places)
+    chosen, rejected = jnp.moveaxis(implicit_rewards(out.logp, batch.ref_logp, batch.mask, beta), 1, 0)
+    pairs = weights.sum((1, 2))
+    loss = -(jax.nn.log_sigmoid(chosen - rejected) * pairs).sum()
+    metrics = {
+        "loss": loss,
+        "reward_chosen": (chosen * pairs).sum(),
+        "reward_rejected": (rejected * pairs).sum(),
+        "margin": ((chosen - rejected) * pairs).sum(),
+        "pair_accuracy": ((chosen > rejected) * pairs).sum(),
+        "entropy": (out.entropy * weights).sum(),
+    }
+    return loss, metrics | router_metrics(out, weights)
 
 
 def router_metrics(out: TokenLogp, weights: Array) -> Metrics:

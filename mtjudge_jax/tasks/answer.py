@@ -12,8 +12,8 @@ import unicodedata
 from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
-from mtjudge_jax.records import TIE, JudgeExample, candidates_of, name_candidates
-from mtjudge_jax.tasks.base import Task
+from mtjudge_jax.records import TIE, JudgeExample, candidates_of, name_candidates, names_candidates
+from mtjudge_jax.tasks.base import LETTERS, Task
 
 # 8,192 tokens of ordinary text are about 40,000 characters, far below this. A longer text is refused unread, which bounds
 # the time for any string.
@@ -240,3 +240,27 @@ def read_truth(text: str) -> Truth:
 def answer_text(truth: Truth) -> str:
     """The right answer as written inside <answer>."""
     return ranking_text(truth.ranks, truth.words) if truth.ranked else truth.words[truth.label]
+
+
+def plain_words(task: Task, example: JudgeExample) -> tuple[str, ...]:
+    """The answer words of an example in the task's own labels, in which a record stores a verdict; of a list, A, B, .."""
+    return LETTERS[: len(candidates_of(example))] if task.kind == "listwise" else task.labels
+
+
+def as_asked(text: str, task: Task, example: JudgeExample) -> str:
+    """A whole answer that a record stores, in the words of the question: {A}, {B}, .. become the names shown, and the verdict in
+    the task's own label becomes the word that the question asks for. A text without a verdict stays as it is.
+
+        "<think>{A} is sharp</think><answer>{A}</answer>"    -> "<think>X is sharp</think><answer>X</answer>", names X and Y
+        "<think>soft edges</think><answer>no</answer>"       -> "..<answer>False</answer>", where True or False is asked
+    """
+    asked = task.ask(example.question, example.example_id)
+    before, opened, rest = text.rpartition("<answer>")
+    word, closed, after = rest.partition("</answer>")
+    if names_candidates(word, len(candidates_of(example))) or not (opened and closed):
+        return name_candidates(text, asked.names)
+    ranked = task.kind == "listwise"
+    verdict = _verdict(word, plain_words(task, example), ranked)
+    if verdict is not None and (ranked or verdict < len(asked.words)):
+        word = ranking_text(verdict, asked.words) if ranked else asked.words[verdict]
+    return name_candidates(before, asked.names) + opened + word + closed + after

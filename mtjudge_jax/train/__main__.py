@@ -1,4 +1,4 @@
-"""Trains a judge: by multi-task GRPO, or by SFT if the config's stage is `sft`.
+"""Trains a judge: by multi-task GRPO, or by SFT or DPO if the config's stage is `sft` or `dpo`.
 
 mtjudge train --config=configs/demo.py --config.data.path=runs/data --workdir=runs/mine
 

@@ -14,6 +14,7 @@ from mtjudge_jax.locks import held
 from mtjudge_jax.paths import as_path
 from mtjudge_jax.policy.judge_file import JUDGE_FILE
 from mtjudge_jax.policy.model import Model
+from mtjudge_jax.train.dpo import train_dpo
 from mtjudge_jax.train.grpo import train_grpo
 from mtjudge_jax.train.monitor.trackers import STOP_SECONDS
 from mtjudge_jax.train.run import Progress, Run, close_run
@@ -33,7 +34,7 @@ def fit(cfg: Config, workdir: str, model: Model | None = None, allowed: tuple[st
             stack.enter_context(held(as_path(workdir), holds=jax.process_index() == 0, again=True))
             run = open_run(cfg, workdir, model, allowed)
         try:
-            progress = train_sft(run) if cfg.stage == "sft" else train_grpo(run)
+            progress = {"grpo": train_grpo, "sft": train_sft, "dpo": train_dpo}[cfg.stage](run)
         except Exception:  # wait for no other process: one may be gone
             run.watch.note(traceback.format_exc())
             run.trackers.close(STOP_SECONDS)

@@ -19,7 +19,7 @@ from mtjudge_jax.train.validation import validate
 
 @first_ctrl_c_saves()
 def loop(run: Run, progress: Progress, step_fn: Callable[[Progress], tuple[Progress, dict]]) -> Progress:
-    """Trains, validates and saves until `steps` is reached or the patience ends. `step_fn` is one step of GRPO or SFT and returns
+    """Trains, validates and saves until `steps` is reached or the patience ends. `step_fn` is one step of a stage and returns
     the state after it with a line for metrics.jsonl. After a SIGTERM or a first Ctrl-C to any host, saves and
     raises Preempted.
     """

@@ -17,6 +17,7 @@ from mtjudge_jax.tasks import Task
 
 LOOKED_AT = 24  # training records per task, spread evenly
 _SAME_BY_CHANCE = 4  # records of a task that may have the same right answer without a warning
+_NEVER_FIT = (*REASONS_OF_CONFIG, "no_pair")  # reasons of which a few records say that many follow
 _SURELY = 3  # records that do not fit, and times the allowed share: with so many the run would stop, as far as one can tell
 
 
@@ -67,7 +68,7 @@ def _refuse(looked: list[_Looked], folder: AnyPath, limit: float) -> list[str]:
     ]
     if none:
         raise ConfigError(f"{folder}: {'; '.join(none)}")
-    large = {one.name: [e for e in one.errors if e.partition(":")[0] in REASONS_OF_CONFIG] for one in looked}
+    large = {one.name: [e for e in one.errors if e.partition(":")[0] in _NEVER_FIT] for one in looked}
     some = [f"{len(large[one.name])} of {_of(one)} of {one.name} ({large[one.name][0]})" for one in looked if large[one.name]]
     bad, every = sum(map(len, large.values())), sum(len(one.rows) for one in looked)
     text = f"of the training records checked, {'; '.join(some)} cannot be used; above {limit:.1%} of all the run stops"
@@ -123,13 +124,15 @@ def _warnings(looked: list[_Looked], cfg: Config, fmt: RowFormat) -> list[str]:
     one_sided = [
         one.name
         for one in looked
-        if len(one.good) > _SAME_BY_CHANCE and len({r.label for r in readable[one.name] if holds_in_one_order(r)}) == 1
+        if len(one.good) > _SAME_BY_CHANCE
+        and len({record.label for record in readable[one.name] if holds_in_one_order(record, fmt.taught)}) == 1
     ]
-    if fmt.reasoning and one_sided:
+    if one_sided:
+        texts = "gold reasoning (rationale)" if fmt.taught == ("rationale",) else " or ".join(fmt.taught) + " answer"
         said.append(
-            f"warning: {', '.join(one_sided)}: all records checked have the same right answer, and SFT shows them in the order "
-            "stored, because their gold reasoning (rationale) does not name the candidates by {A}, {B}: it teaches the place. "
-            "Write {A}, {B} in the rationale, or swap the candidates of half of the records"
+            f"warning: {', '.join(one_sided)}: all records checked have the same right answer, and {cfg.stage.upper()} shows "
+            f"them in the order stored, because their {texts} does not name the candidates by {{A}}, {{B}}: it teaches the "
+            f"place. Write {{A}}, {{B}} in {' and '.join(fmt.taught)}, or swap the candidates of half of the records"
         )
     return said
 
@@ -140,6 +143,6 @@ def _longest(rows: list[Row], fmt: RowFormat) -> str:
     limits = f"the limits are {fmt.prompt_tokens:,} (data.prompt_tokens) and {fmt.patch_count:,} (data.patches)"
     text = f"longest of {len(rows)} prompts checked: {tokens:,} tokens and {patches:,} patches, {limits}"
     if fmt.target is not None:
-        answer = max(int(row["target_mask"].sum()) for row in rows)
+        answer = max(int(row["target_mask"].sum(-1).max()) for row in rows)
         text += f"; longest answer: {answer:,} tokens, the limit is {fmt.completion_tokens:,} (rollout.completion_tokens)"
     return text

@@ -1,4 +1,4 @@
-"""An open run and its progress, and what both training loops do with them: log, save, warn, close."""
+"""An open run and its progress, and what all training loops do with them: log, save, warn, close."""
 
 from typing import Any, NamedTuple
 

@@ -35,8 +35,8 @@ def train_sft(run: Run) -> Progress:
     def step_fn(progress: Progress) -> tuple[Progress, dict]:
         clock = Clock(lambda phase: run.watch.beat(f"step {progress.step + 1} {phase}"))
         rows = next(progress.data)
-        mask = rows["target_mask"] & (rows["weight"] > 0)[:, None]
-        tokens, mask = shard_batch((rows["target"][:, None], mask[:, None]), programs.mesh)
+        mask = rows["target_mask"] & (rows["weight"] > 0)[:, None, None]
+        tokens, mask = shard_batch((rows["target"], mask), programs.mesh)
         batch = SftBatch(place_prompts(rows, programs.mesh), tokens, mask, place_answers(mask, programs.mesh))
         clock.lap("data")
         state, metrics = update(progress.state, progress.frozen, batch)

@@ -214,6 +214,7 @@ def _serve() -> None:
     import mtjudge_jax.judge.one_question
     import mtjudge_jax.prepare.prepare
     import mtjudge_jax.report.write
+    import mtjudge_jax.sample.sampling
     import mtjudge_jax.train.fit  # noqa: F401
 
     transformers.AutoTokenizer  # noqa: B018  lazy: this imports it

@@ -1,4 +1,4 @@
-"""What the tests of the other regimes do in a process of their own: SFT, MT-GRPO's mixture, adapters (see commands.py)."""
+"""What the tests of the other regimes do in a process of their own: SFT, DPO, MT-GRPO's mixture, adapters (see commands.py)."""
 
 import dataclasses
 import json
@@ -42,6 +42,30 @@ def sft(*, folder: str, data: str) -> dict:
         fit(cfg, folder / "again", model)
     facts["update"] = [update._cache_size() for update in spy.jitted]
     return facts | {"again": ending(folder / "again")}
+
+
+def dpo(*, folder: str, data: str) -> dict:
+    """DPO whole, and stopped by Ctrl-C in its third step and gone on; and two steps of adapters alone. `data` has pairs."""
+    from mtjudge_jax.policy.model import open_model
+    from mtjudge_jax.train import dpo
+    from mtjudge_jax.train.fit import fit
+
+    folder = Path(folder)
+    few = {"data__path": data, "data__tasks": ("technical", "safety"), "rollout__completion_tokens": 24, "eval__every_steps": 4}
+    cfg = config(stage="dpo", steps=4, dpo__beta=0.5, **few)
+    model = open_model(cfg)
+    with one_update(dpo):
+        with Spy(dpo) as spy:
+            fit(cfg, folder / "whole", model)
+        facts = {"whole": ending(folder / "whole"), "traces": dict(model.programs.traces)}
+        with interrupt_in_third_step():
+            facts["stopped"] = message(fit, cfg, folder / "again", model)
+        fit(cfg, folder / "again", model)
+    facts |= {"again": ending(folder / "again"), "update": [update._cache_size() for update in spy.jitted]}
+    fast = {"optim__lr": 3e-2, "optim__schedule": "constant", "optim__warmup_steps": 0}  # adapters begin at 0
+    cfg = config(stage="dpo", steps=2, lora__rank=2, **fast, **few)
+    fit(cfg, folder / "adapters")
+    return facts | {"adapters": ending(folder / "adapters")}
 
 
 def adaptive(*, folder: str, data: str) -> dict:

@@ -81,6 +81,8 @@ BAD = [
     ("rollout.temperature", NAN, "finite"),
     ("rollout.temperature", None, "float"),
     ("sft.target", "answers", "'answer'"),
+    ("stage", "dop", "'dpo'"),
+    ("dpo.beta", 0.0, "above 0"),
     ("reward.alpha", -0.1, "between 0 and 1"),
     ("reward.alpha", 2, "between 0 and 1"),
     ("reward.alpha", "0.1", "float"),

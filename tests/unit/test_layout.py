@@ -38,6 +38,7 @@ ORDER = [
     "plan",
     "demo",
     "prepare",
+    "sample",
 ]
 LIGHT = ("errors", "metrics", "paths", "locks", "records", "tasks", "client")
 WITHOUT_JAX = (*LIGHT, "config", "config_check", "data", "rl.mt_grpo")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import pickle
+import re
 
 import msgpack
 import pytest
@@ -17,6 +18,7 @@ from mtjudge_jax.records import (
     Question,
     candidates_of,
     check_example,
+    holds_in_one_order,
     name_candidates,
     names_candidates,
     pack,
@@ -195,3 +197,47 @@ def test_a_field_that_does_not_fit_the_kind(kind, changes, text):
     with pytest.raises(BadRecord) as error:
         check_example(record(kind, **changes))
     assert error.value.reason == "wrong_fields" and text in str(error.value)
+
+
+# two answers
+
+PAIR = {"chosen": "<think>{A} is sharp</think><answer>{A}</answer>", "rejected": "<think>hm</think><answer>{B}</answer>"}
+
+
+def test_fields_that_came_later_cost_a_record_without_them_nothing():
+    """Such a record has the bytes that it always had, so code that does not know them reads it; and older bytes are read."""
+    assert {"chosen", "rejected", "pass_rate"}.isdisjoint(msgpack.unpackb(pack(record())))
+    whole = record("pairwise", **PAIR, pass_rate=0.25)
+    assert unpack(pack(whole)) == whole and unpack(pack(record())) == record()
+
+
+def test_answers_follow_the_order_of_the_candidates():
+    moved = swapped(record("pairwise", **PAIR))
+    assert moved.chosen == "<think>{B} is sharp</think><answer>{B}</answer>" and moved.rejected.endswith("<answer>{A}</answer>")
+    both = record("pairwise", rationale="", **PAIR)
+    assert not holds_in_one_order(both, ("chosen", "rejected"))
+    assert holds_in_one_order(dataclasses.replace(both, rejected="the first"), ("chosen", "rejected"))
+    assert not holds_in_one_order(dataclasses.replace(both, rejected="the first"))  # which looks at the rationale
+    assert not holds_in_one_order(record(chosen="a", rejected="b"), ("chosen", "rejected"))  # one candidate has no order
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"chosen": "a"}, "chosen without rejected: a pair of answers needs both, or neither"),
+     ({"rejected": "a", "chosen": " "}, "rejected without chosen: a pair of answers needs both"),
+     ({"chosen": "a ", "rejected": "a"}, "chosen and rejected are the same text"),
+     ({"chosen": "<think>{A} is sharp</think><answer>A</answer>", "rejected": "x"}, "chosen names candidates by {A} but its"),
+     ({"chosen": "x", "rejected": "<think>{A}, then {B}</think><answer>B > A</answer>"}, "rejected names candidates by {A}")],
+)  # fmt: skip
+def test_a_pair_of_answers_that_cannot_be_learned_is_refused(changes, said):
+    with pytest.raises(BadRecord, match=re.escape(said)) as error:
+        check_example(record("pairwise", **changes))
+    assert error.value.reason == "wrong_fields"
+
+
+def test_good_pairs_of_answers_pass():
+    check_example(record("pairwise", **PAIR))
+    check_example(
+        record("pairwise", chosen="<think>{A}</think><answer>TIE</answer>", rejected="<think>x</think><answer>A</answer>")
+    )
+    check_example(record(chosen="<think>a</think><answer>yes</answer>", rejected="<think>a</think><answer>no</answer>"))

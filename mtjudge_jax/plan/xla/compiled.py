@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from mtjudge_jax.config import offline
 from mtjudge_jax.plan.programs import SAMPLING, Setup, caches, device_bytes, lower, phases_of, rollout_batch
 from mtjudge_jax.plan.xla import costs, parse
 from mtjudge_jax.plan.xla.kernels import kernel_work
@@ -108,7 +109,7 @@ def memory_rows(setup: Setup, compiled: dict[str, Compiled], phase: str) -> dict
 def _waiting(setup: Setup, phase: str) -> int:
     """Bytes of a rollout batch that are on the device while a program runs but are not its arguments."""
     cfg = setup.cfg
-    if cfg.stage == "sft" or (phase == "rollout" and phases_of(cfg)["rollout"] == 1):
+    if offline(cfg) or (phase == "rollout" and phases_of(cfg)["rollout"] == 1):
         return 0
     whole = device_bytes(rollout_batch(setup, cfg.rollout.prompts))
     if phase == "rollout":  # a second or third round keeps the batch of the rounds before it

@@ -41,7 +41,7 @@ OPTIONS = {
 }
 FIELDS = (
     "id", "task", "kind", "criterion", "instruction", "image", "images", "text", "context", "candidates", "label", "scale",
-    "allow_tie", "split", "group", "rationale", "raters", "license", "terms", "meta",
+    "allow_tie", "split", "group", "rationale", "chosen", "rejected", "raters", "license", "terms", "meta",
 )  # fmt: skip
 _SHOWN = ("image", "images", "text", "candidates")  # a row has at least one of these
 _SPLITS = ("", "train", "val", "test", "ood")
@@ -49,7 +49,7 @@ _PAIR = {"a": 0, "b": 1, "0": 0, "1": 1, "tie": TIE, "-1": TIE, "both_good": TIE
 _MAX_CANDIDATES = 26
 _OWN_WORDS = "; other words are named by e.g. --option=positive=pass --option=negative=fail"
 _NO_LABEL = "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge --data`"
-_CHAT = {"messages", "conversations", "conversation", "completion", "chosen", "rejected"}  # rows of trainers of language models
+_CHAT = {"messages", "conversations", "conversation", "completion", "prompt"}  # rows of trainers of language models
 
 
 class Taken(NamedTuple):
@@ -119,6 +119,8 @@ def example_of_row(row: files.NativeRow, images: image_files.ReadImage, taken: T
         images=context + shown,
         label=_label_of(native["label"], kind, len(candidates), (low, high), allow_tie, taken),
         rationale=_text(given, "rationale"),
+        chosen=_text(given, "chosen"),
+        rejected=_text(given, "rejected"),
         license=_text(given, "license") or LICENSE,
         terms=_text(given, "terms") or TERMS,
         raw=_meta(native.get("meta")),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, offline
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.rl.optim import schedule
 from mtjudge_jax.tasks import TASKS, Task
@@ -60,7 +60,7 @@ def mean_of_updates(metrics: list[dict], *, kl: bool) -> dict:
 
 def updates_of(cfg: Config) -> int:
     """Number of updates in the whole run, over which the learning rate is scheduled."""
-    return cfg.steps if cfg.stage == "sft" else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
+    return cfg.steps if offline(cfg) else cfg.steps * (cfg.rollout.prompts // cfg.update.prompts)
 
 
 def learning_rate(cfg: Config, applied: int) -> float:

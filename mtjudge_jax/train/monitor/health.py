@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, offline
 
 WINDOW = 10  # steps of a task: the mean of its first ones is compared with the mean of its last ones
 # The share of its first mean below which a metric of a task has collapsed, and the advice.
@@ -132,10 +132,10 @@ class Health:
 def unreadable(predictions: Sequence[dict], cfg: Config) -> list[str]:
     """What a validation shows about answers that RL cannot reward or nobody can read: one text for the tasks without any other.
 
-    predictions: lines of predictions.jsonl. In RL an answer needs the whole form, after SFT a verdict that can be read.
+    predictions: lines of predictions.jsonl. In RL an answer needs the whole form, after SFT and DPO a verdict that can be read.
     """
     good, what = ("strict",), f"have the format {_FORM}, which alone is rewarded"
-    if cfg.stage == "sft":
+    if offline(cfg):
         good, what = ("strict", "lenient"), "have a verdict that can be read"
     answered = [p for p in predictions if not p["unusable"]]
     by_task = collections.defaultdict(list)
@@ -151,5 +151,9 @@ def unreadable(predictions: Sequence[dict], cfg: Config) -> list[str]:
     # The answers that SFT learns from fit: it is the model that does not know yet where an answer ends.
     longer = "they do not end yet" if cfg.stage == "sft" else "raise it"
     longer = f"; {cut} were cut at rollout.completion_tokens = {cfg.rollout.completion_tokens}: {longer}" if cut else ""
-    advice = "train longer, or raise optim.lr" if cfg.stage == "sft" else f"RL learns nothing from them: {_TEACH}"
+    advice = f"RL learns nothing from them: {_TEACH}"
+    if offline(cfg):
+        advice = {"sft": "train longer, or raise optim.lr", "dpo": f"DPO prefers answers, it teaches no form: {_TEACH}"}[
+            cfg.stage
+        ]
     return [f"{', '.join(lost)}: 0 of {len(lines)} validation answers {what} ({found}){longer}; {advice}"]

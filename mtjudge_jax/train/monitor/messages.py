@@ -5,7 +5,7 @@ import sys
 import jax
 from tqdm import tqdm
 
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, offline
 from mtjudge_jax.flags import recipe_text
 from mtjudge_jax.types import Params
 
@@ -22,10 +22,11 @@ def step_text(cfg: Config) -> str:
     size = f"of up to {cfg.data.prompt_tokens:,} tokens and {cfg.data.patches:,} patches"
     micro = f"{cfg.update.micro_prompts} at a time"
     sampled = f", {cfg.rollout.micro_prompts} at a time" if cfg.rollout.micro_prompts else ""
-    if cfg.stage == "sft":
+    if offline(cfg):
+        answers, policy = {"sft": ("one answer", "no reference policy"), "dpo": ("two answers", "a reference policy")}[cfg.stage]
         return (
-            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, one answer of up to "
-            f"{cfg.rollout.completion_tokens:,};\n        no rollout, no reference policy; an evaluation samples "
+            f"a step: an update of {cfg.update.prompts} prompts {size}, {micro}, {answers} of up to "
+            f"{cfg.rollout.completion_tokens:,};\n        no rollout, {policy}; an evaluation samples "
             f"{cfg.eval.samples} answers of {cfg.rollout.prompts} prompts{sampled}"
         )
     answers = f"{cfg.rollout.group_size} answers each of up to {cfg.rollout.completion_tokens:,} tokens"

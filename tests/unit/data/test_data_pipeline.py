@@ -123,11 +123,11 @@ def test_threads_change_nothing(data, fmt):
 
 def test_targets(data, fmt):
     supervised = fmt._replace(
-        completion_tokens=24, target=lambda e: completion_text(e.rationale, TASKS[e.task].labels[e.label.binary])
+        completion_tokens=24, target=lambda e: (completion_text(e.rationale, TASKS[e.task].labels[e.label.binary]),)
     )
     got = next(iterator(data, supervised))
-    assert got["target"].shape == got["target_mask"].shape == (12, 24)
-    for ids, label in zip(got["target"], got["label"], strict=True):
+    assert got["target"].shape == got["target_mask"].shape == (12, 1, 24)
+    for ids, label in zip(got["target"][:, 0], got["label"], strict=True):
         word = ("no", "yes")[label]
         assert fmt.tokenizer.decode(ids) == f"<think>looks sharp</think><answer>{word}</answer>"
     tight = to_row(example(1), "technical", supervised._replace(completion_tokens=10))

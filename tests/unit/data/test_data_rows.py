@@ -182,7 +182,7 @@ def test_pictures_are_made_smaller_for_the_row(tokenizer):
 
 
 def test_all_limits_are_told_at_once(tokenizer):
-    fmt = RowFormat(TASKS, tokenizer, CONFIG, 9, 3, completion_tokens=5, target=lambda example: "<answer>yes</answer>")
+    fmt = RowFormat(TASKS, tokenizer, CONFIG, 9, 3, completion_tokens=5, target=lambda example: ("<answer>yes</answer>",))
     error = str(to_row(pair(), "pairwise_technical", fmt)["error"])
     parts = error.split("; and ")
     assert parts[0].startswith("prompt_too_long: pairwise_technical-1 has ") and parts[0].endswith("; the limit is 9")

@@ -148,7 +148,9 @@ SAID = [
     ({"messages": [{"role": "user", "content": "a dog?"}]},
      f"unknown field 'messages': chat rows are not read; fields are {NAMES}"),
     ({"prompt": "a dog?", "chosen": "yes", "rejected": "no"},
-     f"unknown field 'chosen': chat rows are not read; fields are {NAMES}"),
+     f"unknown field 'prompt': chat rows are not read; fields are {NAMES}"),
+    ({"chosen": [{"role": "assistant", "content": "yes"}], "rejected": "no"},
+     "chosen is [{'role': 'assistant', 'content': 'yes'}], must be a text"),
     ({"label": None}, "no label; training and evaluation need one, pictures without labels are judged by `mtjudge judge --data`"),
 ]  # fmt: skip
 PAIR_SAID = [

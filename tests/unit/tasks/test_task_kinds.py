@@ -15,13 +15,14 @@ from task_records import PICTURES, TEXT_TASKS, record
 from mtjudge_jax.data.images import decode_image, patchify
 from mtjudge_jax.data.rows import DEVICE_KEYS, RowFormat, to_row
 from mtjudge_jax.data.tokenizer import load_tokenizer
-from mtjudge_jax.policy.model import true_target
+from mtjudge_jax.policy.model import pair_of_answers, true_target
 from mtjudge_jax.records import TIE, Candidate, JudgeExample, Label, candidates_of, reordered, swapped
 from mtjudge_jax.tasks import DEMO, TASKS, tasks_with
 from mtjudge_jax.tasks.answer import (
     MAX_CHARS,
     TAGS,
     answer_text,
+    as_asked,
     dense,
     parse_lenient,
     parse_strict,
@@ -332,15 +333,14 @@ def taught(tasks: dict, name: str, example: JudgeExample, tokenizer, **changes) 
     """What SFT teaches about an example, and the example in the order shown."""
     seen = []
 
-    def target(shown: JudgeExample) -> str:
+    def target(shown: JudgeExample) -> tuple[str]:
         seen.append(shown)
-        return true_target(tasks, shown, form="rationale")
+        return (true_target(tasks, shown, form="rationale"),)
 
-    row = to_row(
-        example, name, fmt(tokenizer, tasks, completion_tokens=64, target=target, display=True, reasoning=True), **changes
-    )
+    learned = {"completion_tokens": 64, "target": target, "taught": ("rationale",)}
+    row = to_row(example, name, fmt(tokenizer, tasks, display=True, **learned), **changes)
     assert row["weight"] == 1, row["error"]
-    return target(seen[0]), seen[0]
+    return *target(seen[0]), seen[0]
 
 
 @pytest.mark.parametrize("words", [False, True])
@@ -375,6 +375,65 @@ def test_gold_reasoning_agrees_with_its_verdict_in_the_order_shown(name, words, 
         else:
             assert stored == sorted(stored) and plain == f"<think>the last one is sharp</think><answer>{answer}</answer>"
     assert len(orders) > 1  # the order is drawn
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("name", ["sharper", "nicer", "ranked"])
+def test_two_answers_hold_in_the_order_shown(name, words, tokenizer):
+    """Answers that name the candidates by {A}, {B} follow the order, their verdicts too; others keep the order stored, and their
+    verdict becomes the word asked for."""
+    tasks, orders = tasks_with(OWN, vary_words=words, templates="first"), Counter()
+
+    def target(shown: JudgeExample) -> tuple[str, str]:
+        seen.append(shown)
+        return pair_of_answers(tasks, shown)
+
+    learned = {"completion_tokens": 64, "target": target, "targets": 2, "taught": ("chosen", "rejected"), "display": True}
+    for i, slots in product(range(16), (True, False)):
+        stored = ("left", "right") if name == "nicer" else ("A", "B", "C")
+        names = ("{A}", "{B}", "{C}") if slots else stored
+        verdicts = (" > ".join(names[::-1]), " > ".join(names)) if name == "ranked" else (names[0], names[1])
+        about = "{A} wins" if slots else "the first"
+        answers = [f"<think>{about}</think><answer>{verdict}</answer>" for verdict in verdicts]
+        if slots and name != "ranked":
+            answers[1] = "<think>{B} wins</think><answer>{B}</answer>"
+        seen: list[JudgeExample] = []
+        example = dataclasses.replace(told(name, i, ""), chosen=answers[0], rejected=answers[1])
+        row = to_row(example, name, fmt(tokenizer, tasks, **learned))
+        assert row["weight"] == 1 and row["target"].shape == row["target_mask"].shape == (2, 64), row["error"]
+        shown = tasks[name].ask(seen[0].question, seen[0].example_id).names
+        place = [image[-1] for image in seen[0].images]  # the bytes at the end number the pictures as stored
+        word = [shown[place.index(j)] for j in range(len(place))]
+        want = (" > ".join(word[::-1]), " > ".join(word)) if name == "ranked" else (word[0], word[1])
+        for ids, mask, verdict in zip(row["target"], row["target_mask"], want, strict=True):
+            text = tokenizer.decode_answer(ids[mask])
+            assert text.endswith(f"<answer>{verdict}</answer>"), (text, want)
+            assert not slots or word[0] in text or word[1] in text
+        orders[slots, tuple(place)] += 1
+    assert [key for key in orders if not key[0]] == [(False, tuple(range(len(place))))]
+    assert len([key for key in orders if key[0]]) > 1  # the order is drawn
+
+
+def test_a_record_without_two_answers_says_so(tokenizer):
+    learned = {"completion_tokens": 64, "target": lambda e: pair_of_answers(TASKS, e), "targets": 2}
+    row = to_row(record("unsafebench"), "unsafebench", fmt(tokenizer, **learned))
+    assert row["weight"] == 0 and str(row["error"]).startswith("no_pair: ") and "mtjudge sample --keep=pairs" in str(row["error"])
+    assert row["target"].shape == (2, 64) and not row["target_mask"].any()
+
+
+def test_a_verdict_of_a_flipped_question_is_turned():
+    tasks = tasks_with((), vary_polarity=True, vary_words=True, templates="all")
+    turned = Counter()
+    for i in range(32):
+        example = record("unsafebench", i)
+        words = tasks["unsafebench"].ask(example.question, example.example_id).words
+        for index, label in enumerate(tasks["unsafebench"].labels):
+            text = as_asked(f"<think>x</think><answer>{label}</answer>", tasks["unsafebench"], example)
+            assert text == f"<think>x</think><answer>{words[index]}</answer>"
+            turned[words[index] == label] += 1
+        for text in ("no verdict", "<answer>maybe</answer>", "<think>x</think><answer>Yes"):
+            assert as_asked(text, tasks["unsafebench"], example) == text
+    assert min(turned.values()) > 5
 
 
 def test_a_reward_of_the_user_reads_no_reasoning_of_another_order(tokenizer):

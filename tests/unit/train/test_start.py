@@ -13,8 +13,9 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.images import Budget
 from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.policy.model import pair_of_answers
 from mtjudge_jax.records import Label
-from mtjudge_jax.tasks import tasks_with
+from mtjudge_jax.tasks import TASKS, tasks_with
 from mtjudge_jax.train import record_check
 from mtjudge_jax.train.fit import untrained_best, when_best
 from mtjudge_jax.train.monitor.health import FORMLESS_STEPS, Health, unreadable
@@ -112,6 +113,23 @@ def test_sft_without_a_gold_reasoning_says_what_it_teaches(data, fmt, monkeypatc
     assert len(check_records(cfg, data, fmt)) == 2
 
 
+def test_dpo_is_refused_where_many_records_have_no_pair(data, fmt, monkeypatch):
+    cfg = config("dpo")
+    pairs = fmt._replace(
+        target=lambda e: pair_of_answers(TASKS, e), targets=2, taught=("chosen", "rejected"), completion_tokens=32
+    )
+    with pytest.raises(ConfigError, match=r"no training record of technical can be used \(\d+ of \d+ checked\): no_pair: "):
+        check_records(cfg, data, pairs)
+    answered = lambda e: replace(e, chosen="a", rejected="b")  # noqa: E731
+    half = lambda *place: [answered(e) if i % 2 else e for i, e in enumerate(read_split(*place))]  # noqa: E731
+    monkeypatch.setattr(record_check, "open_split", half)
+    with pytest.raises(ConfigError, match=r"of the training records checked, \d+ of \d+ of \d+ of technical \(no_pair: "):
+        check_records(cfg, data, pairs)
+    monkeypatch.setattr(record_check, "open_split", lambda *place: [answered(e) for e in read_split(*place)])
+    notes = check_records(cfg, data, pairs)
+    assert len(notes) == 2 and "; longest answer: 2 tokens, the limit is 32" in notes[1]
+
+
 def test_the_sizes_of_a_step_are_told():
     cfg = config()
     cfg.rollout.prompts, cfg.update.prompts = 24, 12
@@ -189,7 +207,8 @@ def test_gold_reasoning_of_one_side_is_said(data, fmt, tmp_path, monkeypatch):
     entry = {"name": "sharper", "kind": "pairwise", "question": "Which image is sharper?"}
     cfg = Config(stage="sft")
     cfg.data.tasks, cfg.data.custom_tasks = ("sharper",), (entry,)
-    fmt = fmt._replace(tasks=tasks_with((entry,)), target=lambda e: "<answer>A</answer>", completion_tokens=32, reasoning=True)
+    fmt = fmt._replace(tasks=tasks_with((entry,)), target=lambda e: ("<answer>A</answer>",), completion_tokens=32)
+    fmt = fmt._replace(taught=("rationale",))
 
     def said(winner, rationale: str = "the first is sharp") -> str:
         pairs = [
@@ -202,5 +221,5 @@ def test_gold_reasoning_of_one_side_is_said(data, fmt, tmp_path, monkeypatch):
 
     assert "warning: sharper: all records checked have the same right answer" in said(lambda i: 0)
     assert "warning" not in said(lambda i: i % 2) and "warning" not in said(lambda i: 0, "{A} is sharp")
-    fmt = fmt._replace(reasoning=False)
+    fmt = fmt._replace(taught=())
     assert "warning" not in said(lambda i: 0)
