@@ -7,7 +7,7 @@ from absl import flags
 
 from mtjudge_jax.cli import run_command
 from mtjudge_jax.flags import define_config, define_list, typed
-from mtjudge_jax.plan.chips import without_a_tpu
+from mtjudge_jax.plan.slices import without_a_tpu
 
 CONFIG = define_config()
 TOPOLOGY = define_list("topology", [], "TPU slices, e.g. v5p:4x4x4; default: this machine's devices.")

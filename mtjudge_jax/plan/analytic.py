@@ -1,7 +1,6 @@
-"""The operations of a step, from the model's sizes alone, and rough estimates of a mesh's memory and time.
+"""The operations of a step with everything at its limit, and rough estimates of a mesh's memory and time.
 
 `flops` is what the counts of the compiled programs are compared with; `estimate` chooses the meshes that are worth compiling.
-A weight costs two operations per token that uses it. Attention costs two per pair of a query and a key and per number of a head.
 """
 
 from math import prod
@@ -12,8 +11,9 @@ import numpy as np
 
 from mtjudge_jax.config import Config, answers_learned, has_reference, offline
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-from mtjudge_jax.plan.chips import Slice
+from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
+from mtjudge_jax.plan.slices import Slice
+from mtjudge_jax.policy.flops import Lengths, forward_flops, head_flops, layer_weights, pair_flops, update_flops, vision_flops
 from mtjudge_jax.policy.model import with_adapters
 from mtjudge_jax.policy.trainable import is_trained
 from mtjudge_jax.sharding import path_name
@@ -25,7 +25,6 @@ class _Tokens(NamedTuple):
     prompt: int
     group: int
     answer: int
-    patches: int
 
     @property
     def stream(self) -> int:
@@ -34,73 +33,26 @@ class _Tokens(NamedTuple):
 
 
 def _tokens_of(cfg: Config) -> _Tokens:
-    return _Tokens(cfg.data.prompt_tokens, answers_learned(cfg), cfg.rollout.completion_tokens, cfg.data.patches)
+    return _Tokens(cfg.data.prompt_tokens, answers_learned(cfg), cfg.rollout.completion_tokens)
 
 
-def layer_weights(text: TextConfig) -> int:
-    """Weights that one token uses, in the matrices of all layers."""
-    d, h = text.hidden_size, text.head_dim
-    attention = 2 * d * h * (text.num_heads + text.num_kv_heads)
-    if text.moe is None:
-        return text.num_layers * (attention + 3 * d * text.intermediate_size)
-    moe = text.moe
-    return text.num_layers * (attention + d * moe.num_experts + 3 * d * moe.experts_per_token * moe.intermediate_size)
-
-
-class _Forward(NamedTuple):
-    """Operations of a training forward pass over one prompt with its answers, in the parts that `_update_flops` weighs."""
-
-    patches: float  # patch embedding
-    blocks: float  # of the vision tower; their attention covers the whole row of patches, as the programs compute it
-    mergers: float
-    layers: float  # of the decoder, without attention
-    pairs: float  # the decoder's attention
-    head: float
-
-
-def _vision_flops(vision: VisionConfig, patches: int) -> tuple[float, float, float]:
-    """The fields `patches`, `blocks` and `mergers` of _Forward, for a row of patches."""
-    c, f, m = vision.hidden_size, vision.intermediate_size, vision.merged_size
-    blocks = 2 * vision.depth * (4 * c * c + 2 * c * f) * patches + 4 * vision.depth * c * patches**2
-    merged = patches // vision.spatial_merge_size**2
-    mergers = 2 * (1 + len(vision.deepstack_layers)) * (m * m + m * vision.out_hidden_size) * merged
-    return 2 * vision.patch_dim // vision.temporal_patch_size * c * patches, blocks, mergers
-
-
-def _update_flops(forward: _Forward, cfg: Config) -> float:
-    """Operations of a forward and a backward pass over one prompt.
-
-    The backward pass repeats a product once for the gradient of its input, if anything below it is trained, and once for the
-    gradient of its weights, if they are trained. Attention has two inputs. The adapters' own products are not counted.
-    """
-    tower, mergers, head = (not cfg.lora.rank and part not in cfg.model.freeze for part in ("vision", "mergers", "embeddings"))
-    text = not cfg.lora.rank
-    times = _Forward(
-        patches=1 + tower,
-        blocks=1 + 2 * tower,
-        mergers=1 + (tower or mergers) + mergers,  # their own norm is below their matrices
-        layers=2 + text,
-        pairs=3,
-        head=2 + head,
-    )
-    return sum(work * n for work, n in zip(forward, times, strict=True))
+def full_lengths(cfg: Config) -> Lengths:
+    """Of one prompt, with everything at its limit."""
+    answers = np.full((1, answers_learned(cfg)), cfg.rollout.completion_tokens)
+    return Lengths(np.array([cfg.data.prompt_tokens]), np.array([cfg.data.patches]), answers)
 
 
 def flops(model: Qwen3VLConfig, cfg: Config) -> dict[str, float]:
     """Operations of one call of each phase on all devices together, without recomputation in the backward pass."""
-    t, text = _tokens_of(cfg), model.text
-    layers, head = 2 * layer_weights(text), 2 * text.hidden_size * text.vocab_size
-    pair = 4 * text.num_layers * text.num_heads * text.head_dim
-    eyes = _vision_flops(model.vision, t.patches)
-    causal = t.prompt**2 / 2
-    own = t.answer - 1
-    pairs = pair * (causal + t.group * (own * t.prompt + own**2 / 2))
-    forward = _Forward(*eyes, layers * t.stream, pairs, head * t.group * t.answer)
-    out = {"update": _update_flops(forward, cfg) * cfg.update.prompts}
+    lengths, t, text = full_lengths(cfg), _tokens_of(cfg), model.text
+    forward = forward_flops(model, lengths)
+    out = {"update": update_flops(forward, cfg) * cfg.update.prompts}
     if offline(cfg):
         return out | ({"logp": sum(forward) * cfg.update.prompts} if has_reference(cfg) else {})
-    prompts = cfg.rollout.prompts
-    prefill = sum(eyes) + layers * t.prompt + pair * causal + head * t.group
+    prompts, own = cfg.rollout.prompts, t.answer - 1
+    head, pair, layers = head_flops(text), pair_flops(text), 2 * layer_weights(text)
+    eyes = sum(vision_flops(model.vision, lengths.patches))
+    prefill = eyes + layers * t.prompt + pair * t.prompt**2 / 2 + head * t.group
     decode = t.group * own * (layers + head + pair * (t.prompt + own))  # every step attends to the whole cache
     return {"prefill": prefill * prompts, "decode": decode * prompts, "logp": sum(forward) * prompts} | out
 

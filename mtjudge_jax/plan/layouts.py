@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.errors import ConfigError, unknown
-from mtjudge_jax.plan.chips import tpu_slice
+from mtjudge_jax.plan.slices import tpu_slice
 from mtjudge_jax.tasks.paper import TRAINED
 
 _MODELS = {"30b-a3b": "models/Qwen3-VL-30B-A3B-Instruct", "8b": "models/Qwen3-VL-8B-Instruct", "rehearsal": "demo"}

@@ -6,8 +6,8 @@ A roofline: matrix products, memory and links each run at the maker's peak, at t
 from typing import NamedTuple
 
 from mtjudge_jax.config import Config, answers_learned, offline
-from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.programs import phases_of, rounds_of
+from mtjudge_jax.plan.slices import Slice
 from mtjudge_jax.plan.xla.compiled import Compiled
 from mtjudge_jax.plan.xla.costs import COLLECTIVES, Costs, scaled
 

@@ -14,11 +14,12 @@ from jax.experimental import topologies
 from mtjudge_jax.config import Config, to_dict
 from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.models.chips import chip_of
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
 from mtjudge_jax.plan import search, table
-from mtjudge_jax.plan.chips import Slice, chip_of, gpu_description, has_module, named_place
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
+from mtjudge_jax.plan.slices import Slice, gpu_description, has_module, named_place
 from mtjudge_jax.plan.xla.compiled import memory_rows
 from mtjudge_jax.plan.xla.costs import COLLECTIVES
 from mtjudge_jax.policy.model import DEMO_BASE

@@ -13,9 +13,9 @@ from mtjudge_jax.config_check import check, mesh_shape
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.plan import analytic
-from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.programs import LEARNING, SAMPLING, Setup, make_setup, programs_of
 from mtjudge_jax.plan.roofline import step_phases
+from mtjudge_jax.plan.slices import Slice
 from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak, resident
 
 Changes = dict[str, object]  # values by dotted field name

@@ -4,11 +4,12 @@ import os
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.plan import analytic
-from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.programs import Setup, phases_of, rounds_of
 from mtjudge_jax.plan.roofline import StepPhase, tokens_a_step
+from mtjudge_jax.plan.slices import Slice
 from mtjudge_jax.plan.xla.compiled import Compiled, memory_rows, peak
 from mtjudge_jax.plan.xla.costs import COLLECTIVES
+from mtjudge_jax.policy.flops import layer_weights
 from mtjudge_jax.train.monitor.messages import step_text
 
 _TITLES = {
@@ -32,7 +33,7 @@ def plan_heading(setup: Setup, place: Slice, name: str) -> str:
     count, cfg = analytic.weights(setup.model_cfg, setup.cfg), setup.cfg
     total, trained = sum(count.values()), count[True, True] + count[True, False]
     text = setup.model_cfg.text
-    active = analytic.layer_weights(text) + 2 * text.hidden_size * text.vocab_size
+    active = layer_weights(text) + 2 * text.hidden_size * text.vocab_size
     mesh = ", ".join(f"{axis} {size}" for axis, size in setup.mesh.shape.items())
     lines = [
         f"{name}: {_number(total)} parameters, {_number(active)} active per token, {_number(trained)} trained",

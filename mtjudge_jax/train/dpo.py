@@ -3,7 +3,6 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from mtjudge_jax import hosts
 from mtjudge_jax.data.pipeline import Shard, train_iterator
@@ -17,6 +16,7 @@ from mtjudge_jax.train.monitor.batch_metrics import mean_of_updates
 from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import note_skipped
+from mtjudge_jax.train.monitor.work import Work, lengths_of, stream_places, work_numbers
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.train.workdir import data_folder
@@ -48,8 +48,8 @@ def train_dpo(run: Run) -> Progress:
         line = mean_of_updates([jax.device_get(metrics)], kl=True)
         clock.lap("update")
         progress = note_skipped(run, progress._replace(state=state), line["skipped"], rows)
-        seen = int(jnp.sum(prompts.valid) + jnp.sum(mask))
-        rate = {"tokens_per_s": seen / sum(clock.seconds.values()), "seconds": clock.seconds}
+        work = Work(None, lengths_of(prompts, mask, programs.mesh), 1, stream_places(prompts, places))
+        rate = work_numbers(run, work, clock) | {"seconds": clock.seconds}
         return progress, line | rate | host_numbers(run, rows, clock)
 
     return loop(run, progress, step_fn)

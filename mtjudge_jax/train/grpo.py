@@ -17,6 +17,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import HOST_KEYS
 from mtjudge_jax.hosts.exchange import gather, gather_rows, together
+from mtjudge_jax.policy.flops import Lengths
 from mtjudge_jax.policy.programs import decode_texts, place_answers, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
@@ -32,6 +33,7 @@ from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
 from mtjudge_jax.train.monitor.rollouts import Round, keep_rollouts
 from mtjudge_jax.train.monitor.sampler_gap import sampler_gap
+from mtjudge_jax.train.monitor.work import Work, lengths_of, stream_places, work_numbers
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.slow_rewards import SlowRewards
 from mtjudge_jax.train.soft_rollout import branches_over, sample_with_shares
@@ -62,6 +64,7 @@ def train_grpo(run: Run) -> Progress:
         mask = learned_mask(out.mask, learn, parts, out.truncated, cfg=cfg.loss)
         places = place_answers(mask, programs.mesh)
         needs_old = updates > 1 or feedback.needs_old_logp
+        passes = int(needs_old) + int(cfg.loss.kl_coef > 0)
         old_logp = programs.logp(progress.params, prompts, out.tokens, places) if needs_old else out.logp
         ref_logp = programs.reference_logp(reference, prompts, out.tokens, places) if cfg.loss.kl_coef else old_logp
         if cfg.loss.kl_in == "reward":
@@ -83,7 +86,7 @@ def train_grpo(run: Run) -> Progress:
         progress = note_skipped(run, progress._replace(state=state), numbers["skipped"], rows, Evidence(texts, scores, batch))
         numbers |= feedback.learn(progress, rows, batch, numbers["tasks"], clock)
         numbers |= slow.numbers(progress.step + 1) | gap
-        return progress, numbers | rates(rolled, clock) | host_numbers(run, rolled.rows, clock)
+        return progress, numbers | rates(run, rolled, batch, passes, clock) | host_numbers(run, rolled.rows, clock)
 
     return loop(run, progress, step_fn)
 
@@ -94,7 +97,8 @@ class Rolled(NamedTuple):
     batch: Round
     answers: Answers  # of all rounds, all processes
     rows: dict[str, np.ndarray]  # of all rounds, this process only
-    prompt_tokens: int  # of all rounds, all processes
+    lengths: Lengths  # of all rounds, all processes
+    decode: int  # steps of the sampler's lanes
     rounds: int
     met: float | None  # share of the wanted prompts that teach, where there may be several rounds
 
@@ -106,8 +110,9 @@ def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock:
     All processes decide alike. The batch has the same rows in the same order on any number of processes.
     """
     cfg, known = run.cfg, run.model.fmt.tasks
+    before = run.model.programs.work["lane steps"]
     kept = _one_round(run, progress, next(progress.data), (rule, slow), clock)
-    seen, every, tokens, met = [_answers(kept, run)], [kept.rows], _prompt_tokens(kept), None
+    seen, every, lengths, met = [_answers(kept, run)], [kept.rows], [_lengths(kept, run)], None
     adaptive = cfg.data.mixture == "mt_grpo"
     if (most := cfg.data.mt_grpo_rounds if adaptive else cfg.rollout.rounds) > 1 or adaptive:
         wanted = progress.data.wanted() if adaptive else _asked(seen[0], list(known))
@@ -115,12 +120,14 @@ def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock:
             hosts.stop_if_asked()
             fresh = progress.data.more(found) if adaptive else next(progress.data)
             new = _one_round(run, progress, fresh, (rule, slow), clock, number=len(seen))
-            seen, every, tokens = [*seen, _answers(new, run)], [*every, new.rows], tokens + _prompt_tokens(new)
+            seen, every, lengths = [*seen, _answers(new, run)], [*every, new.rows], [*lengths, _lengths(new, run)]
             kept = _merge(kept, new, run, wanted, rule)
             clock.lap("merge")
-    answers = jax.tree.map(lambda *x: np.concatenate(x), *seen)
+    answers, whole = (jax.tree.map(lambda *x: np.concatenate(x), *rounds) for rounds in (seen, lengths))
+    steps = run.model.programs.work["lane steps"] - before  # none where all answers were drawn at once, to the last end
+    steps = steps or sum(one.answers.size * int(one.answers.max()) for one in lengths)
     rows = {key: np.concatenate([rows[key] for rows in every]) for key in HOST_KEYS}
-    return Rolled(kept, answers, rows, tokens, len(seen), met)
+    return Rolled(kept, answers, rows, whole, steps, len(seen), met)
 
 
 def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
@@ -128,12 +135,15 @@ def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
     return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
 
 
-def rates(rolled: Rolled, clock: Clock) -> dict:
-    """Tokens of prompts and answers per second over the whole step, and where the seconds went."""
-    lengths = rolled.answers.tokens
-    tokens = int(lengths.sum()) + rolled.prompt_tokens
-    length = {"tokens_per_s": tokens / sum(clock.seconds.values()), "completion_tokens": float(lengths.mean(dtype=np.float64))}
-    return length | {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
+def rates(run: Run, rolled: Rolled, batch: TrainBatch, passes: int, clock: Clock) -> dict:
+    """How much was computed, how long the answers are, and where the seconds went."""
+    prompts, out = rolled.batch.prompts, rolled.batch.out
+    learned = rolled.lengths if rolled.rounds == 1 else lengths_of(prompts, out.mask, run.model.programs.mesh)
+    prefill = prompts.tokens.size * rolled.rounds
+    work = Work(rolled.lengths, learned, passes, stream_places(prompts, batch.places), prefill, rolled.decode)
+    length = {"completion_tokens": float(rolled.answers.tokens.mean(dtype=np.float64))}
+    rounds = {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
+    return work_numbers(run, work, clock) | length | rounds
 
 
 def _one_round(
@@ -170,8 +180,8 @@ def _answers(one: Round, run: Run) -> Answers:
     return gather_rows(Answers(one.scores, numbers, one.rows["weight"], mask.sum(-1, dtype=np.int32), -logp.sum(-1), cut))
 
 
-def _prompt_tokens(one: Round) -> int:
-    return int(jnp.sum(one.prompts.valid))
+def _lengths(one: Round, run: Run) -> Lengths:
+    return lengths_of(one.prompts, one.out.mask, run.model.programs.mesh)
 
 
 def compared(scores: Scores, rule: Rule, cfg: Config) -> np.ndarray:

@@ -14,7 +14,7 @@ from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of, write_tables
 from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
 from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.plan.chips import tpu_slice
+from mtjudge_jax.plan.slices import tpu_slice
 from mtjudge_jax.policy.model import DEMO_BASE, true_target
 from mtjudge_jax.tasks import TASKS as KNOWN
 from mtjudge_jax.tasks.answer import parse_lenient, parse_strict

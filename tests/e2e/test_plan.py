@@ -17,12 +17,13 @@ from places import CONFIGS
 
 from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError
+from mtjudge_jax.models.chips import GIB, TPUS, Chip, chip_of
 from mtjudge_jax.plan import search
-from mtjudge_jax.plan.chips import GIB, SLICES, TPUS, Chip, Slice, chip_of, known_slices, tpu_slice, without_a_tpu
 from mtjudge_jax.plan.layouts import LAYOUTS
 from mtjudge_jax.plan.programs import device_bytes, phases_of, programs_of, rollout_batch
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
 from mtjudge_jax.plan.run import model_of
+from mtjudge_jax.plan.slices import SLICES, Slice, known_slices, tpu_slice, without_a_tpu
 from mtjudge_jax.plan.table import memory_table, step_text, summary
 from mtjudge_jax.plan.xla.compiled import memory_rows, peak, refused
 from mtjudge_jax.policy.model import DEMO_BASE
@@ -324,7 +325,7 @@ def test_without_the_compiler_for_tpus_the_remedy_is_named():
 NO_LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu: pip install -e '.[tpu]'")
 ASK = """
 import re, sys
-from mtjudge_jax.plan.chips import without_a_tpu
+from mtjudge_jax.plan.slices import without_a_tpu
 names = sys.argv[1:]
 without_a_tpu(names)
 import jax

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from launching import IMAGE, LAUNCH, LIST, QUEUE, WHERE, Cloud
 
-from mtjudge_jax.plan.chips import known_slices, tpu_slice
+from mtjudge_jax.plan.slices import known_slices, tpu_slice
 
 TRAIN = ["mtjudge", "train", "--config=configs/mine.py", "--workdir=gs://bucket/run", "--config.data.tasks=a b"]
 HOST = "[ -e mtjudge/code ] || exit 3; bash mtjudge/code/launch/host.sh"

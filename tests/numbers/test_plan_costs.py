@@ -17,12 +17,13 @@ from places import GOLDENS
 from mtjudge_jax.config import Config, MeshConfig
 from mtjudge_jax.models.attention import splash
 from mtjudge_jax.plan import analytic
-from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.programs import Setup, make_setup
 from mtjudge_jax.plan.roofline import step_phases
 from mtjudge_jax.plan.search import changed
+from mtjudge_jax.plan.slices import Slice
 from mtjudge_jax.plan.xla import costs, kernels, parse
 from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak
+from mtjudge_jax.policy.flops import Lengths, step_flops
 
 # A fragment as XLA writes it for a TPU: an async gather in steps, inside other fusions; fast memory, S(1); a convolution with a
 # batch axis in disguise; a kernel with an estimate of its work and one without; a loop whose bound is carried along.
@@ -198,6 +199,24 @@ def test_products_of_the_model_are_those_of_the_formula():
     assert again["update"] == pytest.approx(2 * formula["update"] * 4 / 3, rel=0.15), "the forward pass a second time"
     assert again["logp"] == counted["logp"]
     assert counted["update"] == pytest.approx(3 * counted["logp"] / 2, rel=0.15)
+
+
+def test_the_operations_that_a_step_reports_are_those_of_its_programs():
+    """`model_tflops` of a step without padding, against XLA's products; wide, so that attention, which XLA computes with the
+    pairs that are masked, is a small part."""
+    cfg, model = small_run()
+    text = dataclasses.replace(model.text, hidden_size=256, intermediate_size=1024, vocab_size=2048)
+    vision = dataclasses.replace(model.vision, out_hidden_size=256, hidden_size=128, intermediate_size=512)
+    model = dataclasses.replace(model, text=text, vision=vision)
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 8
+    setup = make_setup(cfg, model, jax.devices()[:1])
+    phases = step_phases(cfg, quickly(setup, ["rollout", "logp", "update"]), Slice("test", None, (1,)))
+    counted = {phase.name: phase.costs["flops"] for phase in phases}
+    one = analytic.full_lengths(cfg)
+    lengths = Lengths(*[np.repeat(x, 8, axis=0) for x in one])
+    own = step_flops(model, cfg, sampled=lengths, learned=lengths, passes=1)
+    assert own == pytest.approx(sum(counted.values()), rel=0.03)
+    assert step_flops(model, cfg, sampled=None, learned=lengths, passes=0) == pytest.approx(counted["update"], rel=0.03)
 
 
 @pytest.mark.parametrize("lora,freeze", [

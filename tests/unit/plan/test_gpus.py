@@ -7,8 +7,9 @@ from unittest import mock
 import pytest
 
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.plan import chips
-from mtjudge_jax.plan.chips import GPUS, Chip, Slice, chip_of, gpu_description, memory_share, named_place, without_a_tpu
+from mtjudge_jax.models.chips import GPUS, Chip, chip_of
+from mtjudge_jax.plan import slices
+from mtjudge_jax.plan.slices import Slice, gpu_description, memory_share, named_place, without_a_tpu
 from mtjudge_jax.plan.table import gpu_notes, memory_table
 from mtjudge_jax.plan.xla import costs, kernels, parse
 
@@ -90,7 +91,7 @@ def test_what_xla_is_told_of_a_gpu():
     ):
         assert part in text
     assert "feature_extension" not in gpu_description(GPUS["a100-80"]) and "major: 8 minor: 9" in gpu_description(GPUS["l40s"])
-    assert all(chip.gpu.arch in chips._ARCHS for chip in GPUS.values())
+    assert all(chip.gpu.arch in slices._ARCHS for chip in GPUS.values())
 
 
 def test_a_missing_compiler_is_named_with_what_to_install():

@@ -7,8 +7,8 @@ from places import GOLDENS
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.plan import analytic
-from mtjudge_jax.plan.chips import Slice
 from mtjudge_jax.plan.roofline import StepPhase
+from mtjudge_jax.plan.slices import Slice
 from mtjudge_jax.plan.table import costs_table
 from mtjudge_jax.plan.xla import costs, parse
 

@@ -9,7 +9,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.config_check import mesh_shape
 from mtjudge_jax.models.qwen3_vl.presets import preset
 from mtjudge_jax.plan import search
-from mtjudge_jax.plan.chips import tpu_slice
+from mtjudge_jax.plan.slices import tpu_slice
 
 GB = 1e9
 PLACE = tpu_slice("v5e:4x4")  # 16 devices of 16.9 GB
