@@ -216,7 +216,7 @@ def test_mixtures_that_do_not_fit():
     with pytest.raises(ConfigError, match="'mt_grpo' follows rewards, and stage = 'sft' has none"):
         check(cfg)
     cfg.data.mixture, cfg.log.rollouts = "uniform", 2
-    with pytest.raises(ConfigError, match="log.rollouts = 2, but stage = 'sft' has no rollouts: set it to 0"):
+    with pytest.raises(ConfigError, match=r"log\.rollouts = 2, but stage = 'sft' has no rollouts: set it to 0"):
         check(cfg)
 
 
