@@ -70,8 +70,9 @@ def _group(line: dict, pictures: AnyPath) -> RolloutGroup:
     rewards = [a.reward for a in answers]
     mean = sum(rewards) / len(rewards) if rewards and None not in rewards else None
     asked = str(line["question"])
+    short = asked.removesuffix(CONTRACT).removeprefix("[picture]\n" if asked.count("[picture]") == 1 else "").strip()
     return RolloutGroup(
-        str(line["example_id"]), int(line["step"]), str(line["task"]), str(line["chosen"]), asked.removesuffix(CONTRACT).strip(),
+        str(line["example_id"]), int(line["step"]), str(line["task"]), str(line["chosen"]), short,
         asked, str(line["label"]), mean, [_picture(pictures / str(name)) for name in line["pictures"]], answers,
     )  # fmt: skip
 

@@ -62,6 +62,7 @@ def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None
     check_allowed(cfg, allowed)
     workdir = as_path(workdir)
     checkpoint.check_workdir(workdir)
+    trackers = Trackers(cfg, workdir, cfg.log.to if jax.process_index() == 0 else ())
     model = open_model(cfg) if model is None else model
     folder = data_folder(cfg, workdir)
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
@@ -76,8 +77,8 @@ def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None
     optimizer = make_optimizer(cfg.optim, updates_of(cfg))
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
-    made = (cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, notes)
-    return Run(*made, Trackers(cfg, workdir, cfg.log.to if jax.process_index() == 0 else ()))
+    opened = (cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, notes)
+    return Run(*opened, trackers)
 
 
 def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:

@@ -48,13 +48,16 @@ def start_training(folder: Path, processes: int, devices: int = 0, **changes) ->
     return together("train", processes, workdir=str(folder), data=data(), changes=changes, devices=devices)
 
 
+ROLLOUTS = {"log__rollouts": 1, "log__rollouts_every": 1}
+
+
 @cache
 def trained() -> tuple[Path, dict[int, list[dict]]]:
     """The same two steps by 1, 2 and 4 processes with 8 devices in all."""
     folder = commands().folder / "hosts"
     folder.mkdir()
     # One number after the other: nine processes would compile at once.
-    return folder, {n: facts(start_training(folder / str(n), n)) for n in (1, 2, 4)}
+    return folder, {n: facts(start_training(folder / str(n), n, **ROLLOUTS)) for n in (1, 2, 4)}
 
 
 def batches(all_facts: list[dict]) -> list[list[str]]:
@@ -90,7 +93,8 @@ def test_two_processes_draw_and_learn_as_one_by_mt_grpo():
     """The next batch follows what the steps measured on all of them."""
     folder = commands().folder / "hosts_mt_grpo"
     folder.mkdir()
-    runs = {n: facts(start_training(folder / str(n), n, steps=3, eval__every_steps=3, data__mixture="mt_grpo")) for n in (1, 2)}
+    changes = ROLLOUTS | {"steps": 3, "eval__every_steps": 3, "data__mixture": "mt_grpo"}
+    runs = {n: facts(start_training(folder / str(n), n, **changes)) for n in (1, 2)}
     endings = {n: drills.ending(folder / str(n)) for n in (1, 2)}
     rounds = {n: [line["rounds"] for line in end["metrics"] if line["kind"] == "train"] for n, end in endings.items()}
     assert rounds[1] == rounds[2] and len(rounds[1]) == 3 and max(rounds[1]) > 1
@@ -104,6 +108,25 @@ def test_two_processes_draw_and_learn_as_one_by_mt_grpo():
         assert task["reward"] is not None and task["logit"] != 0
         assert two["tasks"][name] == pytest.approx(task, rel=1e-4, abs=1e-7), name
     assert_near(parameters(folder, "2-0"), parameters(folder, "1-0"), 1e-5)
+    assert_same_rollouts(folder, 2, steps=3)
+
+
+def assert_same_rollouts(folder: Path, processes: int, *, steps: int) -> None:
+    """The same groups with the same pictures, wherever their rows were: process 0 wrote them all."""
+    for step in range(1, steps + 1):
+        one, several = ((folder / str(n) / "rollouts" / f"step_{step:06d}.jsonl").read_text() for n in (1, processes))
+        lines = [[json.loads(line) for line in text.splitlines()] for text in (one, several)]
+        advantages = [[a.pop("advantage") for line in each for a in line["answers"]] for each in lines]
+        assert lines[0] == lines[1] and len({line["task"] for line in lines[0]}) > 1
+        assert np.allclose(*advantages, atol=1e-5)
+        for line in lines[0]:
+            names = [folder / str(processes) / "rollouts" / "pictures" / name for name in line["pictures"]]
+            assert names and all(name.is_file() for name in names)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_rollouts_kept_are_those_of_one_process(processes):
+    assert_same_rollouts(trained()[0], processes, steps=2)
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -133,6 +133,10 @@ BAD = [
     ("eval.top_p", 0.0, "above 0"),
     ("eval.top_p", 1.1, "between 0 and 1"),
     ("checkpoint.every_steps", 0, "at least 1"),
+    ("log.to", ("tensorbord",), "'tensorboard'"),
+    ("log.to", ("wandb", "wandb"), "twice"),
+    ("log.rollouts", -1, "at least 0"),
+    ("log.rollouts_every", 0, "at least 1"),
     ("checkpoint.keep", 0, "at least 1"),
     ("mesh.data", 0, "at least 1"),
     ("mesh.data", 3, "8"),
@@ -212,6 +216,9 @@ def test_mixtures_that_do_not_fit():
     check(cfg)
     cfg.stage = "sft"
     with pytest.raises(ConfigError, match="'mt_grpo' follows rewards, and stage = 'sft' has none"):
+        check(cfg)
+    cfg.data.mixture, cfg.log.rollouts = "uniform", 2
+    with pytest.raises(ConfigError, match=r"log\.rollouts = 2, but stage = 'sft' has no rollouts: set it to 0"):
         check(cfg)
 
 
@@ -393,6 +400,7 @@ MEANT = {
     "checkpoint.steps": "steps",
     "rollout.promts": "rollout.prompts",
     "save_steps": "checkpoint.every_steps",
+    "report_to": "log.to",
 }
 
 
