@@ -48,7 +48,9 @@ def main() -> None:
         (OUT, "name a folder for the data, e.g. --out=data/sampled"),
     )
     if SAMPLES.value < 2 and KEEP_FLAG.value != "right":
-        raise ConfigError(f"--samples=1 with --keep={KEEP_FLAG.value}: a right and a wrong answer are two, give --samples=2 or more")
+        raise ConfigError(
+            f"--samples=1 with --keep={KEEP_FLAG.value}: a right and a wrong answer are two, give --samples=2 or more"
+        )
     cfg = typed(CONFIG.value) if with_config else None
     from mtjudge_jax.eval.split import Request  # imports jax, which --help must not wait for
     from mtjudge_jax.sample.sampling import Choice, run
