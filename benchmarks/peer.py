@@ -1,7 +1,8 @@
 """Runs another trainer's timing script in its own interpreter, at the same sizes.
 
 The script takes this benchmark's size flags and prints a last line `JSON {...}` with `peer`, `clock`, `params_m`, `rows`,
-`prompt_tokens`, `new`, `peak_rss_mb` and `median`: seconds of `step`, `generate`, `ref_logps` and `update`.
+`prompt_tokens`, `new`, `peak_rss_mb` and `median`: seconds of `step`, `generate`, `ref_logps` and `update`; without `generate`
+where a step draws no answers.
 """
 
 import argparse
@@ -27,10 +28,10 @@ def run(args: argparse.Namespace) -> dict:
     for name, value in expected.items():
         if out[name] != value:
             raise ValueError(f"the peer ran with {name} = {out[name]}, this benchmark with {value}: not comparable")
-    return out | {"median": {ours: out["median"][theirs] for ours, theirs in NAMES.items()}}
+    return out | {"median": {ours: out["median"][theirs] for ours, theirs in NAMES.items() if theirs in out["median"]}}
 
 
 def mean(runs: list[dict]) -> dict:
     """The last run with the medians of the stages over all runs, and the largest memory."""
-    median = {name: round(statistics.median(r["median"][name] for r in runs), 3) for name in NAMES}
+    median = {name: round(statistics.median(r["median"][name] for r in runs), 3) for name in runs[-1]["median"]}
     return runs[-1] | {"median": median, "peak_rss_mb": max(r["peak_rss_mb"] for r in runs)}

@@ -16,7 +16,8 @@ from mtjudge_jax.tasks.asking import example_about, one_text_each
 _FIELDS = ("image", "images", "instruction", "text", "texts", "task")
 # Fields of rows.jsonl that do not change what is asked: such a row is a question too.
 _PASSED_OVER = (
-    "id", "kind", "criterion", "label", "scale", "allow_tie", "split", "group", "rationale", "raters", "license", "terms", "meta",
+    "id", "kind", "criterion", "label", "scale", "allow_tie", "split", "group", "rationale", "chosen", "rejected", "raters",
+    "license", "terms", "meta",
 )  # fmt: skip
 _FORMS = "give (pictures, instruction) or (pictures, instruction, texts), with the pictures in a list, or a dict"
 

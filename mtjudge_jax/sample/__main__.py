@@ -11,6 +11,7 @@ import sys
 from absl import flags
 
 from mtjudge_jax.cli import run_command
+from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.flags import config_file, define_config, define_list, need, typed
 from mtjudge_jax.sample import BALANCE, CHOOSE, KEEP
 
@@ -46,6 +47,10 @@ def main() -> None:
         (DATA, "give a folder of mtjudge prepare, e.g. --data=runs/demo/data"),
         (OUT, "name a folder for the data, e.g. --out=data/sampled"),
     )
+    if SAMPLES.value < 2 and KEEP_FLAG.value != "right":
+        raise ConfigError(
+            f"--samples=1 with --keep={KEEP_FLAG.value}: a right and a wrong answer are two, give --samples=2 or more"
+        )
     cfg = typed(CONFIG.value) if with_config else None
     from mtjudge_jax.eval.split import Request  # imports jax, which --help must not wait for
     from mtjudge_jax.sample.sampling import Choice, run

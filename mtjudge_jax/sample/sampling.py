@@ -56,6 +56,8 @@ def run(ask: Request, choice: Choice) -> None:
             with together():
                 stack.enter_context(held(as_path(ask.out), beside=True, holds=jax.process_index() == 0))
             _sample_into_folder(ask, choice, cfg, examples)
+        if unreadable.bad and jax.process_index() == 0:
+            print(f"{unreadable.bad} records could not be read and were left out")
 
 
 def _sample_into_folder(ask: Request, choice: Choice, cfg: Config, examples: dict[str, list[JudgeExample]]) -> None:

@@ -119,7 +119,8 @@ def _warnings(looked: list[_Looked], cfg: Config, fmt: RowFormat) -> list[str]:
     if cfg.stage == "sft" and cfg.sft.target == "rationale" and alone:
         said.append(
             f"warning: {', '.join(alone)}: no record checked has gold reasoning (rationale), so SFT teaches the verdict alone. "
-            "GRPO from that model will earn no reward, because it pays only for reasoning before the verdict"
+            "GRPO from that model will earn no reward, because it pays only for reasoning before the verdict. `mtjudge sample` "
+            "makes reasonings from labels and the answers of an instruction-tuned model"
         )
     one_sided = [
         one.name

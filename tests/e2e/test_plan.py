@@ -19,6 +19,7 @@ from mtjudge_jax.config_check import check
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.chips import GIB, TPUS, Chip, chip_of
 from mtjudge_jax.plan import search
+from mtjudge_jax.plan.analytic import estimate
 from mtjudge_jax.plan.layouts import LAYOUTS
 from mtjudge_jax.plan.programs import device_bytes, phases_of, programs_of, rollout_batch
 from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
@@ -250,6 +251,22 @@ def test_meshes_divide_what_they_must():
     } in found
     assert {mesh["tensor"] for mesh in search.meshes(cfg, model, 16, 1)} == {1}
     assert all(mesh["expert"] == 1 for mesh in search.meshes(cfg, tiny.config(), 16, 4))
+
+
+def test_dpo_has_its_own_phases():
+    """The reference's log-probabilities of two answers a prompt and an update; no rollout. A reference costs a second copy."""
+    cfg, model, devices = small(), tiny.config(), jax.devices()[:2]
+    cfg.stage, cfg.loss.kl_coef, cfg.eval.samples = "dpo", 0.0, 2
+    with quick():
+        plan = search.compile_plan(cfg, model, place(1e12), devices)
+    assert list(plan.peaks) == ["logp", "update", "evaluation"] and plan.setup.reference is not None
+    assert [phase.name for phase in step_phases(cfg, plan.compiled, plan.place)] == ["logp", "update"]
+    own = estimate(model, cfg, plan.place, dict(plan.setup.mesh.shape))
+    tokens = tokens_a_step(cfg)
+    cfg.stage = "sft"
+    alone = estimate(model, cfg, plan.place, dict(plan.setup.mesh.shape))
+    assert own.held > alone.held and own.seconds > alone.seconds
+    assert tokens - tokens_a_step(cfg) == cfg.update.prompts * cfg.rollout.completion_tokens
 
 
 def test_a_sweep_ranks_meshes():

@@ -32,7 +32,7 @@ NOT_HERE = {
     "SeeTRUE.csv", "all_data.json", "config.json", "configs/mine.py", "images.zip", "make_rows.py", "metrics.jsonl", "mine.py",
     "mine/rows.jsonl", "report.html", "report.md", "runs/demo/report.html", "runs/pod.lock", "contact_sheet.png",
     "comparison.md", "comparison.html", "comparison.json", "eval/NAME.json", "NAME.json", "eval/NAME.predictions.jsonl",
-    "NAME.predictions.jsonl", "~/.sky/config.yaml", "trackers.json", "rollouts/step_000020.jsonl",
+    "NAME.predictions.jsonl", "samples.jsonl", "~/.sky/config.yaml", "trackers.json", "rollouts/step_000020.jsonl",
     # Of a model folder:
     "processor_config.json", "preprocessor_config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "chat_template.json", "chat_template.jinja", "additional_chat_templates/default.jinja", "vocab.json", "merges.txt",

@@ -86,7 +86,10 @@ def test_the_recipe_is_the_config():
     assert table(card(cfg), "what")["trained weights"] == ["all but vision, mergers"]
     cfg.stage = "sft"
     rows = table(card(cfg, best=False), "what")
-    assert rows.keys().isdisjoint({"KL", "clip", "reward"}) and rows["steps"] == ["10 of 40"]
+    assert rows.keys().isdisjoint({"KL", "clip", "reward", "beta"}) and rows["steps"] == ["10 of 40"]
+    cfg.stage, cfg.dpo.beta = "dpo", 0.25
+    text = card(cfg)
+    assert table(text, "what")["beta"] == ["0.25"] and "by\ndirect preference optimisation (DPO)." in text
 
 
 def test_scores_before_and_after_are_those_of_the_run(tmp_path):

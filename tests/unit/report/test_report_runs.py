@@ -157,6 +157,10 @@ def test_sft_lists_what_sft_reads(tmp_path):
     assert shown["prompts per step"] == "12" and shown.keys().isdisjoint(told[1:]) and shown["stage"] == "sft"
     text = text_of(folder)
     assert "weight of the KL" not in text and "drawn as in training" not in text
+    change_config(folder, stage="dpo", dpo={"beta": 0.375})
+    shown = dict(views.highlight(views.config_rows(read_run(folder).config), "dpo"))
+    assert shown["beta"] == "0.375" and shown.keys().isdisjoint(told[1:]) and "target" not in shown
+    assert "a worse answer shown in this run (DPO)" in text_of(folder)
 
 
 def test_a_run_without_its_data_is_not_taken_for_the_demo(tmp_path):
