@@ -4,6 +4,8 @@ Writes objectives.npz beside this file: the inputs [Q, G, C], and for each name 
 The trainer's `_compute_loss` runs as it is, with the model's log-probabilities put in its place.
 """
 
+import inspect
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -11,6 +13,7 @@ from unittest.mock import MagicMock
 import numpy as np
 import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.utils import nanstd
 
 Q, G, C = 3, 4, 6
 CLIPS = {"epsilon_low": 0.2, "epsilon_high": 0.3}
@@ -48,6 +51,21 @@ def trainer(kind: str, level: str, changed: dict, logp: torch.Tensor, entropy: t
     return own
 
 
+def gdpo_advantages(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Advantages [Q, G] of parts [Q, G, K]: TRL's own lines for `normalize_then_sum`, taken from its source and run."""
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    branch = source[source.index('elif self.multi_objective_aggregation == "normalize_then_sum":') :]
+    lines = textwrap.dedent(branch[branch.index("\n") + 1 : branch.index("else:\n            raise ValueError")]).strip()
+    count = parts.shape[0] * parts.shape[1]
+    names = {
+        "rewards_per_func": torch.tensor(parts.reshape(count, -1)), "num_generations": parts.shape[1], "torch": torch,
+        "nanstd": nanstd, "device": "cpu", "unscorable_mask": torch.zeros(count, dtype=torch.bool),
+        "self": SimpleNamespace(reward_funcs=[None] * parts.shape[2], reward_weights=torch.tensor(weights)),
+    }  # fmt: skip
+    exec(lines, names)
+    return names["advantages"].numpy().reshape(parts.shape[:2])
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     logp = -rng.uniform(0.05, 3.0, (Q, G, C)).astype(np.float32)
@@ -72,6 +90,9 @@ def main() -> None:
         loss = GRPOTrainer._compute_loss(own, None, inputs)
         loss.backward()
         out |= {f"{name} loss": np.float32(loss.item()), f"{name} gradient": given.grad.numpy().reshape(Q, G, C)}
+    parts = rng.normal(0.5, 0.3, (Q, G, 2)).astype(np.float32)
+    weights = np.array([0.9, 0.25], np.float32)
+    out |= {"gdpo parts": parts, "gdpo weights": weights, "gdpo advantages": gdpo_advantages(parts, weights)}
     np.savez(Path(__file__).with_name("objectives.npz"), **out)
 
 

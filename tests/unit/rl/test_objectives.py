@@ -106,6 +106,14 @@ def test_gdpo_with_one_part_is_grpo():
     assert np.array_equal(one, formulas.group_advantages(rewards, std="unbiased", eps=1e-6))
 
 
+def test_gdpo_is_that_of_trl():
+    """Whose eps is 1e-4, in the groups and in the batch."""
+    parts, weights, theirs = (jnp.asarray(np.load(GOLDENS)[f"gdpo {name}"]) for name in ("parts", "weights", "advantages"))
+    got = formulas.gdpo_advantages(parts, weights, jnp.ones(len(parts), bool), std="unbiased", eps=1e-4)
+    np.testing.assert_allclose(got, theirs, rtol=1e-5, atol=1e-6)
+    assert np.abs(theirs).max() > 1
+
+
 def test_gdpo_normalises_each_part_then_the_batch():
     """By numpy in float64; a row that does not count changes nothing, and a group flat in one part learns from the other."""
     rng = np.random.default_rng(0)
