@@ -77,7 +77,7 @@ def build(args: argparse.Namespace):
     params = jax.device_put(params, tree_shardings(params, mesh))
     optimizer = make_optimizer(cfg.optim, cfg.steps)
     state = [init_state(params, optimizer, mesh)]
-    update = make_update(state[0], partial(dpo_loss, beta=cfg.dpo.beta, logp_fn=programs.logp_fn), optimizer, mesh, cfg)
+    update = make_update(state[0], partial(dpo_loss, cfg=cfg.dpo, logp_fn=programs.logp_fn), optimizer, mesh, cfg)
     shape = (args.prompts, 2, args.new)
     drawn = np.random.default_rng(3).integers(workload.FIRST_TEXT, args.vocab, shape).astype(np.int32)
     prompts, tokens, mask = shard_batch((workload.random_prompts(args), drawn, np.ones(shape, bool)), mesh)

@@ -89,6 +89,7 @@ class SftConfig:
 @dataclass
 class DpoConfig:
     beta: float = 0.1  # how strictly the policy stays near the reference; a larger one moves it less
+    sft_coef: float = 0.0  # of the chosen answer's negative log-likelihood a token: holds it up, where DPO alone may lower both
 
 
 @dataclass

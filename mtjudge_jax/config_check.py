@@ -73,7 +73,7 @@ _NOT_NEGATIVE = (
     "optim.warmup_steps", "optim.weight_decay", "eval.limit", "eval.patience", "eval.temperature", "eval.top_k",
     "hosts.stuck_seconds", "loss.clip_low", "loss.clip_high", "loss.kl_coef", "loss.advantage_eps", "loss.entropy_coef",
 )  # fmt: skip
-_NOT_NEGATIVE += ("data.max_pixels", "data.min_pixels", "log.rollouts", "log.gap_every")
+_NOT_NEGATIVE += ("dpo.sft_coef", "data.max_pixels", "data.min_pixels", "log.rollouts", "log.gap_every")
 _AT_LEAST |= dict.fromkeys(_NOT_NEGATIVE, 0)
 _SHARES = ("reward.alpha", "reward.tie_credit", "optim.final_lr_ratio", "data.max_bad_share", "loss.clip_low")  # 0 to 1
 _SHARES += ("reward.batch_max_failed", "eval.top_p")

@@ -194,7 +194,7 @@ def _recipe(cfg: Config, before: Sequence[dict], *, step: int, best: bool) -> li
         ]
     else:
         rows.append(("prompts per step", str(cfg.update.prompts)))
-        rows += [("beta", f"{cfg.dpo.beta:g}")] if cfg.stage == "dpo" else []
+        rows += [("beta", f"{cfg.dpo.beta:g}"), ("SFT coefficient", f"{cfg.dpo.sft_coef:g}")] if cfg.stage == "dpo" else []
     weights = f"all but {', '.join(cfg.model.freeze)}" if cfg.model.freeze else "all"
     if lora.rank:
         weights = f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}"

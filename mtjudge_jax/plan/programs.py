@@ -115,7 +115,7 @@ def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
     if cfg.stage == "sft":
         batch, loss = offline_batch(setup), partial(sft_loss, logp_fn=programs.logp_fn)
     elif cfg.stage == "dpo":
-        batch, loss = offline_batch(setup), partial(dpo_loss, beta=cfg.dpo.beta, logp_fn=programs.logp_fn)
+        batch, loss = offline_batch(setup), partial(dpo_loss, cfg=cfg.dpo, logp_fn=programs.logp_fn)
     else:
         on_policy = cfg.rollout.prompts == cfg.update.prompts
         loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=on_policy)

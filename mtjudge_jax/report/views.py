@@ -221,6 +221,7 @@ _SFT_HIGHLIGHTS = {
 }  # fmt: skip
 _DPO_HIGHLIGHTS = {
     "stage": "stage", "model.path": "base model", "update.prompts": "prompts per step", "dpo.beta": "beta",
+    "dpo.sft_coef": "weight of the SFT term",
     "optim.name": "optimiser", "optim.lr": "learning rate", "seed": "seed",
 }  # fmt: skip
 

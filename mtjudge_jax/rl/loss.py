@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mtjudge_jax.config import LossConfig
+from mtjudge_jax.config import DpoConfig, LossConfig
 from mtjudge_jax.rl.logp import TokenLogp
 from mtjudge_jax.types import Array, DpoBatch, Params, SftBatch, TrainBatch
 
@@ -260,19 +260,22 @@ def implicit_rewards(logp: Array, ref_logp: Array, mask: Array, beta: float) -> 
     return beta * jnp.where(mask, logp - ref_logp, 0.0).sum(-1)
 
 
-def dpo_loss(params: Params, batch: DpoBatch, weights: Array, *, beta: float, logp_fn: Callable) -> tuple[Array, Metrics]:
+def dpo_loss(params: Params, batch: DpoBatch, weights: Array, *, cfg: DpoConfig, logp_fn: Callable) -> tuple[Array, Metrics]:
     """-log sigmoid of the chosen answer's implicit reward less the rejected one's, the mean over pairs (DPO, arXiv 2305.18290).
+    With cfg.sft_coef plus that times the chosen answer's negative log-likelihood a token (RPO, arXiv 2404.19733).
 
     Both answers share one stream, so prompt and pictures run once. weights [Q, 2, C] of `token_weights` with `sequence_mean`:
     those of a pair add up to its share of the batch. `pair_accuracy` is the share of pairs whose chosen answer has the larger
     reward.
     """
     out = logp_fn(params, batch.prompts, batch.tokens, batch.places)
-    chosen, rejected = jnp.moveaxis(implicit_rewards(out.logp, batch.ref_logp, batch.mask, beta), 1, 0)
+    chosen, rejected = jnp.moveaxis(implicit_rewards(out.logp, batch.ref_logp, batch.mask, cfg.beta), 1, 0)
     pairs = weights.sum((1, 2))
-    loss = -(jax.nn.log_sigmoid(chosen - rejected) * pairs).sum()
+    chosen_nll = -2 * (jnp.where(batch.mask, out.logp, 0.0) * weights)[:, 0].sum()  # its weights are half of the pair's
+    loss = cfg.sft_coef * chosen_nll - (jax.nn.log_sigmoid(chosen - rejected) * pairs).sum()
     metrics = {
         "loss": loss,
+        "chosen_nll": chosen_nll,
         "reward_chosen": (chosen * pairs).sum(),
         "reward_rejected": (rejected * pairs).sum(),
         "margin": ((chosen - rejected) * pairs).sum(),

@@ -29,7 +29,7 @@ def train_dpo(run: Run) -> Progress:
     with together():
         data = train_iterator(data_folder(cfg, run.workdir), run.model.fmt, cfg, Shard(jax.process_index(), jax.process_count()))
     progress, reference = start_or_resume(run, data)
-    loss = partial(dpo_loss, beta=cfg.dpo.beta, logp_fn=programs.logp_fn)
+    loss = partial(dpo_loss, cfg=cfg.dpo, logp_fn=programs.logp_fn)
     update = make_update(progress.state, loss, run.optimizer, programs.mesh, cfg)
 
     def step_fn(progress: Progress) -> tuple[Progress, dict]:

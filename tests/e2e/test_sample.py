@@ -105,6 +105,8 @@ def test_a_model_without_the_form_is_told():
     said = "error: no prompt was kept of 8 with --keep=right: 0% of the answers have the form <think>reasoning</think>"
     assert ended.status == 2 and said in ended.err and not out.exists(), ended.err
     assert "technical: 4 prompts, pass rate 0.00, 4 without a right answer" in ended.out
+    ended = commands().run(*sample(out, "--samples=1"))
+    assert ended.status == 2 and "--samples=1 with --keep=pairs: a right and a wrong answer are two" in ended.err
 
 
 @cache

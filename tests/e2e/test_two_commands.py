@@ -27,6 +27,8 @@ def arguments(command: str, out: Path) -> list:
         return ["demo", f"--workdir={out}", f"--arms={next(iter(ARMS))}", "--seeds=1"]
     if command == "eval":
         return ["eval", f"--model={DEMO_BASE}", f"--data={data}", f"--out={out}", "--tasks=technical", "--limit=1", "--samples=1"]
+    if command == "sample":
+        return ["sample", f"--model={DEMO_BASE}", f"--data={data}", f"--out={out}", "--tasks=technical", "--limit=1"]
     if command == "export":
         return ["export", f"--workdir={out.parent / 'run'}", f"--out={out}"]
     if command == "prepare":
@@ -56,11 +58,11 @@ def refused(ended: Ended, folder: Path) -> None:
     assert lines[0].endswith("wait until it ends, stop it, or choose another folder")
 
 
-@pytest.mark.parametrize("command", ["train", "demo", "demo arms", "eval", "export", "prepare", "prepare demo"])
+@pytest.mark.parametrize("command", ["train", "demo", "demo arms", "eval", "sample", "export", "prepare", "prepare demo"])
 def test_a_folder_that_another_command_has_is_refused_by_every_command(tmp_path, command):
     run_folder(tmp_path / "run")
     out = tmp_path / "out"
-    whole = command in ("export", "prepare", "prepare demo")
+    whole = command in ("sample", "export", "prepare", "prepare demo")
     with held(out, beside=whole, name="test" if command == "eval" else ""):
         refused(commands().run(*arguments(command, out)), out)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -83,6 +83,7 @@ BAD = [
     ("sft.target", "answers", "'answer'"),
     ("stage", "dop", "'dpo'"),
     ("dpo.beta", 0.0, "above 0"),
+    ("dpo.sft_coef", -1.0, "at least 0"),
     ("reward.alpha", -0.1, "between 0 and 1"),
     ("reward.alpha", 2, "between 0 and 1"),
     ("reward.alpha", "0.1", "float"),

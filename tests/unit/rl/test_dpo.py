@@ -9,6 +9,7 @@ import pytest
 import tiny
 from parity import HERE, golden_model, golden_rows, goldens, in_hub_layout
 
+from mtjudge_jax.config import DpoConfig
 from mtjudge_jax.policy.update import accumulate
 from mtjudge_jax.rl.logp import completion_logp
 from mtjudge_jax.rl.loss import dpo_loss, token_weights
@@ -38,7 +39,7 @@ def test_loss_rewards_and_gradient_are_trls(beta, record_testsuite_property):
     params, cfg = golden_model("untied")
     batch = golden_batch()
     weights = token_weights(jnp.asarray(batch.mask), "sequence_mean")
-    loss = functools.partial(dpo_loss, beta=beta, logp_fn=functools.partial(logp_of, cfg))
+    loss = functools.partial(dpo_loss, cfg=DpoConfig(beta), logp_fn=functools.partial(logp_of, cfg))
     (value, metrics), gradient = tiny.jit(jax.value_and_grad(loss, has_aux=True))(params, batch, weights)
     names = ("reward_chosen", "reward_rejected", "margin", "pair_accuracy")
     assert float(value) == pytest.approx(float(want[f"{beta} loss"]), rel=TOLERANCE)
@@ -75,7 +76,8 @@ def plain(chosen, rejected, ref_chosen, ref_rejected, beta: float) -> float:
 
 
 def test_the_loss_is_the_papers_and_pieces_add_up_to_it():
-    """A pair counts once whatever its lengths, a row that is not learned from counts nothing, and its NaN reaches nothing."""
+    """With the term of SFT. A pair counts once whatever its lengths; a row that is not learned from counts nothing, and its NaN
+    reaches nothing."""
     cfg = tiny.config()
     params, rows = tiny.params(cfg), jax.tree.map(jnp.asarray, tiny.prompts())
     tokens, mask = tiny.answers(4, 2, 7)
@@ -84,16 +86,18 @@ def test_the_loss_is_the_papers_and_pieces_add_up_to_it():
     ref = logp + np.random.default_rng(0).normal(0, 0.3, logp.shape)
     mask[3] = False
     sums = lambda x: np.moveaxis(np.where(mask, x, 0).sum(-1), 1, 0)[:, :3]  # noqa: E731
-    want = plain(*sums(logp), *sums(ref), 0.7)
+    chosen = np.where(mask, logp, 0)[:3, 0].sum(-1) / mask[:3, 0].sum(-1)  # a token, then the mean over answers
+    want = plain(*sums(logp), *sums(ref), 0.7) - 0.3 * chosen.mean()
     ref = np.where(mask, ref, np.nan)
     batch = DpoBatch(rows, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(full), jnp.asarray(ref, jnp.float32))
-    loss = functools.partial(dpo_loss, beta=0.7, logp_fn=functools.partial(logp_of, cfg))
+    loss = functools.partial(dpo_loss, cfg=DpoConfig(0.7, 0.3), logp_fn=functools.partial(logp_of, cfg))
     weights = token_weights(batch.mask, "sequence_mean")
     gradients = {}
     for pieces in (1, 2):
         run = tiny.jit(functools.partial(accumulate, loss, pieces=pieces))
         gradients[pieces], metrics = run(params, {}, batch, weights)
         assert float(metrics["loss"]) == pytest.approx(want, rel=TOLERANCE)
+        assert float(metrics["chosen_nll"]) == pytest.approx(-chosen.mean(), rel=TOLERANCE)
         assert float(metrics["margin"]) == pytest.approx(float(metrics["reward_chosen"] - metrics["reward_rejected"]), abs=1e-6)
     assert tiny.relative(gradients[2], gradients[1]) < TOLERANCE
 
@@ -108,7 +112,7 @@ def test_equal_policies_have_the_loss_of_a_coin():
     def both(params):
         logp = logp_of(cfg, params, rows, tokens, places).logp
         batch = DpoBatch(rows, tokens, mask, places, jax.lax.stop_gradient(logp))
-        return dpo_loss(params, batch, weights, beta=0.4, logp_fn=functools.partial(logp_of, cfg))[0]
+        return dpo_loss(params, batch, weights, cfg=DpoConfig(0.4), logp_fn=functools.partial(logp_of, cfg))[0]
 
     def lead(params):
         sums = jnp.where(mask, logp_of(cfg, params, rows, tokens, places).logp, 0).sum(-1)
