@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from data_fixtures import CONFIG, encoded, example, noise, write_tokenizer
 
+from mtjudge_jax.data.pipeline import open_split, read_manifest
 from mtjudge_jax.data.record_file import write_records
 from mtjudge_jax.data.rows import RowFormat, completion_text, to_row
-from mtjudge_jax.data.sources import open_split, read_manifest
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.eval.predictions import AnswerGroup
 from mtjudge_jax.policy.model import pair_of_answers, true_target
