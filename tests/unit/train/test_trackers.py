@@ -13,12 +13,14 @@ from unittest import mock
 
 import pytest
 import trackers
+from bucket import Bucket
 from PIL import Image
 
-from mtjudge_jax.config import Config
+from mtjudge_jax import paths
+from mtjudge_jax.config import Config, LogConfig
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.train.monitor.shown import write_shown
+from mtjudge_jax.train.monitor.shown import drop_shown, read_shown, write_shown
 from mtjudge_jax.train.monitor.trackers import Trackers, services
 from mtjudge_jax.train.monitor.trackers.services import PACKAGES, TRACKERS
 from mtjudge_jax.train.monitor.trackers.tables import markdown_of
@@ -124,8 +126,15 @@ def test_a_run_goes_on_in_every_tracker_without_a_gap_or_a_repetition(tmp_path, 
         keep_group(tmp_path, step)
         first.rollouts(step)
     sent = {"validation": 5, "train": 5, "rollouts": 4}
-    wait(lambda: all(first._kept.entries.get(name, {}).get("sent") == sent for name in names))
-    before = json.loads((tmp_path / "trackers.json").read_text())
+
+    def noted() -> dict:
+        return json.loads((tmp_path / "trackers.json").read_text()) if (tmp_path / "trackers.json").exists() else {}
+
+    wait(lambda: all(noted().get(name, {}).get("sent") == sent for name in names))
+    before = noted()
+
+    for file in (tmp_path / "tracking" / "tensorboard").iterdir():
+        file.rename(file.with_name("events.out.tfevents.1.host"))  # a name has the second in which its file began
 
     kept = [line for line in lines if line["step"] <= 3]  # the checkpoint is of step 3
     (tmp_path / "rollouts" / "step_000004.jsonl").unlink()
@@ -136,7 +145,7 @@ def test_a_run_goes_on_in_every_tracker_without_a_gap_or_a_repetition(tmp_path, 
             keep_group(tmp_path, line["step"])
             second.rollouts(line["step"])
     second.close()
-    after = json.loads((tmp_path / "trackers.json").read_text())
+    after = noted()
     assert all(after[name]["id"] == before[name]["id"] for name in names)
     for name in names:
         tracking = tmp_path / "tracking"
@@ -235,6 +244,14 @@ def test_a_tracker_that_cannot_be_opened_is_said_once(tmp_path, fake):
     assert said == [f"warning: tensorboard could not be opened {text}"]
 
 
+def test_a_full_disk_costs_only_the_note(tmp_path, fake):
+    with mock.patch("mtjudge_jax.train.monitor.trackers.write_json_atomic", side_effect=OSError(28, "full")):
+        made, said = fake(tmp_path)
+        made.scalars(train_line(1))
+        made.close()
+    assert Fake.made[0].got == [("train", 1)] and said == []
+
+
 def test_a_tracker_that_hangs_holds_up_nothing(tmp_path, fake):
     made, said = fake(tmp_path, "hang")
     began = time.monotonic()
@@ -251,6 +268,33 @@ def test_what_cannot_be_used_is_refused_at_once(tmp_path):
         pytest.raises(ConfigError, match=r"log.to has 'wandb', which is not installed: pip install 'mtjudge_jax\[wandb\]'"),
     ):
         Trackers(Config(), tmp_path, ("wandb",))
+
+
+def test_a_run_in_a_bucket_goes_on_from_another_machine(tmp_path, monkeypatch):
+    """Its disk is new: TensorBoard's files there are made from the bucket's."""
+    with Bucket() as made, mock.patch.dict("os.environ", made.env):
+        paths.bucket_files.cache_clear()
+        paths.reach.cache_clear()
+        try:
+            workdir = paths.as_path(f"gs://{made.name}/run")
+            with pytest.raises(ConfigError, match=r"with a workdir in a bucket: name a folder on a disk in log\.folder"):
+                opened(workdir, "tensorboard")
+            keep_group(tmp_path, 2)
+            (line, picture), file = read_shown(tmp_path / "rollouts", 2)[0], (tmp_path / "red.webp").read_bytes()
+            assert picture.size == (20, 10)
+            for step in (2, 4):
+                write_shown(workdir / "rollouts", step, [line], {"red.webp": file})
+            drop_shown(workdir / "rollouts", 3)
+            for disk in ("one", "two"):
+                log = LogConfig(folder=str(tmp_path / disk))
+                opened(workdir, "tensorboard", lines=[train_line(1), train_line(2)], log=log).close()
+                points = trackers.tensorboard_points(tmp_path / disk / "tensorboard")
+                assert points["train/loss"] == [(1, 1.0), (2, 2.0)] and points["rollouts/safety/best"] == [(2, (10, 20))]
+            kept = json.loads((workdir / "trackers.json").read_text())
+            assert kept["tensorboard"]["sent"] == {"train": 2, "rollouts": 2}
+        finally:
+            paths.bucket_files.cache_clear()
+            paths.reach.cache_clear()
 
 
 def test_without_names_nothing_is_imported_written_or_started(tmp_path):

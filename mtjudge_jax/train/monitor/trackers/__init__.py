@@ -8,6 +8,7 @@ Each tracker has a thread, so that one that hangs or fails never holds up a step
 """
 
 import collections
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -129,7 +130,7 @@ class _Kept:
             self.write()
 
     def write(self) -> None:
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # a full disk: the next write has this one's news too
             self._at = time.monotonic()
             write_json_atomic(self._path, dict(self.entries))
 
