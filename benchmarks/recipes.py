@@ -20,7 +20,7 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 RECIPES = ("demo", "grpo_paper", "dapo", "dr_grpo", "gspo", "cispo")
 TASKS = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
-STEPS, FORGET, TAUGHT = 160, 6, 40  # of RL; of the SFT that makes the base forget the form; of the SFT on sampled answers
+STEPS, FORGET, TAUGHT = 160, 32, 40  # of RL; of the SFT that makes the base forget the form; of the SFT on sampled answers
 CONFIG = '''
 from mtjudge_jax.config import LossConfig
 from mtjudge_jax.demo.config import get_config as demo

@@ -78,6 +78,8 @@ class RolloutConfig:
     completion_tokens: int = 2048  # longest answer
     micro_prompts: int = 0  # prompts whose key-value caches are in memory at a time; 0 = all
     temperature: float = 1.0
+    per_task: tuple[dict, ...] = ()  # a task's own in training: {"task": "a", "temperature": 0.8, "completion_tokens": 64,
+    # "weights": ("accuracy=1", "format=0")}, each but task optional
     rounds: int = 1  # most rollouts of a step: further prompts are drawn while too few teach (mt_grpo has data.mt_grpo_rounds)
 
 

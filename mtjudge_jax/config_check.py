@@ -1,8 +1,12 @@
-"""The limits of every config field, as tables, and `check`, which raises ConfigError on the first field that breaks one."""
+"""The limits of every config field, as tables, and `check`, which raises ConfigError on the first field that breaks one; the
+settings of single tasks, read.
+"""
 
 import dataclasses
 import math
 import types
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from mtjudge_jax.config import RECIPES, Config, MeshConfig, flatten, get_tasks, in_both_orders
 from mtjudge_jax.errors import ConfigError, unknown
@@ -10,6 +14,7 @@ from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.base import TEMPLATES
 from mtjudge_jax.tasks.reward import weights_of
 
+_TASK_FIELDS = ("task", "temperature", "completion_tokens", "weights")  # of an entry of rollout.per_task
 _CHOICES = {
     "stage": ("grpo", "sft", "dpo"),
     "recipe": ("", *RECIPES),
@@ -101,6 +106,9 @@ def check(cfg: Config, devices: int | None = None, processes: int = 1) -> None:
         raise ConfigError(f"log.profile = {traced} must be the first and the last step to trace, e.g. (10, 12)")
     if cfg.log.rollouts and cfg.stage != "grpo":
         raise ConfigError(f"log.rollouts = {cfg.log.rollouts}, but stage = {cfg.stage!r} has no rollouts: set it to 0")
+    if cfg.rollout.per_task and cfg.stage != "grpo":
+        raise ConfigError(f"rollout.per_task is of training by GRPO, and stage = {cfg.stage!r}: leave it out")
+    task_settings(cfg)
     if in_both_orders(cfg):
         _check_orders(cfg, tasks, processes)
     _check_model(cfg)
@@ -289,3 +297,48 @@ def _check_types(cfg: Config) -> None:
                 raise ConfigError(f"{where}{f.name} = {got} must be a finite number")
             if not ok:
                 raise ConfigError(f"{where}{f.name} = {got!r} is a {type(got).__name__}, it must be a {want.__name__}")
+
+
+class TaskSettings(NamedTuple):
+    temperature: float  # of its answers in training
+    completion_tokens: int  # of its longest answer in training
+    weights: dict[str, float]  # of parts of the reward, in the place of those of reward.weights; {}: those
+
+
+def task_settings(cfg: Config) -> dict[str, TaskSettings]:
+    """The settings of each task of `rollout.per_task`. Raises ConfigError for an invalid entry."""
+    found: dict[str, TaskSettings] = {}
+    for entry in cfg.rollout.per_task:
+        for name in entry:
+            if name not in _TASK_FIELDS:
+                raise ConfigError(f"rollout.per_task: {unknown('field', name, _TASK_FIELDS)}")
+        task = entry.get("task", "")
+        if task not in cfg.data.tasks:
+            raise ConfigError(f"rollout.per_task: {unknown('task', task, cfg.data.tasks)}")
+        if task in found:
+            raise ConfigError(f"rollout.per_task names {task!r} twice: give one entry")
+        where = f"rollout.per_task: {task!r}"
+        heat, longest = entry.get("temperature", cfg.rollout.temperature), cfg.rollout.completion_tokens
+        if not (isinstance(heat, int | float) and 0 < heat < math.inf):
+            raise ConfigError(f"{where}: temperature = {heat!r} must be a number above 0")
+        length = entry.get("completion_tokens", longest)
+        if not (isinstance(length, int) and 1 <= length <= longest):
+            raise ConfigError(f"{where}: completion_tokens = {length!r} must be 1 to rollout.completion_tokens = {longest}")
+        found[task] = TaskSettings(float(heat), length, _own_weights(cfg, entry.get("weights", ()), where))
+    return found
+
+
+def _own_weights(cfg: Config, text: Sequence[str], where: str) -> dict[str, float]:
+    """A part must be in the weights of all tasks too, where it may have weight 0: then it is measured for every task."""
+    if not text:
+        return {}
+    custom, reward = (*cfg.reward.custom, *cfg.reward.batch), cfg.reward
+    common = weights_of(reward.weights, custom, reward.alpha) or {"accuracy": 1.0, "format": 1.0}
+    own = {name: weight for name, weight in weights_of(tuple(text), custom, reward.alpha).items() if name not in custom}
+    if given := [entry for entry in text if entry.rpartition("=")[0] in custom]:
+        raise ConfigError(f"{where}: {', '.join(given)}: rewards of your own have one weight for all tasks, in reward.weights")
+    if missing := [name for name in own if name not in common]:
+        raise ConfigError(f"{where}: reward.weights lacks {', '.join(missing)}: name it there, with weight 0 for the other tasks")
+    if cfg.loss.advantage == "gdpo":
+        raise ConfigError(f"{where}: loss.advantage = 'gdpo' has one weight a part for all tasks: leave weights out")
+    return own

@@ -26,6 +26,8 @@ class PromptBatch(NamedTuple):
     patch_grid: Array  # int32 [Q, M, 2], (height, width) of that grid in patches
     patch_segment: Array  # int32 [Q, M], image number from 1, 0 = padding
     uid: Array  # uint32 [Q], stable hash of the example, seeds the sampler
+    heat: Array | None = None  # float32 [Q], temperature of the answers over the batch's, see rl/per_task.py; None: 1
+    longest: Array | None = None  # int32 [Q], most tokens of an answer; None: C
 
 
 class Rollout(NamedTuple):

@@ -23,7 +23,7 @@ from mtjudge_jax.models.attention import Places
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.rl.logp import EVERY, Filter, sampling_logits
+from mtjudge_jax.rl.logp import EVERY, Filter, cooled, sampling_logits
 from mtjudge_jax.sharding import BATCH_AXES
 from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
 
@@ -68,6 +68,8 @@ class Held(NamedTuple):
     uid: Array  # uint32 [D, M]
     next_position: Array  # int32 [D, M]
     valid: Array  # bool [D, M, P]
+    heat: Array | None = None  # float32 [D, M], see PromptBatch
+    longest: Array | None = None  # int32 [D, M]
 
 
 class Drawn(NamedTuple):
@@ -97,9 +99,10 @@ def empty_state(rules: Rules, prompts: PromptBatch, cache: vlm.Cache, group: int
     shape = (devices, rows, group, rules.length)
     drawn = Drawn(jnp.full(shape, rules.pad, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool))
     valid = jnp.zeros((devices, held, prompts.tokens.shape[1]), bool)
+    own = jax.tree.map(lambda x: jnp.ones((devices, held), x.dtype), (prompts.heat, prompts.longest))
     return State(
         Lanes(lanes, lanes, lanes, lanes, lanes > 0),
-        Held(zeros(held), zeros(held).astype(jnp.uint32), zeros(held), valid),
+        Held(zeros(held), zeros(held).astype(jnp.uint32), zeros(held), valid, *own),
         drawn,
         jnp.int32(0),
         cache,
@@ -161,14 +164,14 @@ def _enter(
     place = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (devices, count)) if place is None else place.astype(jnp.int32)
     rows = jnp.broadcast_to(row + jnp.arange(count, dtype=jnp.int32), (devices, count))
     apart = lambda x: x.reshape(devices, count, *x.shape[1:])  # noqa: E731
-    held = Held(rows, apart(new.uid), apart(new.next_position), apart(new.valid))
+    held = Held(rows, *jax.tree.map(apart, (new.uid, new.next_position, new.valid, new.heat, new.longest)))
     held = jax.tree.map(lambda whole, new: _put(whole, place, new), state.held, held)
     answer = jnp.broadcast_to(jnp.tile(jnp.arange(group, dtype=jnp.int32), count), (devices, count * group))
     of_place = jnp.repeat(place, group, 1)
     lane = jnp.argsort(state.lanes.live, axis=1, stable=True)[:, : count * group]
     lanes = Lanes(of_place, answer, jnp.zeros_like(answer), jnp.zeros_like(answer), jnp.ones(answer.shape, bool))
     hidden = jnp.repeat(last, group, 1)
-    lanes, drawn = _draw(rules, draws, hidden, _owners(draws, held, lanes), lanes, state.drawn)
+    lanes, drawn = _draw(rules, draws, hidden, _owners(draws, held, lanes, rules.length), lanes, state.drawn)
     lanes = jax.tree.map(lambda whole, new: _put(whole, lane, new), state.lanes, lanes)
     return state._replace(lanes=lanes, held=held, drawn=drawn)
 
@@ -190,17 +193,21 @@ class _Owners(NamedTuple):
     temperature: Array
     row: Array  # of the device's rows of the batch
     answer: Array
+    heat: Array | None
+    longest: Array | int
 
 
-def _owners(draws: Draws, held: Held, lanes: Lanes) -> _Owners:
+def _owners(draws: Draws, held: Held, lanes: Lanes, length: int) -> _Owners:
     both = lambda uid, answer: jax.random.fold_in(jax.random.fold_in(draws.key, uid), answer)  # noqa: E731
     keys = jax.vmap(jax.vmap(both))(_take(held.uid, lanes.place), lanes.answer)
-    return _Owners(keys, jnp.asarray(draws.temperature)[lanes.answer], _take(held.row, lanes.place), lanes.answer)
+    temperature, row = jnp.asarray(draws.temperature)[lanes.answer], _take(held.row, lanes.place)
+    heat, longest = (None if x is None else _take(x, lanes.place) for x in (held.heat, held.longest))
+    return _Owners(keys, temperature, row, lanes.answer, heat, length if longest is None else longest)
 
 
 def _draw(rules: Rules, draws: Draws, hidden: Array, owners: _Owners, lanes: Lanes, drawn: Drawn) -> tuple[Lanes, Drawn]:
     """Draws the next token of each lane from hidden states [D, B, D], and writes it where the lane is live."""
-    temperature = owners.temperature[..., None]
+    temperature, hidden = owners.temperature[..., None], cooled(hidden, owners.heat)
     divisor = jnp.where(temperature > 0, temperature, 1.0)
     logits = sampling_logits(hidden, vlm.output_head(draws.params, rules.cfg), rules.allowed, divisor, rules.only)
     gumbel = lambda key, at: jax.random.gumbel(jax.random.fold_in(key, at), logits.shape[-1:])  # noqa: E731
@@ -212,7 +219,7 @@ def _draw(rules: Rules, draws: Draws, hidden: Array, owners: _Owners, lanes: Lan
     where = (owners.row, owners.answer, jnp.where(lanes.live, lanes.count, rules.length))
     drawn = Drawn(*(write(x, *where, value) for x, value in zip(drawn, (token, logp, lanes.live), strict=True)))
     count = lanes.count + 1
-    live = lanes.live & ~_is_end(token, rules.eos) & (count < rules.length)
+    live = lanes.live & ~_is_end(token, rules.eos) & (count < owners.longest)
     return lanes._replace(count=count, token=token, live=live), drawn
 
 
@@ -239,7 +246,7 @@ def draw_segment(
     state = _pack(state, segment)
     size, held = rules.length - 1, state.held
     front = jax.tree.map(lambda x: x[:, : segment.lanes], state.lanes)
-    owners, first = _owners(draws, held, front), _take(held.next_position, front.place)
+    owners, first = _owners(draws, held, front, rules.length), _take(held.next_position, front.place)
     places = None if segment.ordered else _places(front, held.row.shape[1], draws.temperature.shape[0])
 
     def goes_on(lanes: Lanes, step: Array) -> Array:
@@ -317,7 +324,8 @@ def _pack(state: State, segment: Segment) -> State:
 def result(rules: Rules, drawn: Drawn) -> Rollout:
     """The answers of the whole batch, which have all ended."""
     tokens, logp, mask = (x.reshape(-1, *x.shape[2:]) for x in drawn)
-    return Rollout(tokens, mask, logp, mask[..., -1] & ~_is_end(tokens[..., -1], rules.eos))
+    last = jnp.take_along_axis(tokens, jnp.maximum(mask.sum(-1, keepdims=True) - 1, 0), -1)[..., 0]
+    return Rollout(tokens, mask, logp, ~_is_end(last, rules.eos))
 
 
 class Context(NamedTuple):

@@ -34,6 +34,7 @@ from mtjudge_jax.rl.logp import (
     TokenLogp,
     bins_ladder,
     completion_logp,
+    cooled,
     lay_out,
     least_rung,
     sampling_logits,
@@ -94,7 +95,8 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
         prompt, past = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
         where = {"tokens": tokens[..., :-1], "at": at, "prompt": prompt, "past": past}
         hidden = vlm.branch_hidden(weights, model_cfg, prompts, **where, backend=backend)
-        logits = sampling_logits(hidden, vlm.output_head(weights, model_cfg), allowed, cfg.rollout.temperature)
+        hidden, head = cooled(hidden, prompts.heat), vlm.output_head(weights, model_cfg)
+        logits = sampling_logits(hidden, head, allowed, cfg.rollout.temperature)
         picked = jnp.take_along_axis(logits, tokens[..., 1:, None], -1)[..., 0]
         return picked - jax.nn.logsumexp(logits, -1)
 
@@ -311,9 +313,9 @@ def _state_sharding(mesh: Mesh, model_cfg: Qwen3VLConfig) -> State:
     return State(each(lanes.Lanes), each(lanes.Held), each(lanes.Drawn), replicated(mesh), caches, caches)
 
 
-def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh) -> PromptBatch:
-    """The device part of a batch of rows, sharded over the mesh."""
-    return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}), mesh)
+def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh, own: Mapping[str, np.ndarray] = {}) -> PromptBatch:
+    """The device part of a batch of rows, sharded over the mesh. own: the result of `own_draws`, of the same rows."""
+    return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}, **own), mesh)
 
 
 def place_answers(mask: Array, mesh: Mesh) -> Array:

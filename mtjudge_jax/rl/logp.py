@@ -118,6 +118,15 @@ class Filter(NamedTuple):
 EVERY = Filter()
 
 
+def cooled(hidden: Array, heat: Array | None) -> Array:
+    """Hidden states [Q, .., D] over each prompt's own temperature, heat [Q, ..]; as they are without one. Their logits are then
+    those at that temperature. Sampler and training both divide here, so they round alike.
+    """
+    if heat is None:
+        return hidden
+    return (hidden / heat.reshape(*heat.shape, *[1] * (hidden.ndim - heat.ndim))).astype(hidden.dtype)
+
+
 def sampling_logits(
     hidden: Array, head: Array, allowed: Array, temperature: Array | float, only: Filter = EVERY
 ) -> Array:
@@ -179,6 +188,7 @@ def completion_logp(
     rows, group, length = tokens.shape
     # What is predicted, by its index in [G * C]: the first token of each answer from the prompt's last, then the one after each.
     hidden = jnp.concatenate([jnp.broadcast_to(last[:, None], (rows, group, last.shape[-1])), hidden], 1)
+    hidden = cooled(hidden, prompts.heat)
     firsts = jnp.broadcast_to(jnp.arange(group, dtype=jnp.int32) * length, (rows, group))
     predicted = jnp.concatenate([firsts, places.reshape(rows, -1) + 1], 1)
     targets = jnp.take_along_axis(tokens.reshape(rows, -1), predicted, 1)

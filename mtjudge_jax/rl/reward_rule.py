@@ -4,8 +4,9 @@ import importlib
 from collections.abc import Callable
 
 from mtjudge_jax.config import Config
+from mtjudge_jax.config_check import task_settings
 from mtjudge_jax.errors import ConfigError, UserError
-from mtjudge_jax.tasks.reward import Rule, weights_of
+from mtjudge_jax.tasks.reward import OwnRule, Rule, weights_of
 
 
 def rule_of(cfg: Config) -> Rule:
@@ -15,9 +16,11 @@ def rule_of(cfg: Config) -> Rule:
         weights = weights_of(cfg.reward.weights, (*cfg.reward.custom, *cfg.reward.batch), cfg.reward.alpha)
     except UserError as error:
         raise ConfigError(str(error)) from error
-    most = cfg.rollout.completion_tokens
+    most, own = cfg.rollout.completion_tokens, task_settings(cfg)
     overlong = {"most_tokens": most, "overlong_buffer": cfg.reward.overlong_buffer}
-    return Rule(cfg.reward.alpha, weights, cfg.reward.tie_credit, **overlong, custom=custom, batch=cfg.reward.batch)
+    rule = Rule(cfg.reward.alpha, weights, cfg.reward.tie_credit, **overlong, custom=custom, batch=cfg.reward.batch)
+    changed = {name: OwnRule(one.weights, one.completion_tokens) for name, one in own.items()}
+    return rule._replace(weights=rule.paid if own and not weights else rule.weights, own=changed)
 
 
 def load_function(name: str, field: str) -> Callable:

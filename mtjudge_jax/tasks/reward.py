@@ -30,6 +30,13 @@ class Reward(NamedTuple):
     format: float
 
 
+class OwnRule(NamedTuple):
+    """What a task has in the place of the rule's."""
+
+    weights: Mapping[str, float]  # of some of its parts
+    most_tokens: int
+
+
 class Rule(NamedTuple):
     """How parts make a reward. Without weights it is the paper's rule, (1 - alpha) accuracy + alpha format."""
 
@@ -40,6 +47,14 @@ class Rule(NamedTuple):
     overlong_buffer: int = 0
     custom: Mapping[str, CustomReward] = {}
     batch: tuple[str, ...] = ()  # names of those that batch_reward.py adds
+    own: Mapping[str, OwnRule] = {}  # by task
+
+    def of_task(self, task: str) -> "Rule":
+        """The rule for the answers of a task."""
+        if task not in self.own:
+            return self
+        weights, most = self.own[task]
+        return self._replace(weights={**self.weights, **weights}, most_tokens=most)
 
     @property
     def paid(self) -> dict[str, float]:
@@ -247,14 +262,15 @@ def score(
     pairs = {}
     if "consistency" in rule.weights:
         pairs = _pairs({q: truth.facts.get("example_id") for q, truth in enumerate(read) if truth and truth.kind == "pairwise"})
+    rules = [rule.of_task(task) for task in tasks]
     for q, (group, truth) in enumerate(zip(texts, read, strict=True)):
         if truth is None:
             continue
         given = shares and (over_both_orders(shares[q], shares[pairs[q]]) if q in pairs else shares[q])
         for g, text in enumerate(group):
             cut, length = bool(truncated[q, g]), int(lengths[q, g])
-            _score_one(scores, (q, g), text, truth, rule, cut=cut, length=length, shares=given and given[g])
-    _add_consistency(scores, pairs, rule.weights.get("consistency", 0.0))
+            _score_one(scores, (q, g), text, truth, rules[q], cut=cut, length=length, shares=given and given[g])
+    _add_consistency(scores, pairs, [own.weights.get("consistency", 0.0) for own in rules])
     return scores
 
 
@@ -268,13 +284,13 @@ def _pairs(ids: Mapping[int, str | None]) -> dict[int, int]:
     return {q: q ^ 1 for q in ids if q ^ 1 in ids}
 
 
-def _add_consistency(scores: Scores, pairs: Mapping[int, int], weight: float) -> None:
+def _add_consistency(scores: Scores, pairs: Mapping[int, int], weights: Sequence[float]) -> None:
     """Fills the part `consistency` of the rows that are pairs in both orders, once all verdicts are known."""
     said = [[None if v < 0 else v for v in group] for group in scores.verdict.tolist()]
     for q, other in pairs.items():
         part = np.array(consistency(said[q], said[other]), np.float32)
         scores.parts["consistency"][q] = part
-        scores.total[q] += np.float32(weight) * part
+        scores.total[q] += np.float32(weights[q]) * part
 
 
 def _score_one(

@@ -22,6 +22,7 @@ from mtjudge_jax.policy.programs import decode_texts, place_answers, place_promp
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
 from mtjudge_jax.rl.loss import advantages_of, grpo_loss, kl, learned_mask
+from mtjudge_jax.rl.per_task import own_draws
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.tasks.reward import Rule, Scores, parts_paid, score
@@ -151,7 +152,7 @@ def _one_round(
 ) -> Round:
     rule, slow = rewards
     cfg, programs = run.cfg, run.model.programs
-    prompts = place_prompts(rows, programs.mesh)
+    prompts = place_prompts(rows, programs.mesh, own_draws(cfg, rows["task"].tolist()))
     clock.lap("data")
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
     key = stage_key(cfg.seed, progress.step, "sample", number)

@@ -169,7 +169,7 @@ def test_both_layouts_of_experts_and_both_spellings_of_config_give_one_model(tmp
 
 def test_rows_are_laid_out_as_the_reference_lays_them_out():
     """The host code's positions and patch order against transformers'."""
-    rows = PromptBatch(*(np.asarray(field) for field in golden_rows()))
+    rows = jax.tree.map(np.asarray, golden_rows())
     image_id = load_config(HERE / "qwen3_vl").image_token_id
     for row in range(len(rows.tokens)):
         segment, valid = rows.patch_segment[row], rows.valid[row]
@@ -214,7 +214,7 @@ def test_other_models_and_their_export_equal_transformers(oracle, tmp_path, size
     params = load_params(tmp_path / "hf", cfg, dtype=jnp.float32, sharding_of=lambda path, shape: None)
     rows = oracle.batch(PROMPTS, net.config, length=40, patches=64, seed=seed)
     want = oracle.logits(net, rows)[rows.valid]
-    got = compiled_logits(cfg)(params, PromptBatch(*(jnp.asarray(field) for field in rows)))
+    got = compiled_logits(cfg)(params, jax.tree.map(jnp.asarray, rows))
     assert difference(got, want, rows.valid) < TOLERANCE
     save_hf(params, tmp_path / "ours", source_folder=tmp_path / "hf", dtype=jnp.float32, shard_bytes=200_000)
     again = oracle.logits(oracle.load(tmp_path / "ours"), rows)[rows.valid]
@@ -225,7 +225,7 @@ def test_other_models_and_their_export_equal_transformers(oracle, tmp_path, size
 def test_goldens_are_what_transformers_gives_today(oracle, tmp_path, layout):
     """Of experts in both layouts of a file: transformers reads them too, and gives the same."""
     net = oracle.load(HERE / "qwen3_vl" if layout == "dense" else write_moe(tmp_path, layout=layout))
-    rows = PromptBatch(*(np.asarray(field) for field in golden_rows()))
+    rows = jax.tree.map(np.asarray, golden_rows())
     want = goldens()["untied/logits" if layout == "dense" else "moe/logits"]
     assert np.abs(oracle.logits(net, rows)[rows.valid] - want).max() < TOLERANCE
 
@@ -236,7 +236,7 @@ def test_every_entry_of_every_gradient_is_torchs(oracle, tmp_path, variant, reco
     net = oracle.load(HERE / "qwen3_vl" if variant == "untied" else write_moe(tmp_path, layout="hub"))
     tokens, mask = goldens()["completions"], goldens()["completion_mask"]
     rows = golden_rows()
-    want = hub_tensors(oracle.gradients(net, PromptBatch(*(np.asarray(field) for field in rows)), tokens, mask)[2])
+    want = hub_tensors(oracle.gradients(net, jax.tree.map(np.asarray, rows), tokens, mask)[2])
     got = in_hub_layout(compiled_gradients(cfg)(params, rows, tokens, mask, packed(mask))[1], cfg)
     assert sorted(got) == sorted(want)
     worst = max(float(np.abs(got[name] - want[name]).max() / np.abs(want[name]).max()) for name in want)

@@ -13,7 +13,7 @@ import tiny
 from mtjudge_jax.config import Config, MeshConfig, RolloutConfig
 from mtjudge_jax.policy import programs as sampling
 from mtjudge_jax.policy.lanes import Draws, Segment
-from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts
+from mtjudge_jax.policy.programs import Programs, backend_of, bound_logp, make_programs, place_answers, place_prompts
 from mtjudge_jax.rl.logp import EVERY, Filter
 from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import Params, Rollout
@@ -105,6 +105,46 @@ def test_with_a_filter_too():
     got = drawn(*make("often"), only)
     assert_same(got, plain("often", only=only))
     assert not np.array_equal(got.tokens, plain("often").tokens)
+
+
+HEAT = np.array([1.0, 0.5, 1.7, 1.0] * 4, np.float32)
+LONGEST = np.array([LENGTH, 5, 1, 12] * 4, np.int32)
+
+
+def own_drawn(programs: Programs, params: Params, own: dict, temperature: np.ndarray, at_once: bool = False) -> Rollout:
+    prompts = place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh, own)
+    sample = programs.sample_at_once if at_once else programs.sample
+    return jax.device_get(sample(params, prompts, jax.random.key(3), temperature, LENGTH))
+
+
+def test_a_prompt_with_a_temperature_of_its_own_is_drawn_as_at_that_temperature():
+    programs, params = make("often", micro=4)
+    plain_heat, own = np.full(GROUP, 0.8, np.float32), {"heat": HEAT, "longest": np.full(ROWS, LENGTH, np.int32)}
+    got = own_drawn(programs, params, own, plain_heat)
+    assert_same(got, own_drawn(programs, params, own, plain_heat, at_once=True))
+    for heat in np.unique(HEAT):
+        alone, rows = own_drawn(programs, params, {}, heat * plain_heat, at_once=True), heat == HEAT
+        np.testing.assert_array_equal(got.tokens[rows], alone.tokens[rows])
+        np.testing.assert_allclose(got.logp[rows], alone.logp[rows], atol=TOLERANCE)
+    assert not np.array_equal(got.tokens[HEAT != 1], own_drawn(programs, params, {}, plain_heat, at_once=True).tokens[HEAT != 1])
+    places = place_answers(jax.device_put(got.mask), programs.mesh)
+    prompts = place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh, own)
+    cfg = Config(rollout=RolloutConfig(temperature=0.8))
+    trained = bound_logp(tiny.config(blocks=1), cfg, tiny.ALLOWED, backend_of(cfg, programs.mesh))
+    learned = jax.jit(trained)(params, prompts, got.tokens, places).logp
+    np.testing.assert_allclose(np.asarray(learned)[got.mask], got.logp[got.mask], atol=2e-5)
+
+
+@pytest.mark.parametrize("ends,micro,mesh", [("often", 4, ONE), ("never", 8, ONE), ("often", 8, MeshConfig(2, 2, 1, 2))])
+def test_an_answer_of_a_length_of_its_own_is_the_beginning_of_the_whole_one(ends, micro, mesh):
+    programs, params = make(ends, mesh, micro)
+    own = {"heat": np.ones(ROWS, np.float32), "longest": LONGEST}
+    got, whole = own_drawn(programs, params, own, TEMPERATURE), plain(ends)
+    lengths = np.minimum(whole.mask.sum(-1), LONGEST[:, None])
+    np.testing.assert_array_equal(got.mask.sum(-1), lengths)
+    np.testing.assert_array_equal(got.tokens[got.mask], whole.tokens[got.mask])
+    np.testing.assert_array_equal(got.truncated, whole.truncated | (whole.mask.sum(-1) > LONGEST[:, None]))
+    assert np.abs(got.logp[got.mask] - whole.logp[got.mask]).max() < TOLERANCE and not got.logp[~got.mask].any()
 
 
 def test_a_segment_is_the_smallest_that_holds_what_lives():

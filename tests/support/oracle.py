@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from transformers import (
@@ -219,7 +220,7 @@ def logits(net: Model, rows: PromptBatch) -> np.ndarray:
 
 def repeat(rows: PromptBatch, times: int) -> PromptBatch:
     """Each row `times` times in a row, as a trainer without a shared prompt lays them out."""
-    return PromptBatch(*(np.repeat(field, times, 0) for field in rows))
+    return jax.tree.map(lambda field: np.repeat(field, times, 0), rows)
 
 
 def completion_logp(net: Model, rows: PromptBatch, tokens: np.ndarray, mask: np.ndarray) -> torch.Tensor:

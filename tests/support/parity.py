@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tiny import jit
 
 from mtjudge_jax.data.images import patch_coordinates
-from mtjudge_jax.data.rows import rope_positions
+from mtjudge_jax.data.rows import DEVICE_KEYS, rope_positions
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.hf.load import load_params
 from mtjudge_jax.models.hf.table import model_weights, to_hf
@@ -41,7 +41,7 @@ def goldens() -> dict[str, np.ndarray]:
 
 
 def golden_rows() -> PromptBatch:
-    return PromptBatch(*(jnp.asarray(goldens()[f"rows/{name}"]) for name in PromptBatch._fields))
+    return PromptBatch(**{name: jnp.asarray(goldens()[f"rows/{name}"]) for name in DEVICE_KEYS})
 
 
 @functools.cache
@@ -156,7 +156,7 @@ def prompt_rows(seeds: list[int]) -> PromptBatch:
     ids = [[token for part in prompt for token in _tokens(part)] for prompt in prompts]
     length, patches = max(map(len, ids)), max(sum(h * w for h, w in own) for own in grids)
     rows = [_row(seed, *both, length, patches) for seed, *both in zip(seeds, ids, grids, strict=True)]
-    return PromptBatch(*(np.stack(field) for field in zip(*rows, strict=True)))
+    return jax.tree.map(lambda *field: np.stack(field), *rows)
 
 
 def _tokens(part: int | tuple[int, int]) -> list[int]:

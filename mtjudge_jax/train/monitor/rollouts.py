@@ -104,7 +104,7 @@ def _tell(run: Run, batch: Round, chosen: list[tuple[int, str]], advantages: np.
     parts = {"accuracy": batch.scores.accuracy, "format": batch.scores.format, **batch.scores.parts}
     told = []
     for row, which in chosen:
-        prompt = {name: local_row(x, row)[None] for name, x in batch.prompts._asdict().items()}
+        prompt = {name: local_row(x, row)[None] for name, x in batch.prompts._asdict().items() if x is not None}
         truth = read_truth(str(batch.rows["truth"][row]))
         answers = [
             {
