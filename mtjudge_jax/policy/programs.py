@@ -79,6 +79,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
         params: Params, prompts: PromptBatch, key: Array, temperature: Array, length: int, keep: int = 0, only: Filter = EVERY
     ):
         kept = f", the caches of {keep} kept" * bool(keep) + f", {only}" * (only != EVERY)
+        kept += ", own temperatures" * (prompts.heat is not None)
         traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}{kept}"] += 1
         weights = cast(params, cfg.model.dtype)
 
