@@ -60,7 +60,8 @@ def main() -> None:
 
 def peer(args: argparse.Namespace) -> dict:
     flags = [f"--{name.replace('_', '-')}={vars(args)[name]}" for name in ("prompts", "G", "new", "threads", "folder")]
-    done = subprocess.run([args.peer_python, args.peer, *flags, f"--steps={args.reps}"], stdout=subprocess.PIPE, text=True, check=True)
+    command = [args.peer_python, args.peer, *flags, f"--steps={args.reps}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("JSON "))[5:])
 
 

@@ -61,6 +61,8 @@ def load_image_config(folder: str | os.PathLike) -> ImageConfig:
     if missing:
         raise UserError(f"{path}: {', '.join(missing)} missing; copy the file from the model's Hugging Face folder")
     mean, std = (_per_channel(path, name, config[name]) for name in ("image_mean", "image_std"))
+    if not min(std) > 0:
+        raise UserError(f"{path}: image_std is {config['image_std']}, it must be above 0; Qwen3-VL has 0.5")
     return ImageConfig(config["patch_size"], config["merge_size"], low, high, mean, std)
 
 

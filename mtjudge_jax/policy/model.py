@@ -62,7 +62,8 @@ def open_model(cfg: Config) -> Model:
         tokenizer, own = load_tokenizer(folder), load_image_config(folder)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
-    tasks = get_tasks(cfg)
+    vision = dataclasses.replace(model_cfg.vision, image_mean=own.mean, image_std=own.std)
+    model_cfg, tasks = dataclasses.replace(model_cfg, vision=vision), get_tasks(cfg)
     fmt = RowFormat(
         tasks,
         tokenizer,

@@ -62,6 +62,15 @@ def older_pixels(folder: Path) -> None:
     change(folder, "preprocessor_config.json", min_pixels=4096, max_pixels=9216, size=size)
 
 
+def colours_of_its_own(folder: Path) -> None:
+    """CLIP's mean and deviation of each colour, as other families of models have them."""
+    name = "processor_config.json" if (folder / "processor_config.json").exists() else "preprocessor_config.json"
+    whole = read(folder, name)
+    own = whole.get("image_processor", whole)
+    own |= {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    (folder / name).write_text(json.dumps(whole))
+
+
 def list_of_ends(folder: Path) -> None:
     """A base tokenizer, whose eos_token does not end a turn."""
     change(folder, "generation_config.json", eos_token_id=[568, 566], repetition_penalty=1.2, top_k=20)
@@ -113,7 +122,7 @@ def template_in_the_tokenizer(folder: Path) -> None:
 
 ODD = {  # how it is saved, and what is changed afterwards: each spelling once, those of one folder in different files
     "as saved": ({}, ()),
-    "in shards": ({"shard": "1MB"}, (processor_alone, template_in_json)),
+    "in shards": ({"shard": "1MB"}, (processor_alone, template_in_json, colours_of_its_own)),
     "older": ({}, (older_pixels, older_rope, template_in_the_tokenizer)),
     "contradicting": ({}, (two_processors, list_of_ends, head_beside_a_tie)),
     "untied": ({}, (untied,)),

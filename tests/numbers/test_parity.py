@@ -4,6 +4,7 @@ The goldens were made by goldens/make_goldens.py; they are compared everywhere. 
 exports are also compared with transformers itself.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -30,7 +31,8 @@ from parity import (
 from tiny import jit, packed
 
 from mtjudge_jax.config import MeshConfig
-from mtjudge_jax.data.images import patch_coordinates
+from mtjudge_jax.data.image_config import ImageConfig
+from mtjudge_jax.data.images import patch_coordinates, patchify
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.hf.load import load_params
@@ -219,6 +221,29 @@ def test_other_models_and_their_export_equal_transformers(oracle, tmp_path, size
     save_hf(params, tmp_path / "ours", source_folder=tmp_path / "hf", dtype=jnp.float32, shard_bytes=200_000)
     again = oracle.logits(oracle.load(tmp_path / "ours"), rows)[rows.valid]
     assert np.array_equal(again, want)
+
+
+@pytest.mark.parametrize("mean,std", [
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    ((0.1, 0.9, 0.3), (0.1, 0.9, 1.5)),
+])  # fmt: skip
+def test_colours_are_normalised_as_the_folder_says(mean, std):
+    """The patch embedding of ours, from uint8, against that of what transformers' image processor gives the tower."""
+    processor = pytest.importorskip("transformers").Qwen2VLImageProcessorPil(
+        patch_size=16, merge_size=2, temporal_patch_size=2, image_mean=list(mean), image_std=list(std),
+        size={"shortest_edge": 32 * 32, "longest_edge": 256 * 256},
+    )  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    theirs = processor(images=[pixels], return_tensors="np")["pixel_values"]
+    params, cfg = golden_model("untied")
+    cfg = dataclasses.replace(cfg, vision=dataclasses.replace(cfg.vision, image_mean=mean, image_std=std))
+    limits = ImageConfig(16, 2, 32 * 32, 256 * 256, mean, std)
+    tower = vlm.bind(params, cfg).vision
+    got = tower.embed_patches(jnp.asarray(patchify(pixels, limits).patches)[None])[0]
+    want = theirs @ np.asarray(params["vision"]["patch_pc"]) + np.asarray(params["vision"]["patch_bias_c"])
+    np.testing.assert_allclose(got, want, atol=2e-5)
+    assert np.abs(want).max() > 0.1
 
 
 @pytest.mark.parametrize("layout", ["dense", "hub", "transformers"])

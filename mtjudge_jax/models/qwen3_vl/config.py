@@ -78,6 +78,9 @@ class VisionConfig:
     out_hidden_size: int
     num_position_embeddings: int
     deepstack_layers: tuple[int, ...]
+    # Of the image processor, not of config.json: what is taken off each colour's value, 0 to 1, and what it is then divided by.
+    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     @property
     def head_dim(self) -> int:
@@ -237,7 +240,8 @@ def _vision(raw: Mapping[str, Any]) -> VisionConfig:
     _only(raw, "in_channels", 3, where)
     _only(raw.get("rope_parameters") or {}, "rope_theta", 10000.0, f"{where}.rope_parameters")
     taps = tuple(int(layer) for layer in _need(raw, "deepstack_visual_indexes", where))
-    sizes = {name: int(_need(raw, name, where)) for name in VisionConfig.__dataclass_fields__ if name != "deepstack_layers"}
+    given = [name for name in VisionConfig.__dataclass_fields__ if name not in ("deepstack_layers", "image_mean", "image_std")]
+    sizes = {name: int(_need(raw, name, where)) for name in given}
     cfg = VisionConfig(**sizes, deepstack_layers=taps)
     if cfg.hidden_size % (4 * cfg.num_heads):
         raise UserError(

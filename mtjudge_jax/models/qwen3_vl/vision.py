@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mtjudge_jax.models.attention import attend
@@ -134,7 +135,9 @@ class VisionTower(nnx.Module):
         """uint8 [Q, M, 3 * patch^2] -> [Q, M, c]. A still image fills both frames, so the kernel's frames are summed."""
         cfg, kernel = self.cfg, self.patch_pc[...]
         kernel = kernel.reshape(3, cfg.temporal_patch_size, cfg.patch_size**2, -1).sum(1).reshape(-1, cfg.hidden_size)
-        pixels = (patches.astype(jnp.float32) / 127.5 - 1.0).astype(kernel.dtype)
+        colour = lambda values: np.repeat(np.float32(values), cfg.patch_size**2)  # noqa: E731
+        mean, std = colour(cfg.image_mean), colour(cfg.image_std)
+        pixels = (patches.astype(jnp.float32) / (255 * std) - mean / std).astype(kernel.dtype)
         return pixels @ kernel + self.patch_bias_c[...]
 
     def positions(self, patch_hw: Array, patch_grid: Array) -> Array:
