@@ -67,6 +67,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     except Exception as error:  # a config file is a program and may raise anything
         if os.environ.get("MTJUDGE_TRACEBACK"):
             raise
+        argument = _given_config(argv).partition(":")[2]
+        if isinstance(error, KeyError) and argument and error.args == (argument,):
+            fail(f"--config={_given_config(argv)}: the file's get_config does not know the argument {argument!r}")
         fail(f"--config={_given_config(argv)}: {_raised_in(error, path)}{type(error).__name__}: {one_line(error)}")
 
 

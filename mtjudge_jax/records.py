@@ -14,6 +14,7 @@ KINDS = ("pointwise_binary", "pointwise_score", "pairwise", "listwise")
 _LATER = {"chosen": "", "rejected": "", "pass_rate": None}
 SHORT_KINDS = {"binary": "pointwise_binary", "graded": "pointwise_score"}  # accepted in a user's rows and task entries
 TERMS = ("open", "research", "gated", "eval_only")
+LABEL_WORD = "label "  # begins the label_rule of a binary record of a user, whose own word for the label follows
 TIE = -1  # the winner of a tied pair
 _SLOT = re.compile(r"\{([A-Z])\}")  # {A} in a text is the first candidate, {B} the second, ..
 

@@ -95,7 +95,9 @@ def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[st
     files = read_manifest(folder)["files"]
     name = f"{split}/{task}"
     if name not in files:
-        raise UserError(f"{folder} has no records of {name}; it has {', '.join(sorted(files)) or 'none'}")
+        again = f"; prepare the data again with --{split} above 0, or give rows the field `split`"
+        remedy = again if split in ("val", "test") else ""
+        raise UserError(f"{folder} has no records of {name}; it has {', '.join(sorted(files)) or 'none'}{remedy}")
     return files[name]
 
 

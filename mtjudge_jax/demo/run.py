@@ -1,5 +1,6 @@
 """The demo: draw the data, judge with the base, train, judge again, report."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -90,4 +91,5 @@ def _demonstrate(cfg: Config, workdir: AnyPath) -> None:
     minutes = (time.perf_counter() - began) / 60
     print(f"done: this start took {minutes:.1f} minutes, {sum(compilation):.0f} s of it for compilation")
     print(f"report: {address(path)}\nmodel:  {workdir / 'best'}")
-    print(f"try it: mtjudge judge --model={workdir / 'best'} --task=technical --image=PICTURE")
+    model = shlex.quote(f"--model={workdir / 'best'}")
+    print(f"try it: mtjudge judge {model} --task=technical --image=PICTURE")

@@ -98,7 +98,8 @@ class Judge(Engine):
 
         A question is a picture, a tuple (pictures, instruction) or (pictures, instruction, texts), or a dict with `image` or
         `images`, `instruction` (or `text`), `texts` and `task`. For a task of pairs, ("a.jpg", "b.jpg") is one too. Instead,
-        `images` holds the pictures of each question and `instruction` one text, or one for each. An array [n, h, w, 3] is n
+        `images` holds the pictures of each question and `instruction` one text, or one for each; with an instruction, so do
+        `questions`. An array [n, h, w, 3] is n
         pictures. samples, both_orders: as for `judge`.
 
         A question that cannot be asked gets a verdict None with the reason in `error`, beginning with its number, and a warning.
@@ -106,7 +107,10 @@ class Judge(Engine):
         """
         if (questions is None) == (images is None):
             raise UserError("judge_all takes questions or images: give one of them")
-        asked = with_instructions(images, instruction) if questions is None else listed(questions)
+        alone = instruction and questions is not None
+        asked = listed(questions) if questions is not None and not alone else with_instructions(
+            images if questions is None else questions, instruction
+        )
         if task is not None:
             self.task(task)  # also where there is no question
         found = self.ask(asked, AskedAs(task, samples, both_orders, seed))

@@ -26,7 +26,7 @@ from mtjudge_jax.prepare.report import write_data_report
 from mtjudge_jax.prepare.splits import MAX_BAD, MODES, NOT_FOR_TRAINING, CheckedRecord, Decision, decide, final_answer
 from mtjudge_jax.records import SCHEMA_VERSION, BadRecord, JudgeExample, check_example, pack, unpack
 
-_RECIPE = 1  # changes whenever the same arguments would give different data
+_RECIPE = 2  # changes whenever the same arguments would give different data
 _SHOWN_CHARACTERS = 250  # of the first record of each reason, in the error about too many
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from mtjudge_jax.errors import UserError
 
 MAX_BAD = 0.05  # share of unusable records
+_MISSED = 5  # records that a split should have
 MODES = ("native", "grouped", "paper_random")
 _EVALUATION = ("test", "ood")
 STRICTEST = ("test", "ood", "val", "train")  # a record in one of these is not in a later one
@@ -179,7 +180,21 @@ def _assign(
     dealt = deal([components[i] for i in free], [tasks[i] for i in free], shares, seed)
     for i, name in zip(free, dealt, strict=True):
         split[i] = name
+    _refuse_empty([components[i] for i in free], dealt, shares)
     return split, notes
+
+
+def _refuse_empty(components: Sequence[int], dealt: Sequence[str], shares: dict[str, float]) -> None:
+    """Raises UserError where a share of some records was asked for and groups are so large that none is in it."""
+    empty = [name for name, share in shares.items() if round(share * len(dealt)) >= _MISSED and name not in dealt]
+    if empty:
+        sizes, asked = collections.Counter(components), ", ".join(f"--{name}={shares[name]:g}" for name in empty)
+        raise UserError(
+            f"no record is in {' or '.join(empty)} ({asked}): the {len(dealt)} records are {len(sizes)} groups, the largest of "
+            f"{max(sizes.values())}, which stay together because they share a prompt (instruction) or a picture. "
+            f"Give each row the field `group`, e.g. the name of its picture, or set "
+            f"{' '.join(f'--{name}=0' for name in empty)}"
+        )
 
 
 def deal(units: Sequence[int | str], tasks: Sequence[str], shares: dict[str, float], seed: int) -> list[str]:

@@ -34,12 +34,12 @@ class PairFailures(NamedTuple):
 
 
 def _last_judged(run: RunFolder) -> dict[str, Evaluation]:
-    """Base and trained model on the test split; before they are judged, the newest validation."""
+    """Base and trained model on the test split; before they are judged, the best validation."""
     named = {"base": run.evaluations.get(BASE_TEST), "trained": run.evaluations.get(TRAINED_TEST)}
     if found := {name: one for name, one in named.items() if one is not None and one.predictions}:
         return found
     validations = sorted(name for name in run.evaluations if name.startswith("val_"))
-    return {"last validation": run.evaluations[validations[-1]]} if validations else {}
+    return {"best validation": run.evaluations[validations[-1]]} if validations else {}
 
 
 def confusion_matrices(run: RunFolder) -> list[Matrix]:
@@ -82,7 +82,7 @@ def reliability_plot(run: RunFolder, tasks: list[str]) -> Plot | None:
         if rows:
             right = np.array([float(p["correct"]) for p in rows])
             bins[model] = bin_sums(np.array([p["probability"] for p in rows]), right).sum(axis=0)
-    colors = {"base": BASE_COLOR, "trained": TRAINED_COLOR, "last validation": TRAINED_COLOR}
+    colors = {"base": BASE_COLOR, "trained": TRAINED_COLOR, "best validation": TRAINED_COLOR}
     return plots.draw_reliability("Reliability", bins, colors)
 
 

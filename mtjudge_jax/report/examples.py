@@ -80,7 +80,7 @@ def seeds_of(config: dict) -> tuple[int, ...]:
 
 
 def _judged_pairs(evaluations: dict[str, Evaluation]) -> Iterator[tuple[str, Evaluation | None, Evaluation | None]]:
-    """(split, before, after): base and trained on test; the first and the last validation on val."""
+    """(split, before, after): base and trained on test; the first and the best validation on val."""
     if BASE_TEST in evaluations or TRAINED_TEST in evaluations:
         yield "test", evaluations.get(BASE_TEST), evaluations.get(TRAINED_TEST)
     validations = sorted(name for name in evaluations if name.startswith("val_"))

@@ -52,7 +52,7 @@ def read_run(workdir: str | os.PathLike) -> RunFolder:
     train = latest_by_step([line for line in lines if line.get("kind") == "train"])
     validation = latest_by_step([line for line in lines if line.get("kind") == "eval" and line.get("split") == "val"])
     data = data_of(workdir, config)
-    places = {name: workdir / "eval" / f"{name}.json" for name in _evaluation_names(workdir / "eval")}
+    places = {name: workdir / "eval" / f"{name}.json" for name in _evaluation_names(workdir / "eval", validation)}
     for name, meaning in ((BASE_TEST, "base"), (TRAINED_TEST, "trained")):
         if name not in places and (found := find_evaluation(workdir, config, data, name)):
             places[name] = found
@@ -137,11 +137,22 @@ def eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str
     return " ".join(["mtjudge eval", *(shlex.quote(f"--{flag}={value}") for flag, value in flags.items())])
 
 
-def _evaluation_names(folder: AnyPath) -> list[str]:
-    """The evaluations to read: the fixed names that exist, and the first and the last validation (predictions can be large)."""
+def best_validation(lines: list[dict]) -> tuple[int, float] | None:
+    """(step, mean macro-F1) of the best of these validations, the first if several are equal."""
+    means = [(line["step"], (line.get("mean") or {}).get("macro_f1")) for line in lines]
+    scored = [(step, mean) for step, mean in means if mean is not None]
+    return max(scored, key=lambda item: item[1]) if scored else None
+
+
+def _evaluation_names(folder: AnyPath, validation: list[dict]) -> list[str]:
+    """The evaluations to read: the fixed names that exist, and of the validations the first and the best, whose model is kept
+    (predictions can be large). Without their lines the last stands for the best.
+    """
     fixed = [name for name in (BASE_TEST, TRAINED_TEST, REFERENCE_TEST) if (folder / f"{name}.json").exists()]
     validations = sorted(path.stem for path in folder.glob("val_*.json"))
-    return fixed + list(dict.fromkeys(validations[:1] + validations[-1:]))
+    found = best_validation(validation)
+    best = [f"val_{found[0]:06d}"] if found and f"val_{found[0]:06d}" in validations else validations[-1:]
+    return fixed + list(dict.fromkeys(validations[:1] + best))
 
 
 def _read_evaluation(place: AnyPath, name: str, problems: list[str]) -> Evaluation:

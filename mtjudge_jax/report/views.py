@@ -7,7 +7,7 @@ from typing import NamedTuple
 from mtjudge_jax.report import plots
 from mtjudge_jax.report.intervals import mean_interval
 from mtjudge_jax.report.plots import Dumbbell, Plot
-from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, Evaluation, RunFolder
+from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, Evaluation, RunFolder, best_validation
 from mtjudge_jax.report.tables import Table
 from mtjudge_jax.tasks import TASKS
 
@@ -123,7 +123,7 @@ def pair_rows(run: RunFolder) -> list[PairRow]:
 
 def validation_table(run: RunFolder, tasks: list[str]) -> Table | None:
     """The first and the best validation of each task, None before the first."""
-    best = best_validation(run)
+    best = best_validation(run.validation)
     if best is None:
         return None
     first, chosen = run.validation[0], next(line for line in run.validation if line["step"] == best[0])
@@ -191,13 +191,6 @@ def summarise_work(run: RunFolder) -> TrainingWork:
 def is_unfinished(run: RunFolder, work: TrainingWork) -> bool:
     """Whether steps of the config are still to come. A run that its patience ended looks like one that was stopped."""
     return bool(run.config.get("steps")) and work.steps < run.config["steps"]
-
-
-def best_validation(run: RunFolder) -> tuple[int, float] | None:
-    """(step, mean macro-F1) of the best validation, the first if several are equal."""
-    means = [(line["step"], (line.get("mean") or {}).get("macro_f1")) for line in run.validation]
-    scored = [(step, mean) for step, mean in means if mean is not None]
-    return max(scored, key=lambda item: item[1]) if scored else None
 
 
 def split_counts(manifest: dict) -> dict[str, int]:

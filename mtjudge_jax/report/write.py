@@ -10,7 +10,7 @@ from mtjudge_jax.report.curves import learning_curves
 from mtjudge_jax.report.examples import TEST_QUOTA, VAL_QUOTA, build_cards, strip_of
 from mtjudge_jax.report.page import render_page
 from mtjudge_jax.report.plots import BASE_COLOR, TRAINED_COLOR, looks_of, page_color
-from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, RunFolder, read_run
+from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, RunFolder, best_validation, read_run
 from mtjudge_jax.report.rollouts import rollout_groups
 from mtjudge_jax.report.tables import Table
 
@@ -47,7 +47,7 @@ def render_report(run: RunFolder, *, version: str = "") -> str:
         validated=views.validation_table(run, tasks),
         dumbbells=views.dumbbell_plot(rows, constant, before, after, reference),
         constant=constant, constant_words=views.constant_words(run, rows, in_mean),
-        curves=learning_curves(run, tasks, looks), looks=looks, work=work, best=views.best_validation(run),
+        curves=learning_curves(run, tasks, looks), looks=looks, work=work, best=best_validation(run.validation),
         config=config, highlights=views.highlight(config, stage), counts=views.split_counts(run.manifest),
         stage=stage, is_demo=run.manifest.get("dataset") == "demo",
         cards=cards, quota=TEST_QUOTA + VAL_QUOTA, splits=list(dict.fromkeys(card.split for card in cards)),

@@ -261,7 +261,8 @@ class Task:
             if got != needed:
                 raise UserError(f"task {self.name!r} needs exactly {needed} image(s), the question has {got}")
         if self.shows_instruction and not question.instruction.strip():
-            raise UserError(f"task {self.name!r} needs an instruction, the question has none: fill the field")
+            remedy = "give it, in the field instruction or by --instruction"
+            raise UserError(f"task {self.name!r} needs an instruction, the question has none: {remedy}")
         if self.wordings is None:
             return
         if self.max_images and got > self.max_images:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import traceback
 
 import jax
@@ -54,7 +55,7 @@ def fit_and_report(cfg: Config, workdir: str, *, allowed: tuple[str, ...]) -> No
     print(f"done: step {progress.step}, best mean validation macro-F1 {progress.best:.3f}{when_best(run)}")
     if text := untrained_best(run, progress):
         print(text)
-    print(f"to export it with a model card: mtjudge export --workdir={run.workdir} --out=FOLDER")
+    print(f"to export it with a model card: mtjudge export {shlex.quote(f'--workdir={run.workdir}')} --out=FOLDER")
     print("to train it longer: the same command with --config.steps=N --allow_change=steps")
 
 

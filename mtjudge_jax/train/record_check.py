@@ -12,7 +12,7 @@ from mtjudge_jax.data.pipeline import open_split
 from mtjudge_jax.data.rows import Row, RowFormat, to_row
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.paths import AnyPath
-from mtjudge_jax.records import BadRecord, JudgeExample, holds_in_one_order
+from mtjudge_jax.records import LABEL_WORD, BadRecord, JudgeExample, holds_in_one_order
 from mtjudge_jax.tasks import Task
 
 LOOKED_AT = 24  # training records per task, spread evenly
@@ -46,6 +46,7 @@ def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
     run would end late, or without having trained the task.
     """
     looked = [_look(folder, name, fmt) for name in cfg.data.tasks]
+    _refuse_reversed(looked, fmt)
     said = _refuse(looked, folder, cfg.data.max_bad_share)
     rows = [row for one in looked for _, row in one.good]
     counts = ", ".join(f"{one.name} {one.count:,}" for one in looked)
@@ -75,6 +76,22 @@ def _refuse(looked: list[_Looked], folder: AnyPath, limit: float) -> list[str]:
     if bad >= _SURELY and bad > _SURELY * limit * every:
         raise ConfigError(f"{folder}: {text}")
     return [f"warning: {text}"] if some else []
+
+
+def _refuse_reversed(looked: list[_Looked], fmt: RowFormat) -> None:
+    """Raises ConfigError for a task whose labels are the words of the rows the wrong way round: it would learn the opposite."""
+    for one in looked:
+        labels = [label.lower() for label in fmt.tasks[one.name].labels]
+        for record in one.records:
+            rule = "" if isinstance(record, BadRecord) else record.label_rule
+            word = rule.removeprefix(LABEL_WORD) if rule.startswith(LABEL_WORD) else ""
+            if len(labels) == 2 and word in labels and labels.index(word) != record.label.binary:
+                given = fmt.tasks[one.name].labels
+                raise ConfigError(
+                    f"data.custom_tasks: {one.name!r}: labels = {given} are the wrong way round: {word!r} of the rows is class "
+                    f"{record.label.binary} (--option=positive names class 1), and labels name class 0, then class 1. Write "
+                    f'"labels": ("{given[1]}", "{given[0]}")'
+                )
 
 
 def _hides(task: Task) -> bool:

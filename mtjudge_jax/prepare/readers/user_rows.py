@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.prepare.readers import fields, files, image_files
-from mtjudge_jax.records import KINDS, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label, counted
+from mtjudge_jax.records import KINDS, LABEL_WORD, SHORT_KINDS, TIE, BadRecord, Candidate, JudgeExample, Label, counted
 
 LICENSE = "the user's own"
 TERMS = "open"
@@ -129,7 +129,7 @@ def example_of_row(row: files.NativeRow, images: image_files.ReadImage, taken: T
         allow_tie=allow_tie,
         score_min=low,
         score_max=high,
-        label_rule="label",
+        label_rule=f"{LABEL_WORD}{_word(native['label'])}" if kind == "pointwise_binary" else "label",
         raters=tuple(fields.finite_number(vote, "raters") for vote in _list(native, "raters")),
         revision=taken.options["revision"],
     )

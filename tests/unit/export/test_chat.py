@@ -90,7 +90,7 @@ class Recorder:
 def test_transformers_gets_the_prompts_of_training(tmp_path, monkeypatch, capsys, kind):
     """Runs the card's own program. The model alone is replaced."""
     pytest.importorskip("torch", reason="torch is not installed")
-    import peft
+    peft = pytest.importorskip("peft", reason="peft is not installed")
     import transformers
 
     folder = write_folder(tmp_path / "judge", THINKING_TEMPLATE if kind == "thinking" else TEMPLATE)

@@ -120,6 +120,10 @@ def test_a_batch_is_as_large_as_its_questions(judge):
         found = judge.judge_all([picture(i) for i in range(count)], task="technical")
         assert [v.reasoning for v in found] == [str(i) for i in range(count)]
         assert [size for _, _, size, _ in judge.batches] == sizes, count
+    for asked in ({"questions": [picture(0), picture(1)]}, {"images": [picture(0), picture(1)]}):
+        found = judge.judge_all(**asked, task="alignment", instruction="a dog")
+        assert [v.error for v in found] == ["", ""], asked
+    assert "needs an instruction" in judge.judge_all([picture()], task="alignment")[0].error
     judge._compiled.clear()
     judge.judge_all([picture()] * 17, task="technical")
     assert judge.batches[-1][2] == 16  # the last one fits where nothing new is compiled

@@ -13,6 +13,7 @@ from preparing import arguments, by_split, made, picture, reader_of, run
 from mtjudge_jax.data.bad_rows import TooManyBadRecords
 from mtjudge_jax.data.pipeline import fingerprint, read_manifest
 from mtjudge_jax.data.tf_example import record_in, tf_example
+from mtjudge_jax.errors import UserError
 from mtjudge_jax.prepare.prepare import Arguments, prepare
 from mtjudge_jax.records import BadRecord, Candidate, Label, check_example, pack, unpack
 from mtjudge_jax.report.examples import read_examples
@@ -408,3 +409,15 @@ def test_prepared_folders_are_joined(tmp_path, source):
     ):
         with pytest.raises(ValueError, match=text):
             prepare(prepared, replace(joining, **changed), tmp_path / "none")
+
+
+def test_groups_too_large_for_a_split_are_refused_with_the_remedy(tmp_path, source):
+    """160 pictures that share an instruction all went to train, and the run ended at its first validation."""
+    rows = [made(i, group_id="a red ball") for i in range(160)]
+    said = r"no record is in test or val \(--test=0.2, --val=0.2\): the 160 records are 1 groups, .*`group`"
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, source, rows, val=0.2, test=0.2)
+    out, _ = run(tmp_path, source, rows, val=0.0, test=0.0)
+    assert {name: len(found) for name, found in by_split(out).items()} == {"train": 160}
+    out, _ = run(tmp_path, source, [made(i, group_id=f"photo {i}") for i in range(160)], val=0.2, test=0.2, name="own")
+    assert {name: len(found) for name, found in by_split(out).items()} == {"train": 96, "val": 32, "test": 32}

@@ -135,8 +135,8 @@ def test_the_strip_is_of_many_tasks_with_wrong_ones_among_them():
     assert strip_of([]) == []
 
 
-def own_run(folder):
-    """A run of own tasks that was only validated."""
+def own_run(folder, means=(0.5, 0.62)):
+    """A run of own tasks that was only validated, at steps 0 and 12. means: of the macro-F1."""
     make_workdir(folder, per_task=2)
     for path in (folder / "eval").iterdir():
         path.unlink()
@@ -149,13 +149,21 @@ def own_run(folder):
     rows = [row | {"verdict": None if row["verdict"] == "x" else row["verdict"]} for row in rows]
     score = {"macro_f1": 0.5, "accuracy": 0.625, "sampled_accuracy": 0.5, "count": 2}
     lines = []
-    for step in (0, 12):
-        result = {"tasks": {"blur": score, "light": score}, "mean": {"macro_f1": 0.5 + step / 100, "sampled_accuracy": 0.5}}
+    for step, mean in zip((0, 12), means, strict=True):
+        result = {"tasks": {"blur": score, "light": score}, "mean": {"macro_f1": mean, "sampled_accuracy": 0.5}}
         (folder / "eval" / f"val_{step:06d}.json").write_text(json.dumps(result))
         (folder / "eval" / f"val_{step:06d}.predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         lines.append({"kind": "eval", "split": "val", "step": step} | result)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     return folder
+
+
+def test_the_page_shows_the_answers_of_the_model_that_is_kept(tmp_path):
+    """Where a later validation was worse, those of the best: the headline is of its model."""
+    folder = own_run(tmp_path / "run", means=(0.6, 0.5))
+    assert [name for name in read_run(folder).evaluations if name.startswith("val_")] == ["val_000000"]
+    better = own_run(tmp_path / "better")
+    assert [name for name in read_run(better).evaluations if name.startswith("val_")] == ["val_000000", "val_000012"]
 
 
 def test_a_run_of_own_tasks_that_was_only_validated(tmp_path):
@@ -164,7 +172,7 @@ def test_a_run_of_own_tasks_that_was_only_validated(tmp_path):
     text = html.unescape(" ".join(re.sub(r"<[^>]*>", " ", source[source.index("<body>") :]).split()))
     assert "Is the image blurred?" in text and "p(yes) 0.50 (2 samples) 0.50 (2 samples)" in text
     assert "blur 2 0.500 0.500 0.625 0.625 0.500 0.500" in text and "macro-F1, step 12" in text
-    assert "Confusion matrices" in text and "light last validation" in text
+    assert "Confusion matrices" in text and "light best validation" in text
     table = text[text.index("true \\ said") :]
     rows = ("1 0 1 0 0 0 0", "2 0 0 0 0 0 0", "3 0 0 2 0 0 0", "4 0 0 0 0 0 0", "5 0 0 0 0 0 1")
     assert table.startswith(f"true \\ said 1 2 3 4 5 invalid {' '.join(rows)} ")

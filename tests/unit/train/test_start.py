@@ -14,7 +14,7 @@ from mtjudge_jax.data.images import Budget
 from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.policy.model import pair_of_answers
-from mtjudge_jax.records import Label
+from mtjudge_jax.records import LABEL_WORD, Label
 from mtjudge_jax.tasks import TASKS, tasks_with
 from mtjudge_jax.train import record_check
 from mtjudge_jax.train.fit import untrained_best, when_best
@@ -33,6 +33,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data"))
 
 
+WORDS = ("crisp", "blurry")  # of the classes 0 and 1
 LONGEST = "longest of 68 prompts checked: 112 tokens and 8 patches, the limits are 200 (data.prompt_tokens) and 36 (data.patches)"
 
 
@@ -74,6 +75,24 @@ def test_records_that_do_not_fit_are_told_before_the_first_step(data, fmt, monke
     monkeypatch.setattr(record_check, "open_split", lambda *place: some_long(3))
     with pytest.raises(ConfigError, match=r"3 of 24 of alignment \(prompt_too_long"):
         check_records(cfg, data, fmt)
+
+
+def test_labels_the_wrong_way_round_are_refused(data, fmt, monkeypatch):
+    """The rows call class 1 "blurry", the task class 0. Trained, it would learn the opposite without a word."""
+    records = [example(i, images=(encoded(noise(i, 32, 32)),), label_rule=f"{LABEL_WORD}{WORDS[i % 2]}") for i in range(6)]
+    records = [replace(one, label=Label(binary=i % 2)) for i, one in enumerate(records)]
+    monkeypatch.setattr(record_check, "open_split", lambda *place: records)
+    cfg = config()
+    cfg.data.tasks = ("technical",)
+    for labels, refused in ((("blurry", "Crisp"), True), (("Crisp", "blurry"), False), (("no", "yes"), False)):
+        task = replace(fmt.tasks["technical"], labels=labels)
+        changed = fmt._replace(tasks={**fmt.tasks, "technical": task})
+        if refused:
+            said = r"""'crisp' of the rows is class 0 .* Write "labels": \("Crisp", "blurry"\)$"""
+            with pytest.raises(ConfigError, match=said):
+                check_records(cfg, data, changed)
+        else:
+            check_records(cfg, data, changed)
 
 
 def test_an_instruction_that_is_not_shown_is_told(data, fmt, monkeypatch):
