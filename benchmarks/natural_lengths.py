@@ -129,7 +129,7 @@ def prompt_rows(path: Path, model_cfg, *, mean: bool):
         text = [(row * words)[: max(words, first + 1)] for row in text]
         ids = [[*row[:first], *[image_id] * (side // 32) ** 2, *row[first:]] for row in text]
         images = [np.resize(image, (side, side, 3)) for image in images]
-    limits = ImageConfig(min_pixels=32 * 32, max_pixels=4096 * 4096)
+    limits = ImageConfig(16, 2, 32 * 32, 4096 * 4096, (0.5,) * 3, (0.5,) * 3)
     patches = [patchify(image, limits) for image in images]
     length, most = max(map(len, ids)), max(len(one.patches) for one in patches)
     rows = []
