@@ -1,15 +1,17 @@
 """The client of `mtjudge serve`."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mtjudge_jax.client.pictures import encoded, pictures_of
 from mtjudge_jax.client.requests import Requests, chunks
-from mtjudge_jax.errors import UserError
+from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.tasks.asking import one_text_each
 from mtjudge_jax.tasks.comparison import WinRates
 from mtjudge_jax.tasks.verdicts import Verdict
+
+_FIELDS = ("image", "images", "instruction", "texts")  # of a question that is a dict
 
 
 class Client:
@@ -96,17 +98,20 @@ class Client:
         both_orders: bool = False,
         seed: int = 0,
     ) -> list[Verdict]:
-        """The verdicts about many questions, each a picture or the list of those of a pair or a list; several requests at a time.
+        """The verdicts about many questions; several requests at a time.
+
+        A question is a picture, a list of those of a pair or a list, a tuple (list of pictures, instruction), or a dict with
+        `image` or `images`, `instruction` and `texts`. instruction: of the questions that bring none.
 
         A question that the server refuses gets a verdict None with the reason in `error`; the others are judged.
         """
         items = list(questions)
         texts = one_text_each(instruction, len(items), "questions")
 
-        def one(images: Any, text: str) -> Verdict:
-            how = {"samples": samples, "both_orders": both_orders, "seed": seed}
+        def one(question: Any, text: str) -> Verdict:
+            how = {"task": task, "samples": samples, "both_orders": both_orders, "seed": seed}
             try:
-                return self.judge(images, task=task, instruction=text, **how)
+                return self.judge(**({"instruction": text} | _question(question)), **how)
             except UserError as error:
                 return Verdict(None, "", None, "", str(error), None, "invalid")
 
@@ -120,3 +125,17 @@ class Client:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _question(one: Any) -> dict:
+    """The arguments of `Client.judge` that a question of `judge_all` names. Raises UserError for a field that is none."""
+    if isinstance(one, Mapping):
+        if strays := [str(name) for name in one if name not in _FIELDS]:
+            raise UserError(unknown("field", strays[0], _FIELDS))
+        if ("image" in one) == ("images" in one):
+            raise UserError("a question has image or images: give one of them")
+        rest = {name: one[name] for name in ("instruction", "texts") if name in one}
+        return {"images": one.get("image", one.get("images"))} | rest
+    if isinstance(one, (list, tuple)) and len(one) == 2 and isinstance(one[0], (list, tuple)) and isinstance(one[1], str):
+        return {"images": one[0], "instruction": one[1]}
+    return {"images": one}

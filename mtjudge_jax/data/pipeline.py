@@ -95,7 +95,7 @@ def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[st
     files = read_manifest(folder)["files"]
     name = f"{split}/{task}"
     if name not in files:
-        again = f"; prepare the data again with --{split} above 0, or give rows the field `split`"
+        again = f"; prepare the data again with --{split} above 0, and rows the field `group` or `split`"
         remedy = again if split in ("val", "test") else ""
         raise UserError(f"{folder} has no records of {name}; it has {', '.join(sorted(files)) or 'none'}{remedy}")
     return files[name]

@@ -58,7 +58,7 @@ def judge_rows(ask: FileRequest) -> None:
     with held(out.parent, name=out.name):
         done = _done(out, _facts(ask, data))
         if done == total:
-            print(f"{total} rows were judged before, in {out}")
+            print(f"{total} rows were judged before, in {out}{_not_judged(out)}")
             return
         if done:
             print(f"{done} of {total} rows were judged before; the rest follows")
@@ -67,7 +67,7 @@ def judge_rows(ask: FileRequest) -> None:
 
 
 def _judge_rest(ask: FileRequest, judge: Judge, rows: Iterator[Any], done: int, total: int, out: Path) -> None:
-    began, first, failed, unread = time.perf_counter(), done, 0, 0
+    began, first, failed, unread, reason = time.perf_counter(), done, 0, 0, ""
     settings = {"task": ask.task, "samples": ask.samples, "both_orders": ask.both_orders}
     bar = tqdm(total=total, initial=done, unit="row", disable=not sys.stderr.isatty())
     with open(out, "a", encoding="utf-8") as file, bar:
@@ -83,6 +83,7 @@ def _judge_rest(ask: FileRequest, judge: Judge, rows: Iterator[Any], done: int, 
                 line = _line(done + place, row, verdict, place)
                 asked = not line["error"] or bool(line["text"])
                 failed, unread = failed + (not asked), unread + (asked and line["verdict"] is None)
+                reason = reason or ("" if asked else f"row {line['row']}: {line['error']}")
                 file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -93,7 +94,17 @@ def _judge_rest(ask: FileRequest, judge: Judge, rows: Iterator[Any], done: int, 
     if unread:
         print(f"{unread} answers could not be read: their verdict is null")
     if failed:
-        print(f"{failed} rows could not be judged: their verdict is null, the reason is in error")
+        said = f"{failed} rows could not be judged: their verdict is null, the reason is in error, as {reason}"
+        if failed == done - first == total:
+            out.unlink()  # nothing to keep, and the same command then asks again
+            raise UserError(said)
+        print(said)
+
+
+def _not_judged(out: Path) -> str:
+    with open(out, encoding="utf-8") as lines:
+        failed = sum(bool(row["error"]) and not row["text"] for row in map(json.loads, lines))
+    return f"; {failed} of them could not be, and are not tried again: name another --out, or remove it" if failed else ""
 
 
 def _line(number: int, row: Any, verdict: Verdict, place: int) -> dict:

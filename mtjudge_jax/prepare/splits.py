@@ -180,18 +180,20 @@ def _assign(
     dealt = deal([components[i] for i in free], [tasks[i] for i in free], shares, seed)
     for i, name in zip(free, dealt, strict=True):
         split[i] = name
-    _refuse_empty([components[i] for i in free], dealt, shares)
+    for task in dict.fromkeys(tasks[i] for i in free):
+        own = [at for at, i in enumerate(free) if tasks[i] == task]
+        _refuse_empty(task, [components[free[at]] for at in own], [dealt[at] for at in own], shares)
     return split, notes
 
 
-def _refuse_empty(components: Sequence[int], dealt: Sequence[str], shares: dict[str, float]) -> None:
-    """Raises UserError where a share of some records was asked for and groups are so large that none is in it."""
+def _refuse_empty(task: str, components: Sequence[int], dealt: Sequence[str], shares: dict[str, float]) -> None:
+    """Raises UserError where a share of a task's records was asked for and groups are so large that none is in it."""
     empty = [name for name, share in shares.items() if round(share * len(dealt)) >= _MISSED and name not in dealt]
     if empty:
         sizes, asked = collections.Counter(components), ", ".join(f"--{name}={shares[name]:g}" for name in empty)
         raise UserError(
-            f"no record is in {' or '.join(empty)} ({asked}): the {len(dealt)} records are {len(sizes)} groups, the largest of "
-            f"{max(sizes.values())}, which stay together because they share a prompt (instruction) or a picture. "
+            f"no record of {task} is in {' or '.join(empty)} ({asked}): its {len(dealt)} records are {len(sizes)} groups, the "
+            f"largest of {max(sizes.values())}, which stay together because they share a prompt (instruction) or a picture. "
             f"Give each row the field `group`, e.g. the name of its picture, or set "
             f"{' '.join(f'--{name}=0' for name in empty)}"
         )

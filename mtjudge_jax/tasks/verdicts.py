@@ -34,10 +34,11 @@ class Reply(NamedTuple):
 
 
 def read_reply(text: str, task: Task, truth: Truth, shares: Shares | None = None) -> Reply:
-    """How an answer is read: leniently, and whether it has the required form."""
+    """How an answer is read: leniently, and whether it has the required form. One that cannot be read has no shares."""
     form = {"labels": truth.words, "ranked": truth.ranked}
     lenient, strict = parse_lenient(text, **form), parse_strict(text, **form)
     parse = "invalid" if lenient.verdict is None else "lenient" if strict.verdict is None else "strict"
+    shares = None if lenient.verdict is None else shares
     return Reply(verdict_text(lenient, task, truth), lenient.reasoning, text, lenient.error, parse, shares)
 
 

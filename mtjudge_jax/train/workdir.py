@@ -40,7 +40,7 @@ def refuse_other_config(cfg: Config, path: AnyPath, allowed: tuple[str, ...] = (
     changed = [line for line in differences(with_defaults(stored), to_dict(cfg)) if not line.startswith(_FREE_TO_CHANGE)]
     refused = [line for line in changed if line.partition(":")[0] not in allowed]
     if refused:
-        names = ",".join(line.partition(":")[0] for line in refused)
+        names = ",".join(dict.fromkeys([*allowed, *(line.partition(":")[0] for line in refused)]))
         raise ConfigError(
             f"{path.parent} holds a run of another config: {'; '.join(refused)}. Choose another --workdir, undo the change, or "
             f"allow it by --allow_change={names}"
@@ -110,7 +110,7 @@ def refuse_other_sources(workdir: AnyPath, sources: dict[str, str], meta: dict, 
         shown = ", ".join(f"{name} ({before.get(name, 'none')} -> {sources[name]})" for name in changed)
         raise ConfigError(
             f"{shown}: not what the checkpoints of {workdir} were made with: put back what was there, choose another --workdir, "
-            f"or allow it by --allow_change={','.join(map(_source_name, changed))}"
+            f"or allow it by --allow_change={','.join(dict.fromkeys([*allowed, *map(_source_name, changed)]))}"
         )
 
 

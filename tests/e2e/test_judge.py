@@ -430,7 +430,7 @@ def test_a_file_of_questions_goes_on_after_a_stop(tmp_path):
     said = [json.loads(line) for line in (tmp_path / "whole.jsonl").read_text().splitlines()]
     assert [line["row"] for line in said] == list(range(13)) and said[0]["id"] == "row 0"
     assert "no file" in said[3]["error"] and said[3]["verdict"] is None
-    assert said[12]["error"].startswith("row 12 is no JSON object: ")
+    assert said[12]["error"].startswith("line 13 is no JSON object: ")
     good = [line["score_expected"] for i, line in enumerate(said) if i not in (3, 7, 12)]
     assert np.abs(np.array(good) - [s for i, s in enumerate(scoring()["technical"]) if i not in (3, 7)]).max() < 1e-6
 
@@ -459,6 +459,11 @@ def test_a_file_of_questions_goes_on_after_a_stop(tmp_path):
     assert ended.status == 0 and "1 rows could not be judged" in ended.out, ended.err
     said = [json.loads(line) for line in (tmp_path / "named.jsonl").read_text().splitlines()]
     assert [bool(line["verdict"]) for line in said] == [True] * 3 + [False, True] and "is no JSON object" in said[3]["error"]
+    failed = next(line for line in map(json.loads, (tmp_path / "whole.jsonl").read_text().splitlines()) if line["row"] == 3)
+    assert f"as row 3: {failed['error']}" in whole.out and "2 of them could not be, and are not tried again" in done.out
+    lost = commands().run(*without, "--task=technical", f"--data={rows}", f"--out={tmp_path / 'lost.jsonl'}", "--images=nowhere")
+    assert lost.status == 2 and "rows could not be judged: their verdict is null, the reason is in error, as row 0: " in lost.err
+    assert not (tmp_path / "lost.jsonl").exists()
     (tmp_path / "empty.jsonl").touch()  # as a command leaves it that failed before its first verdict
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:1]))
     assert commands().run(*flags, f"--out={tmp_path / 'empty.jsonl'}").status == 0

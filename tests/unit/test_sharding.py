@@ -92,7 +92,7 @@ def test_a_batch_goes_to_the_mesh_and_back(shape):
     rows = tiny.prompts(8)
     placed = shard_batch(rows, mesh)
     shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-    for x, want in zip(placed, rows, strict=True):
+    for x, want in zip(jax.tree.leaves(placed), jax.tree.leaves(rows), strict=True):
         assert x.addressable_shards[0].data.shape == (8 // shards, *want.shape[1:])
         assert np.array_equal(local_rows(x, mesh), want)
 

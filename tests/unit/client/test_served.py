@@ -93,6 +93,10 @@ def test_a_batch_of_tensors_is_so_many_pictures(client):
 def test_many_verdicts_of_which_one_cannot_be_given(client):
     found = client.judge_all([png(0.2), b"no picture", [png(0.8)]], task="alignment", instruction=["a", "b", "c"])
     assert [one.verdict for one in found] == ["no", None, "yes"] and "refused the request: images" in found[1].error
+    forms = [([png(0.8)], "a dog"), {"image": png(0.8), "instruction": "a dog"}, {"images": [png(0.8)]}, {"picture": png(0.8)}]
+    said = client.judge_all(forms, task="alignment", instruction="a cat")
+    assert [one.verdict for one in said] == ["yes", "yes", "yes", None]
+    assert "unknown field 'picture'" in said[3].error
     pairs = client.judge_all([[png(0.2), png(0.8)]], task="pairwise_technical", both_orders=True)
     assert pairs[0].agreement == 1.0
 

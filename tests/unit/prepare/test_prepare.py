@@ -414,9 +414,12 @@ def test_prepared_folders_are_joined(tmp_path, source):
 def test_groups_too_large_for_a_split_are_refused_with_the_remedy(tmp_path, source):
     """160 pictures that share an instruction all went to train, and the run ended at its first validation."""
     rows = [made(i, group_id="a red ball") for i in range(160)]
-    said = r"no record is in test or val \(--test=0.2, --val=0.2\): the 160 records are 1 groups, .*`group`"
+    said = r"no record of sharp is in test or val \(--test=0.2, --val=0.2\): its 160 records are 1 groups, .*`group`"
     with pytest.raises(UserError, match=said):
         run(tmp_path, source, rows, val=0.2, test=0.2)
+    other = [made(200 + i, task="safety", group_id=f"photo {i}") for i in range(100)]
+    with pytest.raises(UserError, match="no record of sharp is in test or val"):  # another task has some
+        run(tmp_path, source, rows + other, val=0.2, test=0.2, name="other")
     out, _ = run(tmp_path, source, rows, val=0.0, test=0.0)
     assert {name: len(found) for name, found in by_split(out).items()} == {"train": 160}
     out, _ = run(tmp_path, source, [made(i, group_id=f"photo {i}") for i in range(160)], val=0.2, test=0.2, name="own")

@@ -5,9 +5,10 @@ import pytest
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.tasks import TASKS, comparison
+from mtjudge_jax.tasks.answer import Truth
 from mtjudge_jax.tasks.comparison import opponents
 from mtjudge_jax.tasks.custom import custom_task
-from mtjudge_jax.tasks.verdicts import Reply, turned, verdict_of
+from mtjudge_jax.tasks.verdicts import Reply, read_reply, turned, verdict_of
 
 PAIR, SINGLE = TASKS["pairwise_technical"], TASKS["technical"]
 FIRST, SECOND = PAIR.labels
@@ -106,3 +107,12 @@ def test_scores_are_compared_as_if_drawn():
     assert found.win_rate.sum() == pytest.approx(1.5, abs=1e-12)
     binary = from_scores([{"no": 0.1, "yes": 0.9}, {"no": 0.4, "yes": 0.6}])
     assert binary.matrix[0, 1] == pytest.approx(0.5 + (0.9 - 0.6) / 2, abs=1e-9)
+
+
+def test_an_answer_that_cannot_be_read_has_no_score():
+    """Its words after `<answer>` are none of the labels, whatever the model thinks of these."""
+    truth, shares = Truth("pointwise_binary", SINGLE.labels, 0), {"no": 0.1, "yes": 0.9}
+    good, bad = (read_reply(f"<think>sharp</think><answer>{word}</answer>", SINGLE, truth, shares) for word in ("yes", "yesyes"))
+    assert good.shares == shares and verdict_of([good], SINGLE).score_expected == 0.9
+    assert bad.parse == "invalid" and bad.shares is None and verdict_of([bad], SINGLE).score_expected is None
+    assert verdict_of([bad, good], SINGLE).score_expected == 0.9
