@@ -20,9 +20,9 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from sizes import parser
 
@@ -46,15 +46,14 @@ def main() -> None:
     if not args.peer and not args.folder:
         raise SystemExit("give --peer, or the --folder that one has filled")
     args.folder = args.folder or Path(tempfile.mkdtemp())
-    theirs = [peer(args) for _ in range(args.rounds if args.peer else 0)][:1]
+    theirs = [peer(args)] if args.peer else []
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])  # XLA's thread pool follows the cores it may use
-    natural, even = prepare(args), None
-    ours, at_mean = timed(natural, args), []
+    step = prepare(args)
+    ours = timed(step, args)
     for _ in range(args.rounds - 1 if args.peer else 0):
         theirs.append(peer(args))
-        ours += timed(natural, args, warm=0)
-    even = prepare(args, mean_answer=statistics.mean(one["answer"] for one in ours))
-    at_mean = timed(even, args)
+        ours += timed(step, args, warm=0)
+    at_mean = timed(prepare(args, mean_answer=statistics.mean(one["answer"] for one in ours)), args)
     report(args, ours, at_mean, theirs)
 
 
@@ -65,12 +64,10 @@ def peer(args: argparse.Namespace) -> dict:
     return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("JSON "))[5:])
 
 
-class Bench(NamedTuple):
-    step: object  # int -> {stage: seconds, share ..}
-
-
-def prepare(args: argparse.Namespace, mean_answer: float = 0.0) -> Bench:
-    """Imports the package (after the cores are set) and builds the step; with `mean_answer` that of the mean lengths."""
+def prepare(args: argparse.Namespace, mean_answer: float = 0.0) -> Callable[[int], dict[str, float]]:
+    """Imports the package (after the cores are set) and builds the step, a function of its number; with `mean_answer` that of the
+    mean lengths.
+    """
     import jax
     import numpy as np
     import workload
@@ -106,11 +103,12 @@ def prepare(args: argparse.Namespace, mean_answer: float = 0.0) -> Bench:
     parameters = sum(x.size for x in jax.tree.leaves(params))
     update = make_update(state, loss, optimizer, mesh, cfg)
     work = Work(cfg, programs, update, None, shard_batch(rows, mesh), params, state, parameters, None)
-    return Bench(partial(natural_step, work, clock=time.process_time if args.by_cpu else time.perf_counter))
+    return partial(natural_step, work, clock=time.process_time if args.by_cpu else time.perf_counter)
 
 
 def prompt_rows(path: Path, model_cfg, *, mean: bool):
     """The peer's prompts as a padded batch. mean: as many, each with the mean number of tokens and patches."""
+    import jax
     import numpy as np
 
     from mtjudge_jax.data.image_config import ImageConfig
@@ -153,8 +151,6 @@ def prompt_rows(path: Path, model_cfg, *, mean: bool):
                 uid=np.uint32(number + 1),
             )
         )
-    import jax
-
     return jax.tree.map(lambda *x: np.stack(x), *rows)
 
 
@@ -200,8 +196,8 @@ def natural_step(work, number: int, *, clock) -> dict[str, float]:
     return seconds | {"answer": answers / real.answers.size} | {f"real {name}": float(x) for name, x in shares.items()}
 
 
-def timed(bench: Bench, args: argparse.Namespace, warm: int = 2) -> list[dict]:
-    return [bench.step(number) for number in range(warm + args.reps)][warm:]
+def timed(step: Callable[[int], dict[str, float]], args: argparse.Namespace, warm: int = 2) -> list[dict]:
+    return [step(number) for number in range(warm + args.reps)][warm:]
 
 
 def report(args: argparse.Namespace, ours: list[dict], at_mean: list[dict], theirs: list[dict]) -> None:

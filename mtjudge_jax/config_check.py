@@ -1,5 +1,5 @@
-"""The limits of every config field, as tables, and `check`, which raises ConfigError on the first field that breaks one; the
-settings of single tasks, read.
+"""The limits of every config field, as tables, and `check`, which raises ConfigError on the first field that breaks one.
+`task_settings` reads and checks what single tasks have of their own.
 """
 
 import dataclasses

@@ -34,17 +34,16 @@ def main() -> None:
     with_config = bool(config_file(sys.argv))
     model = "give a model folder or the workdir of a run, e.g. --model=runs/demo, or a --config=FILE.py with a model"
     cfg = typed(CONFIG.value) if with_config else None
-    if not DATA.value and cfg and cfg.data.path:
-        DATA.value = cfg.data.path
+    data = DATA.value or (cfg.data.path if cfg else "")
     need(
         *([] if with_config else [(MODEL, model)]),
-        (DATA, "give a folder of mtjudge prepare, e.g. --data=runs/demo/data"),
+        *([] if data else [(DATA, "give a folder of mtjudge prepare, e.g. --data=runs/demo/data")]),
         (OUT, "name a folder for the scores, e.g. --out=runs/demo/eval"),
     )
     from mtjudge_jax.eval.split import Request, run  # imports jax, which --help must not wait for
 
-    given = (MODEL, DATA, OUT, NAME, SPLIT, TASKS, LIMIT, BATCH, SAMPLES, SEED, WORDINGS, MESH)
-    run(Request(cfg, *(flag.value for flag in given)))
+    given = (OUT, NAME, SPLIT, TASKS, LIMIT, BATCH, SAMPLES, SEED, WORDINGS, MESH)
+    run(Request(cfg, MODEL.value, data, *(flag.value for flag in given)))
 
 
 if __name__ == "__main__":

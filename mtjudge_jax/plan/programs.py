@@ -80,7 +80,7 @@ def phases_of(cfg: Config) -> dict[str, int]:
         return ({"logp": 1} if has_reference(cfg) else {}) | {"update": 1}
     updates = cfg.rollout.prompts // cfg.update.prompts
     objective = cfg.data.mixture == "mt_grpo" and cfg.data.mt_grpo_improvement == "objective"  # a pass before and one after
-    logps = (updates > 1 or objective) + bool(cfg.loss.kl_coef) + objective
+    logps = (updates > 1 or objective) + has_reference(cfg) + objective
     return {"rollout": rounds_of(cfg)} | ({"logp": logps} if logps else {}) | {"update": updates}
 
 

@@ -36,6 +36,8 @@ def judge_file(cfg: Config, step: int, templates: dict[str, str], pixels: tuple[
 
 def stages_of(folder: str) -> list[dict]:
     """How the model of a folder was trained, the first run first: {stage, from, tasks, step} each. [] for a model of others."""
+    if folder == "demo":  # the base of the package, whatever lies in a folder of that name
+        return []
     path = as_path(folder) / JUDGE_FILE
     try:
         stages = json.loads(path.read_text())["stages"] if path.is_file() else []

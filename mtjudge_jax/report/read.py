@@ -139,9 +139,13 @@ def eval_command(workdir: AnyPath, config: dict, data: AnyPath | None, name: str
 
 def best_validation(lines: list[dict]) -> tuple[int, float] | None:
     """(step, mean macro-F1) of the best of these validations, the first if several are equal."""
+    return next(iter(best_validations(lines)), None)
+
+
+def best_validations(lines: list[dict]) -> list[tuple[int, float]]:
+    """(step, mean macro-F1) of these validations, the best first, and of equal ones the earlier."""
     means = [(line["step"], (line.get("mean") or {}).get("macro_f1")) for line in lines]
-    scored = [(step, mean) for step, mean in means if mean is not None]
-    return max(scored, key=lambda item: item[1]) if scored else None
+    return sorted(((step, mean) for step, mean in means if mean is not None), key=lambda item: (-item[1], item[0]))
 
 
 def _evaluation_names(folder: AnyPath, validation: list[dict]) -> list[str]:

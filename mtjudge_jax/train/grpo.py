@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mtjudge_jax import hosts
-from mtjudge_jax.config import Config
+from mtjudge_jax.config import Config, has_reference
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import HOST_KEYS
 from mtjudge_jax.hosts.exchange import gather, gather_rows, together
@@ -65,9 +65,9 @@ def train_grpo(run: Run) -> Progress:
         mask = learned_mask(out.mask, learn, parts, out.truncated, cfg=cfg.loss)
         places = place_answers(mask, programs.mesh)
         needs_old = updates > 1 or feedback.needs_old_logp
-        passes = int(needs_old) + int(cfg.loss.kl_coef > 0)
+        passes = needs_old + has_reference(cfg)
         old_logp = programs.logp(progress.params, prompts, out.tokens, places) if needs_old else out.logp
-        ref_logp = programs.reference_logp(reference, prompts, out.tokens, places) if cfg.loss.kl_coef else old_logp
+        ref_logp = programs.reference_logp(reference, prompts, out.tokens, places) if has_reference(cfg) else old_logp
         if cfg.loss.kl_in == "reward":
             total = total - cfg.loss.kl_coef * (kl(old_logp, ref_logp, cfg.loss.kl_estimator) * mask).sum(-1)
         advantages = advantages_of(total, parts, shares, learn, cfg=cfg.loss)
@@ -83,7 +83,7 @@ def train_grpo(run: Run) -> Progress:
             metrics.append(jax.device_get(m))
         clock.lap("update")
         keep_rollouts(run, progress.step + 1, rolled.batch, advantages)
-        numbers = train_metrics(rolled.answers, run.model.fmt.tasks) | mean_of_updates(metrics, kl=bool(cfg.loss.kl_coef))
+        numbers = train_metrics(rolled.answers, run.model.fmt.tasks) | mean_of_updates(metrics, kl=has_reference(cfg))
         progress = note_skipped(run, progress._replace(state=state), numbers["skipped"], rows, Evidence(texts, scores, batch))
         numbers |= feedback.learn(progress, rows, batch, numbers["tasks"], clock)
         numbers |= slow.numbers(progress.step + 1) | gap

@@ -9,6 +9,7 @@ from mtjudge_jax.report.read import (
     BASE_TEST,
     REFERENCE_TEST,
     TRAINED_TEST,
+    best_validations,
     data_of,
     eval_command,
     find_evaluation,
@@ -90,8 +91,7 @@ def _test_file(workdir: AnyPath) -> AnyPath | None:
 def _best_validation(workdir: AnyPath) -> AnyPath | None:
     """The validation of the model in best/, None without one."""
     lines = latest_by_step([line for line in read_lines(workdir / "metrics.jsonl", []) if line.get("kind") == "eval"])
-    means = {line["step"]: mean for line in lines if (mean := (line.get("mean") or {}).get("macro_f1")) is not None}
-    for step in sorted(means, key=lambda step: (-means[step], step)):
+    for step, _ in best_validations(lines):
         if (file := workdir / "eval" / f"val_{step:06d}.json").is_file():
             return file
     return None

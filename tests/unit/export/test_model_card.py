@@ -240,3 +240,12 @@ def test_the_card_tells_the_runs_before(tmp_path):
     assert "| run 2, this one | grpo |" in text and head(text)["base_model"] == "Qwen/Qwen3-VL-2B-Instruct"
     assert "base_model" not in head(card(then, origin=origin_of(taught), adapter=True))  # needs the taught model
     assert [stage["step"] for stage in json.loads(judge_file(then, 7, {}))["stages"]] == [40, 7]
+
+
+def test_the_demo_base_is_no_folder_that_is_called_so(tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / JUDGE_FILE).write_bytes(judge_file(Config(stage="sft"), 40, {}))
+    monkeypatch.chdir(tmp_path)
+    cfg = Config(stage="grpo")
+    cfg.model.path = "demo"
+    assert [stage["from"] for stage in json.loads(judge_file(cfg, 7, {}))["stages"]] == ["the demo base of mtjudge_jax"]
