@@ -62,8 +62,9 @@ def build(args: argparse.Namespace):
     import workload
 
     from mtjudge_jax.models.qwen3_vl import vlm
-    from mtjudge_jax.policy.programs import make_programs, place_answers
+    from mtjudge_jax.policy.programs import make_programs
     from mtjudge_jax.policy.update import init_state, make_update
+    from mtjudge_jax.rl.logp import place_answers
     from mtjudge_jax.rl.loss import dpo_loss
     from mtjudge_jax.rl.optim import make_optimizer
     from mtjudge_jax.sharding import make_mesh, shard_batch, tree_shardings
@@ -85,7 +86,7 @@ def build(args: argparse.Namespace):
 
     def step() -> dict[str, float]:
         began = clock()
-        places = place_answers(mask, mesh)
+        places = place_answers(prompts, mask, mesh)
         ref_logp = jax.block_until_ready(programs.reference_logp(params, prompts, tokens, places))
         scored = clock()
         state[0], metrics = jax.block_until_ready(update(state[0], {}, DpoBatch(prompts, tokens, mask, places, ref_logp)))

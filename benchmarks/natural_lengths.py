@@ -79,7 +79,9 @@ def prepare(args: argparse.Namespace, mean_answer: float = 0.0) -> Callable[[int
     from mtjudge_jax.policy.update import init_state, make_update
     from mtjudge_jax.rl.loss import grpo_loss
     from mtjudge_jax.rl.optim import make_optimizer
+    from mtjudge_jax.rl.rooms import make_rooms
     from mtjudge_jax.sharding import make_mesh, param_sharding, shard_batch
+    from mtjudge_jax.types import PromptRoom
 
     args.updates, args.remat, args.head_chunk, args.share = 1, "dots", 4096, 1.0
     model_cfg, cfg = load_config(args.folder / "model"), workload.run_config(args)
@@ -102,7 +104,11 @@ def prepare(args: argparse.Namespace, mean_answer: float = 0.0) -> Callable[[int
     rows = prompt_rows(args.folder / "prompts.npz", model_cfg, mean=bool(mean_answer))
     parameters = sum(x.size for x in jax.tree.leaves(params))
     update = make_update(state, loss, optimizer, mesh, cfg)
-    work = Work(cfg, programs, update, None, shard_batch(rows, mesh), params, state, parameters, None)
+    sizes = list(zip(rows.valid.sum(1).tolist(), (rows.patch_segment > 0).sum(1).tolist(), strict=True))
+    largest = PromptRoom(rows.tokens.shape[1], rows.patches.shape[1])
+    rooms = make_rooms(sizes, largest, answers=args.G * (args.new - 1), most=cfg.update.micro_prompts)
+    print(f"rooms: {rooms}")
+    work = Work(cfg, programs, update, None, shard_batch(rows, mesh), params, state, parameters, None, rooms)
     return partial(natural_step, work, clock=time.process_time if args.by_cpu else time.perf_counter)
 
 
@@ -160,10 +166,11 @@ def natural_step(work, number: int, *, clock) -> dict[str, float]:
     import numpy as np
     from workload import toy_reward
 
-    from mtjudge_jax.policy.programs import place_answers, stage_key
+    from mtjudge_jax.policy.programs import stage_key
+    from mtjudge_jax.rl.logp import lengths_of, place_answers
     from mtjudge_jax.rl.loss import group_advantages
     from mtjudge_jax.sharding import local_rows
-    from mtjudge_jax.train.monitor.work import lengths_of, stream_places
+    from mtjudge_jax.train.monitor.work import stream_places
     from mtjudge_jax.types import TrainBatch
 
     laps = [clock()]
@@ -176,7 +183,7 @@ def natural_step(work, number: int, *, clock) -> dict[str, float]:
     temperature, before = np.full(cfg.rollout.group_size, 1.0, np.float32), programs.work["lane steps"]
     out = programs.sample(params, prompts, stage_key(cfg.seed, number, "sample"), temperature, cfg.rollout.completion_tokens)
     lap(out)
-    places = place_answers(out.mask, programs.mesh)
+    places = place_answers(prompts, out.mask, programs.mesh, work.rooms)
     ref_logp = programs.logp(work.reference, prompts, out.tokens, places)
     lap(ref_logp)
     advantages = group_advantages(toy_reward(out.tokens * out.mask), std=cfg.loss.advantage_std, eps=cfg.loss.advantage_eps)

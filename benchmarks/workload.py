@@ -15,13 +15,15 @@ from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
-from mtjudge_jax.policy.programs import Programs, make_programs, place_answers, stage_key
+from mtjudge_jax.policy.programs import Programs, make_programs, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import loss as formulas
+from mtjudge_jax.rl.logp import place_answers
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
-from mtjudge_jax.sharding import batch_sharding, make_mesh, shard_batch, tree_shardings
-from mtjudge_jax.train.grpo import take_part
+from mtjudge_jax.rl.rooms import Rooms
+from mtjudge_jax.sharding import make_mesh, shard_batch, tree_shardings
+from mtjudge_jax.train.grpo import make_take
 from mtjudge_jax.types import Array, Params, PromptBatch, TrainBatch, TrainState
 
 PAD, EOS, IMAGE, VIDEO, VISION_START, VISION_END, FIRST_TEXT = 0, 2, 6, 7, 3, 4, 10
@@ -40,6 +42,7 @@ class Work:
     state: TrainState
     parameters: int
     mask: np.ndarray  # bool [Q, G, C], the tokens that count
+    rooms: Rooms | None = None
 
 
 class Ids(NamedTuple):
@@ -62,7 +65,7 @@ def build(args: argparse.Namespace) -> Work:
     state = init_state(params, optimizer, mesh)
     loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=args.updates == 1)
     update = make_update(state, loss, optimizer, mesh, cfg)
-    take = jax.jit(partial(take_part, parts=args.updates), out_shardings=batch_sharding(mesh))
+    take = make_take(args.updates, mesh)
     prompts = shard_batch(random_prompts(args), mesh)
     parameters = sum(x.size for x in jax.tree.leaves(params))
     return Work(cfg, programs, update, take, prompts, params, state, parameters, drawn_mask(args))
@@ -86,7 +89,7 @@ def run_step(work: Work, number: int, *, clock: Callable[[], float], padded: boo
     if not out.mask.all():
         raise ValueError(f"step {number}: answers of {out.mask.sum(-1)} tokens; must be full, they are cut afterwards")
     mask = shard_batch(work.mask, programs.mesh)
-    places = place_answers(mask | padded, programs.mesh)
+    places = place_answers(work.prompts, mask | padded, programs.mesh)
     updates = cfg.rollout.prompts // cfg.update.prompts
     old_logp = programs.logp(params, work.prompts, out.tokens, places) if updates > 1 else out.logp
     lap(old_logp)

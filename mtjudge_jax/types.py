@@ -5,9 +5,12 @@ in training, S cache length, I images per prompt, M patches per prompt, V vocabu
 heads, H head size, L layers, E experts, R adapter rank, T DeepStack taps.
 """
 
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Array = jax.Array
 Params = dict[str, Any]  # nested dict of arrays; names end in their axes
@@ -30,6 +33,34 @@ class PromptBatch(NamedTuple):
     longest: Array | None = None  # int32 [Q], most tokens of an answer; None: C
 
 
+class Lengths(NamedTuple):
+    """Of Q prompts with G answers each, in tokens. Without padding, or of the arrays that hold them."""
+
+    prompt: np.ndarray  # [Q]
+    patches: np.ndarray  # [Q], of all images of a prompt together
+    answers: np.ndarray  # [Q, G], with the end
+
+
+class PromptRoom(NamedTuple):
+    """How much room each prompt of a micro-batch has."""
+
+    prompt: int  # P, tokens; a prompt stands at the end of its row
+    patches: int  # M; the patches stand at the beginning of theirs
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("rows", "places"), meta_fields=("shape",))
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of each of the D devices of a batch, which run together in the room that they need."""
+
+    rows: Array  # int32 [D, q], which of the device's rows
+    places: Array  # int32 [D * q, B, W], where their tokens lie in the stream of training, see rl/logp.py
+    shape: PromptRoom  # known to the compiler
+
+
+AnswerPlaces = Array | tuple[MicroBatch, ...]  # int32 [Q, B, W] of all rows alike, or micro-batches that hold each row once
+
+
 class Rollout(NamedTuple):
     """G sampled completions per prompt. `mask` covers the tokens up to and including the first end-of-sequence."""
 
@@ -48,7 +79,7 @@ class TrainBatch(NamedTuple):
     advantages: Array  # float32 [Q, G]
     old_logp: Array  # float32 [Q, G, C]
     ref_logp: Array  # float32 [Q, G, C]
-    places: Array  # int32 [Q, B, W], where the tokens lie in the stream of training, see rl/logp.py
+    places: AnswerPlaces  # where the tokens lie in the stream of training, see rl/logp.py
     sampler_logp: Array | None = None  # float32 [Q, G, C], as the sampler computed them; None: old_logp are these
 
 
@@ -58,7 +89,7 @@ class SftBatch(NamedTuple):
     prompts: PromptBatch
     tokens: Array  # int32 [Q, 1, C]
     mask: Array  # bool [Q, 1, C]
-    places: Array  # int32 [Q, 1, W], see rl/logp.py
+    places: AnswerPlaces  # of one bin each, see rl/logp.py
 
 
 class DpoBatch(NamedTuple):
@@ -67,7 +98,7 @@ class DpoBatch(NamedTuple):
     prompts: PromptBatch
     tokens: Array  # int32 [Q, 2, C]
     mask: Array  # bool [Q, 2, C], False on both answers of a row that is not learned from
-    places: Array  # int32 [Q, B, W], see rl/logp.py
+    places: AnswerPlaces  # see rl/logp.py
     ref_logp: Array  # float32 [Q, 2, C], of the reference policy
 
 

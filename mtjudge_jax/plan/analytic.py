@@ -13,10 +13,11 @@ from mtjudge_jax.config import Config, answers_learned, has_reference, offline
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.plan.slices import Slice
-from mtjudge_jax.policy.flops import Lengths, forward_flops, head_flops, layer_weights, pair_flops, update_flops, vision_flops
+from mtjudge_jax.policy.flops import forward_flops, head_flops, layer_weights, pair_flops, update_flops, vision_flops
 from mtjudge_jax.policy.model import with_adapters
 from mtjudge_jax.policy.trainable import is_trained
 from mtjudge_jax.sharding import path_name
+from mtjudge_jax.types import Lengths
 
 
 class _Tokens(NamedTuple):

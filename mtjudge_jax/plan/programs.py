@@ -111,7 +111,7 @@ def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         return programs.sample_at_once.lower(params, prompts, key, temperature, cfg.rollout.completion_tokens)
     if phase == "logp":
         batch = offline_batch(setup) if offline(cfg) else rollout_batch(setup, cfg.rollout.prompts)
-        return programs.logp.lower(params, batch.prompts, batch.tokens, batch.places)
+        return programs.logp.whole.lower(params, batch.prompts, batch.tokens, batch.places)
     if cfg.stage == "sft":
         batch, loss = offline_batch(setup), partial(sft_loss, logp_fn=programs.logp_fn)
     elif cfg.stage == "dpo":
@@ -120,7 +120,7 @@ def _lower(setup: Setup, phase: str) -> jax.stages.Lowered:
         on_policy = cfg.rollout.prompts == cfg.update.prompts
         loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=on_policy)
         batch = rollout_batch(setup, cfg.update.prompts)
-    return make_update(setup.state, loss, setup.optimizer, setup.mesh, cfg).lower(setup.state, setup.frozen, batch)
+    return make_update(setup.state, loss, setup.optimizer, setup.mesh, cfg).whole.lower(setup.state, setup.frozen, batch)
 
 
 def _sampled_answers(cfg: Config, phase: str) -> int:

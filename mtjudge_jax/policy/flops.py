@@ -11,14 +11,7 @@ import numpy as np
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, TextConfig, VisionConfig
-
-
-class Lengths(NamedTuple):
-    """Of Q prompts with G answers each, in tokens. Without padding, or of the arrays that hold them."""
-
-    prompt: np.ndarray  # [Q]
-    patches: np.ndarray  # [Q], of all images of a prompt together
-    answers: np.ndarray  # [Q, G], with the end
+from mtjudge_jax.types import Lengths
 
 
 def layer_weights(text: TextConfig) -> int:

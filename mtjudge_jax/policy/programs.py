@@ -21,7 +21,6 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.data.rows import DEVICE_KEYS
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.hosts.exchange import gather
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
@@ -32,23 +31,37 @@ from mtjudge_jax.rl.logp import (
     EVERY,
     Filter,
     TokenLogp,
-    bins_ladder,
     completion_logp,
     cooled,
-    lay_out,
-    least_rung,
+    cut_prompts,
+    put_rows,
     sampling_logits,
+    take_rows,
 )
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, local_rows, replicated, shard_batch
-from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
+from mtjudge_jax.types import AnswerPlaces, Array, MicroBatch, Params, PromptBatch, Rollout
 
-_WORTH_PACKING = 256  # tokens that the answers to a prompt may have together
 # Shares of the lanes: each is two thirds or three quarters of the one before, so that most lanes of a segment are live.
 _LANE_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16, 1 / 8, 3 / 32, 1 / 16, 1 / 32)
 # Of a device; with fewer, a step costs hardly less. A rung has at least so many fewer than the one before.
 _LEAST_LANES = 16
 _COLUMNS = (64, 256, 1024, 4096)
 _SHORT_ANSWER = 16  # tokens; answers so short are drawn in one program, because compiling others would cost more than it saves
+
+
+class Logp(NamedTuple):
+    """(params, prompts, tokens [Q, G, C], places) -> log-probabilities [Q, G, C], by jitted functions."""
+
+    whole: Callable[..., Array]  # with places [Q, B, W]
+    part: Callable[..., Array]  # with one micro-batch, and the result so far, which is donated
+
+    def __call__(self, params: Params, prompts: PromptBatch, tokens: Array, places: AnswerPlaces) -> Array:
+        if not isinstance(places, tuple):
+            return self.whole(params, prompts, tokens, places)
+        out = jnp.zeros(tokens.shape, jnp.float32, device=tokens.sharding)
+        for part in places:
+            out = self.part(params, prompts, tokens, part, out)
+        return out
 
 
 class Programs(NamedTuple):
@@ -58,8 +71,8 @@ class Programs(NamedTuple):
     sample_at_once: Callable[..., Rollout]  # the same answers as one program, all lanes to the last end; before the filter a 0
     sample_and_keep: Callable[..., tuple[Rollout, Context]]  # that with how many answers' caches in place of the 0
     branch_logp: Callable[..., Array]  # (params, prompts, context, tokens [Q, G, T, W], at [Q, G]) -> [Q, G, T, W - 1]
-    logp: Callable[..., Array]  # (params, prompts, tokens [Q, G, C], places [Q, B, W]) -> [Q, G, C]
-    reference_logp: Callable[..., Array]  # the same for the reference policy, which has no adapters
+    logp: Logp
+    reference_logp: Logp  # the same for the reference policy, which has no adapters
     logp_fn: Callable  # the same with entropy, not jitted, for a loss to call
     traces: collections.Counter
     work: collections.Counter  # of `sample`: the steps of its lanes so far
@@ -101,12 +114,17 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
         picked = jnp.take_along_axis(logits, tokens[..., 1:, None], -1)[..., 0]
         return picked - jax.nn.logsumexp(logits, -1)
 
-    def jitted_logp(name: str, fn: Callable) -> Callable:
-        def logp(params: Params, prompts: PromptBatch, tokens: Array, places: Array) -> Array:
+    def jitted_logp(name: str, fn: Callable) -> Logp:
+        def whole(params: Params, prompts: PromptBatch, tokens: Array, places: Array) -> Array:
             traces[f"{name} {prompts.tokens.shape} of {tokens.shape} in {places.shape}"] += 1
             return in_pieces(lambda *piece: fn(params, *piece).logp, (prompts, tokens, places), cfg.update.micro_prompts)
 
-        return jax.jit(logp, out_shardings=rows)
+        def part(params: Params, prompts: PromptBatch, tokens: Array, micro: MicroBatch, out: Array) -> Array:
+            traces[f"{name} {micro.rows.shape} x {tuple(micro.shape)} of {tokens.shape} in {micro.places.shape}"] += 1
+            few = cut_prompts(take_rows(prompts, micro.rows), micro.shape)
+            return put_rows(out, micro.rows, fn(params, few, take_rows(tokens, micro.rows), micro.places).logp)
+
+        return Logp(jax.jit(whole, out_shardings=rows), jax.jit(part, donate_argnums=4, out_shardings=rows))
 
     rows = batch_sharding(mesh)
     logp = jitted_logp("logp", logp_fn)
@@ -317,18 +335,6 @@ def _state_sharding(mesh: Mesh, model_cfg: Qwen3VLConfig) -> State:
 def place_prompts(batch: Mapping[str, np.ndarray], mesh: Mesh, own: Mapping[str, np.ndarray] = {}) -> PromptBatch:
     """The device part of a batch of rows, sharded over the mesh. own: the result of `own_draws`, of the same rows."""
     return shard_batch(PromptBatch(**{key: batch[key] for key in DEVICE_KEYS}, **own), mesh)
-
-
-def place_answers(mask: Array, mesh: Mesh) -> Array:
-    """The places of the batch's answers in the stream of training, int32 [Q, B, W], sharded over the mesh; mask bool [Q, G, C].
-
-    The bins are the least that hold every row of every process; for answers as short as the demo's the largest, because further
-    compilations would cost more than they save.
-    """
-    mine, (group, length) = local_rows(mask, mesh).sum(-1, dtype=np.int32), mask.shape[1:]
-    rungs = bins_ladder(group, length)
-    rung = max(gather(least_rung(mine, length))) if group * length >= _WORTH_PACKING else -1
-    return shard_batch(lay_out(mine, length, rungs[rung]), mesh)
 
 
 def decode_texts(programs: Programs, out: Rollout) -> list[list[str]]:

@@ -1,8 +1,9 @@
 """The jitted update: gradient accumulated over micro-batches, then the optimizer. The old state's memory is donated."""
 
 import itertools
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from jax.sharding import Mesh
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.policy.trainable import join
+from mtjudge_jax.rl.logp import cut, take_rows
 from mtjudge_jax.rl.loss import LossFn, Metrics, token_weights
 from mtjudge_jax.sharding import batch_sharding, replicated, tree_shardings
-from mtjudge_jax.types import Array, Params, TrainBatch, TrainState
+from mtjudge_jax.types import Array, MicroBatch, Params, TrainBatch, TrainState
 
 _ROUNDING = 1e-5  # norm of the whole gradient; of equal policies the demo's is 2e-6, of a batch that teaches above 1e-3
 
@@ -46,12 +48,24 @@ def accumulate(
         return jnp.swapaxes(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 0, 1)
 
     def add(total, piece):
-        return jax.tree.map(lambda total, new: total + new.astype(total.dtype), total, grad_fn(params, *piece)), None
+        return jax.tree.map(_add, total, grad_fn(params, *piece)), None
 
     split_batch = jax.tree.map(split, (batch, weights))
-    shapes = jax.eval_shape(grad_fn, params, *jax.tree.map(lambda x: x[0], split_batch))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
+    zeros = _zeros(jax.eval_shape(grad_fn, params, *jax.tree.map(lambda x: x[0], split_batch)))
     return jax.lax.scan(add, zeros, split_batch)[0]
+
+
+def _add(total: Array, new: Array) -> Array:
+    return total + new.astype(total.dtype)
+
+
+def _zeros(shapes: Any) -> Any:
+    """Zeros in float32, or in the dtype of the shapes if that is wider."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes)
+
+
+def _advantages(batch: Any) -> Array:
+    return batch.advantages if isinstance(batch, TrainBatch) else jnp.zeros(())
 
 
 def apply(
@@ -76,12 +90,18 @@ def apply(
     """
     weights = token_weights(batch.mask, aggregation, length)
     grads, metrics = accumulate(loss_fn, state.params, frozen, batch, weights, pieces)
+    return step_of(state, grads, metrics, _advantages(batch), optimizer=optimizer)
+
+
+def step_of(
+    state: TrainState, grads: Params, metrics: Metrics, advantages: Array, *, optimizer: optax.GradientTransformation
+) -> tuple[TrainState, Metrics]:
+    """The step of the optimizer by the gradient of the whole batch, see `apply`."""
     grads = _in_float32(grads)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    finite &= jnp.isfinite(advantages).all()  # a masked answer's NaN advantage shows in neither the norm nor the loss
     grads = jax.tree.map(lambda grad: jnp.where(norm < _ROUNDING, jnp.zeros_like(grad), grad), grads)
-    if isinstance(batch, TrainBatch):  # a masked answer's NaN advantage shows in neither the norm nor the loss, so check it here
-        finite &= jnp.isfinite(batch.advantages).all()
     params, opt_state = _in_float32((state.params, state.opt_state))
     updates, opt_state = optimizer.update(grads, opt_state, params)
     rounded = round_like((optax.apply_updates(params, updates), opt_state), (state.params, state.opt_state), state.step)
@@ -142,17 +162,49 @@ def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainStat
     return TrainState(params, optimizer.init(params), jnp.int32(0))
 
 
-def make_update(state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, cfg: Config):
-    """The jitted `(state, frozen, batch) -> (state, metrics)`, the state donated and its sharding kept."""
-    step = partial(
-        apply,
-        loss_fn=loss_fn,
-        optimizer=optimizer,
-        pieces=cfg.update.prompts // cfg.update.micro_prompts,
-        aggregation="sequence_mean" if cfg.stage == "dpo" else cfg.loss.aggregation,  # a pair counts once, however long
-        length=cfg.rollout.completion_tokens,
-    )
-    shardings = tree_shardings(state, mesh)
-    return jax.jit(
-        step, donate_argnums=0, in_shardings=(shardings, None, batch_sharding(mesh)), out_shardings=(shardings, replicated(mesh))
+class Update(NamedTuple):
+    """(state, frozen, batch) -> (state, metrics), by jitted functions. The state is donated and keeps its sharding."""
+
+    whole: Callable  # (state, frozen, batch) -> (state, metrics); see `apply`
+    zeros: Callable  # (params, frozen, batch) -> a sum of no micro-batches
+    part: Callable  # (params, frozen, batch, micro-batch, sum so far, donated) -> the sum with the micro-batch's share
+    finish: Callable  # (state, sum, batch) -> (state, metrics)
+
+    def __call__(self, state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, Metrics]:
+        if not isinstance(batch.places, tuple):
+            return self.whole(state, frozen, batch)
+        parts, batch = batch.places, batch._replace(places=None)
+        total = self.zeros(state.params, frozen, batch, parts[0])
+        for one in parts:
+            total = self.part(state.params, frozen, batch, one, total)
+        return self.finish(state, total, batch)
+
+
+def make_update(
+    state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, cfg: Config
+) -> Update:
+    """The update of a run. state: the shapes and dtypes that it will have."""
+    # a pair counts once, however long
+    aggregation = "sequence_mean" if cfg.stage == "dpo" else cfg.loss.aggregation
+    whole = partial(apply, pieces=cfg.update.prompts // cfg.update.micro_prompts, loss_fn=loss_fn, optimizer=optimizer)
+    whole = partial(whole, aggregation=aggregation, length=cfg.rollout.completion_tokens)
+
+    def share(params: Params, frozen: Params, batch: Any, micro: MicroBatch) -> tuple[Params, Metrics]:
+        weights = token_weights(batch.mask, aggregation, cfg.rollout.completion_tokens)
+        one = cut(batch, micro), take_rows(weights, micro.rows)
+        return jax.grad(lambda params: loss_fn(join(frozen, params), *one), has_aux=True)(params)
+
+    def part(params: Params, frozen: Params, batch: Any, micro: MicroBatch, total: Any) -> Any:
+        return jax.tree.map(_add, total, share(params, frozen, batch, micro))
+
+    def finish(state: TrainState, total: Any, batch: Any) -> tuple[TrainState, Metrics]:
+        return step_of(state, *total, _advantages(batch), optimizer=optimizer)
+
+    rows, kept, same = batch_sharding(mesh), tree_shardings(state, mesh), replicated(mesh)
+    summed, done = (kept.params, same), (kept, same)
+    return Update(
+        jax.jit(whole, donate_argnums=0, in_shardings=(kept, None, rows), out_shardings=done),
+        jax.jit(lambda *batch: _zeros(jax.eval_shape(share, *batch)), out_shardings=summed),
+        jax.jit(part, donate_argnums=4, in_shardings=(kept.params, None, rows, rows, summed), out_shardings=summed),
+        jax.jit(finish, donate_argnums=0, in_shardings=(kept, summed, rows), out_shardings=done),
     )

@@ -8,14 +8,15 @@ of an answer of full length predicts nothing and has no place. With G = 3, C = 6
     tokens     b0 b1 b2 b3 b4 | c0 c1 c2 a0 a1
     places      6  7  8  9 10 | 12 13 14  0  1        of a token t of answer g: g * C + t; -1 where there is none
 
-All rows of a batch have the same bins, the least of a short ladder that holds the answers of every row. So few programs are
-compiled, and which of them runs depends on the batch alone.
+Rows of much the same size run together: a micro-batch has the least bins of a short ladder that hold the answers of all its rows,
+and the least room of another that holds their prompts and pictures. So few programs are compiled, and which of them run depends
+on the batch alone. Where nothing is saved so, all rows have the same bins and the room of the config.
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,14 @@ from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
-from mtjudge_jax.sharding import BATCH_AXES, param_spec
-from mtjudge_jax.types import Array, Params, PromptBatch
+from mtjudge_jax.rl.rooms import Rooms
+from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, param_spec, replicated
+from mtjudge_jax.types import AnswerPlaces, Array, Lengths, MicroBatch, Params, PromptBatch, PromptRoom
 
 BANNED = -1e30
+_WORTH_PACKING = 256  # tokens that the answers to a prompt may have together
 BIN_SHARES = (1, 3 / 4, 1 / 2, 3 / 8, 1 / 4, 3 / 16)  # of the places that G answers of full length take
+_SHARES_OF_ROOMS = tuple((2 / 3) ** step for step in range(6))  # where rows have rooms of their own: a program for each pair
 
 
 class Bins(NamedTuple):
@@ -39,14 +43,14 @@ class Bins(NamedTuple):
     width: int  # W, places of a bin
 
 
-def bins_ladder(group: int, length: int) -> list[Bins]:
+def bins_ladder(group: int, length: int, shares: Sequence[float] = BIN_SHARES) -> list[Bins]:
     """The bins that a run may use for G answers of at most `length` tokens, the fewest places first.
 
     The last one has a bin for each answer, so it holds any. A bin is at least as wide as an answer, unless there is only one bin,
     and less than twice as wide: attention within a bin costs the square of its width.
     """
     longest, shapes = length - 1, []
-    for share in reversed(BIN_SHARES):
+    for share in reversed(shares):
         places = math.ceil(share * group * longest)
         count = max(1, places // longest)
         shapes.append(Bins(count, math.ceil(places / count)))
@@ -73,13 +77,13 @@ def places_needed(lengths: np.ndarray, length: int) -> np.ndarray:
     return np.minimum(lengths, length - 1)
 
 
-def least_rung(lengths: np.ndarray, length: int) -> int:
-    """The index in `bins_ladder` of the first bins that hold every row. lengths int [Q, G], in tokens."""
-    rungs, least = bins_ladder(lengths.shape[1], length), 0
+def least_bins(lengths: np.ndarray, length: int, rungs: Sequence[Bins]) -> Bins:
+    """The first of the rungs that holds every row. lengths int [Q, G], in tokens."""
+    least = 0
     for row in places_needed(lengths, length):
         while pack_row(row, rungs[least]) is None:
             least += 1
-    return least
+    return rungs[least]
 
 
 def lay_out(lengths: np.ndarray, length: int, bins: Bins) -> np.ndarray:
@@ -96,6 +100,97 @@ def lay_out(lengths: np.ndarray, length: int, bins: Bins) -> np.ndarray:
         for g, ((at, start), size) in enumerate(zip(where, row.tolist(), strict=True)):
             into[at, start : start + size] = np.arange(g * length, g * length + size)
     return places
+
+
+class Together(NamedTuple):
+    """Rows that run together."""
+
+    rows: np.ndarray  # int32 [D, q], which of each device's rows
+    shape: PromptRoom
+    bins: Bins
+
+
+def split_rows(lengths: Lengths, shapes: Sequence[PromptRoom], *, devices: int, size: int, length: int) -> list[Together]:
+    """Every row once, `size` rows of each of the D devices at a time; size must divide a device's rows.
+
+    Each device orders its own rows by what they need, so none moves to another. Micro-batches of one shape have the same bins.
+    shapes: see Rooms. length: C.
+    """
+    small = np.array(shapes[:-1], int).reshape(-1, 1, 2)
+    rung = (np.stack(lengths[:2], -1) > small).any(-1).sum(0)
+    answers = places_needed(lengths.answers, length).sum(1)
+    each = (x.reshape(devices, -1) for x in (answers, rung))
+    order = [np.lexsort(mine) for mine in zip(*each, strict=True)]  # by room, then by answers
+    first = np.arange(devices)[:, None] * len(order[0])
+    parts = np.split(np.array(order, np.int32), len(order[0]) // size, 1)
+    shape = [int(rung[(first + part).ravel()].max()) for part in parts]
+    rungs = bins_ladder(group := lengths.answers.shape[1], length, _SHARES_OF_ROOMS)
+    bins = {}
+    for one in set(shape):
+        rows = np.concatenate([(first + part).ravel() for part, at in zip(parts, shape, strict=True) if at == one])
+        bins[one] = rungs[-1] if group * length < _WORTH_PACKING else least_bins(lengths.answers[rows], length, rungs)
+    return [Together(part, shapes[at], bins[at]) for part, at in zip(parts, shape, strict=True)]
+
+
+def place_answers(prompts: PromptBatch, mask: Array, mesh: Mesh, rooms: Rooms | None = None) -> AnswerPlaces:
+    """Where the tokens of a batch's answers lie in the stream of training, sharded over the mesh; mask bool [Q, G, C].
+
+    Without `rooms` all rows have the same bins. For answers as short as the demo's they are the largest, because further
+    compilations would cost more than they save.
+    """
+    (group, length), rows = mask.shape[1:], batch_sharding(mesh)
+    lengths = lengths_of(prompts, mask, mesh)
+    put = lambda x: jax.make_array_from_callback(x.shape, rows, lambda at: x[at])  # noqa: E731
+    if rooms is None:
+        rungs = bins_ladder(group, length)
+        bins = rungs[-1] if group * length < _WORTH_PACKING else least_bins(lengths.answers, length, rungs)
+        return put(lay_out(lengths.answers, length, bins))
+    found, devices = [], math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    for one in split_rows(lengths, rooms.shapes, devices=devices, size=rooms.size, length=length):
+        answers = lengths.answers.reshape(devices, -1, group)[np.arange(devices)[:, None], one.rows].reshape(-1, group)
+        found.append(MicroBatch(put(one.rows), put(lay_out(answers, length, one.bins)), one.shape))
+    return tuple(found)
+
+
+def lengths_of(prompts: PromptBatch, mask: Array, mesh: Mesh) -> Lengths:
+    """Of the real tokens of all processes, in the order of the batch. mask: bool [Q, G, C], the answers."""
+    return Lengths(*jax.device_get(_counter(mesh)(prompts.valid, prompts.patch_segment > 0, mask)))
+
+
+@functools.cache
+def _counter(mesh: Mesh) -> Callable[..., list[Array]]:
+    return jax.jit(lambda *masks: [mask.sum(-1, dtype=jnp.int32) for mask in masks], out_shardings=replicated(mesh))
+
+
+def take_rows(tree: Any, rows: Array) -> Any:
+    """The rows [D, q] of each device's part of arrays that lead with Q, as arrays that lead with D * q."""
+    devices = rows.shape[0]
+
+    def take(x: Array) -> Array:
+        each = jax.vmap(lambda mine, at: mine[at])(x.reshape(devices, -1, *x.shape[1:]), rows)
+        return each.reshape(-1, *x.shape[1:])
+
+    return jax.tree.map(take, tree)
+
+
+def put_rows(whole: Array, rows: Array, new: Array) -> Array:
+    """whole, which leads with Q, with new, which leads with D * q, in the rows [D, q] of each device's part."""
+    apart = (x.reshape(rows.shape[0], -1, *x.shape[1:]) for x in (whole, new))
+    return jax.vmap(lambda whole, new, at: whole.at[at].set(new))(*apart, rows).reshape(whole.shape)
+
+
+def cut_prompts(prompts: PromptBatch, shape: PromptRoom) -> PromptBatch:
+    """The prompts in the room of `shape`, which must hold them."""
+    start, end = prompts.tokens.shape[1] - shape.prompt, shape.patches
+    back = {name: getattr(prompts, name)[:, start:] for name in ("tokens", "valid", "positions", "image_index")}
+    front = {name: getattr(prompts, name)[:, :end] for name in ("patches", "patch_hw", "patch_grid", "patch_segment")}
+    return prompts._replace(**back, **front)
+
+
+def cut(batch: Any, part: MicroBatch) -> Any:
+    """The rows of a TrainBatch, SftBatch or DpoBatch that a micro-batch runs, with their own places."""
+    small = take_rows(batch._replace(places=None), part.rows)
+    return small._replace(prompts=cut_prompts(small.prompts, part.shape), places=part.places)
 
 
 class TokenLogp(NamedTuple):

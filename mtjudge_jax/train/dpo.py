@@ -7,8 +7,9 @@ import jax
 from mtjudge_jax import hosts
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.hosts.exchange import together
-from mtjudge_jax.policy.programs import place_answers, place_prompts
+from mtjudge_jax.policy.programs import place_prompts
 from mtjudge_jax.policy.update import make_update
+from mtjudge_jax.rl.logp import lengths_of, place_answers
 from mtjudge_jax.rl.loss import dpo_loss
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.train.loop import loop
@@ -16,7 +17,7 @@ from mtjudge_jax.train.monitor.batch_metrics import mean_of_updates
 from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import note_skipped
-from mtjudge_jax.train.monitor.work import Work, lengths_of, stream_places, work_numbers
+from mtjudge_jax.train.monitor.work import Work, stream_places, work_numbers
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.train.workdir import data_folder
@@ -37,7 +38,8 @@ def train_dpo(run: Run) -> Progress:
         rows = next(progress.data)
         mask = rows["target_mask"] & (rows["weight"] > 0)[:, None, None]
         tokens, mask = shard_batch((rows["target"], mask), programs.mesh)
-        prompts, places = place_prompts(rows, programs.mesh), place_answers(mask, programs.mesh)
+        prompts = place_prompts(rows, programs.mesh)
+        places = place_answers(prompts, mask, programs.mesh, run.rooms)
         clock.lap("data")
         ref_logp = programs.reference_logp(reference, prompts, tokens, places)
         jax.block_until_ready(ref_logp)

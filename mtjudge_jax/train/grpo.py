@@ -17,13 +17,14 @@ from mtjudge_jax.config import Config, has_reference
 from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.data.rows import HOST_KEYS
 from mtjudge_jax.hosts.exchange import gather, gather_rows, together
-from mtjudge_jax.policy.flops import Lengths
-from mtjudge_jax.policy.programs import decode_texts, place_answers, place_prompts, stage_key
+from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
+from mtjudge_jax.rl.logp import lengths_of, place_answers
 from mtjudge_jax.rl.loss import advantages_of, grpo_loss, kl, learned_mask
 from mtjudge_jax.rl.per_task import own_draws
 from mtjudge_jax.rl.reward_rule import rule_of
+from mtjudge_jax.rl.rooms import Rooms
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.tasks.reward import Rule, Scores, parts_paid, score
 from mtjudge_jax.train.loop import loop
@@ -34,13 +35,13 @@ from mtjudge_jax.train.monitor.host_numbers import host_numbers
 from mtjudge_jax.train.monitor.nonfinite import Evidence, note_skipped
 from mtjudge_jax.train.monitor.rollouts import Round, keep_rollouts
 from mtjudge_jax.train.monitor.sampler_gap import sampler_gap
-from mtjudge_jax.train.monitor.work import Work, lengths_of, stream_places, work_numbers
+from mtjudge_jax.train.monitor.work import Work, stream_places, work_numbers
 from mtjudge_jax.train.run import Progress, Run
 from mtjudge_jax.train.slow_rewards import SlowRewards
 from mtjudge_jax.train.soft_rollout import branches_over, sample_with_shares
 from mtjudge_jax.train.start import start_or_resume
 from mtjudge_jax.train.workdir import data_folder
-from mtjudge_jax.types import Array, TrainBatch
+from mtjudge_jax.types import Array, Lengths, TrainBatch
 
 
 def train_grpo(run: Run) -> Progress:
@@ -52,7 +53,7 @@ def train_grpo(run: Run) -> Progress:
     updates = cfg.rollout.prompts // cfg.update.prompts
     loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=updates == 1)
     update = make_update(progress.state, loss, run.optimizer, programs.mesh, cfg)
-    take = jax.jit(partial(take_part, parts=updates), out_shardings=batch_sharding(programs.mesh))
+    take = make_take(updates, programs.mesh, run.rooms)
     feedback = mixture_feedback(run)
     rule = rule_of(cfg)
     slow, shares = SlowRewards(run, rule), np.array(list(rule.paid.values()), np.float32)
@@ -63,7 +64,7 @@ def train_grpo(run: Run) -> Progress:
         rows, prompts, out, texts, scores = rolled.batch
         total, parts, learn = shard_batch((scores.total, compared(scores, rule, cfg), rows["weight"] > 0), programs.mesh)
         mask = learned_mask(out.mask, learn, parts, out.truncated, cfg=cfg.loss)
-        places = place_answers(mask, programs.mesh)
+        places = place_answers(prompts, mask, programs.mesh, run.rooms)
         needs_old = updates > 1 or feedback.needs_old_logp
         passes = needs_old + has_reference(cfg)
         old_logp = programs.logp(progress.params, prompts, out.tokens, places) if needs_old else out.logp
@@ -131,9 +132,18 @@ def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock:
     return Rolled(kept, answers, rows, whole, steps, len(seen), met)
 
 
-def take_part(batch: TrainBatch, i, *, parts: int) -> TrainBatch:
-    """The rows of update i of `parts`. They are one block, so that a batch balanced in every block stays balanced."""
-    return jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:])[i], batch)
+def make_take(parts: int, mesh: Mesh, rooms: Rooms | None = None) -> Callable[[TrainBatch, int], TrainBatch]:
+    """`(batch, i)` -> the rows of update i of `parts`: one block, so that a batch balanced in every block stays balanced."""
+    block = lambda x, i: x.reshape(parts, -1, *x.shape[1:])[i]  # noqa: E731
+    rows = jax.jit(lambda batch, i: jax.tree.map(partial(block, i=i), batch), out_shardings=batch_sharding(mesh))
+
+    def take(batch: TrainBatch, i: int) -> TrainBatch:
+        if rooms is None:
+            return rows(batch, i)
+        one = rows(batch._replace(places=None), i)
+        return one._replace(places=place_answers(one.prompts, one.mask, mesh, rooms))
+
+    return take
 
 
 def rates(run: Run, rolled: Rolled, batch: TrainBatch, passes: int, clock: Clock) -> dict:

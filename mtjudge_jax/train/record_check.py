@@ -38,9 +38,15 @@ class _Looked(NamedTuple):
         return [(record, row) for record, row in zip(self.records, self.rows, strict=True) if not row["error"]]
 
 
-def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
-    """Makes the rows of some training records per task. Returns notes to print: the numbers of records, the longest row, what to
-    mind.
+class RecordCheck(NamedTuple):
+    """What a look at some records found."""
+
+    notes: list[str]  # to print: the numbers of records, the longest row, what to mind
+    sizes: list[tuple[int, int]]  # tokens and patches of their prompts
+
+
+def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> RecordCheck:
+    """Makes the rows of some training records per task.
 
     Raises ConfigError that names each task of which none, or surely too few, can be used: their records would be skipped, and the
     run would end late, or without having trained the task.
@@ -50,7 +56,8 @@ def check_records(cfg: Config, folder: AnyPath, fmt: RowFormat) -> list[str]:
     said = _refuse(looked, folder, cfg.data.max_bad_share)
     rows = [row for one in looked for _, row in one.good]
     counts = ", ".join(f"{one.name} {one.count:,}" for one in looked)
-    return [f"training records: {counts}", _longest(rows, fmt), *said, *_smaller(looked, fmt), *_warnings(looked, cfg, fmt)]
+    notes = [f"training records: {counts}", _longest(rows, fmt), *said, *_smaller(looked, fmt), *_warnings(looked, cfg, fmt)]
+    return RecordCheck(notes, [(int(row["valid"].sum()), int((row["patch_segment"] > 0).sum())) for row in rows])
 
 
 def _look(folder: AnyPath, name: str, fmt: RowFormat) -> _Looked:

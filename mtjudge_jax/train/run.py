@@ -13,6 +13,7 @@ from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.policy.model import Model
 from mtjudge_jax.policy.trainable import join
 from mtjudge_jax.records import JudgeExample
+from mtjudge_jax.rl.rooms import Rooms
 from mtjudge_jax.train.monitor.health import Health
 from mtjudge_jax.train.monitor.messages import say
 from mtjudge_jax.train.monitor.metrics_file import MetricsFile, append_metrics, flush_metrics
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     health: Health  # follows the steps on every process, warns on the first
     allowed: tuple[str, ...]  # names of what may differ from the run in the workdir, see workdir.py
     record_notes: list[str]  # from check_records, printed before the first step
+    rooms: Rooms | None  # of the training prompts; None: all rows have the room of the config
     trackers: Trackers  # of process 0; without log.to it does nothing
 
 

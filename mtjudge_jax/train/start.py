@@ -3,13 +3,14 @@
 import os
 import sys
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, get_tasks, to_dict
+from mtjudge_jax.config import Config, answers_learned, get_tasks, to_dict
 from mtjudge_jax.config_check import check
 from mtjudge_jax.data.bad_rows import BadRowCounter
 from mtjudge_jax.data.pipeline import read_split
@@ -23,9 +24,11 @@ from mtjudge_jax.policy.trainable import join, without_adapters
 from mtjudge_jax.policy.update import abstract_state, init_state
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.rl.rooms import Rooms, make_rooms
+from mtjudge_jax.sharding import BATCH_AXES
 from mtjudge_jax.train.monitor.batch_metrics import updates_of
 from mtjudge_jax.train.monitor.health import Health
-from mtjudge_jax.train.monitor.messages import opening_lines, say
+from mtjudge_jax.train.monitor.messages import opening_lines, room_lines, say
 from mtjudge_jax.train.monitor.metrics_file import open_metrics, read_metrics, truncate_metrics, write_json_atomic
 from mtjudge_jax.train.monitor.shown import drop_shown
 from mtjudge_jax.train.monitor.trackers import Trackers
@@ -39,7 +42,7 @@ from mtjudge_jax.train.workdir import (
     refuse_other_sources,
     sources_of,
 )
-from mtjudge_jax.types import Params
+from mtjudge_jax.types import Params, PromptRoom
 
 
 def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
@@ -68,7 +71,7 @@ def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None
     bad_rows = BadRowCounter(cfg.data.max_bad_share)
     # Every process reads all of it, so only one counts.
     validation = read_validation(cfg, folder, bad_rows if jax.process_index() == 0 else BadRowCounter(cfg.data.max_bad_share))
-    notes = check_records(cfg, folder, model.fmt)
+    looked = check_records(cfg, folder, model.fmt)
     if checkpoint.complete_steps(workdir / "checkpoints"):  # else nothing was trained yet, and the run begins anew
         for change in refuse_other_config(cfg, workdir / "config.json", allowed):
             say(f"changed, as --allow_change permits: {change}")
@@ -77,8 +80,18 @@ def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None
     optimizer = make_optimizer(cfg.optim, updates_of(cfg))
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
-    opened = (cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed, notes)
-    return Run(*opened, trackers)
+    opened = (cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed)
+    rooms = rooms_of(cfg, looked.sizes, model)
+    return Run(*opened, [*looked.notes, *room_lines(rooms)], rooms, trackers)
+
+
+def rooms_of(cfg: Config, sizes: list[tuple[int, int]], model: Model) -> Rooms | None:
+    """The rooms of the run's prompts. sizes: tokens and patches of some of them; the same on all processes."""
+    mesh, group = model.programs.mesh.shape, answers_learned(cfg)
+    devices = prod(mesh[axis] for axis in BATCH_AXES)
+    places = group * (cfg.rollout.completion_tokens - 1)
+    largest = PromptRoom(model.fmt.prompt_tokens, model.fmt.patch_count)
+    return make_rooms(sizes, largest, answers=places, most=max(1, cfg.update.micro_prompts // devices))
 
 
 def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:

@@ -23,7 +23,8 @@ from mtjudge_jax.plan.search import changed
 from mtjudge_jax.plan.slices import Slice
 from mtjudge_jax.plan.xla import costs, kernels, parse
 from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak
-from mtjudge_jax.policy.flops import Lengths, step_flops
+from mtjudge_jax.policy.flops import step_flops
+from mtjudge_jax.types import Lengths
 
 # A fragment as XLA writes it for a TPU: an async gather in steps, inside other fusions; fast memory, S(1); a convolution with a
 # batch axis in disguise; a kernel with an estimate of its work and one without; a loop whose bound is carried along.

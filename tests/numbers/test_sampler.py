@@ -13,8 +13,8 @@ import tiny
 from mtjudge_jax.config import Config, MeshConfig, RolloutConfig
 from mtjudge_jax.policy import programs as sampling
 from mtjudge_jax.policy.lanes import Draws, Segment
-from mtjudge_jax.policy.programs import Programs, backend_of, bound_logp, make_programs, place_answers, place_prompts
-from mtjudge_jax.rl.logp import EVERY, Filter
+from mtjudge_jax.policy.programs import Programs, backend_of, bound_logp, make_programs, place_prompts
+from mtjudge_jax.rl.logp import EVERY, Filter, place_answers
 from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import Params, Rollout
 
@@ -127,8 +127,8 @@ def test_a_prompt_with_a_temperature_of_its_own_is_drawn_as_at_that_temperature(
         np.testing.assert_array_equal(got.tokens[rows], alone.tokens[rows])
         np.testing.assert_allclose(got.logp[rows], alone.logp[rows], atol=TOLERANCE)
     assert not np.array_equal(got.tokens[HEAT != 1], own_drawn(programs, params, {}, plain_heat, at_once=True).tokens[HEAT != 1])
-    places = place_answers(jax.device_put(got.mask), programs.mesh)
     prompts = place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh, own)
+    places = place_answers(prompts, jax.device_put(got.mask), programs.mesh)
     cfg = Config(rollout=RolloutConfig(temperature=0.8))
     trained = bound_logp(tiny.config(blocks=1), cfg, tiny.ALLOWED, backend_of(cfg, programs.mesh))
     learned = jax.jit(trained)(params, prompts, got.tokens, places).logp

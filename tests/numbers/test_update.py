@@ -15,10 +15,10 @@ import tiny
 from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
-from mtjudge_jax.policy.programs import Programs, make_programs, place_answers, place_prompts, stage_key
+from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import loss as formulas
-from mtjudge_jax.rl.logp import completion_logp
+from mtjudge_jax.rl.logp import completion_logp, place_answers
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer, schedule
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
@@ -95,7 +95,7 @@ def build(cfg: Config, mesh: str) -> World:
 
     update = make_update(state, loss, optimizer, programs.mesh, cfg)
     if (mesh, cfg.optim.name) != TRACED:
-        update = update.lower(state, {}, shard_batch(host_batch(), programs.mesh)).compile(compiler_options=tiny.QUICK)
+        update = update.whole.lower(state, {}, shard_batch(host_batch(), programs.mesh)).compile(compiler_options=tiny.QUICK)
     return World(cfg, programs, update, state)
 
 
@@ -282,13 +282,14 @@ def test_one_trace_a_function_over_several_steps():
     for step in range(3):
         out = w.programs.sample(state.params, prompts, stage_key(0, step, "sample"), temperature, LENGTH)
         advantages = formulas.group_advantages((out.tokens < 20).mean(-1), std="unbiased", eps=1e-6)
-        places = place_answers(out.mask, w.programs.mesh)
+        places = place_answers(prompts, out.mask, w.programs.mesh)
         old, ref = (w.programs.logp(params, prompts, out.tokens, places) for params in (state.params, w.state.params))
         largest = max(largest, float(jnp.abs(jnp.where(out.mask, old - out.logp, 0)).max()))
         state, metrics = w.update(state, {}, TrainBatch(prompts, out.tokens, out.mask, advantages, old, ref, places))
         assert bool(metrics["finite"])
         assert float(metrics["ratio"]) == pytest.approx(1, abs=1e-4)
-        caches.append((w.programs.sample_at_once._cache_size(), w.programs.logp._cache_size(), w.update._cache_size()))
+        jitted = w.programs.sample_at_once, w.programs.logp.whole, w.update.whole
+        caches.append(tuple(one._cache_size() for one in jitted))
     assert largest < 1e-5
     assert int(state.step) == 3
     assert len(w.programs.traces) == 3

@@ -123,7 +123,7 @@ def grpo_runs(folder: Path, cfg: Config, model, half: dict) -> dict:
         fit(cfg, folder / "whole", model)
     facts["whole"] = ending(folder / "whole")
     facts["traces"] = dict(model.programs.traces)
-    facts["update"] = [update._cache_size() for update in spy.jitted]
+    facts["update"] = [update.whole._cache_size() for update in spy.jitted]
 
     one_failure = dataclasses.replace(cfg.checkpoint, max_failed_saves=1)
     free = iter([10**12, 10**12, 1000, 1000])  # as best/ is written, then at each checkpoint

@@ -40,7 +40,7 @@ def sft(*, folder: str, data: str) -> dict:
         with interrupt_in_third_step():
             facts["stopped"] = message(fit, cfg, folder / "again", model)
         fit(cfg, folder / "again", model)
-    facts["update"] = [update._cache_size() for update in spy.jitted]
+    facts["update"] = [update.whole._cache_size() for update in spy.jitted]
     return facts | {"again": ending(folder / "again")}
 
 
@@ -61,7 +61,7 @@ def dpo(*, folder: str, data: str) -> dict:
         with interrupt_in_third_step():
             facts["stopped"] = message(fit, cfg, folder / "again", model)
         fit(cfg, folder / "again", model)
-    facts |= {"again": ending(folder / "again"), "update": [update._cache_size() for update in spy.jitted]}
+    facts |= {"again": ending(folder / "again"), "update": [update.whole._cache_size() for update in spy.jitted]}
     fast = {"optim__lr": 3e-2, "optim__schedule": "constant", "optim__warmup_steps": 0}  # adapters begin at 0
     cfg = config(stage="dpo", steps=2, lora__rank=2, **fast, **few)
     fit(cfg, folder / "adapters")
@@ -89,7 +89,7 @@ def adaptive(*, folder: str, data: str) -> dict:
         facts["again"] = ending(folder / "again")
         cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
         facts |= asked_in_third_step(folder, cfg, model)
-    return facts | {"update": [update._cache_size() for update in spy.jitted]}
+    return facts | {"update": [update.whole._cache_size() for update in spy.jitted]}
 
 
 def asked_in_third_step(folder: Path, cfg, model) -> dict:

@@ -10,7 +10,7 @@ from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
-from mtjudge_jax.rl.logp import Bins, bins_ladder, lay_out, least_rung
+from mtjudge_jax.rl.logp import Bins, bins_ladder, lay_out, least_bins
 from mtjudge_jax.sharding import path_name
 from mtjudge_jax.types import Array, Params, PromptBatch
 
@@ -106,7 +106,7 @@ def answers(rows: int, group: int, length: int, seed: int = 0) -> tuple[np.ndarr
 def packed(mask: np.ndarray) -> np.ndarray:
     """The places of answers in the least bins that hold them, as a run takes them. mask bool [Q, G, C], the tokens there are."""
     lengths, (group, length) = mask.sum(-1), mask.shape[1:]
-    return lay_out(lengths, length, bins_ladder(group, length)[least_rung(lengths, length)])
+    return lay_out(lengths, length, least_bins(lengths, length, bins_ladder(group, length)))
 
 
 def full(tokens: np.ndarray) -> np.ndarray:

@@ -141,8 +141,9 @@ def train(folder: Path, out: Path) -> None:
     from mtjudge_jax.models.qwen3_vl import vlm
     from mtjudge_jax.models.qwen3_vl.config import load_config
     from mtjudge_jax.policy.judge_file import JUDGE_FILE
-    from mtjudge_jax.policy.programs import place_answers, place_prompts
+    from mtjudge_jax.policy.programs import place_prompts
     from mtjudge_jax.policy.update import init_state, make_update
+    from mtjudge_jax.rl.logp import place_answers
     from mtjudge_jax.rl.loss import sft_loss
     from mtjudge_jax.rl.optim import make_optimizer
     from mtjudge_jax.sharding import make_mesh, shard_batch
@@ -163,7 +164,7 @@ def train(folder: Path, out: Path) -> None:
     for step, rows in enumerate(batches(draw, cfg.steps, WORKERS.value), start=1):
         tokens, mask = shard_batch((rows["target"][:, None], rows["target_mask"][:, None]), mesh)
         prompts = place_prompts({key: rows[key] for key in DEVICE_KEYS}, mesh)
-        state, metrics = update(state, {}, SftBatch(prompts, tokens, mask, place_answers(mask, mesh)))
+        state, metrics = update(state, {}, SftBatch(prompts, tokens, mask, place_answers(prompts, mask, mesh)))
         losses.append(metrics["loss"])
         if step % 100 == 0 or step == cfg.steps:
             minutes = (time.perf_counter() - began) / 60

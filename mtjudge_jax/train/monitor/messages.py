@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from mtjudge_jax.config import Config, offline
 from mtjudge_jax.flags import recipe_text
+from mtjudge_jax.rl.rooms import Rooms
 from mtjudge_jax.types import Params
 
 
@@ -33,6 +34,14 @@ def step_text(cfg: Config) -> str:
     updates = cfg.rollout.prompts // cfg.update.prompts
     learned = f"{updates} update{'s' * (updates > 1)} of {cfg.update.prompts} prompts, {micro}"
     return f"a step: {cfg.rollout.prompts} prompts {size}{sampled}; {answers};\n        {learned}"
+
+
+def room_lines(rooms: Rooms | None) -> list[str]:
+    """The rooms of the prompts, in one line; none where all have the room of the config."""
+    if rooms is None:
+        return []
+    sizes = ", ".join(f"{prompt:,} tokens and {patches:,} patches" for prompt, patches in rooms.shapes)
+    return [f"prompts of one size learn together, {rooms.size} a device at a time, in the room of {sizes}"]
 
 
 def opening_lines(cfg: Config, params: Params) -> list[str]:

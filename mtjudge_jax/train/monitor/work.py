@@ -3,16 +3,12 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from mtjudge_jax.hosts.exchange import gather_rows
 from mtjudge_jax.models.chips import chip_of
-from mtjudge_jax.policy.flops import Lengths, step_flops
-from mtjudge_jax.sharding import local_rows
+from mtjudge_jax.policy.flops import step_flops
 from mtjudge_jax.train.monitor.clock import Clock
 from mtjudge_jax.train.run import Run
-from mtjudge_jax.types import Array, PromptBatch
+from mtjudge_jax.types import AnswerPlaces, Lengths, PromptBatch
 
 
 class Work(NamedTuple):
@@ -26,19 +22,10 @@ class Work(NamedTuple):
     decode: int = 0  # steps of the sampler's lanes, whether an answer lived in a lane or not
 
 
-def lengths_of(prompts: PromptBatch, mask: Array, mesh: Mesh) -> Lengths:
-    """Of the real tokens of all processes. mask: bool [Q, G, C], the answers."""
-    counted = _count(prompts.valid, prompts.patch_segment > 0, mask)
-    return gather_rows(Lengths(*[local_rows(x, mesh) for x in counted]))
-
-
-@jax.jit
-def _count(*masks: Array) -> list[Array]:
-    return [mask.sum(-1, dtype=jnp.int32) for mask in masks]
-
-
-def stream_places(prompts: PromptBatch, places: Array) -> int:
-    """Places of the stream of training: Q * (P + B * W)."""
+def stream_places(prompts: PromptBatch, places: AnswerPlaces) -> int:
+    """Places of the stream of training: Q * (P + B * W), or that of all micro-batches."""
+    if isinstance(places, tuple):
+        return sum(part.places.shape[0] * part.shape.prompt + part.places.size for part in places)
     return prompts.tokens.size + places.size
 
 

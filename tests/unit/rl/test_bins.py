@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mtjudge_jax.rl.logp import BIN_SHARES, Bins, bins_ladder, lay_out, least_rung
+from mtjudge_jax.rl.logp import BIN_SHARES, Bins, bins_ladder, lay_out, least_bins
 
 
 def test_the_example_of_the_module():
@@ -35,9 +35,9 @@ def test_every_token_has_one_place_and_answers_stay_whole(group, length):
     rng = np.random.default_rng(0)
     for share in (0.05, 0.2, 0.6, 1):
         lengths = rng.integers(0, max(2, int(share * length) + 1), (5, group))
-        rung = least_rung(lengths, length)
-        places = lay_out(lengths, length, bins_ladder(group, length)[rung])
-        assert places.shape == (5, *bins_ladder(group, length)[rung]) and places.dtype == np.int32
+        bins = least_bins(lengths, length, bins_ladder(group, length))
+        places = lay_out(lengths, length, bins)
+        assert places.shape == (5, *bins) and places.dtype == np.int32
         for row, sizes in zip(places, lengths, strict=True):
             there = row[row >= 0]
             want = [g * length + t for g in range(group) for t in range(min(sizes[g], length - 1))]
@@ -53,11 +53,12 @@ def test_the_bins_are_the_least_that_hold_the_fullest_row():
     rungs = bins_ladder(8, 101)
     assert rungs == [(1, 150), (2, 100), (3, 100), (4, 100), (6, 100), (8, 100)]
     short, long = np.full((1, 8), 12), np.full((1, 8), 101)
-    assert [least_rung(x, 101) for x in (short, long, np.concatenate([short, long]))] == [0, 5, 5]
-    assert least_rung(np.full((3, 8), 51), 101) == 5  # two of 51 do not fit beside each other into a bin of 100
-    assert least_rung(np.full((3, 8), 50), 101) == 3
-    assert least_rung(np.array([[101, 50, 1, 0, 0, 0, 0, 0]]), 101) == 1
-    assert least_rung(np.zeros((2, 8), int), 101) == 0
+    found = lambda lengths: rungs.index(least_bins(lengths, 101, rungs))  # noqa: E731
+    assert [found(x) for x in (short, long, np.concatenate([short, long]))] == [0, 5, 5]
+    assert found(np.full((3, 8), 51)) == 5  # two of 51 do not fit beside each other into a bin of 100
+    assert found(np.full((3, 8), 50)) == 3
+    assert found(np.array([[101, 50, 1, 0, 0, 0, 0, 0]])) == 1
+    assert found(np.zeros((2, 8), int)) == 0
 
 
 def test_full_answers_take_the_places_they_always_took():

@@ -44,7 +44,7 @@ def config(stage: str = "grpo") -> Config:
 
 
 def test_records_are_counted(data, fmt):
-    counts, longest = check_records(config(), data, fmt)
+    counts, longest = check_records(config(), data, fmt).notes
     assert counts == f"training records: {', '.join(f'{k} {n}' for k, n in COUNTS.items())}"
     assert longest == LONGEST
 
@@ -69,7 +69,7 @@ def test_records_that_do_not_fit_are_told_before_the_first_step(data, fmt, monke
     cfg = config()
     cfg.data.tasks = ("alignment",)
     monkeypatch.setattr(record_check, "open_split", lambda *place: some_long(1))
-    *_, said = check_records(cfg, data, fmt)
+    *_, said = check_records(cfg, data, fmt).notes
     assert said.startswith("warning: of the training records checked, 1 of 24 of alignment (prompt_too_long: ")
     assert said.endswith("cannot be used; above 1.0% of all the run stops") and "raise data.prompt_tokens" in said
     monkeypatch.setattr(record_check, "open_split", lambda *place: some_long(3))
@@ -102,34 +102,34 @@ def test_an_instruction_that_is_not_shown_is_told(data, fmt, monkeypatch):
     cfg = config()
     cfg.data.tasks, cfg.data.custom_tasks = ("match",), (entry,)
     told = [replace(e, task="match") for e in told]
-    *_, said = check_records(cfg, data, fmt._replace(tasks=tasks_with((entry,))))
+    *_, said = check_records(cfg, data, fmt._replace(tasks=tasks_with((entry,)))).notes
     shown = entry | {"instruction": "Description"}
-    assert len(check_records(cfg, data, fmt._replace(tasks=tasks_with((shown,))))) == 2
+    assert len(check_records(cfg, data, fmt._replace(tasks=tasks_with((shown,)))).notes) == 2
     assert said.startswith("warning: match: the records have an instruction, which the task does not show")
     assert '"instruction": "Description"' in said
 
 
 def test_pictures_that_were_made_smaller_are_told(data, fmt, monkeypatch):
     """Of 40 x 60 pixels, 2 tokens each; a room of 7 patches leaves one."""
-    *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 7)))
+    *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 7))).notes
     assert said.startswith("68 of 68 pictures checked were made smaller so that their prompts fit data.patches and data.prompt_")
     sizes = ((32, 32), (96, 96))
     mixed = [example(i, images=(encoded(noise(i, *sizes[i % 2])),)) for i in range(8)]
     monkeypatch.setattr(record_check, "open_split", lambda *place: mixed)
-    *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 16)))
+    *_, said = check_records(config(), data, fmt._replace(budget=Budget(200, 16))).notes
     assert said.startswith("12 of 24 pictures checked")
-    assert len(check_records(config(), data, fmt._replace(budget=Budget(200, 36)))) == 2
+    assert len(check_records(config(), data, fmt._replace(budget=Budget(200, 36))).notes) == 2
 
 
 def test_sft_without_a_gold_reasoning_says_what_it_teaches(data, fmt, monkeypatch):
-    assert len(check_records(config("sft"), data, fmt)) == 2  # these have one
+    assert len(check_records(config("sft"), data, fmt).notes) == 2  # these have one
     plain = lambda *place: [replace(e, rationale=" ") for e in read_split(*place)]  # noqa: E731
     monkeypatch.setattr(record_check, "open_split", plain)
-    *_, said = check_records(config("sft"), data, fmt)
+    *_, said = check_records(config("sft"), data, fmt).notes
     assert said.startswith("warning: technical, safety, alignment: no record checked has gold reasoning")
     cfg = config("sft")
     cfg.sft.target = "answer"  # which asks for nothing else
-    assert len(check_records(cfg, data, fmt)) == 2
+    assert len(check_records(cfg, data, fmt).notes) == 2
 
 
 def test_dpo_is_refused_where_many_records_have_no_pair(data, fmt, monkeypatch):
@@ -145,7 +145,7 @@ def test_dpo_is_refused_where_many_records_have_no_pair(data, fmt, monkeypatch):
     with pytest.raises(ConfigError, match=r"of the training records checked, \d+ of \d+ of \d+ of technical \(no_pair: "):
         check_records(cfg, data, pairs)
     monkeypatch.setattr(record_check, "open_split", lambda *place: [answered(e) for e in read_split(*place)])
-    notes = check_records(cfg, data, pairs)
+    notes = check_records(cfg, data, pairs).notes
     assert len(notes) == 2 and "; longest answer: 2 tokens, the limit is 32" in notes[1]
 
 
@@ -236,7 +236,7 @@ def test_gold_reasoning_of_one_side_is_said(data, fmt, tmp_path, monkeypatch):
             for i in range(8)
         ]  # fmt: skip
         monkeypatch.setattr(record_check, "open_split", lambda *place: pairs)
-        return "\n".join(check_records(cfg, tmp_path, fmt))
+        return "\n".join(check_records(cfg, tmp_path, fmt).notes)
 
     assert "warning: sharper: all records checked have the same right answer" in said(lambda i: 0)
     assert "warning" not in said(lambda i: i % 2) and "warning" not in said(lambda i: 0, "{A} is sharp")

@@ -1,0 +1,146 @@
+"""Rows in rooms of their own sizes: the same log-probabilities, gradient and metrics as all rows in the largest room."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.data.tokenizer import Tokenizer
+from mtjudge_jax.policy.programs import make_programs, place_prompts
+from mtjudge_jax.policy.update import init_state, make_update
+from mtjudge_jax.rl.logp import place_answers
+from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
+from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.rl.rooms import Rooms
+from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
+from mtjudge_jax.train.grpo import make_take
+from mtjudge_jax.types import DpoBatch, MicroBatch, PromptRoom, SftBatch, TrainBatch
+
+ROWS, GROUP, LENGTH = 8, 4, 80  # long enough for bins of several widths
+TOLERANCE = 1e-5  # relative to the largest entry
+MESHES = {"one device": (1, 1, 1, 1), "2 data, 2 fsdp, 2 tensor": (2, 2, 1, 2)}
+
+
+class Words:
+    def text_ids(self) -> list[int]:
+        return [*range(tiny.VOCABULARY)]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_to_compile():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def build(mesh: str, moe: bool = False):
+    cfg = Config(
+        rollout=RolloutConfig(prompts=ROWS, group_size=GROUP, completion_tokens=LENGTH),
+        update=UpdateConfig(prompts=ROWS, micro_prompts=ROWS),
+        loss=LossConfig(kl_coef=0.1),
+        optim=OptimConfig(name="adamw", lr=1e-3),
+    )
+    model_cfg = tiny.config(blocks=1, moe=True) if moe else tiny.config(blocks=1)
+    names = (tiny.PAD, tiny.EOS, tiny.IMAGE, tiny.VISION_START, tiny.VISION_END, tiny.VOCABULARY)
+    tokenizer = Tokenizer(None, Words(), *names, tuple((str(i), i) for i in tiny.CONTROL))
+    shape = MESHES[mesh]
+    programs = make_programs(cfg, model_cfg, tokenizer, make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))]))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, programs.mesh)), tiny.params(model_cfg)
+    )
+    return cfg, programs, params
+
+
+def rooms(prompts) -> Rooms:
+    """Two rooms: one that holds the shorter half of the prompts, and the whole."""
+    sizes = sorted(zip(prompts.valid.sum(1).tolist(), (prompts.patch_segment > 0).sum(1).tolist(), strict=True))
+    half = sizes[: len(sizes) // 2]
+    small = PromptRoom(max(p for p, _ in half), max(m for _, m in half))
+    return Rooms((small, PromptRoom(prompts.tokens.shape[1], prompts.patches.shape[1])), 1)
+
+
+def case(programs, group: int = GROUP, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    prompts = tiny.prompts(ROWS)
+    tokens, mask = tiny.answers(ROWS, group, LENGTH)
+    mask &= np.arange(LENGTH) < rng.integers(1, LENGTH // 2, (ROWS, group))[..., None]
+    mask[5] = False  # a row that is not learned from
+    mesh = programs.mesh
+    placed, (tokens, mask) = place_prompts(prompts._asdict(), mesh), shard_batch((tokens, mask), mesh)
+    kinds = {name: place_answers(placed, mask, mesh, use) for name, use in (("whole", None), ("rooms", rooms(prompts)))}
+    assert isinstance(kinds["rooms"], tuple) and isinstance(kinds["rooms"][0], MicroBatch)
+    assert len({one.shape for one in kinds["rooms"]}) == 2
+    return placed, tokens, mask, kinds
+
+
+def close(got, want) -> None:
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.abs(a - b).max() <= TOLERANCE * max(np.abs(b).max(), 1e-3), path
+
+
+@pytest.mark.parametrize("mesh,moe", [("one device", False), ("one device", True), ("2 data, 2 fsdp, 2 tensor", False)])
+def test_log_probabilities_and_the_update_are_those_of_one_room(mesh, moe):
+    cfg, programs, params = build(mesh, moe)
+    prompts, tokens, mask, kinds = case(programs)
+    logp = {name: np.where(mask, programs.logp(params, prompts, tokens, places), 0) for name, places in kinds.items()}
+    assert np.abs(logp["whole"]).max() > 1
+    close(logp["rooms"], logp["whole"])
+    rng, optimizer = np.random.default_rng(1), make_optimizer(cfg.optim, cfg.steps)
+    advantages = shard_batch(rng.normal(size=(ROWS, GROUP)).astype(np.float32), programs.mesh)
+    old = shard_batch((logp["whole"] + 0.1 * rng.normal(size=mask.shape)).astype(np.float32), programs.mesh)
+    loss = partial(grpo_loss, cfg=cfg.loss, logp_fn=programs.logp_fn, on_policy=False)
+    results = []
+    for places in kinds.values():
+        state = init_state(params, optimizer, programs.mesh)
+        update = make_update(state, loss, optimizer, programs.mesh, cfg)
+        batch = TrainBatch(prompts, tokens, mask, advantages, old, old, places)
+        state, metrics = update(state, {}, batch)
+        results.append((jax.device_get((state.opt_state, state.params)), jax.device_get(metrics)))
+    (whole, told), (rooms, said) = results
+    close(rooms[0], whole[0])  # the moments hold the gradient
+    assert said.keys() == told.keys()
+    exact = [name for name in told if name != "moved" and not name.startswith("router")]  # a router's is a mean of micro-batches
+    close({name: said[name] for name in exact}, {name: told[name] for name in exact})
+    assert bool(said["finite"]) and float(said["grad_norm"]) > 1e-3
+
+
+def test_targets_of_sft_and_pairs_of_dpo_too():
+    cfg, programs, params = build("one device")
+    optimizer = make_optimizer(cfg.optim, cfg.steps)
+    for stage, group, loss in (("sft", 1, sft_loss), ("dpo", 2, partial(dpo_loss, cfg=cfg.dpo))):
+        cfg = dataclasses.replace(cfg, stage=stage)
+        prompts, tokens, mask, kinds = case(programs, group)
+        results = []
+        for places in kinds.values():
+            state = init_state(params, optimizer, programs.mesh)
+            update = make_update(state, partial(loss, logp_fn=programs.logp_fn), optimizer, programs.mesh, cfg)
+            batch = SftBatch(prompts, tokens, mask, places)
+            if stage == "dpo":
+                batch = DpoBatch(*batch, programs.logp(params, prompts, tokens, places) - 0.1)
+            state, metrics = update(state, {}, batch)
+            results.append(jax.device_get((state.opt_state, {k: v for k, v in metrics.items() if k != "moved"})))
+        close(results[1], results[0])
+
+
+def test_an_update_of_a_part_has_rooms_of_its_own():
+    """Two updates a rollout: each runs its own rows, all of them once."""
+    _, programs, _ = build("one device")
+    prompts, tokens, mask, kinds = case(programs)
+    zeros = np.zeros((ROWS, GROUP, LENGTH), np.float32)
+    advantages = np.arange(ROWS * GROUP, dtype=np.float32).reshape(ROWS, GROUP)
+    batch = TrainBatch(prompts, tokens, mask, advantages, zeros, zeros, kinds["rooms"])
+    take = make_take(2, programs.mesh, rooms(tiny.prompts(ROWS)))
+    for number in range(2):
+        part, half = take(batch, number), slice(4 * number, 4 * number + 4)
+        assert np.array_equal(part.advantages, advantages[half]) and np.array_equal(part.tokens, tokens[half])
+        assert np.sort(np.concatenate([one.rows.ravel() for one in part.places])).tolist() == [0, 1, 2, 3]
+        real = sum(int((one.places >= 0).sum()) for one in part.places)
+        assert real == int(np.minimum(mask[half].sum(-1), LENGTH - 1).sum())
