@@ -64,7 +64,7 @@ class DataConfig:
     polarity: str = "plain"  # plain | varied: some questions ask for the opposite class ("is it safe?", "is it unsafe?")
     label_words: str = "plain"  # plain | varied: some questions ask for other answer words (Yes or True, A or 1)
     balance_labels: bool = False  # every batch holds the same number of each label of each task
-    prompt_tokens: int = 2048  # longest prompt
+    prompt_tokens: int = 2048  # longest prompt; shorter ones learn together in less room, see docs/training.md
     patches: int = 4096  # room of all images of a prompt together: each of n gets an n-th, and is made smaller to fit
     max_pixels: int = 0  # of an image after resizing, an area: larger ones are made smaller; 0 = the model folder's own
     min_pixels: int = 0  # smaller images are enlarged to it, and none is made smaller than it; 0 = the model folder's own
@@ -151,7 +151,7 @@ class OptimConfig:
 @dataclass
 class UpdateConfig:
     prompts: int = 256  # prompts per update; a rollout batch serves rollout.prompts / update.prompts updates
-    micro_prompts: int = 256  # prompts whose activations are in memory at a time; gradients are accumulated over the update
+    micro_prompts: int = 256  # most prompts whose activations are in memory at a time; gradients add up over the update
     max_skipped: int = 3  # successive steps with a non-finite loss, gradient or reward after which the run stops
 
 

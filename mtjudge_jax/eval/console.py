@@ -52,7 +52,7 @@ def table(result: dict) -> str:
             lines.append(f"{'':20s} both orders: {_values(score, _BOTH_ORDERS)}")
     if result["mean"]:
         sampled = _number(result["mean"]["sampled_accuracy"])
-        lines.append(f"{'mean of tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")
+        lines.append(f"{'mean, trained tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")
     if result["unusable"]:
         reasons = ", ".join(f"{reason} {count}" for reason, count in result["unusable"].items())
         lines.append(f"skipped, cannot be used: {reasons}")

@@ -75,7 +75,7 @@ class Programs(NamedTuple):
     reference_logp: Logp  # the same for the reference policy, which has no adapters
     logp_fn: Callable  # the same with entropy, not jitted, for a loss to call
     traces: collections.Counter
-    work: collections.Counter  # of `sample`: the steps of its lanes so far
+    work: collections.Counter  # of the sampler so far: "lane steps", and "prefill", places of prompts
     mesh: Mesh
     tokenizer: Tokenizer
 

@@ -190,9 +190,11 @@ def _refuse_empty(task: str, components: Sequence[int], dealt: Sequence[str], sh
     """Raises UserError where a share of a task's records was asked for and groups are so large that none is in it."""
     empty = [name for name, share in shares.items() if round(share * len(dealt)) >= _MISSED and name not in dealt]
     if empty:
-        sizes, asked = collections.Counter(components), ", ".join(f"--{name}={shares[name]:g}" for name in empty)
+        sizes = collections.Counter(components)
+        groups = f"{len(sizes)} group{'s' * (len(sizes) > 1)}"
+        asked = ", ".join(f"--{name}={shares[name]:g}" for name in empty)
         raise UserError(
-            f"no record of {task} is in {' or '.join(empty)} ({asked}): its {len(dealt)} records are {len(sizes)} groups, the "
+            f"no record of {task} is in {' or '.join(empty)} ({asked}): its {len(dealt)} records are {groups}, the "
             f"largest of {max(sizes.values())}, which stay together because they share a prompt (instruction) or a picture. "
             f"Give each row the field `group`, e.g. the name of its picture, or set "
             f"{' '.join(f'--{name}=0' for name in empty)}"

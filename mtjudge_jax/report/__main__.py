@@ -29,7 +29,7 @@ def main(runs: list[str]) -> None:
     from mtjudge_jax.paths import address, as_path
     from mtjudge_jax.report.compare.compare import compare
     from mtjudge_jax.report.compare.pages import comparison_markdown, write_comparison
-    from mtjudge_jax.report.compare.read import read_runs
+    from mtjudge_jax.report.compare.read import read_runs, unlike_samples
     from mtjudge_jax.report.watch import watch_report
     from mtjudge_jax.report.write import write_report
 
@@ -41,7 +41,9 @@ def main(runs: list[str]) -> None:
         return
     found = read_runs(runs)
     comparison = compare(found, base=BASE.value, tasks=TASKS.value)
-    note = "\n\n".join(dict.fromkeys(result["note"] for results in found.values() for result in results if result.get("note")))
+    every = [result for results in found.values() for result in results]
+    notes = [*dict.fromkeys(result["note"] for result in every if result.get("note")), *filter(None, [unlike_samples(found)])]
+    note = "\n\n".join(notes)
     written = write_comparison(comparison, as_path(OUT.value or "."), note=note)
     print(comparison_markdown(comparison, note=note))
     print(" ".join(address(path) for path in written))

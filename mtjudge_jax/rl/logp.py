@@ -187,6 +187,19 @@ def cut_prompts(prompts: PromptBatch, shape: PromptRoom) -> PromptBatch:
     return prompts._replace(**back, **front)
 
 
+def in_least_room(prompts: PromptBatch, mesh: Mesh, rooms: Rooms | None) -> PromptBatch:
+    """The prompts in the least of the rooms that holds them all; as they are without rooms."""
+    if rooms is None:
+        return prompts
+    sizes = np.stack(jax.device_get(_counter(mesh)(prompts.valid, prompts.patch_segment > 0)), -1).max(0)
+    return _cutter(mesh, next(one for one in rooms.shapes if (sizes <= one).all()))(prompts)
+
+
+@functools.cache
+def _cutter(mesh: Mesh, shape: PromptRoom) -> Callable[[PromptBatch], PromptBatch]:
+    return jax.jit(functools.partial(cut_prompts, shape=shape), out_shardings=batch_sharding(mesh))
+
+
 def cut(batch: Any, part: MicroBatch) -> Any:
     """The rows of a TrainBatch, SftBatch or DpoBatch that a micro-batch runs, with their own places."""
     small = take_rows(batch._replace(places=None), part.rows)

@@ -279,7 +279,7 @@ class Task:
             if grades != (float(self.labels[0]), float(self.labels[-1])):
                 known = f"{self.labels[0]} to {self.labels[-1]}"
                 own = "none" if None in grades else f"{grades[0]:g} to {grades[1]:g}"
-                remedy = "make score_min and score_max of the task and of the row equal"
+                remedy = "make score_min and score_max of the task and of the row (or its scale) equal"
                 raise UserError(f"task {self.name!r} has the grades {known}, the question {own}: {remedy}")
         if self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
             remedy = 'write "allow_tie": True in its entry of data.custom_tasks' if self.entry else "use a task with allow_tie"

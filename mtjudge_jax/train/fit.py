@@ -63,9 +63,11 @@ def untrained_best(run: Run, progress: Progress) -> str:
     """A warning if the best model is the one that training began with; else nothing."""
     if not progress.step or "(the starting model" not in when_best(run):
         return ""
+    workdir = shlex.quote(f"--workdir={run.workdir}")
     return (
-        "warning: best/ holds the model that training began with, not a trained one; `mtjudge export --step=latest` takes the "
-        "trained weights. Read the answers in eval/val_*.predictions.jsonl, or `mtjudge report --workdir` to see why"
+        "warning: best/ holds the model that training began with, not a trained one; "
+        f"`mtjudge export {workdir} --step=latest --out=FOLDER` takes the trained weights. Read the answers in "
+        f"eval/val_*.predictions.jsonl, or `mtjudge report {workdir}` to see why"
     )
 
 

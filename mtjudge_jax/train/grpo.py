@@ -20,7 +20,7 @@ from mtjudge_jax.hosts.exchange import gather, gather_rows, together
 from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
-from mtjudge_jax.rl.logp import lengths_of, place_answers
+from mtjudge_jax.rl.logp import in_least_room, lengths_of, place_answers
 from mtjudge_jax.rl.loss import advantages_of, grpo_loss, kl, learned_mask
 from mtjudge_jax.rl.per_task import own_draws
 from mtjudge_jax.rl.reward_rule import rule_of
@@ -100,6 +100,7 @@ class Rolled(NamedTuple):
     answers: Answers  # of all rounds, all processes
     rows: dict[str, np.ndarray]  # of all rounds, this process only
     lengths: Lengths  # of all rounds, all processes
+    prefill: int  # places of the sampled prompts
     decode: int  # steps of the sampler's lanes
     rounds: int
     met: float | None  # share of the wanted prompts that teach, where there may be several rounds
@@ -112,7 +113,7 @@ def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock:
     All processes decide alike. The batch has the same rows in the same order on any number of processes.
     """
     cfg, known = run.cfg, run.model.fmt.tasks
-    before = run.model.programs.work["lane steps"]
+    before = run.model.programs.work.copy()
     kept = _one_round(run, progress, next(progress.data), (rule, slow), clock)
     seen, every, lengths, met = [_answers(kept, run)], [kept.rows], [_lengths(kept, run)], None
     adaptive = cfg.data.mixture == "mt_grpo"
@@ -126,10 +127,11 @@ def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock:
             kept = _merge(kept, new, run, wanted, rule)
             clock.lap("merge")
     answers, whole = (jax.tree.map(lambda *x: np.concatenate(x), *rounds) for rounds in (seen, lengths))
-    steps = run.model.programs.work["lane steps"] - before  # none where all answers were drawn at once, to the last end
-    steps = steps or sum(one.answers.size * int(one.answers.max()) for one in lengths)
+    done = run.model.programs.work - before
+    # Without segments, all answers were drawn at once, to the last end.
+    steps = done["lane steps"] or sum(one.answers.size * int(one.answers.max()) for one in lengths)
     rows = {key: np.concatenate([rows[key] for rows in every]) for key in HOST_KEYS}
-    return Rolled(kept, answers, rows, whole, steps, len(seen), met)
+    return Rolled(kept, answers, rows, whole, done["prefill"], steps, len(seen), met)
 
 
 def make_take(parts: int, mesh: Mesh, rooms: Rooms | None = None) -> Callable[[TrainBatch, int], TrainBatch]:
@@ -150,8 +152,7 @@ def rates(run: Run, rolled: Rolled, batch: TrainBatch, passes: int, clock: Clock
     """How much was computed, how long the answers are, and where the seconds went."""
     prompts, out = rolled.batch.prompts, rolled.batch.out
     learned = rolled.lengths if rolled.rounds == 1 else lengths_of(prompts, out.mask, run.model.programs.mesh)
-    prefill = prompts.tokens.size * rolled.rounds
-    work = Work(rolled.lengths, learned, passes, stream_places(prompts, batch.places), prefill, rolled.decode)
+    work = Work(rolled.lengths, learned, passes, stream_places(prompts, batch.places), rolled.prefill, rolled.decode)
     length = {"completion_tokens": float(rolled.answers.tokens.mean(dtype=np.float64))}
     rounds = {"rounds": rolled.rounds, "wanted_met": rolled.met, "seconds": clock.seconds}
     return work_numbers(run, work, clock) | length | rounds
@@ -163,6 +164,8 @@ def _one_round(
     rule, slow = rewards
     cfg, programs = run.cfg, run.model.programs
     prompts = place_prompts(rows, programs.mesh, own_draws(cfg, rows["task"].tolist()))
+    small = in_least_room(prompts, programs.mesh, run.rooms)
+    programs.work["prefill"] += small.tokens.size
     clock.lap("data")
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)
     key = stage_key(cfg.seed, progress.step, "sample", number)
@@ -170,9 +173,9 @@ def _one_round(
     if "soft" in rule.weights:
         pieces = cfg.rollout.prompts // (cfg.rollout.micro_prompts or cfg.rollout.prompts)
         drawn |= {"pieces": pieces, "branches": branches_over(run.model.fmt.tasks, cfg.data.tasks)}
-        out, shares = sample_with_shares(programs, progress.params, prompts, rows["truth"].tolist(), **drawn)
+        out, shares = sample_with_shares(programs, progress.params, small, rows["truth"].tolist(), **drawn)
     else:
-        out, shares = programs.sample(progress.params, prompts, *drawn.values()), None
+        out, shares = programs.sample(progress.params, small, *drawn.values()), None
     texts, truncated = decode_texts(programs, out), local_rows(out.truncated, programs.mesh)
     clock.lap("rollout")
     lengths = local_rows(out.mask, programs.mesh).sum(-1, dtype=np.int32)

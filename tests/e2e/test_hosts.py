@@ -53,11 +53,12 @@ ROLLOUTS = {"log__rollouts": 1, "log__rollouts_every": 1}
 
 @cache
 def trained() -> tuple[Path, dict[int, list[dict]]]:
-    """The same two steps by 1, 2 and 4 processes with 8 devices in all."""
+    """The same two steps by 1, 2 and 4 processes with 8 devices in all; prompts in rooms of their own."""
     folder = commands().folder / "hosts"
     folder.mkdir()
     # One number after the other: nine processes would compile at once.
-    return folder, {n: facts(start_training(folder / str(n), n, **ROLLOUTS)) for n in (1, 2, 4)}
+    large = {"data__prompt_tokens": 160, "data__patches": 160}
+    return folder, {n: facts(start_training(folder / str(n), n, **ROLLOUTS, **large)) for n in (1, 2, 4)}
 
 
 def batches(all_facts: list[dict]) -> list[list[str]]:

@@ -170,7 +170,7 @@ def test_eval_prints_a_table():
     name, count, score, interval = lines[1].split()[:4]
     assert (name, count) == ("technical", "2") and "-" in interval
     assert float(score) == pytest.approx(result["tasks"]["technical"]["macro_f1"], abs=1e-3)
-    assert any("both orders" in line for line in lines) and any(line.startswith("mean of tasks") for line in lines)
+    assert any("both orders" in line for line in lines) and any(line.startswith("mean, trained tasks") for line in lines)
     # 4 single questions, one of them without an image; 4 pairs in two orders and 8 of their pictures alone, but one unreadable
     assert lines[-1].startswith("11 predictions, 19 prompts judged in ") and lines[-1].endswith("test.json")
     assert "prompts/s, " in lines[-1] and "tokens/s)" in lines[-1]

@@ -196,7 +196,8 @@ def test_an_mt_grpo_run_resumes_and_its_weights_follow_the_steps():
     assert facts["again"] == facts["whole"] and facts["whole"]["step"] == 4
     assert facts["asked_on"] == facts["asked_late_on"] == facts["reward"]
     assert facts["rounds"][2] > 1 and set(facts["rounds"]) <= {1, 2, 3}
-    assert 1 <= facts["update"][0] <= 4 and set(facts["traces"].values()) == {1}
+    (whole, parts), traces = facts["update"][0], facts["traces"]
+    assert whole == 0 and 1 <= parts <= 4 and set(traces.values()) == {1}, "all in rooms, of one program a width"
     assert {name.split(" ")[0] for name in facts["traces"]} == {"logp", "sample"}
     for run, zeros in ((facts["whole"], 0), (facts["reward"], 1)):
         lines = [line for line in run["metrics"] if line["kind"] == "train"]

@@ -9,10 +9,9 @@ import pytest
 import tiny
 
 from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
-from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.policy.programs import make_programs, place_prompts
 from mtjudge_jax.policy.update import init_state, make_update
-from mtjudge_jax.rl.logp import place_answers
+from mtjudge_jax.rl.logp import in_least_room, place_answers
 from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.rl.rooms import Rooms
@@ -23,14 +22,6 @@ from mtjudge_jax.types import DpoBatch, MicroBatch, PromptRoom, SftBatch, TrainB
 ROWS, GROUP, LENGTH = 8, 4, 80  # long enough for bins of several widths
 TOLERANCE = 1e-5  # relative to the largest entry
 MESHES = {"one device": (1, 1, 1, 1), "2 data, 2 fsdp, 2 tensor": (2, 2, 1, 2)}
-
-
-class Words:
-    def text_ids(self) -> list[int]:
-        return [*range(tiny.VOCABULARY)]
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -48,10 +39,9 @@ def build(mesh: str, moe: bool = False):
         optim=OptimConfig(name="adamw", lr=1e-3),
     )
     model_cfg = tiny.config(blocks=1, moe=True) if moe else tiny.config(blocks=1)
-    names = (tiny.PAD, tiny.EOS, tiny.IMAGE, tiny.VISION_START, tiny.VISION_END, tiny.VOCABULARY)
-    tokenizer = Tokenizer(None, Words(), *names, tuple((str(i), i) for i in tiny.CONTROL))
     shape = MESHES[mesh]
-    programs = make_programs(cfg, model_cfg, tokenizer, make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))]))
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), mesh)
     params = jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, programs.mesh)), tiny.params(model_cfg)
     )
@@ -144,3 +134,20 @@ def test_an_update_of_a_part_has_rooms_of_its_own():
         assert np.sort(np.concatenate([one.rows.ravel() for one in part.places])).tolist() == [0, 1, 2, 3]
         real = sum(int((one.places >= 0).sum()) for one in part.places)
         assert real == int(np.minimum(mask[half].sum(-1), LENGTH - 1).sum())
+
+
+def test_the_sampler_draws_the_same_in_the_least_room_that_holds_the_prompts():
+    _, programs, params = build("one device")
+    prompts = place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh)
+    longest, most = int(prompts.valid.sum(1).max()), int((prompts.patch_segment > 0).sum(1).max())
+    whole = PromptRoom(prompts.tokens.shape[1], prompts.patches.shape[1])
+    assert longest < whole.prompt
+    shapes = PromptRoom(longest - 1, most), PromptRoom(longest, most), whole
+    small = in_least_room(prompts, programs.mesh, Rooms(shapes, 1))
+    assert small.tokens.shape[1] == longest and small.patches.shape[1] == most
+    assert in_least_room(prompts, programs.mesh, None) is prompts
+    assert in_least_room(prompts, programs.mesh, Rooms((*shapes[:1], whole), 1)).tokens.shape == prompts.tokens.shape
+    key, temperature = jax.random.key(0), np.full(GROUP, 1.0, np.float32)
+    want, got = (programs.sample(params, room, key, temperature, 24) for room in (prompts, small))
+    assert np.array_equal(got.tokens, want.tokens) and want.mask.sum() > 4 * ROWS
+    np.testing.assert_allclose(got.logp, want.logp, atol=1e-5)

@@ -13,7 +13,6 @@ import pytest
 import tiny
 
 from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
-from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
@@ -28,16 +27,6 @@ PROMPTS, GROUP, LENGTH = 8, 4, 6
 MESHES = {"one device": (1, 1, 1, 1), "8 data": (8, 1, 1, 1), "2 data, 2 fsdp, 2 tensor": (2, 2, 1, 2)}
 TRACED = ("2 data, 2 fsdp, 2 tensor", "adamw")
 TOLERANCE = 1e-5  # relative to the largest entry of each parameter
-
-
-class Words:
-    """The part of a Codec that the programs need: 64 ids, five of them control."""
-
-    def text_ids(self) -> list[int]:
-        return [*range(tiny.VOCABULARY)]
-
-    def decode(self, ids: list[int]) -> str:
-        return " ".join(map(str, ids))
 
 
 class World(NamedTuple):
@@ -73,11 +62,9 @@ def quick_to_compile():
 
 def placed_stages(cfg: Config, mesh: str) -> tuple[Programs, Params]:
     model_cfg, params = model()
-    tokenizer = Tokenizer(None, Words(), tiny.PAD, tiny.EOS, tiny.IMAGE, tiny.VISION_START, tiny.VISION_END, tiny.VOCABULARY,
-                          tuple((str(i), i) for i in tiny.CONTROL))  # fmt: skip
     shape = MESHES[mesh]
     devices = jax.devices()[: int(np.prod(shape))]
-    programs = make_programs(cfg, model_cfg, tokenizer, make_mesh(MeshConfig(*shape), devices))
+    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), make_mesh(MeshConfig(*shape), devices))
     placed = jax.tree_util.tree_map_with_path(
         lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, programs.mesh)), params
     )

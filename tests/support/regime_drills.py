@@ -70,14 +70,16 @@ def dpo(*, folder: str, data: str) -> dict:
 
 def adaptive(*, folder: str, data: str) -> dict:
     """MT-GRPO whole, by Ctrl-C stopped in its third step's update and gone on; and with the change of the mean reward, stopped
-    by a SIGTERM between the rounds of its third step, and before its update."""
+    by a SIGTERM between the rounds of its third step, and before its update. Its prompts have rooms of their own."""
     from mtjudge_jax.policy.model import open_model
     from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
     folder, facts = Path(folder), {}
     twelve = {"rollout__prompts": 12, "update__prompts": 12, "update__micro_prompts": 12}
-    cfg = config(steps=4, data__path=data, eval__every_steps=4, data__mixture="mt_grpo", data__mt_grpo_beta=20.0, **twelve)
+    large = {"data__prompt_tokens": 160, "data__patches": 160}
+    adaptive = {"data__mixture": "mt_grpo", "data__mt_grpo_beta": 20.0}
+    cfg = config(steps=4, data__path=data, eval__every_steps=4, **adaptive, **twelve, **large)
     model = open_model(cfg)
     with one_update(grpo):
         with Spy(grpo) as spy:
@@ -89,7 +91,7 @@ def adaptive(*, folder: str, data: str) -> dict:
         facts["again"] = ending(folder / "again")
         cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, mt_grpo_improvement="reward"))
         facts |= asked_in_third_step(folder, cfg, model)
-    return facts | {"update": [update.whole._cache_size() for update in spy.jitted]}
+    return facts | {"update": [(update.whole._cache_size(), update.part._cache_size()) for update in spy.jitted]}
 
 
 def asked_in_third_step(folder: Path, cfg, model) -> dict:

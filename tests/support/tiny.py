@@ -8,6 +8,7 @@ import numpy as np
 
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
+from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
 from mtjudge_jax.rl.logp import Bins, bins_ladder, lay_out, least_bins
@@ -59,6 +60,21 @@ def params(cfg: Qwen3VLConfig, seed: int = 0) -> Params:
         return jnp.asarray(noise, jnp.float32)
 
     return jax.tree_util.tree_map_with_path(one, vlm.abstract_params(cfg))
+
+
+class Words:
+    """The part of a Codec that the programs need: 64 ids, five of them control."""
+
+    def text_ids(self) -> list[int]:
+        return [*range(VOCABULARY)]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def tokenizer() -> Tokenizer:
+    names = (PAD, EOS, IMAGE, VISION_START, VISION_END, VOCABULARY)
+    return Tokenizer(None, Words(), *names, tuple((str(i), i) for i in CONTROL))
 
 
 def prompts(rows: int = 4, seed: int = 0) -> PromptBatch:

@@ -47,6 +47,16 @@ def read_runs(names: Sequence[str]) -> Runs:
     return runs
 
 
+def unlike_samples(runs: Runs) -> str:
+    """A note where the arms sampled different numbers of answers a question; else nothing."""
+    asked = {arm: [(result.get("settings") or {}).get("samples") for result in results] for arm, results in runs.items()}
+    counts = {arm: sorted(set(filter(None, found))) for arm, found in asked.items()}
+    if len({tuple(found) for found in counts.values() if found}) < 2:
+        return ""
+    said = ", ".join(f"{arm} {' and '.join(map(str, found))}" for arm, found in counts.items() if found)
+    return f"Answers sampled a question: {said}. Majority and self-agreement do not compare across these numbers."
+
+
 def _arm_of(path: str, others: Sequence[str]) -> str:
     """The folder's name; for a file with the stem, if the folder's name alone is ambiguous."""
     place = as_path(path)

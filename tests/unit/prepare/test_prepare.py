@@ -414,7 +414,7 @@ def test_prepared_folders_are_joined(tmp_path, source):
 def test_groups_too_large_for_a_split_are_refused_with_the_remedy(tmp_path, source):
     """160 pictures that share an instruction all went to train, and the run ended at its first validation."""
     rows = [made(i, group_id="a red ball") for i in range(160)]
-    said = r"no record of sharp is in test or val \(--test=0.2, --val=0.2\): its 160 records are 1 groups, .*`group`"
+    said = r"no record of sharp is in test or val \(--test=0.2, --val=0.2\): its 160 records are 1 group, .*`group`"
     with pytest.raises(UserError, match=said):
         run(tmp_path, source, rows, val=0.2, test=0.2)
     other = [made(200 + i, task="safety", group_id=f"photo {i}") for i in range(100)]

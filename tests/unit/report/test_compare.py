@@ -13,7 +13,7 @@ from mtjudge_jax.report.compare.compare import Cell, compare
 from mtjudge_jax.report.compare.measures import measure_tables
 from mtjudge_jax.report.compare.pages import arm_style, cell_text, comparison_markdown, write_comparison
 from mtjudge_jax.report.compare.paper import PAPER, paper_arm
-from mtjudge_jax.report.compare.read import read_runs
+from mtjudge_jax.report.compare.read import read_runs, unlike_samples
 from mtjudge_jax.report.intervals import score_difference
 
 
@@ -209,3 +209,12 @@ def test_pages_and_plots(tmp_path):
     before = {path: path.read_bytes() for path in written}
     write_comparison(compare(runs), tmp_path / "out")
     assert before == {path: path.read_bytes() for path in written}
+
+
+def test_arms_with_other_numbers_of_sampled_answers_are_told():
+    """A vote of two answers does not compare with one of eight."""
+    eight, two, old = ({"settings": {"samples": 8}}, {"settings": {"samples": 2}}, {})
+    said = "Answers sampled a question: sft 8, rl 2. Majority and self-agreement do not compare across these numbers."
+    assert unlike_samples({"sft": [eight, eight], "rl": [two], "older": [old]}) == said
+    assert unlike_samples({"sft": [eight], "rl": [eight], "older": [old]}) == ""
+    assert "rl 2 and 8" in unlike_samples({"sft": [eight], "rl": [eight, two]})
