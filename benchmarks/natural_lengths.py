@@ -33,7 +33,7 @@ NAMES = {"rollout": "generate", "ref_logp": "ref_logps", "update": "update", "st
 def parse_args() -> argparse.Namespace:
     p = parser(__doc__, prompts=8, G=8, new=256)
     p.add_argument("--micro", type=int, default=0, help="prompts whose activations exist at a time; 0: all")
-    p.add_argument("--reps", type=int, default=6, help="timed steps, after two that compile and warm up")
+    p.add_argument("--reps", type=int, default=6, help="timed steps")
     p.add_argument("--folder", type=Path, help="of the weights and prompts; without it a temporary one, which the peer fills")
     p.add_argument("--peer", default="", help="path of a script that times another trainer on this work")
     p.add_argument("--peer-python", default="python3", help="the interpreter that has it")
@@ -52,7 +52,7 @@ def main() -> None:
     ours = timed(step, args)
     for _ in range(args.rounds - 1 if args.peer else 0):
         theirs.append(peer(args))
-        ours += timed(step, args, warm=0)
+        ours += timed(step, args)
     at_mean = timed(prepare(args, mean_answer=statistics.mean(one["answer"] for one in ours)), args)
     report(args, ours, at_mean, theirs)
 
@@ -203,8 +203,9 @@ def natural_step(work, number: int, *, clock) -> dict[str, float]:
     return seconds | {"answer": answers / real.answers.size} | {f"real {name}": float(x) for name, x in shares.items()}
 
 
-def timed(step: Callable[[int], dict[str, float]], args: argparse.Namespace, warm: int = 2) -> list[dict]:
-    return [step(number) for number in range(warm + args.reps)][warm:]
+def timed(step: Callable[[int], dict[str, float]], args: argparse.Namespace) -> list[dict]:
+    """Every step runs twice and counts once: which programs it compiles depends on its lengths."""
+    return [(step(number), step(number))[1] for number in range(args.reps)]
 
 
 def report(args: argparse.Namespace, ours: list[dict], at_mean: list[dict], theirs: list[dict]) -> None:

@@ -53,7 +53,7 @@ def test_rows_that_run_together_are_few_where_they_are_long():
     sizes = [make_rooms(prompts, LARGEST, answers=answers, most=8).size for answers in (0, 20_000)]
     assert sizes == [1, 1]
     small = PromptRoom(256, 64)
-    assert [make_rooms([(40, 16)] * 4, small, answers=a, most=8).size for a in (0, 200, 800)] == [4, 2, 1]
+    assert [make_rooms([(40, 16)] * 4, small, answers=a, most=8).size for a in (0, 800, 4000)] == [8, 4, 1]
     assert make_rooms([(40, 16)] * 4, small, answers=0, most=3) == Rooms(((48, 16), small), 3)
 
 
