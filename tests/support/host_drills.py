@@ -17,9 +17,8 @@ DEVICES = 8  # in all processes together
 
 
 def config(data: str, **changes) -> Config:
-    """Two steps of two tasks, 16 prompts of two answers a rollout batch, two updates of it; prompts in rooms of their own."""
+    """Two steps of two tasks, 16 prompts of two answers a rollout batch, two updates of it."""
     sizes = {"rollout__prompts": 16, "update__prompts": 8, "update__micro_prompts": 8, "data__tasks": ("technical", "safety")}
-    sizes |= {"data__prompt_tokens": 160, "data__patches": 160}  # so large that prompts get rooms of their own
     sizes |= {"optim__schedule": "constant", "loss__kl_coef": 0.1, "eval__every_steps": 2, "data__balance_labels": True}
     sizes |= {"optim__eps": 1e-6}  # Adam divides by |gradient| + eps: below it, a gradient's rounding would be all of an update
     return drills.config(**(sizes | {"data__path": data, "steps": 2} | changes))
