@@ -8,7 +8,7 @@ import numpy as np
 from mtjudge_jax.types import PromptRoom
 
 _MOST = 3  # shapes beside the largest; each costs the compilation of two or three programs
-_WORTH = 256  # tokens and patches of the largest shape; below, compiling others would cost more than it saves
+_WORTH = 300  # tokens and patches of the largest shape; below, compiling others would cost more than it saves
 _ENOUGH = 0.8  # of what the largest shape alone would compute; if the ladder computes more, it is not used
 _SAVES = 0.95  # of what a ladder with one shape fewer computes; if a ladder computes more, the shorter one is taken
 _PLACES = 4096  # of a device's micro-batch, tokens and patches, in the largest shape; with fewer its programs are not busy
