@@ -184,8 +184,7 @@ def make_update(
     state: TrainState, loss_fn: LossFn, optimizer: optax.GradientTransformation, mesh: Mesh, cfg: Config
 ) -> Update:
     """The update of a run. state: the shapes and dtypes that it will have."""
-    # a pair counts once, however long
-    aggregation = "sequence_mean" if cfg.stage == "dpo" else cfg.loss.aggregation
+    aggregation = "sequence_mean" if cfg.stage == "dpo" else cfg.loss.aggregation  # a pair of DPO counts once, however long
     whole = partial(apply, pieces=cfg.update.prompts // cfg.update.micro_prompts, loss_fn=loss_fn, optimizer=optimizer)
     whole = partial(whole, aggregation=aggregation, length=cfg.rollout.completion_tokens)
 

@@ -86,6 +86,15 @@ def least_bins(lengths: np.ndarray, length: int, rungs: Sequence[Bins]) -> Bins:
     return rungs[least]
 
 
+def bins_of(lengths: np.ndarray, length: int, shares: Sequence[float]) -> Bins:
+    """The bins of rows that run together: the least of the ladder that hold them; for answers as short as the demo's the largest,
+    because further compilations would cost more than they save.
+    """
+    group = lengths.shape[1]
+    rungs = bins_ladder(group, length, shares)
+    return rungs[-1] if group * length < _WORTH_PACKING else least_bins(lengths, length, rungs)
+
+
 def lay_out(lengths: np.ndarray, length: int, bins: Bins) -> np.ndarray:
     """int32 [Q, B, W]: for each place of the bins, the index in [G * C] of its token; -1 where there is none.
 
@@ -124,31 +133,32 @@ def split_rows(lengths: Lengths, shapes: Sequence[PromptRoom], *, devices: int, 
     first = np.arange(devices)[:, None] * len(order[0])
     parts = np.split(np.array(order, np.int32), len(order[0]) // size, 1)
     shape = [int(rung[(first + part).ravel()].max()) for part in parts]
-    rungs = bins_ladder(group := lengths.answers.shape[1], length, _SHARES_OF_ROOMS)
     bins = {}
     for one in set(shape):
         rows = np.concatenate([(first + part).ravel() for part, at in zip(parts, shape, strict=True) if at == one])
-        bins[one] = rungs[-1] if group * length < _WORTH_PACKING else least_bins(lengths.answers[rows], length, rungs)
+        bins[one] = bins_of(lengths.answers[rows], length, _SHARES_OF_ROOMS)
     return [Together(part, shapes[at], bins[at]) for part, at in zip(parts, shape, strict=True)]
 
 
 def place_answers(prompts: PromptBatch, mask: Array, mesh: Mesh, rooms: Rooms | None = None) -> AnswerPlaces:
     """Where the tokens of a batch's answers lie in the stream of training, sharded over the mesh; mask bool [Q, G, C].
 
-    Without `rooms` all rows have the same bins. For answers as short as the demo's they are the largest, because further
-    compilations would cost more than they save.
+    Without `rooms` all rows have the same bins. Each process lays out its own rows alone.
     """
     (group, length), rows = mask.shape[1:], batch_sharding(mesh)
     lengths = lengths_of(prompts, mask, mesh)
-    put = lambda x: jax.make_array_from_callback(x.shape, rows, lambda at: x[at])  # noqa: E731
+
+    def placed(answers: np.ndarray, bins: Bins) -> Array:
+        shape = (len(answers), *bins)
+        return jax.make_array_from_callback(shape, rows, lambda at: lay_out(answers[at[0]], length, bins))
+
     if rooms is None:
-        rungs = bins_ladder(group, length)
-        bins = rungs[-1] if group * length < _WORTH_PACKING else least_bins(lengths.answers, length, rungs)
-        return put(lay_out(lengths.answers, length, bins))
+        return placed(lengths.answers, bins_of(lengths.answers, length, BIN_SHARES))
     found, devices = [], math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     for one in split_rows(lengths, rooms.shapes, devices=devices, size=rooms.size, length=length):
         answers = lengths.answers.reshape(devices, -1, group)[np.arange(devices)[:, None], one.rows].reshape(-1, group)
-        found.append(MicroBatch(put(one.rows), put(lay_out(answers, length, one.bins)), one.shape))
+        own = jax.make_array_from_callback(one.rows.shape, rows, lambda at, every=one.rows: every[at])
+        found.append(MicroBatch(own, placed(answers, one.bins), one.shape))
     return tuple(found)
 
 
