@@ -42,7 +42,7 @@ def main() -> None:
     from mtjudge_jax.data.pipeline import read_manifest
     from mtjudge_jax.prepare.readers import READERS
 
-    names = tuple(dict.fromkeys(("demo", "jsonl", "parquet", "prepared", *READERS)))  # what a message shows first
+    names = ("demo", *READERS)
     if DATASET.value not in names:
         raise ConfigError(unknown("data set", DATASET.value, names))
     if DATASET.value == "demo":

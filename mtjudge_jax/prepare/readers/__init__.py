@@ -31,6 +31,9 @@ class Reader(Protocol):
 
 
 READERS: dict[str, Reader] = {
+    "jsonl": user_files.JSONL,
+    "parquet": user_files.PARQUET,
+    "prepared": prepared,
     "agin": agin,
     "seetrue": seetrue,
     "imagereward": imagereward,
@@ -42,7 +45,4 @@ READERS: dict[str, Reader] = {
     "mllm_judge": mllm_judge,
     "pickapic": pickapic,
     "hpdv2": hpdv2,
-    "jsonl": user_files.JSONL,
-    "parquet": user_files.PARQUET,
-    "prepared": prepared,
 }
