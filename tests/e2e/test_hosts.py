@@ -49,6 +49,7 @@ def start_training(folder: Path, processes: int, devices: int = 0, **changes) ->
 
 
 ROLLOUTS = {"log__rollouts": 1, "log__rollouts_every": 1}
+LARGE = {"data__prompt_tokens": 160, "data__patches": 160}  # limits above which prompts have rooms of their own
 
 
 @cache
@@ -57,8 +58,7 @@ def trained() -> tuple[Path, dict[int, list[dict]]]:
     folder = commands().folder / "hosts"
     folder.mkdir()
     # One number after the other: nine processes would compile at once.
-    large = {"data__prompt_tokens": 160, "data__patches": 160}
-    return folder, {n: facts(start_training(folder / str(n), n, **ROLLOUTS, **large)) for n in (1, 2, 4)}
+    return folder, {n: facts(start_training(folder / str(n), n, **ROLLOUTS, **LARGE)) for n in (1, 2, 4)}
 
 
 def batches(all_facts: list[dict]) -> list[list[str]]:
@@ -162,7 +162,7 @@ def test_any_mesh_and_any_number_of_hosts_takes_over(saved_by, processes, device
     workdir = folder / f"over-{saved_by}-{processes}-{devices}"
     shutil.copytree(folder / str(saved_by), workdir)
     shutil.rmtree(workdir / "checkpoints" / "2")
-    got = facts(start_training(workdir, processes, devices))
+    got = facts(start_training(workdir, processes, devices, **LARGE))
     assert got[0]["devices"] == processes * devices
     assert batches(got) == [batches(runs[1])[1]]
     line, reference = ([m for m in drills.ending(w)["metrics"] if m["kind"] == "train"][-1] for w in (workdir, folder / "1"))
