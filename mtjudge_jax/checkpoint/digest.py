@@ -78,6 +78,7 @@ def _digest_all(parts: list[jax.Array], first: jax.Array, strides: tuple[tuple[i
     return jnp.stack([_digest(*part) for part in zip(parts, first, strides, strict=True)])
 
 
+@functools.partial(jax.jit, static_argnums=2)  # traced once for all leaves of a shape
 def _digest(x: jax.Array, first: jax.Array, strides: tuple[int, ...]) -> jax.Array:
     """first: the position of x's first element in the leaf. strides: what a step along each axis adds to the position."""
     x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x

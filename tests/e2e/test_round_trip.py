@@ -122,11 +122,11 @@ def template_in_the_tokenizer(folder: Path) -> None:
 
 ODD = {  # how it is saved, and what is changed afterwards: each spelling once, those of one folder in different files
     "as saved": ({}, ()),
-    "in shards": ({"shard": "1MB"}, (processor_alone, template_in_json, colours_of_its_own)),
-    "older": ({}, (older_pixels, older_rope, template_in_the_tokenizer)),
+    "in shards": (
+        {"shard": "1MB", "dtype": "bfloat16"}, (processor_alone, template_in_json, colours_of_its_own, no_generation_config)
+    ),
+    "older": ({}, (older_pixels, older_rope, template_in_the_tokenizer, untied)),
     "contradicting": ({}, (two_processors, list_of_ends, head_beside_a_tie)),
-    "untied": ({}, (untied,)),
-    "bfloat16": ({"dtype": "bfloat16"}, (no_generation_config,)),
 }
 
 
