@@ -132,6 +132,7 @@ class LossConfig:
     truncated: str = "keep"  # keep | out: answers that were cut off
     sampler_weight: str = "none"  # none | token | sequence: corrects for a sampler whose probabilities differ from the update's
     sampler_cap: float = 2.0  # largest such weight
+    replay_routing: bool = False  # of a mixture of experts: the update takes the experts that the sampler chose for each token
 
 
 @dataclass
@@ -259,6 +260,7 @@ _OTHER_NAMES = {
     **dict.fromkeys(("loss_avg_mode", "loss_agg_mode"), "loss.aggregation"),
     "use_kl_loss": "loss.kl_in",
     "online_filtering": "rollout.rounds",
+    **dict.fromkeys(("router_replay", "moe_enable_routing_replay"), "loss.replay_routing"),
     "max_steps": "steps",
     "total_steps": "steps",
     "max_prompt_length": "data.prompt_tokens",

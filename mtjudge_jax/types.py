@@ -16,6 +16,16 @@ Array = jax.Array
 Params = dict[str, Any]  # nested dict of arrays; names end in their axes
 
 
+NO_CHOICE = 255  # so E is at most that
+
+
+class Routing(NamedTuple):
+    """Which experts the sampler chose for each token that it read; NO_CHOICE elsewhere."""
+
+    prompts: Array  # uint8 [Q, P, L, k]
+    answers: Array  # uint8 [Q, G, C, L, k]
+
+
 class PromptBatch(NamedTuple):
     """Q prompts with their images. Every array leads with Q, so one sharding fits all."""
 
@@ -31,6 +41,7 @@ class PromptBatch(NamedTuple):
     uid: Array  # uint32 [Q], stable hash of the example, seeds the sampler
     heat: Array | None = None  # float32 [Q], temperature of the answers over the batch's, see rl/per_task.py; None: 1
     longest: Array | None = None  # int32 [Q], most tokens of an answer; None: C
+    routing: Routing | None = None  # the experts to take in training, of prompts and answers; None: its own choice
 
 
 class Lengths(NamedTuple):
@@ -68,6 +79,7 @@ class Rollout(NamedTuple):
     mask: Array  # bool [Q, G, C]
     logp: Array  # float32 [Q, G, C], of the sampler; 0 where masked
     truncated: Array  # bool [Q, G], no end-of-sequence within C tokens
+    routing: Routing | None = None  # with loss.replay_routing
 
 
 class TrainBatch(NamedTuple):

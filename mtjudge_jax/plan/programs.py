@@ -23,7 +23,7 @@ from mtjudge_jax.rl.logp import bins_ladder
 from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
-from mtjudge_jax.types import DpoBatch, Params, PromptBatch, SftBatch, TrainBatch, TrainState
+from mtjudge_jax.types import DpoBatch, Params, PromptBatch, Routing, SftBatch, TrainBatch, TrainState
 
 SAMPLING, LEARNING = ("rollout", "evaluation"), ("logp", "update")
 
@@ -152,7 +152,12 @@ def rollout_batch(setup: Setup, rows: int) -> TrainBatch:
     sizes = (cfg.group_size, cfg.completion_tokens)
     logp, places = array(jnp.float32, *sizes), array(jnp.int32, *bins_ladder(*sizes)[-1])
     answers = (array(jnp.int32, *sizes), array(jnp.bool_, *sizes), array(jnp.float32, sizes[0]))
-    return TrainBatch(_prompt_batch(setup, rows), *answers, logp, logp, places)
+    prompts = _prompt_batch(setup, rows)
+    if setup.cfg.loss.replay_routing:
+        experts = setup.model_cfg.text.num_layers, setup.model_cfg.text.moe.experts_per_token
+        of_prompts = array(jnp.uint8, setup.cfg.data.prompt_tokens, *experts)
+        prompts = prompts._replace(routing=Routing(of_prompts, array(jnp.uint8, *sizes, *experts)))
+    return TrainBatch(prompts, *answers, logp, logp, places)
 
 
 def offline_batch(setup: Setup) -> SftBatch | DpoBatch:

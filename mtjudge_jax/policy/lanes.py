@@ -25,7 +25,7 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.rl.logp import EVERY, Filter, cooled, sampling_logits
 from mtjudge_jax.sharding import BATCH_AXES
-from mtjudge_jax.types import Array, Params, PromptBatch, Rollout
+from mtjudge_jax.types import NO_CHOICE, Array, Params, PromptBatch, Rollout, Routing
 
 
 class Draws(NamedTuple):
@@ -49,6 +49,7 @@ class Rules(NamedTuple):
     length: int  # C
     backend: Backend
     only: Filter = EVERY
+    keep_routing: bool = False  # whether a rollout has the experts of its tokens
 
 
 class Lanes(NamedTuple):
@@ -78,6 +79,7 @@ class Drawn(NamedTuple):
     tokens: Array  # int32 [D, q, G, C]
     logp: Array  # float32 [D, q, G, C]
     mask: Array  # bool [D, q, G, C]
+    routing: Routing | None = None  # of arrays that lead with [D, q]
 
 
 class State(NamedTuple):
@@ -98,6 +100,10 @@ def empty_state(rules: Rules, prompts: PromptBatch, cache: vlm.Cache, group: int
     rows, lanes = prompts.tokens.shape[0] // devices, zeros(held * group)
     shape = (devices, rows, group, rules.length)
     drawn = Drawn(jnp.full(shape, rules.pad, jnp.int32), jnp.zeros(shape), jnp.zeros(shape, bool))
+    if rules.keep_routing:
+        experts = rules.cfg.text.num_layers, rules.cfg.text.moe.experts_per_token
+        sizes = (devices, rows, prompts.tokens.shape[1]), shape
+        drawn = drawn._replace(routing=Routing(*(jnp.full((*size, *experts), NO_CHOICE, jnp.uint8) for size in sizes)))
     valid = jnp.zeros((devices, held, prompts.tokens.shape[1]), bool)
     own = jax.tree.map(lambda x: jnp.ones((devices, held), x.dtype), (prompts.heat, prompts.longest))
     return State(
@@ -113,21 +119,22 @@ def empty_state(rules: Rules, prompts: PromptBatch, cache: vlm.Cache, group: int
 def first_state(rules: Rules, draws: Draws, prompts: PromptBatch, held: int) -> State:
     """Each device's first `held` prompts, with the first token of each of their answers; the lanes are in order."""
     first = rows_of(rules, prompts, 0, held)
-    last, cache = _prefill(rules, draws, first)
-    return _enter(rules, draws, empty_state(rules, prompts, cache, draws.temperature.shape[0]), first, last, 0)
+    last, cache, choice = _prefill(rules, draws, first)
+    state = empty_state(rules, prompts, cache, draws.temperature.shape[0])
+    return _enter(rules, draws, state, first, (last, choice), 0)
 
 
 def admit(rules: Rules, draws: Draws, state: State, prompts: PromptBatch, row: Array, count: int) -> State:
     """Gives the device's prompts from `row` on, `count` of them, places whose answers have all ended."""
     new = rows_of(rules, prompts, row, count)
-    last, cache = _prefill(rules, draws, new)
+    last, cache, choice = _prefill(rules, draws, new)
     place = jnp.argsort(_busy(state.lanes, state.held), axis=1, stable=True)[:, :count]
     put = jax.vmap(lambda whole, new, place: whole.at[:, place].set(new), in_axes=(1, 1, 0), out_axes=1)
     state = state._replace(
         prompt=jax.tree.map(lambda whole, new: put(whole, new, place), state.prompt, cache),
         step=jnp.where(state.lanes.live.any(), state.step, 0),
     )
-    return _enter(rules, draws, state, new, last, row, place)
+    return _enter(rules, draws, state, new, (last, choice), row, place)
 
 
 def rows_of(rules: Rules, prompts: PromptBatch, row: Array | int, count: int) -> PromptBatch:
@@ -147,18 +154,21 @@ def devices_of(backend: Backend, rows: int) -> int:
     return shards if rows % shards == 0 else 1
 
 
-def _prefill(rules: Rules, draws: Draws, prompts: PromptBatch) -> tuple[Array, vlm.Cache]:
-    """Hidden states of the last tokens [D, M, D] and the caches, both with the devices apart."""
-    last, cache = vlm.prefill(draws.params, rules.cfg, prompts, backend=rules.backend)
+def _prefill(rules: Rules, draws: Draws, prompts: PromptBatch) -> tuple[Array, vlm.Cache, Array | None]:
+    """Hidden states of the last tokens [D, M, D], the caches and the experts, all with the devices apart."""
+    last, *kept = vlm.prefill(draws.params, rules.cfg, prompts, backend=rules.backend, keep_choices=rules.keep_routing)
     devices = devices_of(rules.backend, last.shape[0])
-    cache = jax.tree.map(lambda x: x.reshape(x.shape[0], devices, -1, *x.shape[2:]), cache)
-    return last.reshape(devices, -1, last.shape[-1]), cache
+    cache, choice = jax.tree.map(lambda x: x.reshape(x.shape[0], devices, -1, *x.shape[2:]), kept)
+    return last.reshape(devices, -1, last.shape[-1]), cache, choice
 
 
 def _enter(
-    rules: Rules, draws: Draws, state: State, new: PromptBatch, last: Array, row: Array | int, place: Array | None = None
+    rules: Rules, draws: Draws, state: State, new: PromptBatch, run: tuple, row: Array | int, place: Array | None = None
 ) -> State:
-    """Draws the first token of all answers to the prompts `new`, whose caches are in the state, and gives them lanes."""
+    """Draws the first token of all answers to the prompts `new`, whose caches are in the state, and gives them lanes.
+    run: what `_prefill` returned beside the caches.
+    """
+    last, choice = run
     devices, count = last.shape[:2]
     group = draws.temperature.shape[0]
     place = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (devices, count)) if place is None else place.astype(jnp.int32)
@@ -173,6 +183,9 @@ def _enter(
     hidden = jnp.repeat(last, group, 1)
     lanes, drawn = _draw(rules, draws, hidden, _owners(draws, held, lanes, rules.length), lanes, state.drawn)
     lanes = jax.tree.map(lambda whole, new: _put(whole, lane, new), state.lanes, lanes)
+    if choice is not None:
+        experts, put = jnp.moveaxis(choice, 0, 3).astype(jnp.uint8), jax.lax.dynamic_update_slice_in_dim
+        drawn = drawn._replace(routing=drawn.routing._replace(prompts=put(drawn.routing.prompts, experts, row, 1)))
     return state._replace(lanes=lanes, held=held, drawn=drawn)
 
 
@@ -215,12 +228,27 @@ def _draw(rules: Rules, draws: Draws, hidden: Array, owners: _Owners, lanes: Lan
     token = jnp.argmax(logits + jnp.where(temperature > 0, 1.0, 0.0) * noise, -1).astype(jnp.int32)
     logp = jnp.take_along_axis(logits, token[..., None], -1)[..., 0] - jax.nn.logsumexp(logits, -1)
 
-    write = jax.vmap(lambda whole, row, answer, at, value: whole.at[row, answer, at].set(value, mode="drop"))
     where = (owners.row, owners.answer, jnp.where(lanes.live, lanes.count, rules.length))
-    drawn = Drawn(*(write(x, *where, value) for x, value in zip(drawn, (token, logp, lanes.live), strict=True)))
+    tokens, logps, mask = (_write(x, where, value) for x, value in zip(drawn[:3], (token, logp, lanes.live), strict=True))
+    drawn = Drawn(tokens, logps, mask, drawn.routing)
     count = lanes.count + 1
     live = lanes.live & ~_is_end(token, rules.eos) & (count < owners.longest)
     return lanes._replace(count=count, token=token, live=live), drawn
+
+
+@jax.vmap
+def _write(whole: Array, where: tuple[Array, Array, Array], value: Array) -> Array:
+    """whole [D, q, G, C, ..] with value [D, B, ..] at (row, answer, token), each [D, B]; a token of C or more is left out."""
+    return whole.at[where].set(value, mode="drop")
+
+
+def _note_answers(drawn: Drawn, owners: _Owners, lanes: Lanes, choice: Array | None, length: int) -> Drawn:
+    """Writes the experts of the lanes' last tokens, [L, D, B, k]."""
+    if choice is None:
+        return drawn
+    where = (owners.row, owners.answer, jnp.where(lanes.live, lanes.count - 1, length))
+    answers = _write(drawn.routing.answers, where, jnp.moveaxis(choice, 0, 2).astype(jnp.uint8))
+    return drawn._replace(routing=drawn.routing._replace(answers=answers))
 
 
 def _is_end(token: Array, eos: Ends) -> Array:
@@ -262,7 +290,9 @@ def draw_segment(
         age = (step - 1 - jnp.arange(segment.columns)) % size  # how many tokens ago a column was written
         where = vlm.DecodedAt(first + cached, age < cached[..., None], step % size, places)
         caches = {"valid": held.valid, "prompt": state.prompt, "own": own}
-        hidden, own = vlm.decode(draws.params, rules.cfg, where, tokens=lanes.token, **caches, backend=rules.backend)
+        settings = {"backend": rules.backend, "keep_choices": rules.keep_routing}
+        hidden, own, choice = vlm.decode(draws.params, rules.cfg, where, tokens=lanes.token, **caches, **settings)
+        drawn = _note_answers(drawn, owners, lanes, choice, rules.length)
         lanes, drawn = _draw(rules, draws, hidden, owners, lanes, drawn)
         return goes_on(lanes, step + 1), lanes, drawn, step + 1, own
 
@@ -323,9 +353,9 @@ def _pack(state: State, segment: Segment) -> State:
 
 def result(rules: Rules, drawn: Drawn) -> Rollout:
     """The answers of the whole batch, which have all ended."""
-    tokens, logp, mask = (x.reshape(-1, *x.shape[2:]) for x in drawn)
+    tokens, logp, mask, routing = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), drawn)
     last = jnp.take_along_axis(tokens, jnp.maximum(mask.sum(-1, keepdims=True) - 1, 0), -1)[..., 0]
-    return Rollout(tokens, mask, logp, ~_is_end(last, rules.eos))
+    return Rollout(tokens, mask, logp, ~_is_end(last, rules.eos), routing)
 
 
 class Context(NamedTuple):
@@ -353,13 +383,14 @@ def draw_and_keep(
     pad: int,
     backend: Backend = vlm.REFERENCE,
     only: Filter = EVERY,
+    keep_routing: bool = False,
 ) -> tuple[Rollout, Context]:
     """Draws answers of at most `length` tokens side by side until the last has ended, each in its own lane.
 
-    The caches stay in order. They cost nothing where the caller drops them inside the same program. key, temperature: see Draws.
-    allowed, eos, only: see Rules.
+    The caches stay in order. They cost nothing where the caller drops them inside the same program. key, temperature: see Draws;
+    the others: see Rules.
     """
-    rules, draws = Rules(cfg, allowed, eos, pad, length, backend, only), Draws(params, key, temperature)
+    rules, draws = Rules(cfg, allowed, eos, pad, length, backend, only, keep_routing), Draws(params, key, temperature)
     rows, group = prompts.tokens.shape[0], temperature.shape[0]
     held = rows // devices_of(backend, rows)
     state = first_state(rules, draws, prompts, held)

@@ -26,6 +26,7 @@ from mtjudge_jax.policy.judge_file import judge_tasks, without_limits
 from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import Split, cast, join, split
 from mtjudge_jax.records import BadRecord, JudgeExample
+from mtjudge_jax.rl.routing import check_replay
 from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
 from mtjudge_jax.tasks import Task
 from mtjudge_jax.tasks.answer import answer_text, as_asked, truth_of
@@ -77,6 +78,7 @@ def open_model(cfg: Config) -> Model:
         taught=taught_texts(cfg),
         budget=Budget(cfg.data.prompt_tokens, cfg.data.patches),
     )
+    check_replay(cfg, model_cfg.text)
     keep_compiled()
     return Model(folder, model_cfg, make_programs(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
 

@@ -86,6 +86,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
     reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
     drawing = {"allowed": allowed, "eos": tokenizer.ends, "pad": tokenizer.pad, "backend": backend}
+    drawing["keep_routing"] = cfg.loss.replay_routing
     traces, work = collections.Counter(), collections.Counter()
 
     def sample_pieces(

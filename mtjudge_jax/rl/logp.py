@@ -194,6 +194,8 @@ def cut_prompts(prompts: PromptBatch, shape: PromptRoom) -> PromptBatch:
     start, end = prompts.tokens.shape[1] - shape.prompt, shape.patches
     back = {name: getattr(prompts, name)[:, start:] for name in ("tokens", "valid", "positions", "image_index")}
     front = {name: getattr(prompts, name)[:, :end] for name in ("patches", "patch_hw", "patch_grid", "patch_segment")}
+    if prompts.routing is not None:
+        back["routing"] = prompts.routing._replace(prompts=prompts.routing.prompts[:, start:])
     return prompts._replace(**back, **front)
 
 

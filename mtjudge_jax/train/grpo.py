@@ -25,6 +25,7 @@ from mtjudge_jax.rl.loss import advantages_of, grpo_loss, kl, learned_mask
 from mtjudge_jax.rl.per_task import own_draws
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.rl.rooms import Rooms
+from mtjudge_jax.rl.routing import replaying
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.tasks.reward import Rule, Scores, parts_paid, score
 from mtjudge_jax.train.loop import loop
@@ -176,6 +177,7 @@ def _one_round(
         out, shares = sample_with_shares(programs, progress.params, small, rows["truth"].tolist(), **drawn)
     else:
         out, shares = programs.sample(progress.params, small, *drawn.values()), None
+    prompts, out = replaying(prompts, out, programs.mesh)
     texts, truncated = decode_texts(programs, out), local_rows(out.truncated, programs.mesh)
     clock.lap("rollout")
     lengths = local_rows(out.mask, programs.mesh).sum(-1, dtype=np.int32)

@@ -58,7 +58,8 @@ def plain_stats(chosen, probabilities, experts: int = E) -> moe.RouterStats:
 
 def apply(x, router, gate_up, down, *, backend: Backend, k: int = K, real=REAL):
     cfg = MoeConfig(num_experts=down.shape[0], experts_per_token=k, intermediate_size=down.shape[1])
-    return moe.expert_mlp(x, real, router_de=router, gate_up_ed2f=gate_up, down_efd=down, moe=cfg, backend=backend)
+    y, routed = moe.expert_mlp(x, real, router_de=router, gate_up_ed2f=gate_up, down_efd=down, moe=cfg, backend=backend)
+    return y, routed.stats
 
 
 def with_gradients(args, backend: Backend, *, seed: int = 9, wrap=lambda f: f):
@@ -101,12 +102,12 @@ def test_equals_a_loop_over_tokens(impl):
             assert np.vdot(np.float64(gradient), step) == pytest.approx((ends[0] - ends[1]) / 2, rel=1e-4, abs=1e-4 * scale)
 
 
-def not_renormalised(x, router_de, *, k):
+def not_renormalised(x, router_de, *, k, taken):
     choice, _, probability = moe_route(x, router_de, k=k)
     return choice, jnp.take_along_axis(probability, choice, -1), probability
 
 
-def softmax_of_the_chosen(x, router_de, *, k):
+def softmax_of_the_chosen(x, router_de, *, k, taken):
     logits = x @ router_de
     top, choice = jax.lax.top_k(logits, k)
     return choice, jax.nn.softmax(top), jax.nn.softmax(logits)
@@ -115,7 +116,7 @@ def softmax_of_the_chosen(x, router_de, *, k):
 moe_route = moe.route
 MISTAKES = {
     "no renormalisation": ("route", not_renormalised),
-    "the least likely experts": ("route", lambda x, router, k: moe_route(x, -router, k=k)),
+    "the least likely experts": ("route", lambda x, router, k, taken: moe_route(x, -router, k=k)),
     "gate and up swapped": ("_swiglu", lambda gu, w: jax.nn.silu(gu[..., F:]) * gu[..., :F] * w[..., None]),
     "not weighed": ("_swiglu", lambda gu, w: jax.nn.silu(gu[..., :F]) * gu[..., F:]),
     "sorted back by order": ("_collect", lambda rows, order, place: rows[order.reshape(place.shape)].sum(1)),

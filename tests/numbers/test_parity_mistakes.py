@@ -223,7 +223,7 @@ def _in_the_tower(patch, pick) -> None:
 def _in_the_experts(patch, pick) -> None:
     route = moe.route
 
-    def other_route(x, router_de, *, k):
+    def other_route(x, router_de, *, k, taken):
         choice, right, probability = route(x, router_de, k=k)
         chosen = jnp.take_along_axis(probability, choice, -1)
         weight = pick("no renormalisation of the experts' weights", chosen, right)

@@ -152,7 +152,7 @@ def adapters(*, folder: str, data: str) -> dict:
     half = {"update__micro_prompts": 3, "data__tasks": ("technical", "alignment", "safety")}
     half |= {"rollout__prompts": 6, "update__prompts": 6}
     small = {"model__path": str(base), "model__dtype": "bfloat16", "lora__rank": 2, "data__path": data, "loss__kl_coef": 0.1}
-    small |= {"reward__custom": ("own_rewards:varied",)}  # of a base with random experts no answer has the form
+    small |= {"reward__custom": ("own_rewards:varied",), "loss__replay_routing": True}  # of random experts no answer has the form
     cfg = config(steps=4, eval__every_steps=4, **half, **small)
     model = open_model(cfg)
     with one_update(grpo):

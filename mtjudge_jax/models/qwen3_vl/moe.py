@@ -19,7 +19,7 @@ from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.grouped_matmul import grouped_matmul
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig
 from mtjudge_jax.sharding import BATCH_AXES, param_spec
-from mtjudge_jax.types import Array
+from mtjudge_jax.types import NO_CHOICE, Array
 
 # Where experts are sharded, a device computes its rows in chunks of at least CHUNK_ROWS, and of at least 1 / _CHUNKS_PER_SHARE
 # of the rows that it would have if all experts were chosen equally often.
@@ -32,6 +32,13 @@ class RouterStats(NamedTuple):
 
     load: Array  # float32 [E], the share of all choices; sums to 1
     entropy: Array  # float32 [], mean entropy of the softmax over all experts, in nats
+
+
+class Routed(NamedTuple):
+    """What a router did; with the layers on the first axis, where all are stacked."""
+
+    stats: RouterStats
+    choice: Array | None  # int32 [Q, .., k], the experts of each token
 
 
 class Weights(NamedTuple):
@@ -57,17 +64,26 @@ class _ShardAxes(NamedTuple):
 
 
 def expert_mlp(
-    x: Array, real: Array, *, router_de: Array, gate_up_ed2f: Array, down_efd: Array, moe: MoeConfig, backend: Backend
-) -> tuple[Array, RouterStats]:
-    """x [Q, .., D] -> (y like x, statistics over the tokens where `real`, bool [Q, ..]). All tokens are computed.
+    x: Array,
+    real: Array,
+    *,
+    router_de: Array,
+    gate_up_ed2f: Array,
+    down_efd: Array,
+    moe: MoeConfig,
+    backend: Backend,
+    choice: Array | None = None,
+) -> tuple[Array, Routed]:
+    """x [Q, .., D] -> (y like x, the choices and, over the tokens where `real`, bool [Q, ..], statistics). All are computed.
 
+    choice: integers [Q, .., k], the experts to take instead of the router's choice; their weights are still the router's.
     On a mesh, Q is sharded as every batch is. Devices along `expert` exchange tokens: each device gets the tokens of all,
     computes the choices of its own experts, and sends the sums back. Raises UserError when the mesh does not divide Q.
     """
     weights = Weights(router_de, gate_up_ed2f, down_efd)
     layer = functools.partial(_layer, k=moe.experts_per_token, impl=backend.experts)
     if backend.mesh is None or backend.mesh.size == 1:
-        return layer(x, real, weights, split=_ShardAxes())
+        return layer(x, real, choice, weights, split=_ShardAxes())
     shards = math.prod(backend.mesh.shape[axis] for axis in BATCH_AXES)
     if x.shape[0] % shards:
         raise UserError(
@@ -81,10 +97,10 @@ def expert_mlp(
     return jax.shard_map(
         functools.partial(layer, split=split),
         mesh=backend.mesh,
-        in_specs=(rows, rows, specs),
-        out_specs=(rows, RouterStats(P(), P())),
+        in_specs=(rows, rows, rows, specs),
+        out_specs=(rows, Routed(RouterStats(P(), P()), rows)),
         check_vma=backend.experts != "tokamax",  # its kernels do not declare over which axes they vary
-    )(x, real, weights)
+    )(x, real, choice, weights)
 
 
 def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
@@ -101,10 +117,13 @@ def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
     return Weights(*map(one, paths, weights))
 
 
-def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split: _ShardAxes) -> tuple[Array, RouterStats]:
+def _layer(
+    x: Array, real: Array, choice: Array | None, weights: Weights, *, k: int, impl: str, split: _ShardAxes
+) -> tuple[Array, Routed]:
     """`expert_mlp` on one device, or one device's part of it."""
-    tokens = x.reshape(-1, x.shape[-1])
-    choice, weight, probability = route(tokens, weights.router_de, k=k)
+    tokens, taken = x.reshape(-1, x.shape[-1]), None if choice is None else choice.reshape(-1, k)
+    choice, weight, probability = route(tokens, weights.router_de, k=k, taken=taken)
+    routed = choice.reshape(*x.shape[:-1], k)
     stats = _stats(choice, probability, real.reshape(-1), split.rows)
     gate_up, down = _gather_weights(weights, split)
     if split.tensor:
@@ -126,7 +145,7 @@ def _layer(x: Array, real: Array, weights: Weights, *, k: int, impl: str, split:
         y = jax.lax.psum_scatter(y, split.expert, tiled=True)
     if split.tensor:
         y = jax.lax.psum(y, split.tensor)
-    return y.reshape(x.shape), stats
+    return y.reshape(x.shape), Routed(stats, routed)
 
 
 def _gather_weights(weights: Weights, split: _ShardAxes) -> tuple[Array, Array]:
@@ -142,15 +161,17 @@ def _gather_weights(weights: Weights, split: _ShardAxes) -> tuple[Array, Array]:
     return whole[0], whole[1]
 
 
-def route(x: Array, router_de: Array, *, k: int) -> tuple[Array, Array, Array]:
+def route(x: Array, router_de: Array, *, k: int, taken: Array | None = None) -> tuple[Array, Array, Array]:
     """x [T, D] -> (choice int32 [T, k], weight float32 [T, k] that sums to 1, probability float32 [T, E]), all in float32.
 
     Softmax over all experts, then the k largest, then renormalised. (A softmax over the k largest logits alone gives the
-    same numbers: the common denominator cancels.)
+    same numbers: the common denominator cancels.) taken [T, k]: the experts to take instead, where it is not NO_CHOICE.
     """
     logits = jnp.einsum("td,de->te", x.astype(jnp.float32), router_de.astype(jnp.float32), precision="highest")
     probability = jax.nn.softmax(logits)
     choice = jax.lax.top_k(jax.lax.stop_gradient(probability), k)[1]
+    if taken is not None:
+        choice = jnp.where(taken == NO_CHOICE, choice, taken.astype(jnp.int32))
     # Selected by comparison: its backward pass is a sum, where that of `top_k` scatters one number at a time.
     weight = jnp.where(_is_expert(choice, logits.shape[-1]), probability[:, None], 0).sum(-1)
     return choice, weight / weight.sum(-1, keepdims=True), probability

@@ -15,7 +15,7 @@ from flax import nnx
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, TextConfig
 from mtjudge_jax.models.qwen3_vl.layers import declare, rms_norm, rotate, scan_layers
-from mtjudge_jax.models.qwen3_vl.moe import RouterStats, expert_mlp
+from mtjudge_jax.models.qwen3_vl.moe import Routed, expert_mlp
 from mtjudge_jax.types import Array
 
 # (q [.., N, H], k [.., K, H], v [.., K, H], layer state) -> (attention output [.., N, H], what the layer returns to keep)
@@ -61,10 +61,12 @@ class DecoderLayer(nnx.Module):
             weight = declare(rngs, shape, fan_in=prod(shape[1:-1])) if "_lora_a_" in name else declare(rngs, shape, 0.0)
             setattr(self, name, weight)
 
-    def __call__(self, x: Array, rope: _Rope, attention: _Attention, state, *, real: Array, backend: Backend):
-        """x [..., D] -> (x, kept, router statistics). Only `attention` knows which tokens see which.
+    def __call__(
+        self, x: Array, rope: _Rope, attention: _Attention, state, *, real: Array, backend: Backend, choice: Array | None = None
+    ):
+        """x [..., D] -> (x, kept, what the router did, None without experts). Only `attention` knows which tokens see which.
 
-        real bool [...]: the tokens that count in the statistics, which are None without experts.
+        real bool [...]: the tokens that count in the router's statistics. choice [..., k]: the experts to take.
         """
         y = rms_norm(x, self.input_norm_ld[...], self.eps)
         q = self.adapt("q", y, jnp.einsum("...d,dnh->...nh", y, self.q_ldnh[...]))
@@ -79,7 +81,7 @@ class DecoderLayer(nnx.Module):
             gate, up = self.adapt("gate", y, y @ self.gate_ldf[...]), self.adapt("up", y, y @ self.up_ldf[...])
             y = jax.nn.silu(gate) * up
             return x + self.adapt("down", y, y @ self.down_lfd[...]), kept, None
-        y, stats = expert_mlp(
+        y, routed = expert_mlp(
             y,
             real,
             router_de=self.router_lde[...],
@@ -87,8 +89,9 @@ class DecoderLayer(nnx.Module):
             down_efd=self.experts_down_lefd[...],
             moe=self.moe,
             backend=backend,
+            choice=choice,
         )
-        return x + y, kept, stats
+        return x + y, kept, routed
 
     def adapt(self, target: str, x: Array, y: Array) -> Array:
         """y = x W plus alpha / rank * (x A) B where `target` has an adapter."""
@@ -134,26 +137,39 @@ class TextDecoder(nnx.Module):
         return _Rope(jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype))
 
     def __call__(
-        self, x: Array, rope: _Rope, attention: _Attention, *, states=None, deepstack: Array | None, real: Array, backend: Backend
-    ) -> tuple[Array, Any, RouterStats | None]:
+        self,
+        x: Array,
+        rope: _Rope,
+        attention: _Attention,
+        *,
+        states=None,
+        deepstack: Array | None,
+        real: Array,
+        backend: Backend,
+        choices: Array | None = None,
+        keep_choices: bool = False,
+    ) -> tuple[Array, Any, Routed | None]:
         """Runs the layers on x [Q, S, D] with real bool [Q, S]. Returns the normalised hidden states and, stacked over layers,
-        what `attention` kept and the routers' statistics.
+        what `attention` kept and what the routers did, with their choices only where `keep_choices` asks for them.
 
+        choices [L, Q, S, k]: the experts to take.
         `deepstack` [T, Q, P, D], zero on text, is added to the first P tokens after layers 0..T-1, inside the one scan.
         """
 
-        def body(layer, x, index_and_state):
-            index, state = index_and_state
-            x, kept, stats = layer(x, rope, attention, state, real=real, backend=backend)
+        def body(layer, x, of_layer):
+            index, state, choice = of_layer
+            x, kept, routed = layer(x, rope, attention, state, real=real, backend=backend, choice=choice)
+            if routed is not None and not keep_choices:
+                routed = routed._replace(choice=None)
             if deepstack is not None:
                 taps = deepstack.shape[0]
                 feature = jnp.where(index < taps, deepstack[jnp.minimum(index, taps - 1)], 0)
                 x = x.at[:, : feature.shape[1]].add(feature)
-            return x, (kept, stats)
+            return x, (kept, routed)
 
-        xs = (jnp.arange(self.cfg.num_layers), states)
-        x, (kept, stats) = scan_layers(self.layers, x, body, remat=backend.remat, xs=xs)
-        return rms_norm(x, self.norm_d[...], self.cfg.rms_norm_eps), kept, stats
+        xs = (jnp.arange(self.cfg.num_layers), states, choices)
+        x, (kept, routed) = scan_layers(self.layers, x, body, remat=backend.remat, xs=xs)
+        return rms_norm(x, self.norm_d[...], self.cfg.rms_norm_eps), kept, routed
 
 
 def mrope_axes(cfg: TextConfig) -> np.ndarray:

@@ -18,7 +18,7 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
 from mtjudge_jax.models.qwen3_vl.text import TextDecoder, lora_shapes
 from mtjudge_jax.models.qwen3_vl.vision import VisionTower
-from mtjudge_jax.types import Array, Params, PromptBatch
+from mtjudge_jax.types import Array, Params, PromptBatch, Routing
 
 REFERENCE = Backend()
 
@@ -81,8 +81,12 @@ def embed_prompt(model: Qwen3VL, batch: PromptBatch, backend: Backend) -> tuple[
     return x, jnp.where(is_image, deepstack, 0)
 
 
-def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: Backend = REFERENCE) -> tuple[Array, Cache]:
-    """Runs each prompt once. Returns the hidden state of the last prompt token [Q, D] and the prompt's cache."""
+def prefill(
+    params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: Backend = REFERENCE, keep_choices: bool = False
+) -> tuple[Array, Cache, Array | None]:
+    """Runs each prompt once. Returns the hidden state of the last prompt token [Q, D], the prompt's cache and, with
+    `keep_choices`, the experts of its tokens, int32 [L, Q, P, k].
+    """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     x, deepstack = embed_prompt(model, batch, backend)
 
@@ -90,10 +94,9 @@ def prefill(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: 
         out = attend(q, k, v, segments=batch.valid.astype(jnp.int32), causal=True, scale=scale, backend=backend)
         return out, Cache(jnp.moveaxis(k, 1, -1), jnp.moveaxis(v, 1, -2))
 
-    x, cache, _ = model.text(
-        x, model.text.rope(batch.positions), attention, deepstack=deepstack, real=batch.valid, backend=backend
-    )
-    return x[:, -1], cache
+    settings = {"deepstack": deepstack, "real": batch.valid, "backend": backend, "keep_choices": keep_choices}
+    x, cache, routed = model.text(x, model.text.rope(batch.positions), attention, **settings)
+    return x[:, -1], cache, routed.choice if keep_choices else None
 
 
 class DecodedAt(NamedTuple):
@@ -124,11 +127,13 @@ def decode(
     prompt: Cache,
     own: Cache,
     backend: Backend = REFERENCE,
-) -> tuple[Array, Cache]:
+    keep_choices: bool = False,
+) -> tuple[Array, Cache, Array | None]:
     """Decodes one token of each lane, tokens int32 [D, B]. Only the first B lanes and the first S columns of `own` are read.
 
     prompt: k [L, D, M, K, H, P], v [L, D, M, K, P, H] with valid bool [D, M, P]; a prompt's answers read it together.
-    Returns hidden states [D, B, D] and the own cache with `lanes.column` filled.
+    Returns hidden states [D, B, D], the own cache with `lanes.column` filled and, with `keep_choices`, the experts of the tokens,
+    int32 [L, D, B, k].
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     positions = jnp.broadcast_to(lanes.position[..., None], (*tokens.shape, 3))
@@ -148,13 +153,13 @@ def decode(
 
     x = model.text.embed_vd[...][tokens]
     states, real = (jnp.arange(cfg.text.num_layers), prompt), jnp.ones(tokens.shape, bool)
-    x, (k, v), _ = model.text(
-        x, model.text.rope(positions), attention, states=states, deepstack=None, real=real, backend=backend
-    )
+    settings = {"deepstack": None, "real": real, "backend": backend, "keep_choices": keep_choices}
+    x, (k, v), routed = model.text(x, model.text.rope(positions), attention, states=states, **settings)
     # One write for all layers, so that the cache stays in place in the sampling loop.
     write = jax.lax.dynamic_update_slice
     at = lanes.column
-    return x, Cache(write(own.k, k[..., None], (0, 0, 0, 0, 0, at)), write(own.v, v[..., None, :], (0, 0, 0, 0, at, 0)))
+    own = Cache(write(own.k, k[..., None], (0, 0, 0, 0, 0, at)), write(own.v, v[..., None, :], (0, 0, 0, 0, at, 0)))
+    return x, own, routed.choice if keep_choices else None
 
 
 def branch_hidden(
@@ -209,7 +214,7 @@ def completion_hidden(
         predicts       a,d,e| b  c |               the prompt's last hidden state serves every answer
 
     An answer sees its prompt and its own past; its M-RoPE positions continue from the prompt's end. The backward pass sums over
-    the group where the prompt is read.
+    the group where the prompt is read. With `batch.routing` each token has the experts that the sampler chose for it.
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     (rows, _, length), p = tokens.shape, batch.tokens.shape[1]
@@ -225,8 +230,18 @@ def completion_hidden(
         return attend_grouped(q, k, v, valid=batch.valid, answers=answers, scale=scale, backend=backend), None
 
     real = jnp.concatenate([batch.valid, flat >= 0], 1)
-    x, _, router = model.text(jnp.concatenate([x, own], 1), rope, attention, deepstack=deepstack, real=real, backend=backend)
-    return x[:, p - 1], x[:, p:], router
+    settings = {"deepstack": deepstack, "real": real, "backend": backend, "choices": _replayed(batch.routing, index)}
+    x, _, routed = model.text(jnp.concatenate([x, own], 1), rope, attention, **settings)
+    return x[:, p - 1], x[:, p:], routed and routed.stats
+
+
+def _replayed(routing: Routing | None, index: Array) -> Array | None:
+    """The experts of the stream of training, [L, Q, P + B * W, k]. index [Q, B * W]: the places' tokens, in [G * C]."""
+    if routing is None:
+        return None
+    answers = routing.answers.reshape(index.shape[0], -1, *routing.answers.shape[3:])
+    stream = jnp.concatenate([routing.prompts, jnp.take_along_axis(answers, index[..., None, None], 1)], 1)
+    return jnp.moveaxis(stream, 2, 0)
 
 
 def logits(params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, *, backend: Backend = REFERENCE) -> Array:

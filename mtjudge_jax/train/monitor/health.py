@@ -93,7 +93,8 @@ class Health:
             return []
         return [
             f"warning: the log-probabilities of the sampler and of the update differ by {now:.3g} in the mean of the last "
-            f"{WINDOW} steps, at the start by {began:.3g}: set loss.sampler_weight=token, or compute in model.dtype=float32"
+            f"{WINDOW} steps, at the start by {began:.3g}: set loss.sampler_weight=token, "
+            "for a mixture of experts loss.replay_routing=True, or compute in model.dtype=float32"
         ]
 
     def _collapse(self, task: str, name: str, value: float) -> list[str]:
