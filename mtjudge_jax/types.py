@@ -15,8 +15,7 @@ import numpy as np
 Array = jax.Array
 Params = dict[str, Any]  # nested dict of arrays; names end in their axes
 
-
-NO_CHOICE = 255  # so E is at most that
+NO_CHOICE = 255  # in Routing: no expert; those have lower numbers, so there are at most so many
 
 
 class Routing(NamedTuple):

@@ -85,8 +85,8 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     backend = backend_of(cfg, mesh)
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
     reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
-    drawing = {"allowed": allowed, "eos": tokenizer.ends, "pad": tokenizer.pad, "backend": backend}
-    drawing["keep_routing"] = cfg.loss.replay_routing
+    drawing = {"allowed": allowed, "eos": tokenizer.ends, "pad": tokenizer.pad, "backend": backend,
+               "keep_routing": cfg.loss.replay_routing}  # fmt: skip
     traces, work = collections.Counter(), collections.Counter()
 
     def sample_pieces(
@@ -222,7 +222,7 @@ def _make_sampler(
 ) -> Callable[..., Rollout]:
     """`(params, prompts, key, temperature [G], length, filter = EVERY) -> Rollout`: the answers of `at_once`, one program.
 
-    drawing: allowed, eos, pad and backend of lanes.Rules. Where there is nothing to gain, it is `at_once`.
+    drawing: allowed, eos, pad, backend and keep_routing of lanes.Rules. Where there is nothing to gain, it is `at_once`.
     """
     programs = _jit_segments(cfg, model_cfg, drawing, mesh, notes.traces)
 

@@ -76,16 +76,15 @@ def assert_near(got: dict[str, np.ndarray], want: dict[str, np.ndarray], most: f
 
 
 def test_two_processes_train_as_one():
-    (folder, runs), processes = trained(), 2
-    assert [one["devices"] for one in runs[processes]] == [8] * processes
-    assert runs[processes][0]["mesh"]["data"] == 8
-    assert all(count == 1 for one in runs[processes] for count in one["traces"].values())
+    folder, runs = trained()
+    assert [one["devices"] for one in runs[2]] == [8, 8]
+    assert runs[2][0]["mesh"]["data"] == 8
+    assert all(count == 1 for one in runs[2] for count in one["traces"].values())
     assert len(batches(runs[1])) == 2 and len(set(batches(runs[1])[0])) == 16
-    assert batches(runs[processes]) == batches(runs[1])
-    alone, first = parameters(folder, "1-0"), parameters(folder, f"{processes}-0")
+    assert batches(runs[2]) == batches(runs[1])
+    alone, first = parameters(folder, "1-0"), parameters(folder, "2-0")
     assert len(alone) > 30
-    for other in range(1, processes):
-        assert all(np.array_equal(first[name], x) for name, x in parameters(folder, f"{processes}-{other}").items())
+    assert all(np.array_equal(first[name], x) for name, x in parameters(folder, "2-1").items())
     assert_near(first, alone, 1e-5)
 
 
@@ -130,8 +129,8 @@ def test_the_rollouts_kept_are_those_of_one_process():
 
 def test_metrics_and_judgements_are_those_of_one_process():
     """Reduced over all rows, not over process 0's; every prediction is in the file."""
-    (folder, _), processes = trained(), 2
-    want, got = (drills.ending(folder / str(n))["metrics"] for n in (1, processes))
+    folder, _ = trained()
+    want, got = (drills.ending(folder / str(n))["metrics"] for n in (1, 2))
     assert [(line["kind"], line["step"]) for line in got] == [(line["kind"], line["step"]) for line in want]
     assert len(got) == 4
     for line, reference in zip(got, want, strict=True):
@@ -143,12 +142,12 @@ def test_metrics_and_judgements_are_those_of_one_process():
                 assert line[name] == pytest.approx(reference[name], rel=1e-4, abs=1e-6), name
             assert line["grad_norm"] > 1e-3
     for name in ("val_000000", "val_000002"):
-        lines = [(folder / str(n) / "eval" / f"{name}.predictions.jsonl").read_text() for n in (1, processes)]
+        lines = [(folder / str(n) / "eval" / f"{name}.predictions.jsonl").read_text() for n in (1, 2)]
         ids = [[json.loads(line)["example_id"] for line in text.splitlines()] for text in lines]
         assert ids[0] == ids[1] and len(ids[0]) == 4
-    hosts = [json.loads(line).get("hosts") for line in (folder / str(processes) / "metrics.jsonl").read_text().splitlines()]
+    hosts = [json.loads(line).get("hosts") for line in (folder / "2" / "metrics.jsonl").read_text().splitlines()]
     for name in ("memory_mb", "data_seconds", "own_seconds"):
-        assert len(hosts[1][name]) == processes and all(value > 0 for value in hosts[1][name]), name
+        assert len(hosts[1][name]) == 2 and all(value > 0 for value in hosts[1][name]), name
     assert min(hosts[1]["memory_mb"]) > 100
 
 

@@ -8,27 +8,21 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.config import Config, LossConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.policy.programs import make_programs, place_prompts
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl.logp import in_least_room, place_answers
 from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.rl.rooms import Rooms
-from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
+from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.train.grpo import make_take
 from mtjudge_jax.types import DpoBatch, MicroBatch, PromptRoom, SftBatch, TrainBatch
 
 ROWS, GROUP, LENGTH = 8, 4, 80  # long enough for bins of several widths
 TOLERANCE = 1e-5  # relative to the largest entry
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 MESHES = {"one device": (1, 1, 1, 1), "2 data, 2 fsdp, 2 tensor": (2, 2, 1, 2)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def build(mesh: str, moe: bool = False):
@@ -39,13 +33,8 @@ def build(mesh: str, moe: bool = False):
         optim=OptimConfig(name="adamw", lr=1e-3),
     )
     model_cfg = tiny.config(blocks=1, moe=True) if moe else tiny.config(blocks=1)
-    shape = MESHES[mesh]
-    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
-    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), mesh)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, programs.mesh)), tiny.params(model_cfg)
-    )
-    return cfg, programs, params
+    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), tiny.mesh_of(MESHES[mesh]))
+    return cfg, programs, tiny.placed(tiny.params(model_cfg), programs.mesh)
 
 
 def rooms(prompts) -> Rooms:

@@ -1,45 +1,36 @@
 """loss.replay_routing: the experts that the sampler chose, in the stream of training."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.config import Config, LossConfig, MeshConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.config import Config, LossConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.errors import ConfigError
-from mtjudge_jax.models.qwen3_vl import moe
 from mtjudge_jax.policy.programs import make_programs, place_prompts
 from mtjudge_jax.rl.logp import in_least_room, place_answers
 from mtjudge_jax.rl.rooms import Rooms
 from mtjudge_jax.rl.routing import check_replay, replaying
-from mtjudge_jax.sharding import make_mesh, param_sharding, path_name
 from mtjudge_jax.types import NO_CHOICE, PromptRoom
 
 ROWS, GROUP, LENGTH, LAYERS = 8, 4, 24, 3
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 MESHES = {"one device": (1, 1, 1, 1), "2 data, 2 fsdp, 2 expert": (2, 2, 2, 1)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def build(mesh: str = "one device", dtype: str = "float32", micro: int = 0, replay: bool = True):
+def build(mesh: str = "one device", dtype: str = "float32", micro: int = 0):
     cfg = Config(
         rollout=RolloutConfig(prompts=ROWS, group_size=GROUP, completion_tokens=LENGTH, micro_prompts=micro),
         update=UpdateConfig(prompts=ROWS, micro_prompts=ROWS),
-        loss=LossConfig(replay_routing=replay),
+        loss=LossConfig(replay_routing=True),
     )
     cfg.model.dtype = dtype
     model_cfg = tiny.config(moe=True, layers=LAYERS, blocks=1)
-    mesh = make_mesh(MeshConfig(*MESHES[mesh]), jax.devices()[: int(np.prod(MESHES[mesh]))])
-    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), mesh)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, programs.mesh)), tiny.params(model_cfg)
-    )
+    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), tiny.mesh_of(MESHES[mesh]))
+    params = tiny.placed(tiny.params(model_cfg), programs.mesh)
     return programs, params, place_prompts(tiny.prompts(ROWS)._asdict(), programs.mesh)
 
 
@@ -118,5 +109,5 @@ def test_what_has_no_experts_or_too_many_is_refused():
         check_replay(cfg, tiny.config().text)
     text = tiny.config(moe=True).text
     with pytest.raises(ConfigError, match="at most 255 experts, the model has 512"):
-        check_replay(cfg, text.__class__(**{**vars(text), "moe": moe.MoeConfig(512, 2, 20)}))
+        check_replay(cfg, dataclasses.replace(text, moe=dataclasses.replace(text.moe, num_experts=512)))
     check_replay(Config(), tiny.config().text)

@@ -1,7 +1,6 @@
 """The sampler whose lanes follow the answers that live, against all answers side by side to the end."""
 
 import functools
-import math
 import re
 from typing import NamedTuple
 
@@ -15,7 +14,6 @@ from mtjudge_jax.policy import programs as sampling
 from mtjudge_jax.policy.lanes import Draws, Segment
 from mtjudge_jax.policy.programs import Programs, backend_of, bound_logp, make_programs, place_prompts
 from mtjudge_jax.rl.logp import EVERY, Filter, place_answers
-from mtjudge_jax.sharding import make_mesh, tree_shardings
 from mtjudge_jax.types import Params, Rollout
 
 ROWS, GROUP, LENGTH = 16, 5, 24
@@ -35,22 +33,19 @@ class Ids(NamedTuple):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_ladders():
+def short_ladders(quick_to_compile):
     """Three rungs of lanes, and 4 columns before all."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "lane_ladder", lambda count: (count, -(-count // 2), -(-count // 5)))
         patch.setattr(sampling, "column_ladder", lambda count: (4, count))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def make(ends: str, mesh: MeshConfig = ONE, micro: int = 0, moe: bool = False) -> tuple[Programs, Params]:
     model_cfg, cfg = tiny.config(blocks=1, moe=moe), Config(rollout=RolloutConfig(ROWS, GROUP, LENGTH, micro))
-    devices = jax.devices()[: math.prod((mesh.data, mesh.fsdp, mesh.expert, mesh.tensor))]
-    programs = make_programs(cfg, model_cfg, Ids(ENDS[ends]), make_mesh(mesh, devices))
-    params = tiny.params(model_cfg)
-    return programs, jax.device_put(params, tree_shardings(params, programs.mesh))
+    mesh = tiny.mesh_of((mesh.data, mesh.fsdp, mesh.expert, mesh.tensor))
+    programs = make_programs(cfg, model_cfg, Ids(ENDS[ends]), mesh)
+    return programs, tiny.placed(tiny.params(model_cfg), programs.mesh)
 
 
 def drawn(programs: Programs, params: Params, only: Filter = EVERY, at_once: bool = False) -> Rollout:

@@ -12,7 +12,7 @@ import optax
 import pytest
 import tiny
 
-from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.config import Config, LossConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
@@ -20,10 +20,11 @@ from mtjudge_jax.rl import loss as formulas
 from mtjudge_jax.rl.logp import completion_logp, place_answers
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer, schedule
-from mtjudge_jax.sharding import make_mesh, param_sharding, path_name, shard_batch
+from mtjudge_jax.sharding import path_name, shard_batch
 from mtjudge_jax.types import Params, PromptBatch, TrainBatch, TrainState
 
 PROMPTS, GROUP, LENGTH = 8, 4, 6
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 MESHES = {"one device": (1, 1, 1, 1), "8 data": (8, 1, 1, 1), "2 data, 2 fsdp, 2 tensor": (2, 2, 1, 2)}
 TRACED = ("2 data, 2 fsdp, 2 tensor", "adamw")
 TOLERANCE = 1e-5  # relative to the largest entry of each parameter
@@ -53,22 +54,10 @@ def model():
     return tiny.config(blocks=1), tiny.params(tiny.config(blocks=1))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def placed_stages(cfg: Config, mesh: str) -> tuple[Programs, Params]:
     model_cfg, params = model()
-    shape = MESHES[mesh]
-    devices = jax.devices()[: int(np.prod(shape))]
-    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), make_mesh(MeshConfig(*shape), devices))
-    placed = jax.tree_util.tree_map_with_path(
-        lambda path, x: jax.device_put(x, param_sharding(path_name(path), x.shape, programs.mesh)), params
-    )
-    return programs, placed
+    programs = make_programs(cfg, model_cfg, tiny.tokenizer(), tiny.mesh_of(MESHES[mesh]))
+    return programs, tiny.placed(params, programs.mesh)
 
 
 def build(cfg: Config, mesh: str) -> World:

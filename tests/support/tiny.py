@@ -1,18 +1,21 @@
 """A tiny random Qwen3-VL, prompts for it and answers, and the plain reference: every answer with a prompt of its own."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from mtjudge_jax.config import MeshConfig
 from mtjudge_jax.data.images import patch_coordinates
 from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
 from mtjudge_jax.rl.logp import Bins, bins_ladder, lay_out, least_bins
-from mtjudge_jax.sharding import path_name
+from mtjudge_jax.sharding import make_mesh, path_name, tree_shardings
 from mtjudge_jax.types import Array, Params, PromptBatch
 
 VOCABULARY, IMAGE, VISION_START, VISION_END, VIDEO, EOS, PAD = 64, 60, 61, 62, 63, 59, 58
@@ -46,6 +49,16 @@ def config(
     ids = {"image_token_id": IMAGE, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
     ids |= {"video_token_id": VIDEO, "eos_token_id": EOS, "tie_word_embeddings": tied}
     return from_hf({"model_type": "qwen3_vl_moe" if moe else "qwen3_vl", "text_config": text, "vision_config": vision, **ids})
+
+
+def mesh_of(shape: tuple[int, int, int, int]) -> Mesh:
+    """A mesh of the first devices: data, fsdp, expert, tensor."""
+    return make_mesh(MeshConfig(*shape), jax.devices()[: math.prod(shape)])
+
+
+def placed(params: Params, mesh: Mesh) -> Params:
+    """The parameters on the mesh, each sharded as in a run."""
+    return jax.device_put(params, tree_shardings(params, mesh))
 
 
 def params(cfg: Qwen3VLConfig, seed: int = 0) -> Params:

@@ -74,9 +74,9 @@ def expert_mlp(
     backend: Backend,
     choice: Array | None = None,
 ) -> tuple[Array, Routed]:
-    """x [Q, .., D] -> (y like x, the choices and, over the tokens where `real`, bool [Q, ..], statistics). All are computed.
+    """x [Q, .., D] -> (y like x, what the router did). All are computed; the statistics are of those where `real`, bool [Q, ..].
 
-    choice: integers [Q, .., k], the experts to take instead of the router's choice; their weights are still the router's.
+    choice: integers [Q, .., k], the experts to take where it is not NO_CHOICE; their weights are still the router's.
     On a mesh, Q is sharded as every batch is. Devices along `expert` exchange tokens: each device gets the tokens of all,
     computes the choices of its own experts, and sends the sums back. Raises UserError when the mesh does not divide Q.
     """
