@@ -38,14 +38,15 @@ def step_phases(cfg: Config, compiled: dict[str, Compiled], place: Slice) -> lis
         if counted is None:
             continue
         if name == "rollout":
-            out.append(_timed("prefill", scaled(counted.fixed, calls), place))
-            out.append(_timed("decode", scaled(counted.loop, calls * (cfg.rollout.completion_tokens - 1)), place))
+            out.append(timed("prefill", scaled(counted.fixed, calls), place))
+            out.append(timed("decode", scaled(counted.loop, calls * (cfg.rollout.completion_tokens - 1)), place))
         else:
-            out.append(_timed(name, scaled(counted.fixed, calls), place))
+            out.append(timed(name, scaled(counted.fixed, calls), place))
     return out
 
 
-def _timed(name: str, costs: Costs, place: Slice) -> StepPhase:
+def timed(name: str, costs: Costs, place: Slice) -> StepPhase:
+    """The phase of these costs on a chip of the place."""
     if place.chip is None:
         return StepPhase(name, costs, 0.0, 0.0, 0.0)
     sent = sum(costs[kind] for kind in COLLECTIVES)

@@ -17,12 +17,17 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.chips import chip_of
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, load_config
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
+from mtjudge_jax.paths import as_path
 from mtjudge_jax.plan import search, table
-from mtjudge_jax.plan.roofline import step_phases, tokens_a_step
+from mtjudge_jax.plan.lengths import draw_lengths, read_spreads
+from mtjudge_jax.plan.natural import Natural, at_lengths, real_tokens
+from mtjudge_jax.plan.roofline import StepPhase, step_phases, tokens_a_step
 from mtjudge_jax.plan.slices import Slice, gpu_description, has_module, named_place
 from mtjudge_jax.plan.xla.compiled import memory_rows
 from mtjudge_jax.plan.xla.costs import COLLECTIVES
-from mtjudge_jax.policy.model import DEMO_BASE
+from mtjudge_jax.policy.model import DEMO_BASE, model_folder, row_format
+from mtjudge_jax.train.record_check import check_records
+from mtjudge_jax.types import Lengths
 
 _LEVEL = "O1"  # XLA's optimization level: compiles in a quarter of the time, with the same memory within 1 % (30B-A3B, v5p:4x4x4)
 
@@ -66,12 +71,29 @@ def place_of(topology: str) -> tuple[Slice, list[jax.Device]]:
     return Slice(f"this machine ({devices[0].device_kind})", chip, (len(devices),)), devices
 
 
-def run(cfg: Config, *, model_name: str, names: list[str], sweep: bool, tries: int, as_json: bool) -> None:
+def lengths_of_run(cfg: Config, given: list[str], data: str) -> Lengths | None:
+    """The lengths of --lengths and --data; None without either. Raises ConfigError where one says what the other measures."""
+    if not given and not data:
+        return None
+    spreads, measured = read_spreads(given, cfg), []
+    if data:
+        if twice := sorted({"prompt", "patches"} & spreads.keys()):
+            raise ConfigError(f"--lengths gives {', '.join(twice)}, and --data measures them: give one of the two")
+        measured = check_records(cfg, as_path(data), row_format(cfg, model_folder(cfg.model.path))).sizes
+    return draw_lengths(cfg, spreads, measured)
+
+
+def run(
+    cfg: Config, *, model_name: str, names: list[str], lengths: list[str], data: str, sweep: bool, tries: int, as_json: bool
+) -> None:
     """Prints the plan of each slice in `names`. Raises ConfigError if the config cannot be planned."""
     if model_name and not cfg.model.path:
         cfg.model.path = model_name
     check(cfg)
+    if sweep and (lengths or data):
+        raise ConfigError("--sweep ranks by the longest prompts and answers: leave out --lengths and --data")
     model, name = model_of(cfg, model_name)
+    drawn = lengths_of_run(cfg, lengths, data)
     began = time.perf_counter()
     if names:
         jax.config.update("jax_platforms", "cpu")  # a config file may have imported jax before the environment was set
@@ -83,10 +105,13 @@ def run(cfg: Config, *, model_name: str, names: list[str], sweep: bool, tries: i
         return _print_sweep(search.sweep(cfg, model, places, tries, say), as_json)
     for place, devices in places:
         plan = search.compile_plan(cfg, model, place, devices)
+        natural = None if drawn is None or plan.failing else at_lengths(plan, model, devices, drawn)
         if as_json:
-            print(json.dumps(_as_dict(plan)))
+            print(json.dumps(_as_dict(plan) | ({} if natural is None else {"lengths": _lengths_dict(natural)})))
             continue
         _print_plan(plan, name)
+        if natural is not None:
+            print(f"\n{table.lengths_text(cfg, natural, place)}")
         if plan.failing:
             _print_repair(plan, model, tries)
         print(f"(compiled in {time.perf_counter() - began:.0f} s by {_versions()}, {time.strftime('%Y-%m-%d')})\n")
@@ -154,16 +179,33 @@ def _as_dict(plan: search.Plan) -> dict:
         "fits": not plan.failing,
         "memory": {phase: memory_rows(plan.setup, plan.compiled, phase) for phase in plan.compiled},
         "limit": plan.place.chip.memory if plan.place.chip else None,
-        "phases": {
-            p.name: {"flops": p.costs["flops"], "hbm": p.costs["hbm"], "seconds": p.seconds, "bound": p.bound}
-            | {kind: p.costs[kind] for kind in COLLECTIVES}
-            for p in phases
-        },
+        "phases": _phases_dict(phases),
         "seconds": plan.seconds,
         "tokens": tokens_a_step(plan.setup.cfg),
         "compile_seconds": {phase: one.seconds for phase, one in plan.compiled.items()},
         "config": to_dict(plan.setup.cfg),
         "versions": _versions(),
+    }
+
+
+def _phases_dict(phases: list[StepPhase]) -> dict[str, dict]:
+    return {
+        p.name: {"flops": p.costs["flops"], "hbm": p.costs["hbm"], "seconds": p.seconds, "bound": p.bound}
+        | {kind: p.costs[kind] for kind in COLLECTIVES}
+        for p in phases
+    }
+
+
+def _lengths_dict(natural: Natural) -> dict:
+    """What a step computes at the lengths of --lengths and --data."""
+    how = natural.decoded
+    steps = [[*at, count] for at, count in how.steps.items()] if how else []  # lanes, columns, how many
+    return {
+        "learned": natural.learned._asdict(),
+        "decoded": {"steps": steps, "live": how.live, "room": how.room._asdict()} if how else None,
+        "phases": _phases_dict(natural.phases),
+        "seconds": natural.seconds,
+        "tokens": real_tokens(natural.lengths),
     }
 
 

@@ -2,8 +2,11 @@
 
 import os
 
+import numpy as np
+
 from mtjudge_jax.config import Config
 from mtjudge_jax.plan import analytic
+from mtjudge_jax.plan.natural import Natural, real_tokens
 from mtjudge_jax.plan.programs import Setup, phases_of, rounds_of
 from mtjudge_jax.plan.roofline import StepPhase, tokens_a_step
 from mtjudge_jax.plan.slices import Slice
@@ -87,15 +90,22 @@ def costs_table(setup: Setup, phases: list[StepPhase], place: Slice) -> str:
     cfg, calls = setup.cfg, phases_of(setup.cfg)
     rounds = rounds_of(cfg)
     own = {name: n / place.devices * calls.get(name, rounds) for name, n in analytic.flops(setup.model_cfg, cfg).items()}
-    total = lambda values: [*values, sum(values)]  # noqa: E731
     times = {"prefill": rounds, "decode": rounds * (cfg.rollout.completion_tokens - 1)} | calls
+    return _costs_table(phases, place, times, own)
+
+
+def _costs_table(phases: list[StepPhase], place: Slice, times: dict[str, float], own: dict[str, float]) -> str:
+    """times: calls of each phase. own: operations that the model requires, by phase; may be empty."""
+    total = lambda values: [*values, sum(values)]  # noqa: E731
     lines = [
         row("per step and device", [*[_PHASES.get(p.name, p.name) for p in phases], "sum"]),
-        row("  calls", [f"{times[p.name]:,}" for p in phases]),
+        row("  calls", [f"{times[p.name]:,.0f}" for p in phases]),
         _amounts("  matrix products, {}FLOP", [p.costs["flops"] for p in phases]),
-        row("  share that the model requires", [f"{own[p.name] / p.costs['flops']:.0%}" for p in phases if p.costs["flops"]]),
-        _amounts("  memory traffic, {}B", [p.costs["hbm"] for p in phases]),
     ]
+    if own:
+        shares = [f"{own[p.name] / p.costs['flops']:.0%}" for p in phases if p.costs["flops"]]
+        lines.append(row("  share that the model requires", shares))
+    lines.append(_amounts("  memory traffic, {}B", [p.costs["hbm"] for p in phases]))
     for kind in COLLECTIVES:
         if any(p.costs[kind] for p in phases):
             lines.append(_amounts(f"  {kind}, {{}}B sent", [p.costs[kind] for p in phases]))
@@ -140,6 +150,37 @@ def summary(cfg: Config, phases: list[StepPhase], place: Slice) -> str:
         f"at least {cfg.steps * seconds / 3600:.1f} hours.\nThis is a roofline from the maker's peak figures, not a measurement: "
         "no run is this fast.\nIt has every answer at full length and leaves out evaluation, data loading and saving."
     )
+
+
+def lengths_text(cfg: Config, natural: Natural, place: Slice) -> str:
+    """What the lengths are, what a step computes of them, its costs and its time."""
+    lengths, mean, how = natural.lengths, natural.learned, natural.decoded
+    spread = lambda x: f"{x.mean():,.0f} ({np.quantile(x, 0.95):,.0f})"  # noqa: E731
+    prompt, patches, answer = (f"{share:.0%}" for share in mean.real)
+    lines = [
+        f"At lengths in the mean (95 % below): prompts of {spread(lengths.prompt)} tokens and {spread(lengths.patches)} patches, "
+        f"answers of {spread(lengths.answers)}.",
+        f"Learning computes for a prompt {mean.prompt:,.0f} tokens ({prompt} real), {mean.patches:,.0f} patches ({patches} real) and "
+        f"{mean.answer:,.0f} places an answer ({answer} real),",
+        f"{mean.together} prompt{'s' * (mean.together > 1)} of a device at a time.",
+    ]
+    if how:
+        steps = f"{sum(how.steps.values()):,.0f} steps"
+        lines[-1] += f" Decoding takes {steps}; in {how.live:.0%} of the lanes' steps an answer lives."
+    if not natural.phases:
+        return "\n".join(lines)
+    calls, rounds = phases_of(cfg), rounds_of(cfg)
+    times = calls | ({"prefill": rounds, "decode": rounds * sum(how.steps.values())} if how else {})
+    lines += ["", _costs_table(natural.phases, place, times, {})]
+    if place.chip:
+        prompts = cfg.update.prompts if how is None else rounds * cfg.rollout.prompts
+        rate = prompts * real_tokens(lengths) / natural.seconds
+        hours = cfg.steps * natural.seconds / 3600
+        lines += ["", (
+            f"A step of these lengths takes at least {natural.seconds:.1f} s ({rate:,.0f} real tokens/s), and the config's "
+            f"{cfg.steps:,} steps take at least {hours:.1f} hours."
+        )]  # fmt: skip
+    return "\n".join(lines)
 
 
 def short(mesh: dict[str, int]) -> str:

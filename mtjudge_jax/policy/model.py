@@ -58,14 +58,22 @@ def model_folder(path: str, *, said: str = "model.path = ") -> AnyPath:
 def open_model(cfg: Config) -> Model:
     """Config, tokenizer and jitted programs of `model.path`; the weights are read by `read_params`."""
     folder = model_folder(cfg.model.path)
-    model_cfg = with_adapters(load_config(folder), cfg)
+    model_cfg, fmt = with_adapters(load_config(folder), cfg), row_format(cfg, folder)
+    vision = dataclasses.replace(model_cfg.vision, image_mean=fmt.image_cfg.mean, image_std=fmt.image_cfg.std)
+    model_cfg = dataclasses.replace(model_cfg, vision=vision)
+    check_replay(cfg, model_cfg.text)
+    keep_compiled()
+    return Model(folder, model_cfg, make_programs(cfg, model_cfg, fmt.tokenizer, make_mesh(cfg.mesh)), fmt)
+
+
+def row_format(cfg: Config, folder: AnyPath) -> RowFormat:
+    """How a run's records become rows for the model of the folder."""
     try:
         tokenizer, own = load_tokenizer(folder), load_image_config(folder)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{folder}: tokenizer or preprocessor settings are damaged ({error}): copy it again") from error
-    vision = dataclasses.replace(model_cfg.vision, image_mean=own.mean, image_std=own.std)
-    model_cfg, tasks = dataclasses.replace(model_cfg, vision=vision), get_tasks(cfg)
-    fmt = RowFormat(
+    tasks = get_tasks(cfg)
+    return RowFormat(
         tasks,
         tokenizer,
         configured(own, cfg.data, tuple(tasks.values())),
@@ -78,9 +86,6 @@ def open_model(cfg: Config) -> Model:
         taught=taught_texts(cfg),
         budget=Budget(cfg.data.prompt_tokens, cfg.data.patches),
     )
-    check_replay(cfg, model_cfg.text)
-    keep_compiled()
-    return Model(folder, model_cfg, make_programs(cfg, model_cfg, tokenizer, make_mesh(cfg.mesh)), fmt)
 
 
 def with_adapters(model_cfg: Qwen3VLConfig, cfg: Config) -> Qwen3VLConfig:

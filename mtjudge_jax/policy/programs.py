@@ -192,6 +192,15 @@ def column_ladder(count: int) -> tuple[int, ...]:
     return (*(rung for rung in _COLUMNS if 3 * rung <= 2 * count), count)
 
 
+def decodes_at_once(held: int, rows: int, group: int, length: int) -> bool:
+    """Whether segments would gain nothing: one program draws all answers to the prompts that a device holds at a time.
+
+    held: prompts of a device whose caches exist at a time, of its `rows`. length: C.
+    """
+    one = (rows // held, len(lane_ladder(held * group)), len(column_ladder(length - 1))) == (1, 1, 1)
+    return length <= _SHORT_ANSWER or rows % held > 0 or one
+
+
 class _Notes(NamedTuple):
     """What the sampler has done so far."""
 
@@ -199,8 +208,8 @@ class _Notes(NamedTuple):
     work: collections.Counter  # "lane steps": of all devices together, whether an answer lived in the lane or not
 
 
-class _Now(NamedTuple):
-    """What the host must know between two segments; the same on all processes."""
+class Now(NamedTuple):
+    """What the host must know between two segments of a rollout; the same on all processes."""
 
     live: int  # most live answers of a device
     step: int  # columns of the own caches that were written
@@ -233,11 +242,11 @@ def _make_sampler(
         devices = lanes.devices_of(drawing["backend"], rows)
         pieces = max(1, rows // (cfg.rollout.micro_prompts or rows))
         held, left = rows // pieces // devices, rows // devices
-        ladders = lane_ladder(held * group), column_ladder(length - 1)
-        if length <= _SHORT_ANSWER or held * pieces != left or (pieces, *map(len, ladders)) == (1, 1, 1):
+        if decodes_at_once(held, left, group, length):
             return at_once(params, prompts, key, temperature, length, 0, only)
-        refill = _refill(held) if pieces > 1 else 0
-        draws, row, now = Draws(params, key, temperature), held, _Now(held * group, 0, 0, 1)
+        ladders = lane_ladder(held * group), column_ladder(length - 1)
+        refill = refill_of(held) if pieces > 1 else 0
+        draws, row, now = Draws(params, key, temperature), held, Now(held * group, 0, 0, 1)
         state = None
         while now.live or row < left:
             if state is not None and row < left and now.free >= refill:
@@ -257,7 +266,7 @@ def _make_sampler(
     return sample
 
 
-def next_segment(now: _Now, rungs: Sequence[int], columns: Sequence[int], refill: int) -> tuple[Segment, int]:
+def next_segment(now: Now, rungs: Sequence[int], columns: Sequence[int], refill: int) -> tuple[Segment, int]:
     """The smallest segment that holds what lives, and with how many live answers the one after it may be smaller."""
     count = min(rung for rung in rungs if rung >= now.live)
     filled = min((rung for rung in columns if rung > now.step), default=columns[-1])
@@ -265,13 +274,13 @@ def next_segment(now: _Now, rungs: Sequence[int], columns: Sequence[int], refill
     return Segment(count, filled, bool(now.ordered) and count == rungs[0], refill), below
 
 
-def _refill(held: int) -> int:
+def refill_of(held: int) -> int:
     """How many prompts of a device enter at a time: a quarter of its places, or the least that divides them evenly."""
     return held // next(parts for parts in (4, 3, 2, 1) if held % parts == 0)
 
 
-def _read(report: Array) -> _Now:
-    return _Now(*np.asarray(report).tolist())
+def _read(report: Array) -> Now:
+    return Now(*np.asarray(report).tolist())
 
 
 def _report(state: State) -> Array:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from commands import fast_compile
 from places import ROOT
 
 PAGE = ROOT / "docs" / "tasks_and_rewards.md"
@@ -21,7 +22,7 @@ def follow(folder: Path) -> dict[str, str]:
     (folder / "make_rows.py").write_text(rows)
     (folder / "mine.py").write_text(config)
     (commands,) = (text for language, text in blocks if language == "bash")
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": fast_compile()}  # so short a training compiles longer than it runs
     said = {}
     for line in commands.splitlines():
         program, *rest = shlex.split(line, comments=True)

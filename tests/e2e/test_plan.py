@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from unittest import mock
@@ -301,8 +302,15 @@ def test_the_command_on_this_machine():
     share = plan["phases"]["update"]["flops"] / plan["phases"]["logp"]["flops"]
     assert 1.4 < share < 2.8, "three to five forward passes over all prompts against two"
     assert plan["tokens"] == 24 * (48 + 2 * 16)
-    printed = commands().run("plan", f"--config={commands().config}").out
+    assert "lengths" not in plan
+    flags = f"--data={commands().folder / 'data'}", "--lengths=answer:6/12"
+    printed = commands().run("plan", f"--config={commands().config}", *flags).out
     assert "log-prob." in printed and "No times: this device has no published figures." in printed
+    lengths = re.search(r"prompts of (\d\d) \(\d\d\) tokens and 36 \(36\) patches, answers of 6 \(1[12]\)\.", printed)
+    assert lengths and 30 <= int(lengths[1]) < 48 and "a prompt 48 tokens" in printed, printed
+    assert "36 patches (100% real)" in printed and "15 places an answer" in printed, printed
+    steps = re.search(r"Decoding takes (\d+) steps; in \d\d% of the lanes' steps", printed)
+    assert 8 <= int(steps[1]) < 15 and printed.count("matrix products, ") == 2
 
 
 def demo_shapes() -> list[tuple[int, ...]]:
@@ -319,6 +327,10 @@ def demo_shapes() -> list[tuple[int, ...]]:
     (["--config.mesh.fsdp=3", "--config.mesh.data=1"], "mesh.fsdp = 3"),
     (["--config.update.micro_prompts=5"], "update.micro_prompts"),
     (["--tries=-1"], "tries"),
+    (["--lengths=words:9"], "--lengths='words:9': give each of prompt, patches, answer once"),
+    (["--lengths=prompt:9", "--data=x"], "--lengths gives prompt, and --data measures them"),
+    (["--data=/no/where"], "/no/where"),
+    (["--lengths=answer:9", "--sweep"], "--sweep ranks by the longest prompts and answers"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(flags, text):
     done = commands().run("plan", f"--config={commands().config}", *flags)
@@ -378,6 +390,7 @@ def test_a_slice_that_is_not_here():
     env = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX", "TPU"))}
     eight = [f"--config.{name}=8" for name in ("rollout.prompts", "update.prompts", "update.micro_prompts")]  # two a chip
     command = [sys.executable, "-m", "mtjudge_jax.cli", "plan", f"--config={commands().config}", "--topology=v5e:2x2", "--json"]
+    command += ["--lengths=answer:4/8"]
     done = subprocess.run(command + eight, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr == ""
@@ -385,6 +398,12 @@ def test_a_slice_that_is_not_here():
     assert (plan["devices"], plan["fits"], plan["limit"]) == (4, True, int(15.75 * GIB))
     assert plan["seconds"] > 0 and {p["bound"] for p in plan["phases"].values()} <= {"compute", "memory", "links"}
     assert max(map(peak, plan["memory"].values())) < GIB
+    natural = plan["lengths"]
+    (lanes, columns, steps), *others = natural["decoded"]["steps"]
+    assert (lanes, columns, others) == (4, 15, []) and 5 < steps < 10, "to the last end of 16 answers, in the mean"
+    for kind in ("flops", "hbm", "seconds"):
+        assert natural["phases"]["decode"][kind] == pytest.approx(plan["phases"]["decode"][kind] * steps / 15)
+    assert natural["learned"]["answer"] == 15 and 0.2 < natural["learned"]["real"][2] < 0.4
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax_plugins") is None, reason="no compiler for GPUs: pip install -e '.[cuda]'")

@@ -16,10 +16,11 @@ from places import GOLDENS
 
 from mtjudge_jax.config import Config, MeshConfig
 from mtjudge_jax.models.attention import splash
-from mtjudge_jax.plan import analytic
+from mtjudge_jax.plan import analytic, natural
+from mtjudge_jax.plan.lengths import draw_lengths, read_spreads
 from mtjudge_jax.plan.programs import Setup, make_setup
 from mtjudge_jax.plan.roofline import step_phases
-from mtjudge_jax.plan.search import changed
+from mtjudge_jax.plan.search import Plan, changed
 from mtjudge_jax.plan.slices import Slice
 from mtjudge_jax.plan.xla import costs, kernels, parse
 from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak
@@ -188,6 +189,36 @@ def quickly(setup: Setup, phases: list[str]) -> dict[str, Compiled]:
     compile = jax.stages.Lowered.compile
     with mock.patch.object(jax.stages.Lowered, "compile", lambda lowered: compile(lowered, compiler_options=tiny.QUICK)):
         return compile_all(setup, phases)
+
+
+def sampled_run() -> tuple[Plan, object]:
+    """16 prompts of 4 answers of up to 24 tokens: lanes for 64, 48, 32 or 16 answers."""
+    cfg, model = small_run()
+    cfg.rollout.completion_tokens = 24
+    setup = make_setup(cfg, model, jax.devices()[:1])
+    return Plan(setup, Slice("test", None, (1,)), quickly(setup, ["rollout", "logp", "update"])), model
+
+
+def test_a_step_whose_lengths_are_the_limits_costs_what_the_plan_says():
+    plan, model = sampled_run()
+    cfg, want = plan.setup.cfg, step_phases(plan.setup.cfg, plan.compiled, plan.place)
+    with mock.patch.object(natural, "compile_all", quickly):
+        got = natural.at_lengths(plan, model, jax.devices()[:1], draw_lengths(cfg, {}, []))
+        half = natural.at_lengths(plan, model, jax.devices()[:1], draw_lengths(cfg, read_spreads(["answer:12"], cfg), []))
+        points = natural._points(plan, half.decoded, 1)
+        assert list(points) == [(64, 23), (32, 23)]
+        alone = make_setup(changed(cfg, {"rollout.group_size": 1}), model, jax.devices()[:1])
+        turn = quickly(alone, ["rollout"])["rollout"].counted.loop
+    assert {p.name: p.costs for p in got.phases} == {p.name: pytest.approx(p.costs) for p in want}
+    of = {p.name: p.costs for p in half.phases}
+    assert of["prefill"] == pytest.approx(want[0].costs) and half.decoded.steps == {(64, 23): 11}
+    assert of["decode"]["flops"] == pytest.approx(want[1].costs["flops"] * 11 / 23)
+    assert of["update"] == pytest.approx(want[3].costs), "so few answers so short are not packed"
+    turns = {at: quickly(make_setup(changed(cfg, c), model, jax.devices()[:1]), ["rollout"])["rollout"].counted.loop
+             for at, c in points.items()}  # fmt: skip
+    few = natural._summed(turns, {(16, 23): 3})  # a third size, through the two
+    assert few["flops"] == pytest.approx(3 * turn["flops"], rel=0.02)
+    assert few["hbm"] == pytest.approx(3 * turn["hbm"], rel=0.1)
 
 
 def test_products_of_the_model_are_those_of_the_formula():

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from mtjudge_jax.config import Config, MeshConfig, RolloutConfig
+from mtjudge_jax.plan import lengths as plan_lengths
 from mtjudge_jax.policy import programs as sampling
 from mtjudge_jax.policy.lanes import Draws, Segment
 from mtjudge_jax.policy.programs import Programs, backend_of, bound_logp, make_programs, place_prompts
@@ -36,8 +37,9 @@ class Ids(NamedTuple):
 def short_ladders(quick_to_compile):
     """Three rungs of lanes, and 4 columns before all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "lane_ladder", lambda count: (count, -(-count // 2), -(-count // 5)))
-        patch.setattr(sampling, "column_ladder", lambda count: (4, count))
+        for module in (sampling, plan_lengths):
+            patch.setattr(module, "lane_ladder", lambda count: (count, -(-count // 2), -(-count // 5)))
+            patch.setattr(module, "column_ladder", lambda count: (4, count))
         yield
 
 
@@ -59,6 +61,12 @@ def plain(ends: str, moe: bool = False, only: Filter = EVERY) -> Rollout:
     return drawn(*make(ends, moe=moe), only, at_once=True)
 
 
+def planned(lengths: np.ndarray, *, held: int, devices: int = 1) -> int:
+    """The lanes' steps of all devices, as `mtjudge plan --lengths` counts them."""
+    steps = plan_lengths.decode_steps(lengths.reshape(devices, -1, GROUP), held=held // devices, length=LENGTH)
+    return devices * sum(lanes * count for (lanes, _), count in steps.items())
+
+
 def assert_same(got: Rollout, want: Rollout) -> float:
     for name in ("tokens", "mask", "truncated"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), name)
@@ -77,7 +85,7 @@ def test_the_answers_are_those_of_all_side_by_side(ends, micro, record_testsuite
     record_testsuite_property(f"logp of the sampler, {ends}, {micro}", assert_same(got, want))
     assert set(programs.traces.values()) == {1}
     steps, live = programs.work["lane steps"], int((lengths - 1).sum())
-    assert live <= steps
+    assert live <= steps == planned(lengths, held=micro or ROWS)
     if ends == "often":
         assert steps < ROWS * GROUP * (lengths.max() - 1), "fewer than all lanes to the last end"
     assert_same(drawn(programs, params), want)
@@ -88,10 +96,12 @@ def test_the_answers_are_those_of_all_side_by_side(ends, micro, record_testsuite
 def test_on_a_mesh_each_device_keeps_its_own_lanes(mesh, moe):
     """Of 16 prompts 8 at a time: lanes and prompts move within a device, whose answers end when they do."""
     programs, params = make("often", mesh, 8, moe)
-    assert_same(drawn(programs, params), plain("often", moe))
+    got = drawn(programs, params)
+    assert_same(got, plain("often", moe))
     assert any("enter" in name for name in programs.traces) and set(programs.traces.values()) == {1}
     devices = mesh.data * mesh.fsdp * mesh.expert
     assert any(f" {-(-8 * GROUP // devices // 2)} lanes" in name for name in programs.traces)
+    assert programs.work["lane steps"] == planned(got.mask.sum(-1), held=8, devices=devices)
 
 
 def test_with_a_filter_too():
@@ -144,7 +154,7 @@ def test_an_answer_of_a_length_of_its_own_is_the_beginning_of_the_whole_one(ends
 
 def test_a_segment_is_the_smallest_that_holds_what_lives():
     rungs, columns = (512, 384, 256), (64, 256, 511)
-    now = lambda live, step, ordered=1: sampling._Now(live, step, 0, ordered)  # noqa: E731
+    now = lambda live, step, ordered=1: sampling.Now(live, step, 0, ordered)  # noqa: E731
     assert sampling.next_segment(now(512, 0), rungs, columns, 0) == (Segment(512, 64, True), 384)
     assert sampling.next_segment(now(385, 64), rungs, columns, 0) == (Segment(512, 256, True), 384)
     assert sampling.next_segment(now(385, 64, 0), rungs, columns, 0) == (Segment(512, 256, False), 384)
