@@ -157,16 +157,16 @@ def lengths_text(cfg: Config, natural: Natural, place: Slice) -> str:
     lengths, mean, how = natural.lengths, natural.learned, natural.decoded
     spread = lambda x: f"{x.mean():,.0f} ({np.quantile(x, 0.95):,.0f})"  # noqa: E731
     prompt, patches, answer = (f"{share:.0%}" for share in mean.real)
+    sizes = f"{mean.prompt:,.0f} tokens ({prompt} real), {mean.patches:,.0f} patches ({patches} real)"
     lines = [
-        f"At lengths in the mean (95 % below): prompts of {spread(lengths.prompt)} tokens and {spread(lengths.patches)} patches, "
-        f"answers of {spread(lengths.answers)}.",
-        f"Learning computes for a prompt {mean.prompt:,.0f} tokens ({prompt} real), {mean.patches:,.0f} patches ({patches} real) and "
-        f"{mean.answer:,.0f} places an answer ({answer} real),",
-        f"{mean.together} prompt{'s' * (mean.together > 1)} of a device at a time.",
+        "At these lengths, in the mean (95 % below): "
+        f"prompts of {spread(lengths.prompt)} tokens and {spread(lengths.patches)} patches, answers of {spread(lengths.answers)}",
+        f"  learning computes a prompt as {sizes} and {mean.answer:,.0f} places an answer ({answer} real),",
+        f"  {mean.together} prompt{'s' * (mean.together > 1)} of a device at a time",
     ]
     if how:
         steps = f"{sum(how.steps.values()):,.0f} steps"
-        lines[-1] += f" Decoding takes {steps}; in {how.live:.0%} of the lanes' steps an answer lives."
+        lines.append(f"  decoding takes {steps}; {how.live:.0%} of the lanes' steps have a live answer")
     if not natural.phases:
         return "\n".join(lines)
     calls, rounds = phases_of(cfg), rounds_of(cfg)

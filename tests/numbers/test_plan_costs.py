@@ -22,6 +22,7 @@ from mtjudge_jax.plan.programs import Setup, make_setup
 from mtjudge_jax.plan.roofline import step_phases
 from mtjudge_jax.plan.search import Plan, changed
 from mtjudge_jax.plan.slices import Slice
+from mtjudge_jax.plan.table import lengths_text
 from mtjudge_jax.plan.xla import costs, kernels, parse
 from mtjudge_jax.plan.xla.compiled import Compiled, compile_all, memory_rows, peak
 from mtjudge_jax.policy.flops import step_flops
@@ -219,6 +220,19 @@ def test_a_step_whose_lengths_are_the_limits_costs_what_the_plan_says():
     few = natural._summed(turns, {(16, 23): 3})  # a third size, through the two
     assert few["flops"] == pytest.approx(3 * turn["flops"], rel=0.02)
     assert few["hbm"] == pytest.approx(3 * turn["hbm"], rel=0.1)
+
+
+def test_a_stage_without_rollouts_has_no_decoding():
+    cfg, model = small_run()
+    cfg.stage, devices = "sft", jax.devices()[:1]
+    setup = make_setup(cfg, model, devices)
+    plan = Plan(setup, Slice("test", None, (1,)), quickly(setup, ["update"]))
+    with mock.patch.object(natural, "compile_all", quickly):
+        got = natural.at_lengths(plan, model, devices, draw_lengths(cfg, {}, []))
+    (want,) = step_phases(cfg, plan.compiled, plan.place)
+    assert got.decoded is None and [p.name for p in got.phases] == ["update"]
+    assert got.phases[0].costs == pytest.approx(want.costs)
+    assert "decoding" not in lengths_text(cfg, got, plan.place) and "update" in lengths_text(cfg, got, plan.place)
 
 
 def test_products_of_the_model_are_those_of_the_formula():

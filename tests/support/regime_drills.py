@@ -79,7 +79,7 @@ def adaptive(*, folder: str, data: str) -> dict:
     twelve = {"rollout__prompts": 12, "update__prompts": 12, "update__micro_prompts": 12}
     large = {"data__prompt_tokens": 160, "data__patches": 160}
     adaptive = {"data__mixture": "mt_grpo", "data__mt_grpo_beta": 20.0}
-    cfg = config(steps=4, data__path=data, eval__every_steps=4, **adaptive, **twelve, **large)
+    cfg = config(steps=3, data__path=data, eval__every_steps=3, **adaptive, **twelve, **large)
     model = open_model(cfg)
     with one_update(grpo):
         with Spy(grpo) as spy:
