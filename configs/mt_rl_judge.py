@@ -12,7 +12,7 @@ measurements (2026-11-25, jax 0.10.2, libtpu 0.0.42.1; docs/plan.md has the tabl
     30b-a3b,v5p:4x4x4     39.1     102.8        47 s
     30b-a3b,v5p:2x4x4     58.5     102.8        99 s
     30b-a3b,v6e:8x8       33.0      33.6       195 s
-    8b,v5e:4x4            13.0      16.9       706 s    (adapters of rank 32; the others train all weights)
+    8b,v5e:4x4            15.2      16.9       596 s    (adapters of rank 32; the others train all weights)
 
 The paper's numbers (macro-F1, test): AGIN-Nat 81.63, AGIN-Tech 81.37, AGIN-Rat 81.58, SeeTRUE 83.67, ImageReward 64.97,
 UnsafeBench 85.22; pairs, which are not trained on: MJ-Bench alignment 60.59, safety 82.23.

@@ -77,6 +77,8 @@ class RolloutConfig:
     group_size: int = 20  # answers per prompt
     completion_tokens: int = 2048  # longest answer
     micro_prompts: int = 0  # prompts whose key-value caches are in memory at a time; 0 = all
+    gather_weights: bool = False  # each device holds the weights whole along mesh.fsdp while it samples: else it gathers them for
+    # every token. Takes the memory of that copy, in model.dtype
     temperature: float = 1.0
     per_task: tuple[dict, ...] = ()  # a task's own in training: {"task": "a", "temperature": 0.8, "completion_tokens": 64,
     # "weights": ("accuracy=1", "format=0")}, each but task optional

@@ -80,6 +80,17 @@ def param_sharding(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
     return NamedSharding(mesh, param_spec(path, shape, mesh))
 
 
+def gathered(params: Params, mesh: Mesh) -> Params:
+    """Within a jitted function: the parameters whole along `fsdp`, sharded along the other axes as ever."""
+
+    def one(path, leaf: jax.Array) -> jax.Array:
+        spec = param_spec(path_name(path), leaf.shape, mesh)
+        whole = P(*[None if axis == "fsdp" else axis for axis in spec])
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, whole))
+
+    return jax.tree_util.tree_map_with_path(one, params)
+
+
 def tree_shardings(tree: Params, mesh: Mesh):
     """NamedSharding for every leaf of a tree that holds parameters anywhere inside (the optimizer's state does).
 

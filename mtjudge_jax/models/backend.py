@@ -19,6 +19,7 @@ class Backend(NamedTuple):
     experts: str = "dense"  # dense | ragged | tokamax
     remat: Remat = "none"  # what the backward pass computes again
     mesh: Mesh | None = None  # None on one device
+    gathered: bool = False  # the weights come whole along the mesh's axis fsdp
 
 
 def default_platform() -> str:

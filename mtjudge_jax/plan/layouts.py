@@ -66,6 +66,7 @@ def _v5e_16_lora(cfg: Config) -> None:
     cfg.lora.rank = 32
     cfg.optim.lr = 1e-5  # only adapters are trained
     cfg.update.micro_prompts, cfg.rollout.micro_prompts = 4, 32
+    cfg.rollout.gather_weights = True
     cfg.model.head_chunk = 4 * 2048
 
 

@@ -38,7 +38,7 @@ from mtjudge_jax.rl.logp import (
     sampling_logits,
     take_rows,
 )
-from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, local_rows, replicated, shard_batch
+from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, gathered, local_rows, replicated, shard_batch
 from mtjudge_jax.types import AnswerPlaces, Array, MicroBatch, Params, PromptBatch, Rollout
 
 # Shares of the lanes: each is two thirds or three quarters of the one before, so that most lanes of a segment are live.
@@ -85,8 +85,8 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     backend = backend_of(cfg, mesh)
     logp_fn = bound_logp(model_cfg, cfg, allowed, backend)
     reference_fn = bound_logp(dataclasses.replace(model_cfg, lora=None), cfg, allowed, backend) if model_cfg.lora else logp_fn
-    drawing = {"allowed": allowed, "eos": tokenizer.ends, "pad": tokenizer.pad, "backend": backend,
-               "keep_routing": cfg.loss.replay_routing}  # fmt: skip
+    drawing = {"allowed": allowed, "eos": tokenizer.ends, "pad": tokenizer.pad, "keep_routing": cfg.loss.replay_routing}
+    drawing["backend"] = backend._replace(gathered=_gathers(cfg, mesh))
     traces, work = collections.Counter(), collections.Counter()
 
     def sample_pieces(
@@ -95,7 +95,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
         kept = f", the caches of {keep} kept" * bool(keep) + f", {only}" * (only != EVERY)
         kept += ", own temperatures" * (prompts.heat is not None)
         traces[f"sample {prompts.tokens.shape} x {temperature.shape[0]} x {length}{kept}"] += 1
-        weights = cast(params, cfg.model.dtype)
+        weights = _sampling_weights(params, cfg, mesh)
 
         def draw(prompts: PromptBatch) -> Rollout | tuple[Rollout, Context]:
             settings = drawing | {"temperature": temperature, "length": length, "only": only}
@@ -136,6 +136,16 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
     branches = jax.jit(branch_logp, out_shardings=rows)
     sampling = (sample, at_once, sample_and_keep)
     return Programs(*sampling, branches, logp, reference_logp, logp_fn, traces, work, mesh, tokenizer)
+
+
+def _sampling_weights(params: Params, cfg: Config, mesh: Mesh) -> Params:
+    """The weights in the dtype and on the devices where the sampler reads them for every token."""
+    weights = cast(params, cfg.model.dtype)
+    return gathered(weights, mesh) if _gathers(cfg, mesh) else weights
+
+
+def _gathers(cfg: Config, mesh: Mesh) -> bool:
+    return cfg.rollout.gather_weights and mesh.shape["fsdp"] > 1
 
 
 def bound_logp(model_cfg: Qwen3VLConfig, cfg: Config, allowed: Array, backend: Backend) -> Callable:
@@ -294,7 +304,7 @@ def _jit_segments(
     cfg: Config, model_cfg: Qwen3VLConfig, drawing: dict[str, Any], mesh: Mesh, traces: collections.Counter
 ) -> _Segments:
     rules = lambda length, only=EVERY: Rules(model_cfg, length=length, only=only, **drawing)  # noqa: E731
-    in_dtype = lambda draws: draws._replace(params=cast(draws.params, cfg.model.dtype))  # noqa: E731
+    in_dtype = lambda draws: draws._replace(params=_sampling_weights(draws.params, cfg, mesh))  # noqa: E731
 
     def begin(
         draws: Draws, prompts: PromptBatch, below: Array, wait: Array, length: int, only: Filter, held: int, segment: Segment

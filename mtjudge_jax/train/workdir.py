@@ -18,7 +18,7 @@ from mtjudge_jax.types import Params
 # A resumed run may differ in these: they change where and how fast it computes and what shows it, not what it computes.
 _FREE_TO_CHANGE = (
     "mesh.", "checkpoint.", "hosts.", "log.", "model.remat", "model.attention", "model.experts", "model.head_chunk",
-    "update.micro_prompts", "rollout.micro_prompts", "update.max_skipped",
+    "update.micro_prompts", "rollout.micro_prompts", "rollout.gather_weights", "update.max_skipped",
 )  # fmt: skip
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "tokenizers", "numpy", "pillow")
 

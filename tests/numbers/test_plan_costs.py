@@ -222,6 +222,19 @@ def test_a_step_whose_lengths_are_the_limits_costs_what_the_plan_says():
     assert few["hbm"] == pytest.approx(3 * turn["hbm"], rel=0.1)
 
 
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_weights_that_are_gathered_first_are_not_gathered_for_every_token(moe):
+    cfg, model = small_run(moe)
+    cfg.mesh = MeshConfig(data=1, fsdp=4, expert=2 if moe else 1, tensor=1 if moe else 2)
+    sent = {}
+    for gather in (False, True):
+        setup = make_setup(changed(cfg, {"rollout.gather_weights": gather}), model, jax.devices()[:8])
+        counted = quickly(setup, ["rollout"])["rollout"].counted
+        sent[gather] = counted.loop["all-gather"]
+    # The experts of a CPU are gathered along `expert` too, which is another matter.
+    assert sent[False] > 10_000 and sent[True] < (0.6 if moe else 0.01) * sent[False], sent
+
+
 def test_a_stage_without_rollouts_has_no_decoding():
     cfg, model = small_run()
     cfg.stage, devices = "sft", jax.devices()[:1]

@@ -43,8 +43,10 @@ def short_ladders(quick_to_compile):
         yield
 
 
-def make(ends: str, mesh: MeshConfig = ONE, micro: int = 0, moe: bool = False) -> tuple[Programs, Params]:
-    model_cfg, cfg = tiny.config(blocks=1, moe=moe), Config(rollout=RolloutConfig(ROWS, GROUP, LENGTH, micro))
+def make(
+    ends: str, mesh: MeshConfig = ONE, micro: int = 0, moe: bool = False, gather: bool = False
+) -> tuple[Programs, Params]:
+    model_cfg, cfg = tiny.config(blocks=1, moe=moe), Config(rollout=RolloutConfig(ROWS, GROUP, LENGTH, micro, gather))
     mesh = tiny.mesh_of((mesh.data, mesh.fsdp, mesh.expert, mesh.tensor))
     programs = make_programs(cfg, model_cfg, Ids(ENDS[ends]), mesh)
     return programs, tiny.placed(tiny.params(model_cfg), programs.mesh)
@@ -102,6 +104,14 @@ def test_on_a_mesh_each_device_keeps_its_own_lanes(mesh, moe):
     devices = mesh.data * mesh.fsdp * mesh.expert
     assert any(f" {-(-8 * GROUP // devices // 2)} lanes" in name for name in programs.traces)
     assert programs.work["lane steps"] == planned(got.mask.sum(-1), held=8, devices=devices)
+
+
+@pytest.mark.parametrize("moe", [False, True], ids=["dense", "experts"])
+def test_weights_that_are_gathered_first_draw_the_same(moe):
+    programs, params = make("often", MeshConfig(1, 2, 2, 2), 8, moe, gather=True)
+    assert_same(drawn(programs, params), plain("often", moe))
+    at_once = drawn(programs, params, at_once=True)
+    assert_same(at_once, plain("often", moe))
 
 
 def test_with_a_filter_too():

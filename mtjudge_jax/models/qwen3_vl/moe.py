@@ -90,7 +90,7 @@ def expert_mlp(
             f"{x.shape[0]} rows of tokens do not divide over {shards} devices ({' x '.join(BATCH_AXES)}): "
             f"pad the batch to a multiple of {shards}"
         )
-    specs = weight_specs(weights, backend.mesh)
+    specs = weight_specs(weights, backend.mesh, gathered=backend.gathered)
     expert, gate_up_d, _, tensor = specs.gate_up_ed2f
     split = _ShardAxes(BATCH_AXES, (gate_up_d, specs.down_efd[2]), expert, tensor)
     rows = P(BATCH_AXES)
@@ -103,15 +103,17 @@ def expert_mlp(
     )(x, real, choice, weights)
 
 
-def weight_specs(weights: Weights, mesh: Mesh) -> Weights:
+def weight_specs(weights: Weights, mesh: Mesh, *, gathered: bool = False) -> Weights:
     """The specs of one layer's weights, taken from the table of parameters, without the layer axis.
 
-    An axis that does not divide is whole. A mesh axis of one device is not named, so that it causes no collective.
+    An axis that does not divide is whole. A mesh axis of one device is not named, so that it causes no collective. gathered: the
+    weights are whole along fsdp.
     """
+    named = {axis for axis, size in mesh.shape.items() if size > 1 and not (gathered and axis == "fsdp")}
 
     def one(path: str, weight: Array) -> P:
         spec = param_spec(f"text/layers/{path}", (1, *weight.shape), mesh)[1:]
-        return P(*[axis if axis and mesh.shape[axis] > 1 else None for axis in spec])
+        return P(*[axis if axis in named else None for axis in spec])
 
     paths = Weights("router_lde", "experts_gate_up_led2f", "experts_down_lefd")
     return Weights(*map(one, paths, weights))
