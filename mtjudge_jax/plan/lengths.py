@@ -13,7 +13,7 @@ from mtjudge_jax.config import Config, answers_learned, offline
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.policy.programs import Now, column_ladder, decodes_at_once, lane_ladder, next_segment, refill_of
 from mtjudge_jax.rl.logp import BIN_SHARES, bins_of, split_rows
-from mtjudge_jax.rl.rooms import make_rooms
+from mtjudge_jax.rl.rooms import Rooms, rooms_of
 from mtjudge_jax.types import Lengths, PromptRoom
 
 _HIGH = 1.6449  # of the standard normal distribution: 95 % lie below
@@ -91,21 +91,23 @@ class Learned(NamedTuple):
 def learned(cfg: Config, lengths: Lengths, devices: int) -> Learned:
     """devices: over how many the rows of a batch are sharded."""
     length, group, size = cfg.rollout.completion_tokens, answers_learned(cfg), cfg.update.prompts
-    largest = PromptRoom(cfg.data.prompt_tokens, cfg.data.patches)
-    most = max(1, cfg.update.micro_prompts // devices)
-    sizes = list(zip(lengths.prompt.tolist(), lengths.patches.tolist(), strict=True))
-    rooms = make_rooms(sizes, largest, answers=group * (length - 1), most=most)
-    rows, computed = len(sizes), np.zeros(3)
+    rooms = _rooms(cfg, lengths, devices)
+    rows, computed = len(lengths.prompt), np.zeros(3)
     for start in range(0, rows, size):
         some = Lengths(*(x[start : start + size] for x in lengths))
         if rooms is None:
             bins = bins_of(some.answers, length, BIN_SHARES)
-            computed += np.array([*largest, math.prod(bins) / group]) * size
+            computed += np.array([cfg.data.prompt_tokens, cfg.data.patches, math.prod(bins) / group]) * size
             continue
         for one in split_rows(some, rooms.shapes, devices=devices, size=rooms.size, length=length):
             computed += np.array([*one.shape, math.prod(one.bins) / group]) * one.rows.size
     there = np.array([lengths.prompt.sum(), lengths.patches.sum(), np.minimum(lengths.answers, length - 1).sum() / group])
-    return Learned(*(computed / rows).tolist(), rooms.size if rooms else most, tuple((there / computed).tolist()))
+    together = rooms.size if rooms else max(1, cfg.update.micro_prompts // devices)
+    return Learned(*(computed / rows).tolist(), together, tuple((there / computed).tolist()))
+
+
+def _rooms(cfg: Config, lengths: Lengths, devices: int) -> Rooms | None:
+    return rooms_of(cfg, list(zip(lengths.prompt.tolist(), lengths.patches.tolist(), strict=True)), devices=devices)
 
 
 class Decoded(NamedTuple):
@@ -125,12 +127,9 @@ def decoded(cfg: Config, lengths: Lengths, devices: int) -> Decoded:
         answers = lengths.answers[start : start + size]
         for at, count in decode_steps(answers.reshape(devices, -1, answers.shape[1]), held=held, length=length).items():
             steps[at] += count / batches
-    most = PromptRoom(cfg.data.prompt_tokens, cfg.data.patches)
-    sizes = list(zip(lengths.prompt.tolist(), lengths.patches.tolist(), strict=True))
-    places, together = cfg.rollout.group_size * (length - 1), max(1, cfg.update.micro_prompts // devices)
-    rooms = make_rooms(sizes, most, answers=places, most=together)
+    rooms = _rooms(cfg, lengths, devices)
     longest = np.stack([lengths.prompt, lengths.patches], -1).reshape(batches, size, 2).max(1)
-    shapes = rooms.shapes if rooms else (most,)
+    shapes = rooms.shapes if rooms else (PromptRoom(cfg.data.prompt_tokens, cfg.data.patches),)
     room = max(next(one for one in shapes if (batch <= one).all()) for batch in longest)
     computed = sum(lanes * count for (lanes, _), count in steps.items()) * devices * batches
     return Decoded(room, steps, float((lengths.answers - 1).sum() / computed) if computed else 1.0)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtjudge_jax.config import Config, answers_learned
 from mtjudge_jax.types import PromptRoom
 
 _MOST = 3  # shapes beside the largest; each costs the compilation of two or three programs
@@ -19,6 +20,13 @@ class Rooms(NamedTuple):
 
     shapes: tuple[PromptRoom, ...]  # the room for a prompt: the least first, the last holds any
     size: int  # rows of a device that run together
+
+
+def rooms_of(cfg: Config, prompts: Sequence[tuple[int, int]], *, devices: int) -> Rooms | None:
+    """`make_rooms` with the config's limits. devices: over how many the rows of a batch are sharded."""
+    places = answers_learned(cfg) * (cfg.rollout.completion_tokens - 1)
+    largest = PromptRoom(cfg.data.prompt_tokens, cfg.data.patches)
+    return make_rooms(prompts, largest, answers=places, most=max(1, cfg.update.micro_prompts // devices))
 
 
 def make_rooms(prompts: Sequence[tuple[int, int]], largest: PromptRoom, *, answers: int, most: int) -> Rooms | None:

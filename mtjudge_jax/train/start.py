@@ -10,7 +10,7 @@ import jax
 from tqdm import tqdm
 
 from mtjudge_jax import checkpoint
-from mtjudge_jax.config import Config, answers_learned, get_tasks, to_dict
+from mtjudge_jax.config import Config, get_tasks, to_dict
 from mtjudge_jax.config_check import check
 from mtjudge_jax.data.bad_rows import BadRowCounter
 from mtjudge_jax.data.pipeline import read_split
@@ -24,7 +24,7 @@ from mtjudge_jax.policy.trainable import join, without_adapters
 from mtjudge_jax.policy.update import abstract_state, init_state
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.rl.optim import make_optimizer
-from mtjudge_jax.rl.rooms import Rooms, make_rooms
+from mtjudge_jax.rl.rooms import rooms_of
 from mtjudge_jax.sharding import BATCH_AXES
 from mtjudge_jax.train.monitor.batch_metrics import updates_of
 from mtjudge_jax.train.monitor.health import Health
@@ -42,7 +42,7 @@ from mtjudge_jax.train.workdir import (
     refuse_other_sources,
     sources_of,
 )
-from mtjudge_jax.types import Params, PromptRoom
+from mtjudge_jax.types import Params
 
 
 def compare_hosts(cfg: Config, workdir: str | os.PathLike) -> None:
@@ -81,17 +81,9 @@ def open_run(cfg: Config, workdir: str | os.PathLike, model: Model | None = None
     watch = Watch(watch_path(str(workdir), jax.process_index()), cfg.hosts.stuck_seconds)
     metrics, health = open_metrics(workdir / "metrics.jsonl"), Health()
     opened = (cfg, workdir, model, optimizer, validation, checkpoints, metrics, bad_rows, bar, watch, health, allowed)
-    rooms = rooms_of(cfg, looked.sizes, model)
+    mesh = model.programs.mesh.shape
+    rooms = rooms_of(cfg, looked.sizes, devices=prod(mesh[axis] for axis in BATCH_AXES))
     return Run(*opened, [*looked.notes, *room_lines(rooms)], rooms, trackers)
-
-
-def rooms_of(cfg: Config, sizes: list[tuple[int, int]], model: Model) -> Rooms | None:
-    """The rooms of the run's prompts. sizes: tokens and patches of some of them; the same on all processes."""
-    mesh, group = model.programs.mesh.shape, answers_learned(cfg)
-    devices = prod(mesh[axis] for axis in BATCH_AXES)
-    places = group * (cfg.rollout.completion_tokens - 1)
-    largest = PromptRoom(model.fmt.prompt_tokens, model.fmt.patch_count)
-    return make_rooms(sizes, largest, answers=places, most=max(1, cfg.update.micro_prompts // devices))
 
 
 def read_validation(cfg: Config, folder: AnyPath, bad_rows: BadRowCounter) -> dict[str, list[JudgeExample]]:
