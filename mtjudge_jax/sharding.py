@@ -7,6 +7,7 @@ are sharded over data, fsdp and expert together, so the answers of a group stay 
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -123,6 +124,44 @@ def shard_batch(batch, mesh: Mesh):
     """Puts host arrays, each leading with this process's share of Q, onto the mesh as global arrays."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def take_rows(tree, rows: jax.Array, mesh: Mesh):
+    """The rows, int32 [N], of arrays that lead with Q, as arrays that lead with N, in a jitted function. Q and N are sharded as
+    every batch is; a row travels to the device that asks for it. Meanwhile a device holds N rows.
+    """
+
+    def one(x: jax.Array, asked: jax.Array) -> jax.Array:
+        own = x.astype(jnp.uint8) if x.dtype == bool else x
+        sent = own.at[asked].get(mode="fill", fill_value=0)
+        return jax.lax.psum_scatter(sent, BATCH_AXES, tiled=True).astype(x.dtype)
+
+    def on_device(tree, rows: jax.Array):
+        return jax.tree.map(lambda x: one(x, _asked(rows, len(x))), tree)
+
+    if mesh.size == 1:
+        return jax.tree.map(lambda x: x[rows], tree)
+    spec = P(BATCH_AXES)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(spec, spec), out_specs=spec)(tree, rows)
+
+
+def put_rows(whole: jax.Array, rows: jax.Array, new: jax.Array, mesh: Mesh) -> jax.Array:
+    """whole [Q, ..] with new [N, ..] in the rows, int32 [N]: the way back of `take_rows`."""
+
+    def on_device(whole: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
+        every = jax.lax.all_gather(new, BATCH_AXES, tiled=True)
+        return whole.at[_asked(rows, len(whole))].set(every, mode="drop")
+
+    if mesh.size == 1:
+        return whole.at[rows].set(new)
+    spec = P(BATCH_AXES)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)(whole, rows, new)
+
+
+def _asked(rows: jax.Array, count: int) -> jax.Array:
+    """Within `jax.shard_map`: all N rows, counted from this device's first of `count`; `count` for those of other devices."""
+    at = jax.lax.all_gather(rows, BATCH_AXES, tiled=True) - jax.lax.axis_index(BATCH_AXES) * count
+    return jnp.where((at >= 0) & (at < count), at, count)
 
 
 def local_rows(x: jax.Array, mesh: Mesh) -> np.ndarray:

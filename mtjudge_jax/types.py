@@ -61,9 +61,9 @@ class PromptRoom(NamedTuple):
 @partial(jax.tree_util.register_dataclass, data_fields=("rows", "places"), meta_fields=("shape",))
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows of each of the D devices of a batch, which run together in the room that they need."""
+    """Some rows of a batch, q on each of D devices, which run together in the room that they need."""
 
-    rows: Array  # int32 [D, q], which of the device's rows
+    rows: Array  # int32 [D * q], which of the batch's rows
     places: Array  # int32 [D * q, B, W], where their tokens lie in the stream of training, see rl/logp.py
     shape: PromptRoom  # known to the compiler
 

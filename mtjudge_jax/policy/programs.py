@@ -34,11 +34,18 @@ from mtjudge_jax.rl.logp import (
     completion_logp,
     cooled,
     cut_prompts,
-    put_rows,
     sampling_logits,
+)
+from mtjudge_jax.sharding import (
+    BATCH_AXES,
+    batch_sharding,
+    gathered,
+    local_rows,
+    put_rows,
+    replicated,
+    shard_batch,
     take_rows,
 )
-from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, gathered, local_rows, replicated, shard_batch
 from mtjudge_jax.types import AnswerPlaces, Array, MicroBatch, Params, PromptBatch, Rollout
 
 # Shares of the lanes: each is two thirds or three quarters of the one before, so that most lanes of a segment are live.
@@ -122,8 +129,8 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
 
         def part(params: Params, prompts: PromptBatch, tokens: Array, micro: MicroBatch, out: Array) -> Array:
             traces[f"{name} {micro.rows.shape} x {tuple(micro.shape)} of {tokens.shape} in {micro.places.shape}"] += 1
-            few = cut_prompts(take_rows(prompts, micro.rows), micro.shape)
-            return put_rows(out, micro.rows, fn(params, few, take_rows(tokens, micro.rows), micro.places).logp)
+            few = take_rows((cut_prompts(prompts, micro.shape), tokens), micro.rows, mesh)
+            return put_rows(out, micro.rows, fn(params, *few, micro.places).logp, mesh)
 
         return Logp(jax.jit(whole, out_shardings=rows), jax.jit(part, donate_argnums=4, out_shardings=rows))
 

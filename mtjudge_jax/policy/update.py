@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.policy.trainable import join
-from mtjudge_jax.rl.logp import cut, take_rows
+from mtjudge_jax.rl.logp import cut
 from mtjudge_jax.rl.loss import LossFn, Metrics, token_weights
-from mtjudge_jax.sharding import batch_sharding, replicated, tree_shardings
+from mtjudge_jax.sharding import batch_sharding, replicated, take_rows, tree_shardings
 from mtjudge_jax.types import Array, MicroBatch, Params, TrainBatch, TrainState
 
 _ROUNDING = 1e-5  # norm of the whole gradient; of equal policies the demo's is 2e-6, of a batch that teaches above 1e-3
@@ -190,7 +190,7 @@ def make_update(
 
     def share(params: Params, frozen: Params, batch: Any, micro: MicroBatch) -> tuple[Params, Metrics]:
         weights = token_weights(batch.mask, aggregation, cfg.rollout.completion_tokens)
-        one = cut(batch, micro), take_rows(weights, micro.rows)
+        one = cut(batch, micro, mesh), take_rows(weights, micro.rows, mesh)
         return jax.grad(lambda params: loss_fn(join(frozen, params), *one), has_aux=True)(params)
 
     def part(params: Params, frozen: Params, batch: Any, micro: MicroBatch, total: Any) -> Any:

@@ -29,7 +29,7 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.moe import RouterStats
 from mtjudge_jax.rl.rooms import Rooms
-from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, param_spec, replicated
+from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, param_spec, replicated, take_rows
 from mtjudge_jax.types import AnswerPlaces, Array, Lengths, MicroBatch, Params, PromptBatch, PromptRoom
 
 BANNED = -1e30
@@ -114,28 +114,26 @@ def lay_out(lengths: np.ndarray, length: int, bins: Bins) -> np.ndarray:
 class Together(NamedTuple):
     """Rows that run together."""
 
-    rows: np.ndarray  # int32 [D, q], which of each device's rows
+    rows: np.ndarray  # int32 [D * q], which of the batch's rows, in the order of the devices that run them
     shape: PromptRoom
     bins: Bins
 
 
 def split_rows(lengths: Lengths, shapes: Sequence[PromptRoom], *, devices: int, size: int, length: int) -> list[Together]:
-    """Every row once, `size` rows of each of the D devices at a time; size must divide a device's rows.
+    """Every row once, `size` rows on each of the D devices at a time; size must divide a device's rows.
 
-    Each device orders its own rows by what they need, so none moves to another. Micro-batches of one shape have the same bins.
-    shapes: see Rooms. length: C.
+    A micro-batch has one shape on all devices, so rows are ordered by what they need over the whole batch, and travel to the
+    device that runs them. Micro-batches of one shape have the same bins. shapes: see Rooms. length: C.
     """
     small = np.array(shapes[:-1], int).reshape(-1, 1, 2)
     rung = (np.stack(lengths[:2], -1) > small).any(-1).sum(0)
     answers = places_needed(lengths.answers, length).sum(1)
-    each = (x.reshape(devices, -1) for x in (answers, rung))
-    order = [np.lexsort(mine) for mine in zip(*each, strict=True)]  # by room, then by answers
-    first = np.arange(devices)[:, None] * len(order[0])
-    parts = np.split(np.array(order, np.int32), len(order[0]) // size, 1)
-    shape = [int(rung[(first + part).ravel()].max()) for part in parts]
+    order = np.lexsort((answers, rung)).astype(np.int32)  # by room, then by answers
+    parts = np.split(order, len(order) // (devices * size))
+    shape = [int(rung[part].max()) for part in parts]
     bins = {}
     for one in set(shape):
-        rows = np.concatenate([(first + part).ravel() for part, at in zip(parts, shape, strict=True) if at == one])
+        rows = np.concatenate([part for part, at in zip(parts, shape, strict=True) if at == one])
         bins[one] = bins_of(lengths.answers[rows], length, _SHARES_OF_ROOMS)
     return [Together(part, shapes[at], bins[at]) for part, at in zip(parts, shape, strict=True)]
 
@@ -145,7 +143,7 @@ def place_answers(prompts: PromptBatch, mask: Array, mesh: Mesh, rooms: Rooms | 
 
     Without `rooms` all rows have the same bins. Each process lays out its own rows alone.
     """
-    (group, length), rows = mask.shape[1:], batch_sharding(mesh)
+    length, rows = mask.shape[2], batch_sharding(mesh)
     lengths = lengths_of(prompts, mask, mesh)
 
     def placed(answers: np.ndarray, bins: Bins) -> Array:
@@ -156,9 +154,8 @@ def place_answers(prompts: PromptBatch, mask: Array, mesh: Mesh, rooms: Rooms | 
         return placed(lengths.answers, bins_of(lengths.answers, length, BIN_SHARES))
     found, devices = [], math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     for one in split_rows(lengths, rooms.shapes, devices=devices, size=rooms.size, length=length):
-        answers = lengths.answers.reshape(devices, -1, group)[np.arange(devices)[:, None], one.rows].reshape(-1, group)
         own = jax.make_array_from_callback(one.rows.shape, rows, lambda at, every=one.rows: every[at])
-        found.append(MicroBatch(own, placed(answers, one.bins), one.shape))
+        found.append(MicroBatch(own, placed(lengths.answers[one.rows], one.bins), one.shape))
     return tuple(found)
 
 
@@ -170,23 +167,6 @@ def lengths_of(prompts: PromptBatch, mask: Array, mesh: Mesh) -> Lengths:
 @functools.cache
 def _counter(mesh: Mesh) -> Callable[..., list[Array]]:
     return jax.jit(lambda *masks: [mask.sum(-1, dtype=jnp.int32) for mask in masks], out_shardings=replicated(mesh))
-
-
-def take_rows(tree: Any, rows: Array) -> Any:
-    """The rows [D, q] of each device's part of arrays that lead with Q, as arrays that lead with D * q."""
-    devices = rows.shape[0]
-
-    def take(x: Array) -> Array:
-        each = jax.vmap(lambda mine, at: mine[at])(x.reshape(devices, -1, *x.shape[1:]), rows)
-        return each.reshape(-1, *x.shape[1:])
-
-    return jax.tree.map(take, tree)
-
-
-def put_rows(whole: Array, rows: Array, new: Array) -> Array:
-    """whole, which leads with Q, with new, which leads with D * q, in the rows [D, q] of each device's part."""
-    apart = (x.reshape(rows.shape[0], -1, *x.shape[1:]) for x in (whole, new))
-    return jax.vmap(lambda whole, new, at: whole.at[at].set(new))(*apart, rows).reshape(whole.shape)
 
 
 def cut_prompts(prompts: PromptBatch, shape: PromptRoom) -> PromptBatch:
@@ -212,10 +192,10 @@ def _cutter(mesh: Mesh, shape: PromptRoom) -> Callable[[PromptBatch], PromptBatc
     return jax.jit(functools.partial(cut_prompts, shape=shape), out_shardings=batch_sharding(mesh))
 
 
-def cut(batch: Any, part: MicroBatch) -> Any:
+def cut(batch: Any, part: MicroBatch, mesh: Mesh) -> Any:
     """The rows of a TrainBatch, SftBatch or DpoBatch that a micro-batch runs, with their own places."""
-    small = take_rows(batch._replace(places=None), part.rows)
-    return small._replace(prompts=cut_prompts(small.prompts, part.shape), places=part.places)
+    small = batch._replace(prompts=cut_prompts(batch.prompts, part.shape), places=None)
+    return take_rows(small, part.rows, mesh)._replace(places=part.places)
 
 
 class TokenLogp(NamedTuple):

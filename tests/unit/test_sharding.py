@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from functools import partial
 
 import jax
 import numpy as np
@@ -15,7 +16,18 @@ from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import AdapterConfig
 from mtjudge_jax.models.qwen3_vl.presets import PRESETS, preset
-from mtjudge_jax.sharding import BATCH_AXES, RULES, local_rows, make_mesh, param_spec, path_name, shard_batch, tree_shardings
+from mtjudge_jax.sharding import (
+    BATCH_AXES,
+    RULES,
+    local_rows,
+    make_mesh,
+    param_spec,
+    path_name,
+    put_rows,
+    shard_batch,
+    take_rows,
+    tree_shardings,
+)
 
 ADAPTERS = AdapterConfig(8, 16.0, ("q", "k", "v", "o", "gate", "up", "down"))
 CONFIGS = {name: preset(name) for name in PRESETS} | {"8b with adapters": dataclasses.replace(preset("8b"), lora=ADAPTERS)}
@@ -95,6 +107,31 @@ def test_a_batch_goes_to_the_mesh_and_back(shape):
     for x, want in zip(jax.tree.leaves(placed), jax.tree.leaves(rows), strict=True):
         assert x.addressable_shards[0].data.shape == (8 // shards, *want.shape[1:])
         assert np.array_equal(local_rows(x, mesh), want)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (8, 1, 1, 1), (2, 2, 1, 2), (2, 1, 2, 2), (1, 1, 1, 8)])
+def test_rows_travel_to_the_devices_that_ask_for_them_and_back(shape):
+    """Bit for bit, in any order, a row twice too."""
+    mesh = make_mesh(MeshConfig(*shape), jax.devices()[: np.prod(shape)])
+    rng = np.random.default_rng(0)
+    host = {
+        "logp": rng.normal(size=(16, 3)).astype(np.float32),
+        "mask": rng.integers(0, 2, (16, 5)) == 1,
+        "patches": rng.integers(0, 256, (16, 2, 4), np.uint8),
+        "uid": rng.integers(2**31, 2**32, 16, np.uint32),
+    }
+    host["logp"][3, 1] = np.nan  # a broken number is seen where its row went, and nowhere else
+    for rows in (rng.permutation(16)[:8], np.array([15, 0, 0, 7, 3, 3, 8, 1])):
+        batch, asked = shard_batch((host, rows.astype(np.int32)), mesh)
+        taken = jax.jit(partial(take_rows, mesh=mesh))(batch, asked)
+        for name, whole in host.items():
+            assert taken[name].dtype == whole.dtype
+            np.testing.assert_array_equal(taken[name], whole[rows])
+    rows = rng.permutation(16)[:8].astype(np.int32)
+    whole, new = np.zeros((16, 3), np.float32), rng.normal(size=(8, 3)).astype(np.float32)
+    got = jax.jit(partial(put_rows, mesh=mesh))(*shard_batch((whole, rows, new), mesh))
+    whole[rows] = new
+    assert np.array_equal(got, whole)
 
 
 @pytest.mark.parametrize(

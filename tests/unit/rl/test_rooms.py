@@ -64,17 +64,25 @@ def test_every_row_runs_once_in_a_room_that_holds_it(devices, size):
     lengths = Lengths(prompts[:, 0], prompts[:, 1], rng.integers(0, 65, (16, 4)))
     shapes = fit_shapes(prompts.tolist(), LARGEST)
     found = split_rows(lengths, shapes, devices=devices, size=size, length=64)
-    assert [one.rows.shape for one in found] == [(devices, size)] * (16 // devices // size)
-    each = np.sort(np.concatenate([one.rows for one in found], 1), 1)
-    assert np.array_equal(each, np.tile(np.arange(16 // devices), (devices, 1)))
+    assert [one.rows.shape for one in found] == [(devices * size,)] * (16 // devices // size)
+    assert np.sort(np.concatenate([one.rows for one in found])).tolist() == list(range(16))
     for one in found:
-        rows = (one.rows + 16 // devices * np.arange(devices)[:, None]).ravel()
-        assert (lengths.prompt[rows] <= one.shape.prompt).all() and (lengths.patches[rows] <= one.shape.patches).all()
-        assert lay_out(lengths.answers[rows], 64, one.bins).shape == (len(rows), *one.bins)
+        fits = (lengths.prompt[one.rows] <= one.shape.prompt) & (lengths.patches[one.rows] <= one.shape.patches)
+        assert fits.all() and lay_out(lengths.answers[one.rows], 64, one.bins).shape == (len(one.rows), *one.bins)
     assert len({(one.shape, one.bins) for one in found}) == len({one.shape for one in found})
     assert [one.shape for one in found] == sorted(one.shape for one in found), "small rows first"
     again = split_rows(lengths, shapes, devices=devices, size=size, length=64)
     assert all(np.array_equal(a.rows, b.rows) and a[1:] == b[1:] for a, b in zip(found, again, strict=True))
+
+
+def test_one_long_row_on_each_device_costs_one_large_micro_batch():
+    """A micro-batch has one shape on all devices: long rows run together, wherever they were."""
+    long = np.arange(16) % 4 == 3  # the last row of each of four devices
+    lengths = Lengths(np.where(long, 2000, 30), np.full(16, 16), np.where(long, 60, 3)[:, None])
+    for moved in (lengths, Lengths(*(x[np.random.default_rng(0).permutation(16)] for x in lengths))):
+        found = split_rows(moved, (PromptRoom(32, 16), LARGEST), devices=4, size=1, length=64)
+        assert [one.shape.prompt for one in found] == [32, 32, 32, 2048]
+        assert (moved.prompt[found[-1].rows] == 2000).all()
 
 
 def test_short_answers_have_one_layout_and_long_ones_the_least_that_holds_them():
