@@ -5,11 +5,14 @@ XLA (libtpu 0.0.42) computes the gradient of the matrices as E masked dense prod
 so that one has a kernel here. `jax.experimental.pallas.ops.tpu.megablox.gmm.tgmm` computes the same and was not usable: it raises
 where the number of rows is not a multiple of its row tile, and its output does not declare over which mesh axes it varies
 (`vma`), so it fails inside `jax.shard_map` with `check_vma`.
+
+A second kernel is for decoding: it reads the matrices of one layer out of the stack of all layers. For `ragged_dot` XLA copies
+them out first, for every token.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,9 @@ IMPLS = ("dense", "ragged", "tokamax")
 # row tile at the border of two groups is visited twice, so tiles must be small compared with a group (1400 rows for 22,528
 # tokens of 30B-A3B).
 ROW_TILE, COLUMN_TILE = 256, 1024
+_FEW_ROWS = 128  # row tile of the kernel for decoding, whose groups are small
+PRODUCT_OF_LAYER = "product_of_layer"  # the name of that kernel
+_BLOCK = 2**22  # bytes at most of its block of a matrix, of which there are two in fast memory
 # The three products: [T, D] in groups times [E, D, F]; [T, F] in groups times the same, transposed; and, for the gradient of
 # the matrices, [T, D] times [T, F] summed over the rows of each group.
 _PLAIN = jax.lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
@@ -32,13 +38,26 @@ _TRANSPOSED = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), lhs_ra
 GRADIENT = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), lhs_ragged_dimensions=[0], rhs_group_dimensions=[])
 
 
-def grouped_matmul(lhs: Array, rhs: Array, group_sizes: Array, *, impl: _Impl, tail: bool = True) -> Array:
+class OfLayer(NamedTuple):
+    """The matrices [E, D, F] of one layer, where they lie among those of all. They get no gradient."""
+
+    stack: Array  # [L, E, D, F]
+    layer: Array  # int32 []
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stack.shape[1:]
+
+
+def grouped_matmul(lhs: Array, rhs: Array | OfLayer, group_sizes: Array, *, impl: _Impl, tail: bool = True) -> Array:
     """lhs [T, D] in E consecutive groups of rows, times rhs [E, D, F] -> [T, F] in lhs's dtype.
 
     group_sizes int32 [E] with a sum of at most T. The rows after the last group, the tail, give zero, and so do their gradients;
     `tail=False` declares that there is no tail and saves the passes that clear it. Groups of 3, 0 and 2 rows:
     out[:3] = lhs[:3] @ rhs[0], out[3:5] = lhs[3:5] @ rhs[2]. Inside `jax.shard_map` all three must vary over the same axes.
     """
+    if isinstance(rhs, OfLayer):
+        return _clear_tail(_of_layer(lhs, rhs, group_sizes, impl), group_sizes, tail)
     if impl == "dense":
         return _dense(lhs, rhs, group_sizes)
     if impl in IMPLS:
@@ -109,6 +128,90 @@ def _ragged_dot(lhs: Array, rhs: Array, group_sizes: Array, dimensions: jax.lax.
     return jax.lax.platform_dependent(lhs, rhs, group_sizes, tpu=matrix_gradient_tpu, default=product)
 
 
+def _of_layer(lhs: Array, rhs: OfLayer, group_sizes: Array, impl: _Impl) -> Array:
+    def plain(lhs: Array, stack: Array, layer: Array, group_sizes: Array) -> Array:
+        return grouped_matmul(lhs, stack[layer], group_sizes, impl=impl)
+
+    if impl != "ragged":
+        return plain(lhs, *rhs, group_sizes)
+    return jax.lax.platform_dependent(lhs, *rhs, group_sizes, tpu=product_of_layer_tpu, default=plain)
+
+
+def product_of_layer_tpu(lhs: Array, stack: Array, layer: Array, group_sizes: Array, *, interpret: bool = False) -> Array:
+    """lhs [T, D] in groups times stack[layer], of stack [L, E, D, F] -> [T, F] in lhs's dtype. Rows after the last group get
+    anything.
+
+    A Pallas kernel for few rows: it reads each matrix that has rows once. Its grid has the columns' tiles and, inside, the visits
+    of (group, row tile) pairs, as in `matrix_gradient_tpu`, but an empty group has none.
+    """
+    (rows, d), (_, groups, _, f) = lhs.shape, stack.shape
+    tile = min(_FEW_ROWS, -(-rows // 16) * 16)
+    tile_f = _column_tile(f, _BLOCK // (d * stack.dtype.itemsize))
+    group, row_tile, start, end, visits = _visits(group_sizes, rows, tile, empty=0)
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=6,
+        grid=(pl.cdiv(f, tile_f), len(group)),
+        in_specs=[
+            pl.BlockSpec((tile, d), lambda j, v, layer, group, row_tile, *_: (row_tile[v], 0)),
+            pl.BlockSpec((None, None, d, tile_f), lambda j, v, layer, group, *_: (layer[0], group[v], 0, j)),
+        ],
+        out_specs=pl.BlockSpec((tile, tile_f), lambda j, v, layer, group, row_tile, *_: (row_tile[v], j)),
+    )
+    plain = functools.partial(jax.lax.ragged_dot_general, ragged_dot_dimension_numbers=_PLAIN)
+    shape = jax.eval_shape(lambda stack: plain(lhs, stack[0], group_sizes), stack)
+    return pl.pallas_call(
+        functools.partial(_product_of_layer_kernel, tile=tile),
+        out_shape=shape,
+        grid_spec=grid,
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * rows * d * f,
+            bytes_accessed=lhs.dtype.itemsize * (rows * d * pl.cdiv(f, tile_f) + groups * d * f + rows * f),
+            transcendentals=0,
+        ),
+        interpret=interpret,
+        name=PRODUCT_OF_LAYER,
+    )(layer.reshape(1).astype(jnp.int32), group, row_tile, start, end, visits, lhs, stack)
+
+
+def _product_of_layer_kernel(layer, group, row_tile, start, end, visits, lhs, matrix, out, *, tile: int):
+    """One visit: the rows of a group in a tile. The first visit of a tile writes zeros to its other rows, later ones add."""
+    v = pl.program_id(1)
+    mine, first = group[v], (v == 0) | (row_tile[jnp.maximum(v - 1, 0)] != row_tile[v])
+
+    def product() -> Array:
+        row = row_tile[v] * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
+        inside = (row >= start[mine]) & (row < end[mine])
+        a = jnp.where(inside, lhs[...].astype(jnp.float32), 0).astype(lhs.dtype)  # other rows may be infinite
+        return jnp.dot(a, matrix[...], preferred_element_type=jnp.float32).astype(out.dtype)
+
+    @pl.when((v < visits[0]) & first)
+    def _():
+        out[...] = product()
+
+    @pl.when((v < visits[0]) & ~first)
+    def _():
+        out[...] += product()
+
+
+def _visits(group_sizes: Array, rows: int, tile: int, *, empty: int) -> tuple[Array, ...]:
+    """Of the visits of (group, row tile) pairs: group and row tile of each; start and end of each group; their number, [1].
+
+    Visits after the last pair repeat it. empty: how many visits an empty group has.
+    """
+    end = jnp.cumsum(group_sizes)
+    start = end - group_sizes
+    tiles = jnp.where(group_sizes == 0, empty, (end + tile - 1) // tile - start // tile)
+    visits_end = jnp.cumsum(tiles)
+    every = pl.cdiv(rows, tile) + group_sizes.shape[0] - (1 - empty)
+    visit = jnp.clip(jnp.arange(every), 0, jnp.maximum(visits_end[-1] - 1, 0))
+    group = jnp.searchsorted(visits_end, visit, side="right", method="compare_all").astype(jnp.int32)
+    group = jnp.minimum(group, group_sizes.shape[0] - 1)  # where all are empty
+    row_tile = start[group] // tile + visit - (visits_end - tiles)[group]
+    row_tile = jnp.clip(row_tile, 0, pl.cdiv(rows, tile) - 1)  # for an empty group after the last row
+    return group, row_tile.astype(jnp.int32), start, end, visits_end[-1:]
+
+
 def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, interpret: bool = False) -> Array:
     """lhs [T, D], out_bar [T, F] -> [E, D, F] in lhs's dtype: lhs^T out_bar over the rows of each group, zero for an empty one.
 
@@ -122,19 +225,12 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
     """
     (rows, d), f, groups = lhs.shape, out_bar.shape[1], group_sizes.shape[0]
     tile = min(ROW_TILE, -(-rows // 16) * 16)
-    tile_d, tile_f = _column_tile(d, lhs.dtype), _column_tile(f, lhs.dtype)
-    end = jnp.cumsum(group_sizes)
-    start = end - group_sizes
-    tiles = jnp.where(group_sizes == 0, 1, (end + tile - 1) // tile - start // tile)
-    visits_end = jnp.cumsum(tiles)
-    visits = pl.cdiv(rows, tile) + groups
-    visit = jnp.minimum(jnp.arange(visits), visits_end[-1] - 1)
-    group = jnp.searchsorted(visits_end, visit, side="right", method="compare_all").astype(jnp.int32)
-    row_tile = start[group] // tile + visit - (visits_end - tiles)[group]
-    row_tile = jnp.minimum(row_tile, pl.cdiv(rows, tile) - 1)  # for an empty group after the last row
+    most = COLUMN_TILE if lhs.dtype.itemsize <= 2 else COLUMN_TILE // 2
+    tile_d, tile_f = _column_tile(d, most), _column_tile(f, most)
+    visits = _visits(group_sizes, rows, tile, empty=1)
     grid = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=5,
-        grid=(pl.cdiv(d, tile_d), pl.cdiv(f, tile_f), visits),
+        grid=(pl.cdiv(d, tile_d), pl.cdiv(f, tile_f), len(visits[0])),
         in_specs=[
             pl.BlockSpec((tile, tile_d), lambda i, j, v, group, row_tile, *_: (row_tile[v], i)),
             pl.BlockSpec((tile, tile_f), lambda i, j, v, group, row_tile, *_: (row_tile[v], j)),
@@ -155,7 +251,7 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
             transcendentals=0,
         ),
         interpret=interpret,
-    )(group, row_tile.astype(jnp.int32), start, end, visits_end[-1:], lhs, out_bar)
+    )(*visits, lhs, out_bar)
 
 
 def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, out, total, *, tile: int):
@@ -181,7 +277,6 @@ def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, o
         out[...] = total[...].astype(out.dtype)
 
 
-def _column_tile(size: int, dtype: jnp.dtype) -> int:
-    """The largest multiple of 128 up to COLUMN_TILE that divides `size`; `size` itself where there is none."""
-    most = COLUMN_TILE if dtype.itemsize <= 2 else COLUMN_TILE // 2
-    return next((tile for tile in range(most, 0, -128) if size % tile == 0), size)
+def _column_tile(size: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides `size`; `size` itself where there is none."""
+    return next((tile for tile in range(most // 128 * 128, 0, -128) if size % tile == 0), size)

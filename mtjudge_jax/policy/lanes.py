@@ -169,8 +169,7 @@ def _enter(
     run: what `_prefill` returned beside the caches.
     """
     last, choice = run
-    devices, count = last.shape[:2]
-    group = draws.temperature.shape[0]
+    (devices, count, _), group = last.shape, draws.temperature.shape[0]
     place = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), (devices, count)) if place is None else place.astype(jnp.int32)
     rows = jnp.broadcast_to(row + jnp.arange(count, dtype=jnp.int32), (devices, count))
     apart = lambda x: x.reshape(devices, count, *x.shape[1:])  # noqa: E731
@@ -276,6 +275,8 @@ def draw_segment(
     front = jax.tree.map(lambda x: x[:, : segment.lanes], state.lanes)
     owners, first = _owners(draws, held, front, rules.length), _take(held.next_position, front.place)
     places = None if segment.ordered else _places(front, held.row.shape[1], draws.temperature.shape[0])
+    experts = vlm.resident_experts(draws.params, rules.cfg, rules.backend)  # once a segment
+    settings = {"backend": rules.backend, "keep_choices": rules.keep_routing, "experts": experts}
 
     def goes_on(lanes: Lanes, step: Array) -> Array:
         room = step < segment.columns if segment.columns < size else True
@@ -290,7 +291,6 @@ def draw_segment(
         age = (step - 1 - jnp.arange(segment.columns)) % size  # how many tokens ago a column was written
         where = vlm.DecodedAt(first + cached, age < cached[..., None], step % size, places)
         caches = {"valid": held.valid, "prompt": state.prompt, "own": own}
-        settings = {"backend": rules.backend, "keep_choices": rules.keep_routing}
         hidden, own, choice = vlm.decode(draws.params, rules.cfg, where, tokens=lanes.token, **caches, **settings)
         drawn = _note_answers(drawn, owners, lanes, choice, rules.length)
         lanes, drawn = _draw(rules, draws, hidden, owners, lanes, drawn)

@@ -17,7 +17,7 @@ from tiny import jit, relative
 
 from mtjudge_jax.models import grouped_matmul as grouped
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.models.grouped_matmul import IMPLS, grouped_matmul, matrix_gradient_tpu
+from mtjudge_jax.models.grouped_matmul import IMPLS, OfLayer, grouped_matmul, matrix_gradient_tpu, product_of_layer_tpu
 from mtjudge_jax.models.qwen3_vl import moe
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig
 from mtjudge_jax.models.qwen3_vl.layers import REMAT_POLICIES
@@ -198,6 +198,25 @@ def test_sizes_that_the_mesh_does_not_divide_stay_whole(impl):
     assert relative(with_gradients(args, Backend(experts=impl, mesh=mesh)), with_gradients(args, Backend())) < 1e-5
 
 
+@pytest.mark.parametrize("shape", [None, (1, 1, 8, 1), (1, 2, 2, 2), (2, 1, 2, 2)], ids=str)
+def test_a_layer_out_of_the_stack_of_all(shape, monkeypatch):
+    """As decoding reads it: each layer gives what its own weights give, wherever these lie."""
+    monkeypatch.setattr(moe, "CHUNK_ROWS", 4)
+    first, second = ([np.float32(a) for a in case(seed=seed)] for seed in (0, 1))
+    backend = Backend(experts="ragged", mesh=shape and fake_mesh(shape), gathered=bool(shape and shape[1] > 1))
+    gate_up, down = (jnp.stack(pair) for pair in zip(first[2:], second[2:], strict=True))
+    stacked = jit(lambda *weights: moe.stack_experts(*weights, backend))(gate_up, down)
+    for layer, args in enumerate((first, second)):
+        got = jit(lambda x, router, stack, at: apply(x, router, *stack.at(at), backend=backend))(*args[:2], stacked, layer)
+        assert relative(got, jit(partial(apply, backend=Backend()))(*args)) < 1e-5
+
+
+def test_experts_are_not_stacked_where_that_does_not_help():
+    gate_up, down = (a[None] for a in case()[2:])
+    assert moe.stack_experts(gate_up, down, Backend(experts="dense")) is None
+    assert moe.stack_experts(gate_up, down, Backend(experts="ragged", mesh=fake_mesh((1, 8, 1, 1)))) is None
+
+
 def test_weights_lie_as_the_parameter_table_says():
     shapes = [(D, E), (E, D, 2, F), (E, F, D)]
     weights = moe.Weights(*[jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes])
@@ -285,6 +304,26 @@ def test_tpu_kernel_of_the_matrices_gradient(sizes, rows, monkeypatch):
     lhs[groups[-1]] = c[groups[-1]] = np.inf
     got = matrix_gradient_tpu(lhs, c, jnp.array(sizes, jnp.int32), interpret=True)
     assert relative(got, want) < 1e-5
+
+
+@pytest.mark.parametrize("rows", [48, 41])
+@pytest.mark.parametrize("sizes", [(5, 0, 16, 20), (0, 0, 41, 0), (16, 0, 16, 3), (1, 1, 1, 1), (0, 0, 0, 0)], ids=str)
+def test_tpu_kernel_of_a_layers_product(sizes, rows, monkeypatch):
+    """Interpreted here. Several tiles of rows and columns; other layers and what stands behind the last group are infinite."""
+    monkeypatch.setattr(grouped, "_FEW_ROWS", 16)
+    monkeypatch.setattr(grouped, "_BLOCK", 4 * 40 * 128)
+    rng = np.random.default_rng(5)
+    lhs, matrices = rng.normal(size=(rows, 40)).astype(np.float32), rng.normal(size=(4, 40, 256)).astype(np.float32)
+    groups = np.split(np.arange(rows), np.cumsum(sizes))
+    lhs[groups[-1]] = np.inf
+    stack = np.full((3, *matrices.shape), np.inf, np.float32)
+    stack[1] = matrices
+    group_sizes = jnp.array(sizes, jnp.int32)
+    got = product_of_layer_tpu(lhs, stack, jnp.int32(1), group_sizes, interpret=True)
+    for rows, matrix in zip(groups[:-1], matrices, strict=True):
+        assert rows.size == 0 or relative(got[rows], lhs[rows] @ matrix) < 1e-5
+    cleared = grouped_matmul(lhs, OfLayer(stack, jnp.int32(1)), group_sizes, impl="ragged")
+    assert np.isfinite(cleared).all() and not np.asarray(cleared)[groups[-1]].any()
 
 
 def test_errors_name_the_remedy(monkeypatch):

@@ -47,6 +47,16 @@ def test_a_program_of_a_tpu():
     assert counted.fixed["hbm"] == copied + gathered + left + right + kernels + 5 * (scattered + scattered / 4)
 
 
+def test_a_kernel_that_reads_one_layer_of_a_stack():
+    """Its operand is the stack of all layers; what it reads is in its own estimate."""
+    whole, part = (
+        costs.count(parse.parse_program(text), kernel_work=lambda kernel: None, taken=1.0).fixed
+        for text in (TPU_TEXT, TPU_TEXT.replace('op_name="ragged"', 'op_name="jit(f)/product_of_layer"'))
+    )
+    assert part["flops"] == whole["flops"]
+    assert whole["hbm"] - part["hbm"] == 2 * (2 * 8 * 64) - 5
+
+
 def test_loops_and_collectives_of_a_real_program():
     """Five turns of three products, each on a quarter of the rows; every kind of collective."""
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)

@@ -67,6 +67,35 @@ def compile_for(topology: str, shape: tuple[int, ...], tokens: int, d: int, cfg:
     }
 
 
+def compile_decoding(topology: str, shape: tuple[int, ...], tokens: int, d: int, cfg: MoeConfig, *, layers: int = 8) -> dict:
+    """Memory of one token through the experts of some layers, `tokens` lanes a device, in bfloat16."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[: math.prod(shape)]
+    mesh = make_mesh(MeshConfig(*shape), devices)
+    e, f = cfg.num_experts, cfg.intermediate_size
+    backend = Backend(experts="ragged", mesh=mesh, gathered=True)
+    every = jax.eval_shape(lambda: moe.stack_experts(jnp.zeros((layers, e, d, 2, f)), jnp.zeros((layers, e, f, d)), backend))
+    expert, tensor = (axis if mesh.shape[axis] > 1 else None for axis in ("expert", "tensor"))
+    specs = moe.ExpertStack(P(None, expert, None, tensor), P(None, expert, tensor, None))
+
+    def of(spec: P, *sizes: int, dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+
+    stack = moe.ExpertStack(*(of(spec, *x.shape) for spec, x in zip(specs, every, strict=True)))
+    x, router = of(P(BATCH_AXES), math.prod(shape[:3]), tokens, d), of(P(), layers, d, e)
+
+    def token(x, stack, router):
+        def layer(x, at):
+            gate_up, down = stack.at(at[1])
+            args = {"router_de": at[0], "gate_up_ed2f": gate_up, "down_efd": down, "moe": cfg, "backend": backend}
+            return moe.expert_mlp(x, jnp.ones(x.shape[:2], bool), **args)[0], None
+
+        return jax.lax.scan(layer, x, (router, jnp.arange(layers)))[0]
+
+    program = jax.jit(token).lower(x, stack, router).compile()
+    of_layer = 2 * 3 * e * d * f // shape[2] // shape[3]
+    return {"temporary": program.memory_analysis().temp_size_in_bytes, "layer": of_layer}
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
 @pytest.mark.parametrize("topology", ["v5p:2x2x1", "v6e:2x2"])
 def test_experts_compile_for_a_tpu(topology):
@@ -74,7 +103,7 @@ def test_experts_compile_for_a_tpu(topology):
     command = [sys.executable, __file__, topology]
     done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    whole, apart = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    whole, apart, *decoding = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     assert whole["kernels"] == 7, whole  # two products, each once forwards and twice backwards, and their tiles
     assert whole["flops"] < 1.1 * whole["ideal"], whole  # masked dense products, by XLA or by us, are 8 times that
     (d, cfg), choices = SMALL, whole["tokens"] * SMALL[1].experts_per_token
@@ -83,6 +112,7 @@ def test_experts_compile_for_a_tpu(topology):
     assert whole["temporary"] < weights + 2 * choices * row, whole  # a row for each expert and choice is 268 MB
     assert apart["kernels"] > 7, apart  # each in its loop over chunks
     assert {"all-gather", "all-reduce", "reduce-scatter"} == set(apart["collectives"]), apart
+    assert [one["temporary"] < one["layer"] / 2 for one in decoding] == [True, True], decoding  # no layer's experts are copied
 
 
 if __name__ == "__main__":
@@ -92,3 +122,5 @@ if __name__ == "__main__":
     for shape, tokens, *size in plans or small:
         found = {"topology": topology, "mesh": shape, "tokens": tokens} | compile_for(topology, shape, tokens, *size)
         print(json.dumps(found), flush=True)
+    for shape, tokens, *size in plans or small:
+        print(json.dumps(compile_decoding(topology, shape, tokens // 16, *size)), flush=True)

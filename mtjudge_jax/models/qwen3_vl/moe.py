@@ -16,15 +16,17 @@ from jax.sharding import PartitionSpec as P
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.models.backend import Backend
-from mtjudge_jax.models.grouped_matmul import grouped_matmul
+from mtjudge_jax.models.grouped_matmul import OfLayer, grouped_matmul
 from mtjudge_jax.models.qwen3_vl.config import MoeConfig
 from mtjudge_jax.sharding import BATCH_AXES, param_spec
 from mtjudge_jax.types import NO_CHOICE, Array
 
-# Where experts are sharded, a device computes its rows in chunks of at least CHUNK_ROWS, and of at least 1 / _CHUNKS_PER_SHARE
-# of the rows that it would have if all experts were chosen equally often.
+# Where experts are sharded, a device has its share of all rows if all experts are chosen equally often. It computes them in chunks
+# of CHUNK_ROWS, more where the share is more than _CHUNKS_PER_SHARE of these, fewer where it is less, as in decoding: the passes
+# over a chunk take as long for rows that are not there.
 CHUNK_ROWS = 4096
 _CHUNKS_PER_SHARE = 4
+_ROOM = 1.5  # a small share has so much room in one chunk
 
 
 class RouterStats(NamedTuple):
@@ -45,8 +47,18 @@ class Weights(NamedTuple):
     """The weights of one layer; inside `jax.shard_map`, this device's part of them. Also used for their partition specs."""
 
     router_de: Array
-    gate_up_ed2f: Array
-    down_efd: Array
+    gate_up_ed2f: Array | OfLayer  # OfLayer: [E, D, 2 F]
+    down_efd: Array | OfLayer
+
+
+class ExpertStack(NamedTuple):
+    """The experts of all layers, from which decoding reads. Each device has its own, whole over D."""
+
+    gate_up_led2f: Array  # [L, E, D, 2 F], on each device [gate | up] of its F'
+    down_lefd: Array
+
+    def at(self, layer: Array) -> tuple[OfLayer, OfLayer]:
+        return OfLayer(self.gate_up_led2f, layer), OfLayer(self.down_lefd, layer)
 
 
 class _ShardAxes(NamedTuple):
@@ -68,8 +80,8 @@ def expert_mlp(
     real: Array,
     *,
     router_de: Array,
-    gate_up_ed2f: Array,
-    down_efd: Array,
+    gate_up_ed2f: Array | OfLayer,
+    down_efd: Array | OfLayer,
     moe: MoeConfig,
     backend: Backend,
     choice: Array | None = None,
@@ -90,10 +102,12 @@ def expert_mlp(
             f"{x.shape[0]} rows of tokens do not divide over {shards} devices ({' x '.join(BATCH_AXES)}): "
             f"pad the batch to a multiple of {shards}"
         )
-    specs = weight_specs(weights, backend.mesh, gathered=backend.gathered)
+    specs = weight_specs(_shapes(down_efd.shape), backend.mesh, gathered=backend.gathered)
     expert, gate_up_d, _, tensor = specs.gate_up_ed2f
     split = _ShardAxes(BATCH_AXES, (gate_up_d, specs.down_efd[2]), expert, tensor)
     rows = P(BATCH_AXES)
+    if isinstance(down_efd, OfLayer):
+        specs = Weights(specs.router_de, *(OfLayer(spec, P()) for spec in _stack_specs(specs)))
     return jax.shard_map(
         functools.partial(layer, split=split),
         mesh=backend.mesh,
@@ -101,6 +115,33 @@ def expert_mlp(
         out_specs=(rows, Routed(RouterStats(P(), P()), rows)),
         check_vma=backend.experts != "tokamax",  # its kernels do not declare over which axes they vary
     )(x, real, choice, weights)
+
+
+def stack_experts(gate_up_led2f: Array, down_lefd: Array, backend: Backend) -> ExpertStack | None:
+    """For `expert_mlp` of each layer, so that a TPU need not copy a layer's experts for each token.
+
+    None where that does not help: other backends, and weights that the devices along fsdp gather for each layer.
+    """
+    merge = lambda gate_up, down: ExpertStack(gate_up.reshape(*gate_up.shape[:3], -1), down)  # noqa: E731
+    if backend.experts != "ragged":
+        return None
+    if backend.mesh is None or backend.mesh.size == 1:
+        return merge(gate_up_led2f, down_lefd)
+    specs = weight_specs(_shapes(down_lefd.shape[1:]), backend.mesh, gathered=backend.gathered)
+    if specs.gate_up_ed2f[1] or specs.down_efd[2]:
+        return None
+    given = tuple(P(None, *spec) for spec in specs[1:])
+    return jax.shard_map(merge, mesh=backend.mesh, in_specs=given, out_specs=_stack_specs(specs))(gate_up_led2f, down_lefd)
+
+
+def _shapes(down: tuple[int, ...]) -> Weights:
+    experts, f, d = down
+    return Weights(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((d, experts), (experts, d, 2, f), down)))
+
+
+def _stack_specs(layer: Weights) -> ExpertStack:
+    expert, _, _, tensor = layer.gate_up_ed2f
+    return ExpertStack(P(None, expert, None, tensor), P(None, *layer.down_efd))
 
 
 def weight_specs(weights: Weights, mesh: Mesh, *, gathered: bool = False) -> Weights:
@@ -150,10 +191,11 @@ def _layer(
     return y.reshape(x.shape), Routed(stats, routed)
 
 
-def _gather_weights(weights: Weights, split: _ShardAxes) -> tuple[Array, Array]:
+def _gather_weights(weights: Weights, split: _ShardAxes) -> tuple[Array | OfLayer, Array | OfLayer]:
     """gate_up [E', D, 2 F'] and down [E', F', D] of this device's experts and columns, whole over D."""
     gate_up, down = weights.gate_up_ed2f, weights.down_efd
-    gate_up = gate_up.reshape(*gate_up.shape[:2], -1)
+    if not isinstance(gate_up, OfLayer):
+        gate_up = gate_up.reshape(*gate_up.shape[:2], -1)
     whole = []
     for w, axis, fsdp in zip((gate_up, down), (1, 2), split.fsdp, strict=True):
         if fsdp:
@@ -283,7 +325,8 @@ def _some_experts(
     mine = (choice >= 0) & (choice < experts)
     sizes = _is_expert(choice, experts).sum((0, 1), dtype=jnp.int32)
     most = x.shape[0] * min(k, experts)
-    chunk = min(most, max(CHUNK_ROWS, -(-share // _CHUNKS_PER_SHARE)))
+    least = -(-int(_ROOM * share) // 128) * 128
+    chunk = min(most, max(min(CHUNK_ROWS, least), -(-share // _CHUNKS_PER_SHARE)))
     chunks = -(-most // chunk)
     order, place = _sort(jnp.where(mine, choice, experts), experts + 1)
     weight = _permute(weight, order, place)

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 
 from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.models.grouped_matmul import OfLayer
 from mtjudge_jax.models.qwen3_vl.config import AdapterConfig, TextConfig
 from mtjudge_jax.models.qwen3_vl.layers import declare, rms_norm, rotate, scan_layers
-from mtjudge_jax.models.qwen3_vl.moe import Routed, expert_mlp
+from mtjudge_jax.models.qwen3_vl.moe import ExpertStack, Routed, expert_mlp
 from mtjudge_jax.types import Array
 
 # (q [.., N, H], k [.., K, H], v [.., K, H], layer state) -> (attention output [.., N, H], what the layer returns to keep)
@@ -62,11 +63,21 @@ class DecoderLayer(nnx.Module):
             setattr(self, name, weight)
 
     def __call__(
-        self, x: Array, rope: _Rope, attention: _Attention, state, *, real: Array, backend: Backend, choice: Array | None = None
+        self,
+        x: Array,
+        rope: _Rope,
+        attention: _Attention,
+        state,
+        *,
+        real: Array,
+        backend: Backend,
+        choice: Array | None = None,
+        experts: tuple[OfLayer, OfLayer] | None = None,
     ):
         """x [..., D] -> (x, kept, what the router did, None without experts). Only `attention` knows which tokens see which.
 
-        real bool [...]: the tokens that count in the router's statistics. choice [..., k]: the experts to take.
+        real bool [...]: the tokens that count in the router's statistics. choice [..., k]: the experts to take. experts: the
+        matrices of this layer, where they are not its own.
         """
         y = rms_norm(x, self.input_norm_ld[...], self.eps)
         q = self.adapt("q", y, jnp.einsum("...d,dnh->...nh", y, self.q_ldnh[...]))
@@ -81,12 +92,13 @@ class DecoderLayer(nnx.Module):
             gate, up = self.adapt("gate", y, y @ self.gate_ldf[...]), self.adapt("up", y, y @ self.up_ldf[...])
             y = jax.nn.silu(gate) * up
             return x + self.adapt("down", y, y @ self.down_lfd[...]), kept, None
+        gate_up, down = experts or (self.experts_gate_up_led2f[...], self.experts_down_lefd[...])
         y, routed = expert_mlp(
             y,
             real,
             router_de=self.router_lde[...],
-            gate_up_ed2f=self.experts_gate_up_led2f[...],
-            down_efd=self.experts_down_lefd[...],
+            gate_up_ed2f=gate_up,
+            down_efd=down,
             moe=self.moe,
             backend=backend,
             choice=choice,
@@ -148,17 +160,19 @@ class TextDecoder(nnx.Module):
         backend: Backend,
         choices: Array | None = None,
         keep_choices: bool = False,
+        experts: ExpertStack | None = None,
     ) -> tuple[Array, Any, Routed | None]:
         """Runs the layers on x [Q, S, D] with real bool [Q, S]. Returns the normalised hidden states and, stacked over layers,
         what `attention` kept and what the routers did, with their choices only where `keep_choices` asks for them.
 
-        choices [L, Q, S, k]: the experts to take.
+        choices [L, Q, S, k]: the experts to take. experts: where to read their weights, if not in the layers.
         `deepstack` [T, Q, P, D], zero on text, is added to the first P tokens after layers 0..T-1, inside the one scan.
         """
 
         def body(layer, x, of_layer):
             index, state, choice = of_layer
-            x, kept, routed = layer(x, rope, attention, state, real=real, backend=backend, choice=choice)
+            where = experts.at(index) if experts else None
+            x, kept, routed = layer(x, rope, attention, state, real=real, backend=backend, choice=choice, experts=where)
             if routed is not None and not keep_choices:
                 routed = routed._replace(choice=None)
             if deepstack is not None:

@@ -15,7 +15,7 @@ from flax import nnx
 from mtjudge_jax.models.attention import Places, attend, attend_branches, attend_decode, attend_grouped
 from mtjudge_jax.models.backend import Backend
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
-from mtjudge_jax.models.qwen3_vl.moe import RouterStats
+from mtjudge_jax.models.qwen3_vl.moe import ExpertStack, RouterStats, stack_experts
 from mtjudge_jax.models.qwen3_vl.text import TextDecoder, lora_shapes
 from mtjudge_jax.models.qwen3_vl.vision import VisionTower
 from mtjudge_jax.types import Array, Params, PromptBatch, Routing
@@ -117,6 +117,14 @@ def empty_cache(cfg: Qwen3VLConfig, devices: int, lanes: int, length: int, dtype
     )
 
 
+def resident_experts(params: Params, cfg: Qwen3VLConfig, backend: Backend) -> ExpertStack | None:
+    """What `decode` may read the experts from, see moe.stack_experts; None for a dense model."""
+    if cfg.text.moe is None:
+        return None
+    layers = params["text"]["layers"]
+    return stack_experts(layers["experts_gate_up_led2f"], layers["experts_down_lefd"], backend)
+
+
 def decode(
     params: Params,
     cfg: Qwen3VLConfig,
@@ -128,12 +136,13 @@ def decode(
     own: Cache,
     backend: Backend = REFERENCE,
     keep_choices: bool = False,
+    experts: ExpertStack | None = None,
 ) -> tuple[Array, Cache, Array | None]:
     """Decodes one token of each lane, tokens int32 [D, B]. Only the first B lanes and the first S columns of `own` are read.
 
     prompt: k [L, D, M, K, H, P], v [L, D, M, K, P, H] with valid bool [D, M, P]; a prompt's answers read it together.
     Returns hidden states [D, B, D], the own cache with `lanes.column` filled and, with `keep_choices`, the experts of the tokens,
-    int32 [L, D, B, k].
+    int32 [L, D, B, k]. experts: the result of `resident_experts`, made once for many tokens.
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
     positions = jnp.broadcast_to(lanes.position[..., None], (*tokens.shape, 3))
@@ -153,7 +162,7 @@ def decode(
 
     x = model.text.embed_vd[...][tokens]
     states, real = (jnp.arange(cfg.text.num_layers), prompt), jnp.ones(tokens.shape, bool)
-    settings = {"deepstack": None, "real": real, "backend": backend, "keep_choices": keep_choices}
+    settings = {"deepstack": None, "real": real, "backend": backend, "keep_choices": keep_choices, "experts": experts}
     x, (k, v), routed = model.text(x, model.text.rope(positions), attention, states=states, **settings)
     # One write for all layers, so that the cache stays in place in the sampling loop.
     write = jax.lax.dynamic_update_slice

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
 
+from mtjudge_jax.models.grouped_matmul import PRODUCT_OF_LAYER
 from mtjudge_jax.plan.xla.parse import Computation, HloShape, Instruction, Module, root_of, trip_count
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -116,10 +117,13 @@ def _of_instruction(module: Module, computation: Computation, x: Instruction, ke
 
 def _of_kernel(computation: Computation, x: Instruction, kernel_work: _Work, unknown: Counter) -> tuple[float, float]:
     """(flops, bytes beyond one pass over operands and results) of a Pallas kernel, from its own estimate or `kernel_work`."""
-    if found := re.search(r'"cost_estimate":\{"flops":"(\d+)"', x.rest):
-        return float(found.group(1)), 0.0
     op_name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', x.rest)
     operands = [shape for name in x.operands for shape in computation[name].shapes]
+    if found := re.search(r'"cost_estimate":\{"flops":"(\d+)"(?:,"transcendentals":"\d+","bytes_accessed":"(\d+)")?', x.rest):
+        if op_name and PRODUCT_OF_LAYER in op_name.group(1):  # reads a part of its largest operand
+            passes = sum(shape.bytes for shape in (*operands, *x.shapes) if shape.hbm)
+            return float(found.group(1)), float(found.group(2)) - passes
+        return float(found.group(1)), 0.0
     work = kernel_work(Kernel(x.name, op_name.group(1) if op_name else "", operands, len(x.shapes)))
     if work is None:
         unknown[re.sub(r"[.\d]+$", "", x.name)] += 1
