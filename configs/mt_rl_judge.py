@@ -6,11 +6,11 @@
 
 The argument is a size and a slice, as `mtjudge plan` writes it or by Google Cloud's name (`v5p-128`, which counts two cores per
 chip). Hardware: exactly the devices of that slice, one process per host. `mtjudge plan` gave these rooflines, which are not
-measurements (2026-11-25, jax 0.10.2, libtpu 0.0.42.1; docs/plan.md has the tables):
+measurements (2026-11-25 to 2026-11-30, jax 0.10.2, libtpu 0.0.42.1; docs/plan.md has the tables):
 
     argument              GB per device, of    seconds per step, at least
-    30b-a3b,v5p:4x4x4     39.1     102.8        47 s
-    30b-a3b,v5p:2x4x4     58.5     102.8        99 s
+    30b-a3b,v5p:4x4x4     57.5     102.8        40 s
+    30b-a3b,v5p:2x4x4     59.8     102.8        81 s
     30b-a3b,v6e:8x8       33.0      33.6       195 s
     8b,v5e:4x4            15.2      16.9       596 s    (adapters of rank 32; the others train all weights)
 

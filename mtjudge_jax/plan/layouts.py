@@ -45,12 +45,14 @@ def layout(cfg: Config, size: str, place: str) -> None:
 def _v5p_64(cfg: Config) -> None:
     cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.expert = 1, 8, 8
     cfg.update.micro_prompts = 64
+    cfg.rollout.gather_weights = True
     cfg.model.head_chunk = 64 * 1024
 
 
 def _v5p_32(cfg: Config) -> None:
     cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.expert = 1, 4, 8
     cfg.update.micro_prompts, cfg.rollout.micro_prompts = 32, 256
+    cfg.rollout.gather_weights = True
     cfg.model.head_chunk = 32 * 1024
 
 

@@ -21,9 +21,9 @@ from mtjudge_jax.models.qwen3_vl.config import MoeConfig
 from mtjudge_jax.sharding import BATCH_AXES, param_spec
 from mtjudge_jax.types import NO_CHOICE, Array
 
-# Where experts are sharded, a device has its share of all rows if all experts are chosen equally often. It computes them in chunks
-# of CHUNK_ROWS, more where the share is more than _CHUNKS_PER_SHARE of these, fewer where it is less, as in decoding: the passes
-# over a chunk take as long for rows that are not there.
+# Where experts are sharded, a device has its share of all rows if all experts are chosen equally often. It computes them in
+# chunks of CHUNK_ROWS, more where the share is more than _CHUNKS_PER_SHARE of these, fewer where it is less, as in decoding: the
+# passes over a chunk take as long for rows that are not there.
 CHUNK_ROWS = 4096
 _CHUNKS_PER_SHARE = 4
 _ROOM = 1.5  # a small share has so much room in one chunk
