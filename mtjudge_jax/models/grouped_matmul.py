@@ -160,7 +160,7 @@ def product_of_layer_tpu(lhs: Array, stack: Array, layer: Array, group_sizes: Ar
     plain = functools.partial(jax.lax.ragged_dot_general, ragged_dot_dimension_numbers=_PLAIN)
     shape = jax.eval_shape(lambda stack: plain(lhs, stack[0], group_sizes), stack)
     return pl.pallas_call(
-        functools.partial(_product_of_layer_kernel, tile=tile),
+        _product_of_layer_kernel,
         out_shape=shape,
         grid_spec=grid,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
@@ -174,24 +174,24 @@ def product_of_layer_tpu(lhs: Array, stack: Array, layer: Array, group_sizes: Ar
     )(layer.reshape(1).astype(jnp.int32), group, row_tile, start, end, visits, lhs, stack)
 
 
-def _product_of_layer_kernel(layer, group, row_tile, start, end, visits, lhs, matrix, out, *, tile: int):
+def _product_of_layer_kernel(layer, group, row_tile, start, end, visits, lhs, matrix, out):
     """One visit: the rows of a group in a tile. The first visit of a tile writes zeros to its other rows, later ones add."""
     v = pl.program_id(1)
-    mine, first = group[v], (v == 0) | (row_tile[jnp.maximum(v - 1, 0)] != row_tile[v])
+    first = (v == 0) | (row_tile[jnp.maximum(v - 1, 0)] != row_tile[v])
 
-    def product() -> Array:
-        row = row_tile[v] * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
-        inside = (row >= start[mine]) & (row < end[mine])
-        a = jnp.where(inside, lhs[...].astype(jnp.float32), 0).astype(lhs.dtype)  # other rows may be infinite
-        return jnp.dot(a, matrix[...], preferred_element_type=jnp.float32).astype(out.dtype)
-
-    @pl.when((v < visits[0]) & first)
+    @pl.when(v < visits[0])
     def _():
-        out[...] = product()
+        (a,) = _own_rows(row_tile[v], start[group[v]], end[group[v]], lhs)
+        product = jnp.dot(a, matrix[...], preferred_element_type=jnp.float32).astype(out.dtype)
+        out[...] = product + jnp.where(first, 0, out[...].astype(jnp.float32)).astype(out.dtype)
 
-    @pl.when((v < visits[0]) & ~first)
-    def _():
-        out[...] += product()
+
+def _own_rows(row_tile, start, end, *sides) -> list[Array]:
+    """The row tiles of some arrays, with zeros outside of a group's rows, start to end: the others may be infinite."""
+    tile = sides[0].shape[0]
+    row = row_tile * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
+    inside = (row >= start) & (row < end)
+    return [jnp.where(inside, x[...].astype(jnp.float32), 0).astype(x.dtype) for x in sides]
 
 
 def _visits(group_sizes: Array, rows: int, tile: int, *, empty: int) -> tuple[Array, ...]:
@@ -241,7 +241,7 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
     plain = functools.partial(jax.lax.ragged_dot_general, ragged_dot_dimension_numbers=GRADIENT)
     shape = jax.eval_shape(plain, lhs, out_bar, group_sizes)  # with the mesh axes over which the result varies
     return pl.pallas_call(
-        functools.partial(_matrix_gradient_kernel, tile=tile),
+        _matrix_gradient_kernel,
         out_shape=shape,
         grid_spec=grid,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
@@ -254,7 +254,7 @@ def matrix_gradient_tpu(lhs: Array, out_bar: Array, group_sizes: Array, *, inter
     )(*visits, lhs, out_bar)
 
 
-def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, out, total, *, tile: int):
+def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, out, total):
     """One visit: total [D', F'] float32 sums over a group's rows, and is written when the next group begins."""
     v, last = pl.program_id(2), pl.num_programs(2) - 1
     mine = group[v]
@@ -265,11 +265,7 @@ def _matrix_gradient_kernel(group, row_tile, start, end, visits, lhs, out_bar, o
 
     @pl.when((v < visits[0]) & (start[mine] < end[mine]))
     def _():
-        row = row_tile[v] * tile + jax.lax.broadcasted_iota(jnp.int32, (tile, 1), 0)
-        inside = (row >= start[mine]) & (row < end[mine])
-        # Both sides are masked, because the other rows may be infinite.
-        a = jnp.where(inside, lhs[...].astype(jnp.float32), 0).astype(lhs.dtype)
-        b = jnp.where(inside, out_bar[...].astype(jnp.float32), 0).astype(out_bar.dtype)
+        a, b = _own_rows(row_tile[v], start[mine], end[mine], lhs, out_bar)
         total[...] += jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
     @pl.when((v == last) | (group[jnp.minimum(v + 1, last)] != mine))

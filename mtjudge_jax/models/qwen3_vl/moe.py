@@ -89,6 +89,7 @@ def expert_mlp(
     """x [Q, .., D] -> (y like x, what the router did). All are computed; the statistics are of those where `real`, bool [Q, ..].
 
     choice: integers [Q, .., k], the experts to take where it is not NO_CHOICE; their weights are still the router's.
+    gate_up and down: those of the layer, or its place in the result of `stack_experts`.
     On a mesh, Q is sharded as every batch is. Devices along `expert` exchange tokens: each device gets the tokens of all,
     computes the choices of its own experts, and sends the sums back. Raises UserError when the mesh does not divide Q.
     """
