@@ -163,17 +163,18 @@ def _label_count(run: RunFolder, task: str) -> int | None:
     return len(shares[0]) if shares else len(TASKS[task].labels) if task in TASKS else None
 
 
-def dumbbell_plot(rows: list[TaskRow], constant: float | None, before: Means, after: Means, reference: Means) -> Plot | None:
-    """constant: the mean of the tasks' constant answers."""
-    dumbbells = [
-        Dumbbell(
-            row.task, row.before.get("macro_f1"), row.before.get("macro_f1_ci"), row.after.get("macro_f1"),
-            row.after.get("macro_f1_ci"), row.constant, row.reference,
-        )
-        for row in rows
-    ]  # fmt: skip
+def dumbbell_plot(
+    rows: list[TaskRow], pairs: list[PairRow], constant: float | None, before: Means, after: Means, reference: Means
+) -> Plot | None:
+    """The tasks, their mean, and the pairs that were never trained. constant: the mean of the tasks' constant answers."""
+
+    def one(row: TaskRow | PairRow, constant: float | None, reference: float | None = None) -> Dumbbell:
+        scores = [value for score in (row.before, row.after) for value in (score.get("macro_f1"), score.get("macro_f1_ci"))]
+        return Dumbbell(row.task, *scores, constant, reference)
+
     mean = Dumbbell("mean", *before.macro_f1, *after.macro_f1, constant, reference.macro_f1.value)
-    return plots.draw_dumbbells([*dumbbells, mean])
+    unseen = [one(pair, (pair.after or pair.before).get("constant_macro_f1")) for pair in pairs if not pair.trained]
+    return plots.draw_dumbbells([*(one(row, row.constant, row.reference) for row in rows), mean, *unseen])
 
 
 def summarise_work(run: RunFolder) -> TrainingWork:

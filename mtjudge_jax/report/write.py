@@ -36,16 +36,16 @@ def render_report(run: RunFolder, *, version: str = "") -> str:
     constant = views.constant_mean(rows, in_mean)
     cards = build_cards(run)  # before the page is filled: it adds to run.problems
     rollouts = rollout_groups(run)
-    looks, work = looks_of(tasks), views.summarise_work(run)
+    looks, work, pairs = looks_of(tasks), views.summarise_work(run), views.pair_rows(run)
     return render_page(
         "report.html.jinja", scripts=("page", "watch") if version else ("page",), version=version, run=run,
         rollouts=rollouts, unfinished=views.is_unfinished(run, work), strip=strip_of(cards),
-        before=before, after=after, reference=reference, in_mean=in_mean, rows=rows, pairs=views.pair_rows(run),
+        before=before, after=after, reference=reference, in_mean=in_mean, rows=rows, pairs=pairs,
         failures={name: details.pair_failures(run.evaluations.get(f"{name}_test")) for name in ("base", "trained")},
         measured=_measured(run), matrices=details.confusion_matrices(run), reliability=details.reliability_plot(run, tasks),
         reliability_colors=[(name, page_color(color)) for name, color in (("base", BASE_COLOR), ("trained", TRAINED_COLOR))],
         validated=views.validation_table(run, tasks),
-        dumbbells=views.dumbbell_plot(rows, constant, before, after, reference),
+        dumbbells=views.dumbbell_plot(rows, pairs, constant, before, after, reference),
         constant=constant, constant_words=views.constant_words(run, rows, in_mean),
         curves=learning_curves(run, tasks, looks), looks=looks, work=work, best=best_validation(run.validation),
         config=config, highlights=views.highlight(config, stage), counts=views.split_counts(run.manifest),

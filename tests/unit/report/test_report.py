@@ -54,6 +54,17 @@ def test_page_is_complete(workdir, source):
     assert order == sorted(order)
 
 
+def test_one_picture_shows_tasks_and_pairs_before_and_after(workdir, source):
+    """The trained tasks, their mean, then the pairs that were never trained."""
+    before, after = (json.loads((workdir / "eval" / f"{name}_test.json").read_text()) for name in ("base", "trained"))
+    label = next(a["aria-label"] for a in Page(source).all("div") if a.get("aria-label", "").startswith("Macro-F1 of the base"))
+    scores = [(task, before["tasks"][task], after["tasks"][task]) for task in (*POINTWISE, *PAIRWISE)]
+    scores.insert(len(POINTWISE), ("mean", before["mean"], after["mean"]))
+    rows = [f"{name} {old['macro_f1']:.3g} to {new['macro_f1']:.3g}" for name, old, new in scores]
+    assert label == f"Macro-F1 of the base and the trained model, by task: {'; '.join(rows)}."
+    assert "Below the mean: pairs of pictures, a form that was never trained." in Page(source).text
+
+
 def test_all_numbers_of_the_test_split_are_there(workdir, source):
     """Kappa, calibration and the official metric of every task, of the base and of the trained model."""
     table = source[source.index('id="measured"') : source.index('id="work"')]

@@ -64,6 +64,10 @@ def test_pairs_that_were_trained_are_no_transfer(pair_run):
     table = page[page.index('id="pairwise"') : page.index('id="measured"')]
     told = re.findall(r'<th scope="rowgroup".*?>(\w+)<span class="ci">(.*?)</span>', table)
     assert told == [(name, "trained" if name == "pairwise_safety" else "never trained") for name in PAIRWISE]
+    drawn = re.search(r'aria-label="Macro-F1 of the base and the trained model, by task: (.*?)"', page).group(1)
+    order = [row.split()[0] for row in drawn.split("; ")]
+    assert order[order.index("mean") :] == ["mean", "pairwise_technical", "pairwise_alignment"]  # "pairwise_safety" stands above
+    assert "pairwise_safety" in order[: order.index("mean")]
 
 
 def test_missing_judgings_come_with_their_commands(tmp_path):
