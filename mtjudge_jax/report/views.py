@@ -168,13 +168,16 @@ def dumbbell_plot(
 ) -> Plot | None:
     """The tasks, their mean, and the pairs that were never trained. constant: the mean of the tasks' constant answers."""
 
-    def one(row: TaskRow | PairRow, constant: float | None, reference: float | None = None) -> Dumbbell:
-        scores = [value for score in (row.before, row.after) for value in (score.get("macro_f1"), score.get("macro_f1_ci"))]
-        return Dumbbell(row.task, *scores, constant, reference)
+    def one(row: TaskRow | PairRow, reference: float | None = None) -> Dumbbell:
+        old, new = row.before, row.after
+        return Dumbbell(
+            row.task, old.get("macro_f1"), old.get("macro_f1_ci"), new.get("macro_f1"), new.get("macro_f1_ci"),
+            (new or old).get("constant_macro_f1"), reference,
+        )  # fmt: skip
 
     mean = Dumbbell("mean", *before.macro_f1, *after.macro_f1, constant, reference.macro_f1.value)
-    unseen = [one(pair, (pair.after or pair.before).get("constant_macro_f1")) for pair in pairs if not pair.trained]
-    return plots.draw_dumbbells([*(one(row, row.constant, row.reference) for row in rows), mean, *unseen])
+    unseen = [one(pair) for pair in pairs if not pair.trained]
+    return plots.draw_dumbbells([*(one(row, row.reference) for row in rows), mean, *unseen])
 
 
 def summarise_work(run: RunFolder) -> TrainingWork:

@@ -62,7 +62,7 @@ def test_one_picture_shows_tasks_and_pairs_before_and_after(workdir, source):
     scores.insert(len(POINTWISE), ("mean", before["mean"], after["mean"]))
     rows = [f"{name} {old['macro_f1']:.3g} to {new['macro_f1']:.3g}" for name, old, new in scores]
     assert label == f"Macro-F1 of the base and the trained model, by task: {'; '.join(rows)}."
-    assert "Below the mean: pairs of pictures, a form that was never trained." in Page(source).text
+    assert "Below the mean: tasks on pairs of pictures that were never trained." in Page(source).text
 
 
 def test_all_numbers_of_the_test_split_are_there(workdir, source):

@@ -68,6 +68,7 @@ def test_pairs_that_were_trained_are_no_transfer(pair_run):
     order = [row.split()[0] for row in drawn.split("; ")]
     assert order[order.index("mean") :] == ["mean", "pairwise_technical", "pairwise_alignment"]  # "pairwise_safety" stands above
     assert "pairwise_safety" in order[: order.index("mean")]
+    assert "Below the mean: tasks on pairs of pictures that were never trained." in page  # others of the form were trained
 
 
 def test_missing_judgings_come_with_their_commands(tmp_path):
