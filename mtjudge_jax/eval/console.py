@@ -33,6 +33,20 @@ def _values(score: Mapping[str, float | None], labels: Mapping[str, str]) -> str
     return ", ".join(f"{label} {score[key]:.3f}" for key, label in labels.items() if score.get(key) is not None)
 
 
+def _remarks(score: Mapping[str, float | None]) -> list[str]:
+    """What a reader would take amiss: a good order of the probabilities beside verdicts that do not follow it, or the reverse."""
+    found = []
+    best, constant, order = score["macro_f1"], score["constant_macro_f1"], score.get("auroc")
+    if order is not None and None not in (best, constant) and order >= 0.7 and best <= constant + 0.05:
+        found.append("AUROC asks only for the order of the probabilities: the verdict is nearly always the same here")
+    paired, first = score.get("probability_accuracy"), score.get("first_share")
+    if paired is not None and paired < 0.45:
+        found.append("by probability below 0.5: the probabilities prefer the worse picture")
+    if paired is not None and first is not None and paired >= 0.7 and not 0.2 <= first <= 0.8:
+        found.append("the place decides the answer; added over both orders the probabilities still tell the better picture")
+    return found
+
+
 def table(result: dict) -> str:
     """The scores as text, one line per task."""
     lines = [f"{'task':20s} count  macro-F1   95 % interval  constant  sampled  invalid"]
@@ -50,6 +64,7 @@ def table(result: dict) -> str:
             lines.append(f"{'':20s} official: {_values(score['official'], official)}")
         if "consistency" in score:
             lines.append(f"{'':20s} both orders: {_values(score, _BOTH_ORDERS)}")
+        lines += [f"{'':20s} note: {remark}" for remark in _remarks(score)]
     if result["mean"]:
         sampled = _number(result["mean"]["sampled_accuracy"])
         lines.append(f"{'mean, trained tasks':20s} {'':5s} {result['mean']['macro_f1']:9.3f} {'':25s} {sampled:>8s}")

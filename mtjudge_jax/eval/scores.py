@@ -91,17 +91,26 @@ def pairwise_score(predictions: list[dict], *, single_yes: Mapping[str, tuple[fl
     return task_score(predictions) | pairs | own
 
 
-def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dict:
-    """Mean macro_f1 and sampled_accuracy (None unless all have it) over the tasks that are not out of distribution.
+def main_score(score: dict) -> float:
+    """Macro-F1; of a listwise task, which has none, the accuracy."""
+    return score["accuracy"] if score["macro_f1"] is None else score["macro_f1"]
 
-    A listwise task has no macro-F1, so its accuracy counts.
+
+def in_short(tasks: dict[str, dict]) -> str:
+    """The main score of each task: "technical 0.950 safety 1.000"."""
+    return " ".join(f"{name} {main_score(score):.3f}" for name, score in tasks.items())
+
+
+def mean_score(tasks: dict[str, dict], known: Mapping[str, Task] = TASKS) -> dict:
+    """Mean main score ("macro_f1") and sampled_accuracy (None unless all have it) over the tasks that are not out of
+    distribution.
     """
     scored = [score for name, score in tasks.items() if not get_task(name, known).ood]
     if not scored:
         raise ValueError(f"no task to average over: {list(tasks)} are all out of distribution")
     sampled = [score["sampled_accuracy"] for score in scored]
     return {
-        "macro_f1": float(np.mean([score["accuracy"] if score["macro_f1"] is None else score["macro_f1"] for score in scored])),
+        "macro_f1": float(np.mean([main_score(score) for score in scored])),
         "sampled_accuracy": None if None in sampled else float(np.mean(sampled)),
     }
 

@@ -6,6 +6,7 @@ from mtjudge_jax import hosts
 from mtjudge_jax.config import Config
 from mtjudge_jax.eval.batches import Judging, how_sampled
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
+from mtjudge_jax.eval.scores import in_short
 from mtjudge_jax.policy.model import Model, eval_format
 from mtjudge_jax.train.best_model import write_best
 from mtjudge_jax.train.monitor.health import unreadable
@@ -38,12 +39,11 @@ def validate(run: Run, progress: Progress) -> Progress:
         warn(run, progress.step, f"could not write the validation after step {progress.step}: {error}")
     better = mean > progress.best
     sampled = result["mean"]["sampled_accuracy"]
-    each = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
     say(
         f"validation after step {progress.step}: mean macro-F1 {mean:.3f}{' (best)' if better else ''}"
         + (f", sampled accuracy {sampled:.3f}" if sampled is not None else "")
         + (f", skipped records {result['unusable']}" if result["unusable"] else "")
-        + f" | {each}"
+        + f" | {in_short(result['tasks'])}"
     )
     if progress.step or run.cfg.stage != "sft":  # SFT is what teaches the form
         for text in unreadable(predictions, run.cfg):

@@ -29,7 +29,8 @@ _KINDS = (
         "mean_tokens": ("tokens", "of an answer"),
     }),
     _Kind("Probabilities of the labels", {
-        "auroc": ("AUROC", "how often a question of the second label has a larger probability of it than one of the first"),
+        "auroc": ("AUROC", "how often a question of the second label has a larger probability of it than one of the first; "
+                  "it can be near 1 where the verdict is always the same"),
         "ece": ("ECE", "the mean gap between probability and share right, in bins; 0 is best"),
         "brier": ("Brier", "the mean squared distance of the probabilities from the truth; 0 is best"),
         "confidence_auroc": ("confidence AUROC", "how often a right verdict is more confident than a wrong one"),

@@ -14,7 +14,7 @@ from mtjudge_jax import tasks
 from mtjudge_jax.eval.console import progress_bar, table
 from mtjudge_jax.eval.details import list_score
 from mtjudge_jax.eval.pairs import pair_details
-from mtjudge_jax.eval.scores import mean_score, pairwise_score, task_score
+from mtjudge_jax.eval.scores import in_short, mean_score, pairwise_score, task_score
 from mtjudge_jax.metrics import agreement, calibration, correlation
 from mtjudge_jax.metrics.bootstrap import rows_interval
 
@@ -163,6 +163,26 @@ def test_the_terminal_leaves_out_what_has_no_value():
     assert "by probability 0.500, each picture alone 0.750" in alone
 
 
+BIASED = {"probability_accuracy": 0.98, "first_share": 0.95}
+REMARKS = [
+    ({"macro_f1": 1 / 3, "auroc": 0.98}, "AUROC asks only for the order"),
+    ({"macro_f1": 0.9, "auroc": 0.98}, ""),
+    ({"macro_f1": 1 / 3, "auroc": 0.55}, ""),
+    ({"probability_accuracy": 0.14}, "the probabilities prefer the worse picture"),
+    ({"probability_accuracy": 0.5, "first_share": 0.95}, ""),
+    (BIASED, "the place decides the answer"),
+    (BIASED | {"first_share": 0.04}, "the place decides the answer"),
+    (BIASED | {"first_share": 0.5}, ""),
+]
+
+
+@pytest.mark.parametrize(("score", "remark"), REMARKS)
+def test_a_score_that_could_mislead_is_explained_below_it(score, remark):
+    score = task_score(rows(HAND)) | {"macro_f1": 0.9, "constant_macro_f1": 1 / 3, "auroc": None} | score
+    told = [line for line in table({"tasks": {"mine": score}, "mean": None, "unusable": {}}).splitlines() if "note: " in line]
+    assert len(told) == (remark != "") and all(remark in line for line in told)
+
+
 def test_grades_by_hand(monkeypatch):
     task = dataclasses.replace(tasks.TASKS["technical"], name="stars", labels=("1", "2", "3", "4", "5"))
     object.__setattr__(task, "kind", "pointwise_score")
@@ -238,6 +258,7 @@ def test_list_score_by_hand():
     assert got["macro_f1"] is None and got["sampled_accuracy"] is None
     scores = {"technical": {"macro_f1": 0.5, "sampled_accuracy": None}, "safety": got}
     assert mean_score(scores)["macro_f1"] == pytest.approx((0.5 + 1 / 3) / 2)
+    assert in_short(scores) == "technical 0.500 safety 0.333"  # the line of a validation, which a list once broke
 
 
 @pytest.mark.parametrize(("terminal", "process", "shown"), [(True, 0, True), (False, 0, False), (True, 1, False)])
