@@ -38,7 +38,7 @@ def _remarks(score: Mapping[str, float | None]) -> list[str]:
     found = []
     best, constant, order = score["macro_f1"], score["constant_macro_f1"], score.get("auroc")
     if order is not None and None not in (best, constant) and order >= 0.7 and best <= constant + 0.05:
-        found.append("AUROC asks only for the order of the probabilities: the verdict is nearly always the same here")
+        found.append("AUROC asks only for the order of the probabilities: the verdicts are hardly better than a constant answer")
     paired, first = score.get("probability_accuracy"), score.get("first_share")
     if paired is not None and paired < 0.45:
         found.append("by probability below 0.5: the probabilities prefer the worse picture")
