@@ -21,6 +21,7 @@ from mtjudge_jax.errors import ConfigError, unknown
 from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.console import progress_bar
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
+from mtjudge_jax.eval.scores import in_short
 from mtjudge_jax.paths import AnyPath, address, remove_tree
 from mtjudge_jax.policy.model import Model, eval_format, open_model, read_params, target_of
 from mtjudge_jax.report.compare.compare import compare
@@ -178,5 +179,4 @@ def _run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPa
     result |= {"arm": job.arm, "seed": job.seed, "task": job.task, "split": "test", "seconds": seconds, "config": to_dict(cfg)}
     write_evaluation(workdir / "eval", job.name, predictions, result)
     remove_tree(folder / "checkpoints")  # the result is written, so they are no longer needed
-    scores = " ".join(f"{name} {score['macro_f1']:.3f}" for name, score in result["tasks"].items())
-    print(f"{job.name}: {seconds['train']:.0f} s + {seconds['judge']:.0f} s | {scores}", flush=True)
+    print(f"{job.name}: {seconds['train']:.0f} s + {seconds['judge']:.0f} s | {in_short(result['tasks'])}", flush=True)
