@@ -17,11 +17,11 @@ def get_config() -> Config:
     cfg.data.tasks = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
     cfg.data.mixture = "uniform"
     cfg.data.balance_labels = True  # without it so small a policy collapses to a constant answer
-    cfg.data.prompt_tokens, cfg.data.patches = 40, 36
+    cfg.data.prompt_tokens, cfg.data.patches = 44, 36
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 24
-    cfg.rollout.group_size, cfg.rollout.completion_tokens = 8, 16
+    cfg.rollout.group_size, cfg.rollout.completion_tokens = 8, 18
     # Muon, because AdamW moves every weight at the full rate, and so small a model forgets what its base can see.
-    cfg.optim.name, cfg.optim.lr = "muon", 4e-3
+    cfg.optim.name, cfg.optim.lr = "muon", 1.5e-3
     cfg.optim.warmup_steps, cfg.optim.schedule = 10, "cosine"
     cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0
     cfg.loss.kl_coef = 0.1

@@ -15,9 +15,9 @@ def get_config() -> Config:
     cfg.data.tasks = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
     cfg.data.mixture = "uniform"
     cfg.data.balance_labels = True
-    cfg.data.prompt_tokens, cfg.data.patches = 40, 36
+    cfg.data.prompt_tokens, cfg.data.patches = 44, 36
     cfg.update.prompts = cfg.update.micro_prompts = 48
-    cfg.rollout.prompts, cfg.rollout.completion_tokens = 48, 16  # of evaluations and of the answers that are taught
+    cfg.rollout.prompts, cfg.rollout.completion_tokens = 48, 18  # of evaluations and of the answers that are taught
     cfg.rollout.group_size, cfg.loss.kl_coef = 8, 0.1  # demo.py's; SFT does not use them
     cfg.optim.name, cfg.optim.lr = "muon", 0.002
     cfg.optim.warmup_steps, cfg.optim.schedule = 10, "cosine"

@@ -1,4 +1,4 @@
-"""`mtjudge demo --arms=all`: the paper's five arms and MT-GRPO on the demo's data, from one base, at equal numbers of prompts.
+"""`mtjudge demo --arms=all`: the paper's five arms and others on the demo's data, from one base, at equal numbers of prompts.
 
 Every arm sees 648 questions per task: a single model in 27 steps of 24, a unified one in 162 steps of the same size, so that
 all share their compiled programs. The tables of `mtjudge report A B ..` compare the models after their last step. Each run ends
@@ -14,7 +14,7 @@ import numpy as np
 
 from mtjudge_jax.config import Config, differences, to_dict, with_defaults
 from mtjudge_jax.data.pipeline import read_split
-from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
+from mtjudge_jax.demo.cases import DEMO_TASKS, NEVER_TRAINED, PAIRWISE, POINTWISE, form_of
 from mtjudge_jax.demo.config import get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.errors import ConfigError, unknown
@@ -22,12 +22,11 @@ from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.console import progress_bar
 from mtjudge_jax.eval.evaluate import evaluate, write_evaluation
 from mtjudge_jax.eval.scores import in_short
-from mtjudge_jax.paths import AnyPath, address, remove_tree
+from mtjudge_jax.paths import AnyPath, address, as_path, remove_tree
 from mtjudge_jax.policy.model import Model, eval_format, open_model, read_params, target_of
 from mtjudge_jax.report.compare.compare import compare
 from mtjudge_jax.report.compare.pages import write_comparison
 from mtjudge_jax.report.compare.read import join_tasks, read_result
-from mtjudge_jax.tasks import get_task
 from mtjudge_jax.train.fit import fit
 
 _STEPS = 27  # of 24 prompts, per task
@@ -38,6 +37,7 @@ class Arm(NamedTuple):
     title: str
     stage: str = ""  # grpo | sft; "" trains nothing
     single: bool = False  # one model per task
+    warm: bool = False  # a third of its prompts is SFT on gold reasoning, before RL
     target: str = "rationale"  # sft.target
     mixture: str = "uniform"
 
@@ -51,6 +51,7 @@ ARMS: dict[str, Arm] = {
     "rl_single": Arm("RL-Single", "grpo", single=True),
     "mt_rl_judge": Arm("MT-RL-Judge", "grpo"),
     "mt_grpo": Arm("MT-GRPO", "grpo", mixture="mt_grpo"),
+    "warm_mt_rl": Arm("SFT, reasoning and verdict, then MT-RL", "grpo", warm=True),
 }
 
 
@@ -71,8 +72,8 @@ class Job(NamedTuple):
 
     @property
     def judged(self) -> tuple[str, ...]:
-        """Its own tasks, and the pairs of the same criteria."""
-        return (*self.tasks, *(pair for pair in PAIRWISE if get_task(pair).single in self.tasks))
+        """Its own tasks, and those of the same criteria in the forms that are never trained."""
+        return (*self.tasks, *(name for name in NEVER_TRAINED if form_of(name)[1] in self.tasks))
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -100,6 +101,9 @@ def _job_config(job: Job, workdir: AnyPath) -> Config:
     arm, cfg = ARMS[job.arm], get_config()
     cfg.seed, cfg.data.path, cfg.data.tasks = job.seed, str(workdir / "data"), job.tasks
     cfg.steps = _STEPS * len(job.tasks)
+    if arm.warm:
+        cfg.steps -= cfg.steps // 3
+        cfg.model.path = str(_warm_folder(job, workdir) / "best")
     cfg.optim.warmup_steps = max(2, cfg.steps // 16)  # 10 of the demo's 160
     cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = cfg.steps, 24, 1
     cfg.checkpoint.every_steps, cfg.checkpoint.keep = _STEPS, 1
@@ -110,6 +114,21 @@ def _job_config(job: Job, workdir: AnyPath) -> Config:
     return cfg
 
 
+def _warm_folder(job: Job, workdir: AnyPath) -> AnyPath:
+    return workdir / "runs" / job.name / "warm"
+
+
+def _warmed(job: Job, cfg: Config, model: Model, workdir: AnyPath) -> Model:
+    """The model after the SFT that an arm begins with."""
+    taught = job._replace(arm="sft_unified_rationale")
+    first = _job_config(taught, workdir)
+    first.steps -= cfg.steps
+    first.eval.every_steps = first.steps
+    teaching = model._replace(fmt=model.fmt._replace(target=target_of(first, model.fmt.tasks)))
+    fit(first, str(_warm_folder(job, workdir)), model=teaching)
+    return model._replace(folder=as_path(cfg.model.path))
+
+
 def run_arms(workdir: AnyPath, arms: list[str], seeds: int) -> None:
     """Trains and judges the missing jobs, and rewrites the tables after each."""
     began = time.perf_counter()
@@ -117,7 +136,7 @@ def run_arms(workdir: AnyPath, arms: list[str], seeds: int) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     write_demo_data(workdir / "data", seed=0)
-    examples = {task: read_split(workdir / "data", "test", task) for task in (*POINTWISE, *PAIRWISE)}
+    examples = {task: read_split(workdir / "data", "test", task) for task in DEMO_TASKS}
     jobs = jobs_of(arms, seeds)
     model = open_model(_job_config(jobs[0], workdir))
     for number, job in enumerate(jobs, 1):
@@ -165,6 +184,8 @@ def _run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPa
     """Trains one model, judges it and writes the result."""
     began, cpu, folder = time.perf_counter(), time.process_time(), workdir / "runs" / job.name
     model = model._replace(fmt=model.fmt._replace(target=target_of(cfg, model.fmt.tasks)))
+    if ARMS[job.arm].warm:
+        model = _warmed(job, cfg, model, workdir)
     if ARMS[job.arm].stage:
         _, progress = fit(cfg, str(folder), model=model)
         params = progress.params
@@ -178,5 +199,6 @@ def _run_job(job: Job, cfg: Config, model: Model, examples: dict, workdir: AnyPa
     seconds = {"train": trained - began, "judge": now - trained, "cpu": time.process_time() - cpu}
     result |= {"arm": job.arm, "seed": job.seed, "task": job.task, "split": "test", "seconds": seconds, "config": to_dict(cfg)}
     write_evaluation(workdir / "eval", job.name, predictions, result)
-    remove_tree(folder / "checkpoints")  # the result is written, so they are no longer needed
+    for done in (folder, _warm_folder(job, workdir)):
+        remove_tree(done / "checkpoints")  # the result is written, so they are no longer needed
     print(f"{job.name}: {seconds['train']:.0f} s + {seconds['judge']:.0f} s | {in_short(result['tasks'])}", flush=True)

@@ -18,24 +18,24 @@ from tqdm import tqdm
 
 from mtjudge_jax.data.pipeline import MANIFEST_VERSION
 from mtjudge_jax.data.record_file import write_records
-from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, draw_case
+from mtjudge_jax.demo.cases import DEMO_TASKS, LABELS, NEVER_TRAINED, POINTWISE, draw_case, form_of, label_of
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.locks import held
 from mtjudge_jax.paths import AnyPath, as_path, copy_file, files_below, in_bucket
-from mtjudge_jax.records import JudgeExample, Label
+from mtjudge_jax.records import JudgeExample
 
-DEMO_TASKS = (*POINTWISE, *PAIRWISE)
 _load_pool = lru_cache(maxsize=len(SPLITS))(load_pool)
 # Changes whenever the same arguments would give other pictures, words or records, so that old data are not reused.
-_RECIPE = 2
+_RECIPE = 3
 LICENSE = "derived from CC0, public-domain, CC BY and CC BY-SA pictures; see demo/assets/ATTRIBUTION.md"
 
 
 def make_examples(*, split: str, task: str, count: int, seed: int) -> Iterator[JudgeExample]:
-    """`count` examples of a task, from the photographs of `split` alone, exactly half of them with label 1.
+    """`count` examples of a task, from the photographs of `split` alone, with equal shares of the labels.
 
-    Each pair of neighbours has both labels. Raises ValueError for an odd or negative count, an unknown split or task.
+    Of a binary question or a pair each two neighbours have both labels; of a grade or a list each three have all (see draw_case).
+    Raises ValueError for an odd or negative count, an unknown split or task.
     """
     if count < 0 or count % 2:
         raise ValueError(f"count {count} must be even and not negative, so that both labels have equal shares")
@@ -48,46 +48,50 @@ def make_examples(*, split: str, task: str, count: int, seed: int) -> Iterator[J
 def _make_example(pool: Pool, *, split: str, task: str, index: int, seed: int) -> JudgeExample:
     """Example number `index` of a task. `pool` must be the one of `split`."""
     stream = (seed, SPLITS.index(split), zlib.crc32(task.encode()))
-    # One coin per pair of neighbours decides which one is positive: balanced, but not alternating.
-    flip = int(np.random.default_rng((*stream, 0, index // 2)).integers(2))
-    label = (index + flip) % 2
+    kind, criterion = form_of(task)
+    labels = LABELS[kind]
+    # A draw for each run of neighbours decides where it begins: balanced, but not alternating.
+    block = index // len(labels)
+    first = int(np.random.default_rng((*stream, 0, block)).integers(len(labels)))
+    label = labels[(index + first) % len(labels)]
     rng = np.random.default_rng((*stream, 1, index))
-    case = draw_case(rng, pool, task, label=label, variant=index // 2)
-    pairwise = task in PAIRWISE
+    case = draw_case(rng, pool, task, label=label, variant=block)
+    graded = {"score_min": 1.0, "score_max": 5.0} if kind == "pointwise_score" else {}
     return JudgeExample(
         example_id=f"demo/{task}/{split}/{index:06d}",
         dataset="demo",
         split=split,
         group_id=case.scenes[0].photo,
         task=task,
-        criterion=task.removeprefix("pairwise_"),
-        kind="pairwise" if pairwise else "pointwise_binary",
+        criterion=criterion,
+        kind=kind,
         instruction=case.instruction,
-        images=tuple(_encode(scene.image) for scene in case.scenes),
-        label=Label(winner=label) if pairwise else Label(binary=label),
+        images=tuple(encode(scene.image) for scene in case.scenes),
+        label=label_of(kind, case.told),
         rationale=case.rationale,
         license=LICENSE,
+        **graded,
     )
 
 
-def _encode(image: np.ndarray) -> bytes:
-    """Lossless WebP: a third smaller than PNG at the same speed, and without the artefacts of JPEG."""
+def encode(image: np.ndarray) -> bytes:
+    """A picture, uint8 [h, w, 3], as lossless WebP: a third smaller than PNG at the same speed, without JPEG's artefacts."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "WEBP", lossless=True, quality=0, method=0)
     return file.getvalue()
 
 
 def write_demo_data(
-    folder: str | Path, *, seed: int = 0, train: int = 1000, val: int = 100, test: int = 200, pairwise: int = 200
+    folder: str | Path, *, seed: int = 0, train: int = 1000, val: int = 100, test: int = 200, unseen: int = 200
 ) -> None:
     """Writes `<split>/<task>.array_record` and `manifest.json` under `folder`.
 
-    `train`, `val` and `test` count examples per pointwise task, `pairwise` counts test examples per pairwise task; all are
+    `train`, `val` and `test` count examples per trained task, `unseen` counts test examples per evaluation-only task; all are
     even. The folder appears only when it is complete; in a bucket, where its files appear one by one, `manifest.json` is the
     last. Does nothing if the folder holds data of the same arguments; raises UserError if it holds anything else.
     """
     folder = as_path(folder)
-    arguments = {"seed": seed, "train": train, "val": val, "test": test, "pairwise": pairwise, "recipe": _RECIPE}
+    arguments = {"seed": seed, "train": train, "val": val, "test": test, "unseen": unseen, "recipe": _RECIPE}
 
     def is_there() -> bool:
         return folder.exists() and any(folder.iterdir()) and _check_same(folder, arguments)
@@ -100,9 +104,9 @@ def write_demo_data(
 
 
 def _draw(folder: AnyPath, arguments: dict[str, int]) -> None:
-    seed, train, val, test, pairwise = (arguments[name] for name in ("seed", "train", "val", "test", "pairwise"))
+    seed, train, val, test, unseen = (arguments[name] for name in ("seed", "train", "val", "test", "unseen"))
     jobs = [(split, task, count) for split, count in zip(SPLITS, (train, val, test), strict=True) for task in POINTWISE]
-    jobs += [("test", task, pairwise) for task in PAIRWISE]
+    jobs += [("test", task, unseen) for task in NEVER_TRAINED]
     if in_bucket(folder):
         partial = Path(tempfile.mkdtemp(prefix="mtjudge-data-"))
     else:

@@ -11,7 +11,7 @@ from mtjudge_jax.checkpoint import check_workdir
 from mtjudge_jax.config import Config
 from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.demo.arms import chosen, run_arms
-from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
+from mtjudge_jax.demo.cases import DEMO_TASKS
 from mtjudge_jax.demo.config import get_config
 from mtjudge_jax.demo.dataset import write_demo_data
 from mtjudge_jax.eval.console import progress_bar, table
@@ -34,7 +34,7 @@ def _test_once(folder: AnyPath, name: str, model: Model, cfg: Config, workdir: A
     if (workdir / "eval" / f"{name}.json").exists():
         print("    already done", flush=True)
         return
-    examples = {task: read_split(workdir / "data", "test", task) for task in (*POINTWISE, *PAIRWISE)}
+    examples = {task: read_split(workdir / "data", "test", task) for task in DEMO_TASKS}
     params = load_params(
         folder, model.cfg, dtype=cfg.model.dtype, sharding_of=lambda path, shape: param_sharding(path, shape, model.programs.mesh)
     )
@@ -78,7 +78,7 @@ def _demonstrate(cfg: Config, workdir: AnyPath) -> None:
     print("1/5 drawing the demonstration pictures", flush=True)
     write_demo_data(workdir / "data", seed=0)
     model = open_model(cfg)
-    print("2/5 the base on the test split (it can see, but learned its verdicts from coin flips)", flush=True)
+    print("2/5 the base on the test split (it can see and answer, but learned its verdicts from coin flips)", flush=True)
     _test_once(DEMO_BASE, "base_test", model, cfg, workdir)
     print(f"3/5 training: {cfg.steps} steps of multi-task GRPO", flush=True)
     fit(cfg, str(workdir), model=model)

@@ -51,7 +51,7 @@ def print_verdict(
 
 
 def _winner(verdict: str | None, task: Task) -> str:
-    """Which candidate a verdict about a pair means, because its word alone may not tell."""
-    if task.kind != "pairwise" or verdict not in task.labels:
+    """Which candidate a verdict about a pair means, where its word alone may not tell."""
+    if task.kind != "pairwise" or verdict not in task.labels or verdict in ("first", "second"):
         return ""
     return (", the first is better", ", the second is better", "")[task.labels.index(verdict)]

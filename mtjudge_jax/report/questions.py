@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.records import JudgeExample, swapped
-from mtjudge_jax.tasks import CONTRACT, Task, task_of
+from mtjudge_jax.tasks import Task, task_of
 from mtjudge_jax.tasks.answer import ranking_text, truth_of
-from mtjudge_jax.tasks.base import INSTRUCTION_SLOT, Wordings
+from mtjudge_jax.tasks.base import INSTRUCTION_SLOT, Wordings, without_contract
 
 
 class Answer(NamedTuple):
@@ -61,7 +61,7 @@ def question_of(p: dict) -> str:
     if task is None:
         return instruction or p["example_id"]
     if task.wordings is None:
-        return task.template.replace(INSTRUCTION_SLOT, instruction).removesuffix(CONTRACT).strip()
+        return without_contract(task.template.replace(INSTRUCTION_SLOT, instruction))
     question, name = task.wordings.forms[_number_of(p, task.wordings)].text, task.wordings.instruction
     return f"{question} {name}: {instruction}" if name and instruction else question
 
@@ -94,7 +94,7 @@ def as_shown(p: dict, example: JudgeExample, seeds: tuple[int, ...]) -> JudgeExa
         except ValueError:
             return example
     task = _task_or_none(p)
-    if task is None or task.kind != "listwise":
+    if task is None or task.kind != "listwise" or task.wordings is None:
         return example
     for seed in seeds:
         seeded = dataclasses.replace(task, wordings=dataclasses.replace(task.wordings, seed=seed))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from mtjudge_jax.paths import AnyPath
 from mtjudge_jax.report.examples import thumbnail
 from mtjudge_jax.report.read import RunFolder, read_lines
-from mtjudge_jax.tasks import CONTRACT
+from mtjudge_jax.tasks.base import without_contract
 
 MOST_GROUPS = 72  # on the page: of many steps those that are spread evenly, the first and the last among them
 _MAX_ANSWER = 1500  # characters of an answer that the page keeps
@@ -70,7 +70,7 @@ def _group(line: dict, pictures: AnyPath) -> RolloutGroup:
     rewards = [a.reward for a in answers]
     mean = sum(rewards) / len(rewards) if rewards and None not in rewards else None
     asked = str(line["question"])
-    short = asked.removesuffix(CONTRACT).removeprefix("[picture]\n" if asked.count("[picture]") == 1 else "").strip()
+    short = without_contract(asked).removeprefix("[picture]\n" if asked.count("[picture]") == 1 else "").strip()
     return RolloutGroup(
         str(line["example_id"]), int(line["step"]), str(line["task"]), str(line["chosen"]), short,
         asked, str(line["label"]), mean, [_picture(pictures / str(name)) for name in line["pictures"]], answers,

@@ -128,11 +128,16 @@ def _merged(parts: list[str | None]) -> list[str | None]:
     return out
 
 
-# Ends the demo's questions: one answer form for all tasks carries over to tasks never trained on.
-CONTRACT = "Think, then answer yes or no."
+# Ends the demo's questions: one answer form for all tasks of a kind carries over to tasks never trained on.
+CONTRACTS = {
+    "pointwise_binary": "Think, then answer yes or no.",
+    "pairwise": "Think, then answer first or second.",
+    "pointwise_score": "Think, then answer with a grade from 1 to 5.",
+    "listwise": "Think, then answer with the order of A, B, C and D.",
+}
 NO_YES = ("no", "yes")
 _PLACES = ("first", "second")  # names of the candidates of a pair that is asked by a template
-_IMAGES_OF_KIND = {"pointwise_binary": 1, "pairwise": 2}
+_IMAGES_OF_KIND = {"pointwise_binary": 1, "pairwise": 2, "pointwise_score": 1}  # that a template takes; of a list: max_images
 INSTRUCTION_SLOT = "{instruction}"
 RANKING = ("ranking",)  # the one label of a list, whose right answer differs from example to example
 
@@ -159,7 +164,8 @@ class Task:
     task that asks the same about each picture of a pair, or is "".
 
     A task has either one `template`, shown below its pictures, with its labels as answer words, or `wordings`, which say
-    how the prompt is laid out and which words answer. `max_images` is its image budget, 0 = what the kind takes. `max_pixels` and
+    how the prompt is laid out and which words answer. `max_images` is its image budget, 0 = what the kind takes; a list with a
+    template takes just so many. `max_pixels` and
     `min_pixels` are its own limits of a picture, 0 = the run's. A user's own task was made from `entry`.
     """
 
@@ -179,9 +185,11 @@ class Task:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"task {self.name!r}: kind {self.kind!r} is not one of {', '.join(KINDS)}")
-        if self.wordings is None and self.kind not in _IMAGES_OF_KIND:
-            raise UserError(f"task {self.name!r}: kind {self.kind!r} needs wordings: a template takes one or two pictures")
-        if self.kind in ("listwise", "pointwise_score") and any(form.flipped for form in self.wordings.forms):
+        if self.wordings is None and self.kind == "listwise" and not 2 <= self.max_images <= len(LETTERS):
+            needs = f"needs wordings, or with a template the number of pictures: max_images is {self.max_images}"
+            raise UserError(f"task {self.name!r}: kind 'listwise' {needs}, must be 2 to {len(LETTERS)}")
+        flipped = self.wordings is not None and any(form.flipped for form in self.wordings.forms)
+        if self.kind in ("listwise", "pointwise_score") and flipped:
             raise UserError(f"task {self.name!r}: a {self.kind} question has no opposite: leave out its flipped wordings")
         if self.kind == "listwise":
             if self.labels != RANKING:
@@ -207,9 +215,10 @@ class Task:
         self._check(question)
         if self.wordings is None:
             # Not str.format: braces in an instruction are text, not fields.
-            names = _PLACES if self.kind == "pairwise" else ()
+            names = {"pairwise": _PLACES, "listwise": LETTERS[: self.max_images]}.get(self.kind, ())
             text = self.template.replace(INSTRUCTION_SLOT, name_candidates(question.instruction, names))
-            return Asked([IMAGE] * len(question.images) + [text], self.labels, f"{self.name}@{self.template_hash}", names)
+            words = names if self.kind == "listwise" else self.labels
+            return Asked([IMAGE] * len(question.images) + [text], words, f"{self.name}@{self.template_hash}", names)
         number, form, words, answers = self.wordings.choose(example_id)
         names = words[: len(candidates_of(question))] if self.kind in ("pairwise", "listwise") else ()
         question = question._replace(instruction=name_candidates(question.instruction, names))
@@ -241,7 +250,7 @@ class Task:
         """A question of the usual form: of one thing, a pair or a list of three, without bytes in its images. Where the task
         judges texts, each is `text`, about one picture. Room for more pictures than a pair or one thing has is for its context.
         """
-        count = {"pairwise": 2, "listwise": 3}.get(self.kind, 1)
+        count = {"pairwise": 2, "listwise": 3 if self.wordings else self.max_images}.get(self.kind, 1)
         texts = self.wordings is not None and (0 < self.max_images < count or self.wordings.noun == "Answer")
         context = 1 if texts else max(0, self.max_images - count) if self.kind != "listwise" else 0
         images, candidates = ((b"",), (Candidate(0, text),) * count) if texts else ((b"",) * (context + count), ())
@@ -257,14 +266,27 @@ class Task:
             raise UserError(f"task {self.name!r} asks {self.kind} questions, {named}: choose another task{change}")
         got = len(question.images)
         if self.wordings is None:
-            needed = _IMAGES_OF_KIND[self.kind]
+            needed = _IMAGES_OF_KIND.get(self.kind, self.max_images)
             if got != needed:
                 raise UserError(f"task {self.name!r} needs exactly {needed} image(s), the question has {got}")
         if self.shows_instruction and not question.instruction.strip():
             remedy = "give it, in the field instruction or by --instruction"
             raise UserError(f"task {self.name!r} needs an instruction, the question has none: {remedy}")
-        if self.wordings is None:
-            return
+        if self.wordings is not None:
+            self._check_candidates(question, got)
+        if self.kind == "pointwise_score":
+            grades = (question.score_min, question.score_max)
+            if grades != (float(self.labels[0]), float(self.labels[-1])):
+                known = f"{self.labels[0]} to {self.labels[-1]}"
+                own = "none" if None in grades else f"{grades[0]:g} to {grades[1]:g}"
+                remedy = "make score_min and score_max of the task and of the row (or its scale) equal"
+                raise UserError(f"task {self.name!r} has the grades {known}, the question {own}: {remedy}")
+        if self.wordings is not None and self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
+            remedy = 'write "allow_tie": True in its entry of data.custom_tasks' if self.entry else "use a task with allow_tie"
+            raise UserError(f"task {self.name!r} has no tie, the question allows one: {remedy}")
+
+    def _check_candidates(self, question: Question, got: int) -> None:
+        """Of a question with wordings: its images and candidates."""
         if self.max_images and got > self.max_images:
             raise UserError(f"task {self.name!r} takes at most {self.max_images} image(s), the question has {got}")
         candidates, held = candidates_of(question), question.context_images
@@ -274,16 +296,6 @@ class Task:
         least, most = {"pairwise": (2, 2), "listwise": (2, len(LETTERS))}.get(self.kind, (1, 1))
         if not least <= len(candidates) <= most:
             raise UserError(f"task {self.name!r} judges {counted(least, most)}, the question has {len(candidates)}")
-        if self.kind == "pointwise_score":
-            grades = (question.score_min, question.score_max)
-            if grades != (float(self.labels[0]), float(self.labels[-1])):
-                known = f"{self.labels[0]} to {self.labels[-1]}"
-                own = "none" if None in grades else f"{grades[0]:g} to {grades[1]:g}"
-                remedy = "make score_min and score_max of the task and of the row (or its scale) equal"
-                raise UserError(f"task {self.name!r} has the grades {known}, the question {own}: {remedy}")
-        if self.kind == "pairwise" and question.allow_tie and len(self.labels) < 3:
-            remedy = 'write "allow_tie": True in its entry of data.custom_tasks' if self.entry else "use a task with allow_tie"
-            raise UserError(f"task {self.name!r} has no tie, the question allows one: {remedy}")
 
     def label_index(self, label: Label) -> int:
         """Index in `labels` of the true answer. Raises UserError if this kind's field is not set or out of range.
@@ -320,6 +332,13 @@ def check_words(name: str, words: tuple[str, ...]) -> None:
     folded = {word.lower() for word in words}
     if len(words) < 2 or len(folded) < len(words) or not all(w.isascii() and w.strip() for w in folded):
         raise UserError(f"task {name!r}: labels {words} must be two or more different ASCII words")
+
+
+def without_contract(text: str) -> str:
+    """A demo's question without the demand that ends it; any other text as it is, without spaces at its ends."""
+    for contract in CONTRACTS.values():
+        text = text.removesuffix(contract)
+    return text.strip()
 
 
 def _hashed(*texts: str) -> str:

@@ -11,7 +11,7 @@ from places import CONFIGS
 
 from mtjudge_jax.config_check import check
 from mtjudge_jax.demo.arms import ARMS, Job, chosen, jobs_of, write_tables
-from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE
+from mtjudge_jax.demo.cases import DEMO_TASKS, PAIRWISE, POINTWISE
 from mtjudge_jax.demo.dataset import make_examples
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.plan.slices import tpu_slice
@@ -101,15 +101,15 @@ def test_what_sft_teaches():
 
 
 def test_the_arms_and_their_models():
-    assert chosen(["all"]) == list(ARMS) and len(ARMS) == 8
+    assert chosen(["all"]) == list(ARMS) and len(ARMS) == 9
     assert chosen(["mt_rl_judge", "off_the_shelf"]) == ["off_the_shelf", "mt_rl_judge"]
     with pytest.raises(ConfigError, match="--arms: unknown arm 'rl_singel', did you mean 'rl_single'"):
         chosen(["rl_singel"])
     jobs = jobs_of(["off_the_shelf", "rl_single", "mt_grpo"], seeds=2)
     assert [job.arm for job in jobs] == ["off_the_shelf", *["rl_single"] * 6, "mt_grpo", *["rl_single"] * 6, "mt_grpo"]
     assert jobs[1].name == "rl_single.technical.seed0" and jobs[-1].name == "mt_grpo.seed1"
-    assert jobs[1].judged == ("technical", "pairwise_technical") and jobs[2].judged == ("rationality",)
-    assert Job("mt_grpo", 1).judged == (*POINTWISE, *PAIRWISE)
+    assert jobs[1].judged == ("technical", "pairwise_technical", "ranked_technical") and jobs[2].judged == ("rationality",)
+    assert Job("mt_grpo", 1).judged == DEMO_TASKS
 
 
 def write_result(workdir: Path, job: Job, numbers: dict[str, float]) -> None:
@@ -168,7 +168,7 @@ def test_the_command_trains_judges_and_compares():
     text = (workdir / "comparison.md").read_text()
     assert "2 of 2 models judged" in text and "\n| off the shelf | " in text and "\n| SFT-Unified, verdict alone | " in text
     kept = json.loads((workdir / "eval" / "sft_unified.seed0.json").read_text())
-    assert kept["config"]["sft"]["target"] == "answer" and len(kept["tasks"]) == 9
+    assert kept["config"]["sft"]["target"] == "answer" and len(kept["tasks"]) == 13
     assert (workdir / "runs" / "sft_unified.seed0" / "metrics.jsonl").exists()
     assert not (workdir / "runs" / "sft_unified.seed0" / "checkpoints").exists()
     assert (workdir / "comparison.html").resolve().as_uri() in ended.out

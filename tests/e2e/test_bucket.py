@@ -314,16 +314,16 @@ def test_metrics_in_a_bucket(bucket, monkeypatch):
 
 
 def test_data_in_a_bucket_are_copied_once_a_machine(bucket, tmp_path, capsys):
-    write_demo_data("gs://bucket/data", train=2, val=2, test=2, pairwise=2)
-    write_demo_data(tmp_path / "data", train=2, val=2, test=2, pairwise=2)
+    write_demo_data("gs://bucket/data", train=2, val=2, test=2, unseen=2)
+    write_demo_data(tmp_path / "data", train=2, val=2, test=2, unseen=2)
     for path in (p for p in (tmp_path / "data").rglob("*") if p.is_file()):
         assert bucket.objects[f"data/{path.relative_to(tmp_path / 'data').as_posix()}"].data == path.read_bytes()
     order = [line for line in bucket.requests if line.startswith(("POST", "PUT"))]
     count = len(order)
-    write_demo_data("gs://bucket/data", train=2, val=2, test=2, pairwise=2)  # there already
+    write_demo_data("gs://bucket/data", train=2, val=2, test=2, unseen=2)  # there already
     assert len([line for line in bucket.requests if line.startswith(("POST", "PUT"))]) == count
     with pytest.raises(ValueError, match="gs://bucket/data holds data made with"):
-        write_demo_data("gs://bucket/data", train=4, val=2, test=2, pairwise=2)
+        write_demo_data("gs://bucket/data", train=4, val=2, test=2, unseen=2)
     capsys.readouterr()
     bucket.read = 0
     first = [open_split("gs://bucket/data", "train", "safety")[i].example_id for i in (0, 1)]

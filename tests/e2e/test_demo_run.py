@@ -22,7 +22,7 @@ def test_the_demo_leaves_every_file_of_a_run():
     assert page.lower().startswith("<!doctype html") and "pairwise_technical" in page
     for name in ("base_test", "trained_test"):
         scores = json.loads((workdir / "eval" / f"{name}.json").read_text())
-        assert len(scores["tasks"]) == 9 and scores["split"] == "test" and scores["unusable"] == {}
+        assert len(scores["tasks"]) == 13 and scores["split"] == "test" and scores["unusable"] == {}
     assert (workdir / "report.html").resolve().as_uri() in ended.out
     assert f"mtjudge judge --model={workdir / 'best'}" in ended.out
 

@@ -21,6 +21,7 @@ from commands import commands
 from flax.traverse_util import flatten_dict
 from parity import HERE, hub_config, write_moe
 from PIL import Image
+from places import TEXT_END, TURN_END
 from safetensors.numpy import load_file, safe_open, save_file
 
 from mtjudge_jax import checkpoint
@@ -170,16 +171,16 @@ def test_adapters_leave_added_or_alone(tmp_path):
 
 def test_an_adapter_of_a_base_that_contradicts_itself_says_so(tmp_path, capsys):
     shutil.copytree(DEMO_BASE, tmp_path / "base")
-    (tmp_path / "base" / "generation_config.json").write_text('{"eos_token_id": 566}')
+    (tmp_path / "base" / "generation_config.json").write_text(f'{{"eos_token_id": {TEXT_END}}}')
     model = dataclasses.replace(plain().cfg.model, path=str(tmp_path / "base"))
     made = Made(model=model, lora=LoraConfig(rank=2, alpha=3.0, targets=("q",)))
     capsys.readouterr()
     out = write(tmp_path / "alone", workdir=made.workdir, step="8", form="peft")
     said, card = capsys.readouterr().out, (out / "README.md").read_text()
     assert f"warning: of {tmp_path}/base, which the adapter needs, generation_config.json say otherwise than training" in said
-    assert "eos_token_id=[568, 566], max_new_tokens=" in card and '"stop_token_ids": [' in card
+    assert f"eos_token_id=[{TURN_END}, {TEXT_END}], max_new_tokens=" in card and '"stop_token_ids": [' in card
     whole = write(tmp_path / "whole", workdir=made.workdir, step="8")
-    assert json.loads((whole / "generation_config.json").read_text())["eos_token_id"] == [568, 566]
+    assert json.loads((whole / "generation_config.json").read_text())["eos_token_id"] == [TURN_END, TEXT_END]
 
 
 def test_what_was_not_trained_comes_from_the_starting_model(tmp_path):
@@ -409,7 +410,7 @@ def odd_base(folder: Path) -> Path:
     older = images | {"size": {"shortest_edge": 1024, "longest_edge": 1024}}
     (folder / "preprocessor_config.json").write_text(json.dumps(older))
     change("tokenizer_config.json", eos_token="<|endoftext|>")
-    change("generation_config.json", eos_token_id=[568, 566], repetition_penalty=1.3)
+    change("generation_config.json", eos_token_id=[TURN_END, TEXT_END], repetition_penalty=1.3)
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.language_model.embed_tokens.weight"].copy()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import commands
 from PIL import Image
+from places import TEXT_END, TURN_END
 from safetensors.numpy import load_file, save_file
 
 from mtjudge_jax.judge import Judge
@@ -73,7 +74,7 @@ def colours_of_its_own(folder: Path) -> None:
 
 def list_of_ends(folder: Path) -> None:
     """A base tokenizer, whose eos_token does not end a turn."""
-    change(folder, "generation_config.json", eos_token_id=[568, 566], repetition_penalty=1.2, top_k=20)
+    change(folder, "generation_config.json", eos_token_id=[TURN_END, TEXT_END], repetition_penalty=1.2, top_k=20)
     change(folder, "tokenizer_config.json", eos_token="<|endoftext|>")
 
 

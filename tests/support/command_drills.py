@@ -113,7 +113,7 @@ def demo(*, workdir: str) -> None:
     from mtjudge_jax import cli
     from mtjudge_jax.demo import run
 
-    run.write_demo_data = functools.partial(run.write_demo_data, train=12, val=4, test=4, pairwise=4)
+    run.write_demo_data = functools.partial(run.write_demo_data, train=12, val=4, test=4, unseen=4)
     run.get_config = lambda: config(steps=3)
     sys.argv = ["mtjudge", "demo", f"--workdir={workdir}"]
     cli.main()
@@ -127,7 +127,7 @@ def arms(*, workdir: str, names: str) -> None:
     import mtjudge_jax.demo.arms as module
     from mtjudge_jax import cli
 
-    module.write_demo_data = functools.partial(module.write_demo_data, train=12, val=4, test=4, pairwise=4)
+    module.write_demo_data = functools.partial(module.write_demo_data, train=12, val=4, test=4, unseen=4)
     module.get_config, module._STEPS, module._EVAL_BATCH = config, 1, 12
     sys.argv = ["mtjudge", "demo", f"--arms={names}", "--seeds=1", f"--workdir={workdir}"]
     cli.main()

@@ -36,7 +36,7 @@ def get_config():
     cfg.data.prompt_tokens, cfg.data.patches = 48, 36
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 6
     cfg.rollout.group_size = cfg.eval.samples = 2
-    cfg.rollout.completion_tokens = 16
+    cfg.rollout.completion_tokens = 18
     cfg.optim.lr, cfg.optim.schedule, cfg.optim.warmup_steps = 1e-3, "cosine", 2
     cfg.eval.every_steps, cfg.eval.limit, cfg.eval.tasks = 4, 2, ("technical", "safety")
     cfg.checkpoint.every_steps = 1
@@ -149,7 +149,7 @@ def write_data(*, folder: str, val: int = 4) -> None:
     """12 training, `val` validation and 4 test records a task."""
     from mtjudge_jax.demo.dataset import write_demo_data
 
-    write_demo_data(folder, train=12, val=val, test=4, pairwise=4)
+    write_demo_data(folder, train=12, val=val, test=4, unseen=4)
 
 
 @functools.cache

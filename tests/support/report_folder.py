@@ -90,7 +90,7 @@ def make_prediction(rng, example, *, skill, order=""):
     reasoning = str(
         rng.choice(["looks blurry", "looks sharp, parts ordered", "shows a cat, differs", "shows a knife and a dog"])
     )
-    yes = float(np.clip(rng.normal(0.85 if verdict == "yes" else 0.15, 0.1), 0, 1))
+    yes = float(np.clip(rng.normal(0.85 if verdict == words[1] else 0.15, 0.1), 0, 1))
     return {
         "example_id": example.example_id, "task": example.task, "group_id": example.group_id, "split": example.split,
         "label": words[index], "label_index": index, "verdict": None if invalid else verdict,
@@ -98,8 +98,8 @@ def make_prediction(rng, example, *, skill, order=""):
         "text": f"<think>{reasoning}</think>" + ("" if invalid else f"<answer>{verdict}</answer>"),
         "reasoning": "" if invalid else reasoning, "error": "no <answer>" if invalid else "",
         "reward": 0.0 if invalid else 0.1 + 0.9 * correct, "sampled_accuracy": float(rng.binomial(8, skill) / 8),
-        "probabilities": {"no": 1 - yes, "yes": yes}, "order": order,
-        "probability": None if invalid else {"no": 1 - yes, "yes": yes}[verdict],
+        "probabilities": {words[0]: 1 - yes, words[1]: yes}, "order": order,
+        "probability": None if invalid else {words[0]: 1 - yes, words[1]: yes}[verdict],
     }  # fmt: skip
 
 

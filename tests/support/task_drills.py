@@ -86,7 +86,7 @@ def soft(*, folder: str) -> dict:
     from mtjudge_jax.train import grpo
     from mtjudge_jax.train.fit import fit
 
-    write_demo_data(Path(folder) / "data", train=12, val=4, test=4, pairwise=4)
+    write_demo_data(Path(folder) / "data", train=12, val=4, test=4, unseen=4)
     score, facts = grpo.score, {}
     for name, micro in (("whole", 0), ("parts", 3)):
         scored = facts[name] = []
@@ -115,7 +115,7 @@ def both_orders(*, folder: str) -> dict:
 
     name, folder, scored = "pairwise_technical", Path(folder), []
     TASKS[name] = dataclasses.replace(TASKS[name], ood=False)
-    write_demo_data(folder / "data", train=12, val=4, test=4, pairwise=4)
+    write_demo_data(folder / "data", train=12, val=4, test=4, unseen=4)
     pairs = read_split(folder / "data", "test", name)
     write_records(folder / "data" / "train" / f"{name}.array_record", [dataclasses.replace(e, split="train") for e in pairs])
     manifest = json.loads((folder / "data" / "manifest.json").read_text())
@@ -123,7 +123,7 @@ def both_orders(*, folder: str) -> dict:
     (folder / "data" / "manifest.json").write_text(json.dumps(manifest))
     changes = {"data__tasks": ("technical", name), "eval__tasks": ("technical",), "eval__every_steps": 9}
     changes |= {"data__path": str(folder / "data"), "rollout__prompts": 12, "update__prompts": 12, "update__micro_prompts": 12}
-    changes |= {"data__prompt_tokens": 96, "data__patches": 72, "rollout__group_size": 4}
+    changes |= {"data__prompt_tokens": 96, "data__patches": 72, "rollout__group_size": 4, "rollout__completion_tokens": 28}
     changes |= {"reward__weights": ("accuracy=0.5", "format=0.1", "consistency=0.4")}
     score = grpo.score
 

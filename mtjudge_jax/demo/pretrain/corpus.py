@@ -1,165 +1,126 @@
-"""The training data of the demo's base model: describing pictures, and the form of a judgement without its verdict.
+"""The training data of the demo's base model: to see, to say what is asked for, and the form of a judgement without its verdict.
 
-The judge demonstrations have the gold rationale but a verdict from a fair coin. So the base model learns to see and to write
-`<think>..</think><answer>..</answer>`, but not which facts are good: the reward teaches that later. The caller's pool of
-pictures must be `load_pool("train")`.
+A third of it describes pictures, or asks neutral questions, whose answers are true. The rest are the judge's own questions, with
+the true facts but with judgements from a coin, in all forms from the first update on. So the base learns to see, and what an
+answer in each form means, but not which facts are good: the reward teaches that later. The caller's pool of pictures must be
+`load_pool("train")`.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, compares, draw_case, first_second, looks, parts, phrase, shows
-from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, HARMLESS, THINGS, Pool, Scene, choose, glyph_scene, photo_scene
-from mtjudge_jax.tasks import CONTRACT, TASKS
+from mtjudge_jax.demo.cases import (
+    DEMO_TASKS,
+    LABELS,
+    Case,
+    answer_word,
+    draw_case,
+    draw_flags,
+    form_of,
+    judged,
+    label_of,
+    looks,
+    named,
+    parts,
+    shows,
+)
+from mtjudge_jax.demo.pretrain.neutral import FAMILIES, NEUTRAL_TASKS, neutral_case
+from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, THINGS, Pool, Scene, choose, glyph_scene, photo_scene
+from mtjudge_jax.tasks import TASKS, Task
 
-TEMPLATES: Mapping[str, str] = {name: TASKS[name].template for name in (*POINTWISE, *PAIRWISE)}
-DESCRIBE_ONE = "Describe this picture."
-DESCRIBE_TWO = "Describe both pictures."
-# The same in the form of a judgement, answered with the key words of the reasoning: then the place of the verdict knows the
-# facts, as in a real model, but not which of these are good. Without it RL has to build that path first.
-KEY_WORDS = "Think, then answer in key words."
-KEYS_ONE = f"Describe this picture. {KEY_WORDS}"
-KEYS_COMPARE = "Compare this picture with {instruction}. " + KEY_WORDS
-KEYS_OF_TWO = (f"Describe the first picture. {KEY_WORDS}", f"Describe the second picture. {KEY_WORDS}")
-KEYS_SHARE = 0.5  # of the descriptions
-_FILLERS = ("looks", "parts", "shows", "a", "an", "and")
-JUDGE_SHARE = 0.35  # demonstrations whose verdict is a coin flip
-EVIDENCE_SHARE = 0.25  # the judge's own questions, answered with the key words; the rest is description
-PAIRWISE_SHARE = 0.25  # of both; pairs are never trained on later, so the base must know their form
-_ANSWERS = ("no", "yes")
-# Shares of the descriptions: a photograph, one thing, two things, a pair of pictures.
-_DESCRIPTIONS = (0.42, 0.28, 0.18, 0.12)
+DESCRIBE = {1: "Describe this picture.", 2: "Describe both pictures."}
+# Shares of description, neutral questions and judge's questions, by the number of pictures. The rest is judge's questions.
+DESCRIBED = {1: 0.2, 2: 0.1, 4: 0.0}
+ASKED = {1: 0.5, 2: 0.6, 4: 0.6}
+_GRADED = 0.25  # of the questions about one picture
+# Nothing else is learned before these three are: to hold a fact against what is asked for. See docs/results.md.
+_EASIEST, _EASIEST_STEPS = ("look", "order", "match"), 300
+_OFTEN = {"thing": 2, "kind": 2}  # how often a family comes for each time of another
 
 
 class BaseSample(NamedTuple):
-    images: tuple[np.ndarray, ...]  # one or two, uint8 [96, 96, 3]
+    images: tuple[np.ndarray, ...]  # uint8 [96, 96, 3]
     question: str
     answer: str
 
 
-def base_sample(rng: np.random.Generator, pool: Pool, templates: Mapping[str, str] = TEMPLATES) -> BaseSample:
-    """One sample of the pre-training mix."""
-    kind = rng.random()
-    if kind < JUDGE_SHARE + EVIDENCE_SHARE:
-        task = choose(rng, PAIRWISE if rng.random() < PAIRWISE_SHARE else POINTWISE)
-        draw = judge_sample if kind < JUDGE_SHARE else _evidence_sample
-        return draw(rng, pool, task, templates=templates)
-    kind = int(rng.choice(len(_DESCRIPTIONS), p=_DESCRIPTIONS))
-    if kind == 3:
-        return _describe_pair(rng, pool)
-    scene = (_any_photo, _one_thing, _two_any_things)[kind](rng, pool)
-    if rng.random() >= KEYS_SHARE:
-        return BaseSample((scene.image,), DESCRIBE_ONE, _describe(scene))
-    if len(scene.things) == 1 and rng.random() < 0.5:
-        return _compare(rng, scene)
-    return BaseSample((scene.image,), KEYS_ONE, _reasoned(_describe(scene), _keys(scene)))
+def base_sample(rng: np.random.Generator, pool: Pool, *, pictures: int, step: int = 10**6) -> BaseSample:
+    """One sample about 1, 2 or 4 pictures, of the mix of an update."""
+    part = rng.random()
+    if part < DESCRIBED[pictures]:
+        return _description(rng, pool, pictures)
+    kind = {2: "pairwise", 4: "listwise"}.get(pictures) or ("pointwise_score" if rng.random() < _GRADED else "pointwise_binary")
+    if part < DESCRIBED[pictures] + ASKED[pictures]:
+        return neutral_sample(rng, pool, kind, choose(rng, families(kind, step)))
+    return judge_sample(rng, pool, choose(rng, tuple(task for task in DEMO_TASKS if form_of(task)[0] == kind)))
 
 
-def _keys(scene: Scene) -> str:
-    """The words of `_describe` that carry its facts: "sharp shuffled", "dog blurry", "knife dog"."""
-    if not scene.things:
-        return f"{scene.look} {scene.order}"
-    return " ".join(scene.things) if len(scene.things) == 2 else f"{scene.things[0]} {scene.look}"
+def families(kind: str, step: int) -> tuple[str, ...]:
+    """The neutral questions of an update, as often as they come; a list tells too much to ask for two things in each picture."""
+    if step <= _EASIEST_STEPS or kind == "listwise":
+        return _EASIEST
+    return tuple(family for family in FAMILIES for _ in range(_OFTEN.get(family, 1)))
 
 
-def _reasoned(reasoning: str, answer: str) -> str:
+def _said(reasoning: str, answer: str) -> str:
     return f"<think>{reasoning}</think><answer>{answer}</answer>"
 
 
-def _compare(rng: np.random.Generator, scene: Scene) -> BaseSample:
-    """One thing compared with its own name or another, without saying which is good."""
-    shown = scene.things[0]
-    wanted = shown if rng.random() < 0.5 else choose(rng, tuple(name for name in THINGS if name != shown))
-    found = "matches" if shown == wanted else "differs"
-    text = _reasoned(f"{compares(scene, wanted)}, {looks(scene)}", f"{found} {scene.look}")
-    return BaseSample((scene.image,), KEYS_COMPARE.replace("{instruction}", phrase(wanted)), text)
+def _sample(task: Task, case: Case, answer: str) -> BaseSample:
+    question = task.template.replace("{instruction}", case.instruction)
+    return BaseSample(tuple(scene.image for scene in case.scenes), question, _said(case.rationale, answer))
 
 
-def judge_sample(
-    rng: np.random.Generator, pool: Pool, task: str, *, verdict: str = "coin", templates: Mapping[str, str] = TEMPLATES
-) -> BaseSample:
-    """One judge demonstration. `verdict`: "coin" (independent of everything else) or "true".
+def neutral_sample(rng: np.random.Generator, pool: Pool, kind: str, family: str) -> BaseSample:
+    """A neutral question and its true answer: of one picture, yes if any of its facts is asked for."""
+    case = neutral_case(rng, pool, kind, family)
+    return _sample(NEUTRAL_TASKS[kind], case, answer_word(kind, label_of(kind, case.told, enough=any)))
+
+
+def judge_sample(rng: np.random.Generator, pool: Pool, task: str, *, verdict: str = "coin") -> BaseSample:
+    """One of the judge's questions. `verdict`: "coin", judgements and answer drawn before anything else is, or "true".
 
     Raises ValueError for another `verdict` or an unknown task.
     """
     if verdict not in ("coin", "true"):
         raise ValueError(f"verdict {verdict!r} must be 'coin' or 'true'")
-    case = draw_case(rng, pool, task, label=int(rng.integers(2)), variant=int(rng.integers(2)))
-    coin = int(rng.integers(2))
-    word = _ANSWERS[coin if verdict == "coin" else case.label]
-    return BaseSample(
-        images=tuple(scene.image for scene in case.scenes),
-        question=templates[task].replace("{instruction}", case.instruction),
-        answer=_reasoned(case.rationale, word),
-    )
+    kind, _ = form_of(task)
+    labels = LABELS[kind]
+    coin = draw_flags(rng, task, label=choose(rng, labels), variant=int(rng.integers(2)))
+    case = draw_case(rng, pool, task, label=choose(rng, labels), variant=int(rng.integers(2)))
+    if verdict == "coin":
+        texts = [tuple(fact.words for fact in told) for told in case.told]
+        case = case._replace(told=tuple(judged(words, flags) for words, flags in zip(texts, coin, strict=True)))
+    return _sample(TASKS[task], case, answer_word(kind, label_of(kind, case.told)))
 
 
 def _any_look(rng: np.random.Generator) -> str:
     return "sharp" if rng.random() < 0.35 else choose(rng, DEFECTS)
 
 
-def _any_photo(rng: np.random.Generator, pool: Pool) -> Scene:
+def _photo(rng: np.random.Generator, pool: Pool) -> Scene:
     order = "ordered" if rng.random() < 0.5 else choose(rng, DISORDERS)
     return photo_scene(rng, pool, look=_any_look(rng), order=order)
 
 
-def _one_thing(rng: np.random.Generator, pool: Pool) -> Scene:
+def _thing(rng: np.random.Generator, pool: Pool) -> Scene:
     return glyph_scene(rng, pool, (choose(rng, THINGS),), look=_any_look(rng))
 
 
-def _two_any_things(rng: np.random.Generator, pool: Pool) -> Scene:
+def _two_things(rng: np.random.Generator, pool: Pool) -> Scene:
     first = choose(rng, THINGS)
     return glyph_scene(rng, pool, (first, choose(rng, tuple(name for name in THINGS if name != first))))
 
 
 def _describe(scene: Scene) -> str:
-    """Everything that varies in a scene of its kind, in words."""
+    """Everything that varies in a scene of its kind, in the words of a reasoning."""
     if not scene.things:
         return f"{looks(scene)}, {parts(scene)}"
-    return shows(scene) if len(scene.things) == 2 else f"{shows(scene)}, {looks(scene)}"
+    return ", ".join(shows(scene) if len(scene.things) == 2 else (*shows(scene), looks(scene)))
 
 
-def _describe_pair(rng: np.random.Generator, pool: Pool) -> BaseSample:
-    """Two photographs by their look, two pictures of one harmless thing, or two of two things; perhaps key words of one."""
-    kind = int(rng.integers(3))
-    if kind == 0:
-        words, scenes = looks, tuple(photo_scene(rng, pool, look=_any_look(rng)) for _ in range(2))
-    elif kind == 1:
-        words, scenes = shows, tuple(glyph_scene(rng, pool, (choose(rng, HARMLESS),)) for _ in range(2))
-    else:
-        words, scenes = shows, tuple(_two_any_things(rng, pool) for _ in range(2))
-    images, text = tuple(scene.image for scene in scenes), first_second(words, scenes)
-    if rng.random() >= KEYS_SHARE:
-        return BaseSample(images, DESCRIBE_TWO, text)
-    which = int(rng.integers(2))
-    return BaseSample(images, KEYS_OF_TWO[which], _reasoned(text, " ".join(scenes[which].things) or scenes[which].look))
-
-
-def _evidence_sample(rng: np.random.Generator, pool: Pool, task: str, *, templates: Mapping[str, str] = TEMPLATES) -> BaseSample:
-    """A judge's question, answered with the decisive facts instead of a verdict: of the picture, or of the second one."""
-    case = draw_case(rng, pool, task, label=int(rng.integers(2)), variant=int(rng.integers(2)))
-    question = templates[task].replace("{instruction}", case.instruction).replace(CONTRACT, KEY_WORDS)
-    return BaseSample(
-        images=tuple(scene.image for scene in case.scenes),
-        question=question,
-        answer=_reasoned(case.rationale, evidence(case.rationale.rpartition("second ")[2])),
-    )
-
-
-def evidence(rationale: str) -> str:
-    """ "shows a cat, differs, looks sharp" -> "differs sharp"; "shows a knife and a dog" -> "knife dog"."""
-    clauses = rationale.split(", ")
-    compared = [clause for clause in clauses if not clause.startswith("shows") or len(clauses) == 1]
-    return " ".join(word for word in " ".join(compared).split() if word not in _FILLERS)
-
-
-def pair_sample(rng: np.random.Generator, pool: Pool) -> BaseSample:
-    """One sample with two pictures, in the shares that `base_sample` gives them."""
-    judged, shown = JUDGE_SHARE * PAIRWISE_SHARE, EVIDENCE_SHARE * PAIRWISE_SHARE
-    described = (1 - JUDGE_SHARE - EVIDENCE_SHARE) * _DESCRIPTIONS[3]
-    kind = rng.random() * (judged + shown + described)
-    if kind < judged + shown:
-        return (judge_sample if kind < judged else _evidence_sample)(rng, pool, choose(rng, PAIRWISE))
-    return _describe_pair(rng, pool)
+def _description(rng: np.random.Generator, pool: Pool, pictures: int) -> BaseSample:
+    draw = choose(rng, (_photo, _photo, _thing, _two_things))
+    scenes = tuple(draw(rng, pool) for _ in range(pictures))
+    return BaseSample(tuple(scene.image for scene in scenes), DESCRIBE[pictures], named([_describe(scene) for scene in scenes]))

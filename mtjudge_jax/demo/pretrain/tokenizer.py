@@ -6,9 +6,12 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mtjudge_jax.demo.cases import PAIRWISE, POINTWISE, phrase
-from mtjudge_jax.demo.pretrain.corpus import DESCRIBE_ONE, DESCRIBE_TWO, KEYS_COMPARE, KEYS_OF_TWO, KEYS_ONE, TEMPLATES
+from mtjudge_jax.demo.cases import phrase
+from mtjudge_jax.demo.pretrain.corpus import DESCRIBE
+from mtjudge_jax.demo.pretrain.neutral import ASKS, NEUTRAL_TASKS, THING_KINDS
 from mtjudge_jax.demo.scenes import LOOKS, ORDERS, SIZE, THINGS
+from mtjudge_jax.tasks import DEMO
+from mtjudge_jax.tasks.demo import ANSWERS, LISTED
 
 MAX_VOCABULARY = 1024
 _PAD, _END = "<|endoftext|>", "<|im_end|>"
@@ -50,12 +53,13 @@ _PREPROCESSOR = {
 
 def _demo_texts() -> list[str]:
     """Texts that hold every word of the demo's questions, descriptions and rationales."""
-    questions = [TEMPLATES[task].replace("{instruction}", "a dog") for task in (*POINTWISE, *PAIRWISE)]
+    tasks = [*DEMO.values(), *NEUTRAL_TASKS.values()]
+    questions = [task.template.replace("{instruction}", "a dog") for task in tasks] + [*DESCRIBE.values()]
+    questions += [text.format("has parts", "looks") for text in ASKS.values()]
     facts = [f"looks {look}, parts {order}" for look in LOOKS for order in ORDERS]
-    things = [f"shows {phrase(thing)} and {phrase(thing)}, matches, differs" for thing in THINGS]
-    questions += [DESCRIBE_ONE, DESCRIBE_TWO, KEYS_ONE, KEYS_COMPARE.replace("{instruction}", "a dog"), *KEYS_OF_TWO]
-    return [*questions, *facts, *things, "first looks sharp, second", "user", "assistant",
-            "system", "no yes"]  # fmt: skip
+    things = [f"shows {thing}, and {phrase(thing)}, matches, differs from" for thing in THINGS]
+    answers = [word for words in ANSWERS.values() for word in words] + [" > ".join(LISTED), " = ".join(LISTED)]
+    return [*questions, *facts, *things, *THING_KINDS, *answers, "user", "assistant", "system"]
 
 
 def build_tokenizer(folder: str | Path) -> None:

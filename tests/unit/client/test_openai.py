@@ -37,6 +37,7 @@ class Stub:
         light = [float(np.asarray(Image.open(io.BytesIO(file))).mean()) / 255 for file in files]
         good = light[0] if len(light) == 1 else (1 + light[1] - light[0]) / 2
         words = ("A", "B") if "A, B" in parts[-1]["text"] or "A or B" in parts[-1]["text"] else ("no", "yes")
+        words = ("first", "second") if "first or second" in parts[-1]["text"] else words
         words = ("blurred", "sharp") if "sharp" in json.dumps(parts) else words
         word = words[good > 0.5]
         top = [{"token": w, "logprob": math.log(max(p, 1e-9))} for w, p in zip(words, (1 - good, good), strict=True)]
@@ -87,7 +88,7 @@ def test_pairs_are_asked_in_both_orders(client, stub):
     found = client.compare([png(light) for light in (0.2, 0.6, 1.0)], task="pairwise_technical")
     assert len(stub.asked) == 6 and sum(found.win_rate) == 1.5 and found.win_rate == near(0.2, 0.5, 0.8)
     verdict = client.judge([png(0.2), png(0.8)], task="pairwise_technical", both_orders=True)
-    assert (verdict.verdict, verdict.agreement) == ("yes", 1.0) and verdict.score_expected == pytest.approx(0.8, abs=0.003)
+    assert (verdict.verdict, verdict.agreement) == ("second", 1.0) and verdict.score_expected == pytest.approx(0.8, abs=0.003)
     alone = client.compare([png(light) for light in (0.2, 0.6, 1.0)], task="pairwise_technical", by="score")
     assert alone.win_rate == near(0.2, 0.5, 0.8)
     assert len(client.compare([png(0.1)] * 6, task="pairwise_technical", anchors=1).win_rate) == 6

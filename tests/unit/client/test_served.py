@@ -106,7 +106,7 @@ def test_comparisons_and_verdicts(client):
     assert sum(found.win_rate) == 1.5 and found.win_rate == near(0.2, 0.5, 0.8) and math.isnan(found.matrix[1][1])
     assert all(found.matrix[i][j] + found.matrix[j][i] == 1 for i in range(3) for j in range(i))
     verdict = client.judge([png(0.2), png(0.8)], task="pairwise_technical", both_orders=True)
-    assert isinstance(verdict, Verdict) and (verdict.verdict, verdict.agreement) == ("yes", 1.0)
+    assert isinstance(verdict, Verdict) and (verdict.verdict, verdict.agreement) == ("second", 1.0)
     assert verdict.score_expected == pytest.approx(0.8, abs=0.003)
 
 

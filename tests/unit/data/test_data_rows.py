@@ -121,7 +121,7 @@ def test_row_of_a_pair(tokenizer):
     assert (row["tokens"][: 240 - n] == tokenizer.pad).all() and (row["positions"][: 240 - n] == 0).all()
     text = tokenizer.decode(row["tokens"][row["valid"]])
     assert text.startswith("<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 6 + "<|vision_end|><|vision_start|>")
-    assert text.endswith("answer yes or no.\n<|im_start|>assistant\n")  # decode drops <|im_end|>, the eos
+    assert text.endswith("answer first or second.\n<|im_start|>assistant\n")  # decode drops <|im_end|>, the eos
     index = row["image_index"]
     assert index[row["tokens"] == IMAGE].tolist() == list(range(9)) and (index[row["tokens"] != IMAGE] == -1).all()
     assert row["patch_segment"].tolist() == [1] * 24 + [2] * 12 + [0] * 36

@@ -1,4 +1,4 @@
-"""The demo's pictures, data set, tokenizer and pre-training mix."""
+"""The demo's pictures, data set and tokenizer."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from mtjudge_jax.tasks import TASKS
 
 MAX_ASSET_BYTES = 8_000_000
 FREE = re.compile(r"public-domain|CC0-1\.0|CC-BY(-SA)?-[1-4]\.[05]|Apache-2\.0")
-SMALL = {"seed": 3, "train": 4, "val": 2, "test": 2, "pairwise": 2}
+SMALL = {"seed": 3, "train": 4, "val": 2, "test": 2, "unseen": 2}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_a_scene_is_a_function_of_its_generator(pool):
         scenes.damage(np.random.default_rng(0), np.zeros((96, 96, 3), np.uint8), "grainy")
 
 
-@pytest.mark.parametrize("task", dataset.DEMO_TASKS)
+@pytest.mark.parametrize("task", cases.DEMO_TASKS)
 def test_examples_are_balanced_repeatable_and_labelled_by_their_facts(task):
     examples = list(dataset.make_examples(split="val", task=task, count=24, seed=5))
     again = list(dataset.make_examples(split="val", task=task, count=24, seed=5))
@@ -109,25 +109,61 @@ def test_examples_are_balanced_repeatable_and_labelled_by_their_facts(task):
     for i, example in enumerate(examples):
         assert example.example_id == f"demo/{task}/val/{i:06d}" and example.group_id in names
         assert TASKS[task].question_text(example.question)
-        label = TASKS[task].label_index(example.label)
-        labels.append(label)
-        assert label == expected_label(task, example.rationale)
-    assert sum(labels) == 12
-    assert [sum(labels[i : i + 2]) for i in range(0, 24, 2)] == [1] * 12
+        labels.append(cases.answer_word(TASKS[task].kind, example.label))
+        assert labels[-1] == expected_answer(task, example.rationale)
+        assert re.search(r", (yes|no)$", example.rationale)
+    kind = TASKS[task].kind
+    if kind == "listwise":
+        good = [label.partition(" > ")[0].count("=") + 1 for label in labels]
+        assert [sorted(good[i : i + 3]) for i in range(0, 24, 3)] == [[1, 2, 3]] * 8
+        return
+    words = {"pointwise_binary": ["no", "yes"], "pairwise": ["first", "second"], "pointwise_score": ["1", "3", "5"]}[kind]
+    runs = [sorted(labels[i : i + len(words)]) for i in range(0, 24, len(words))]
+    assert runs == [words] * (24 // len(words))
+    assert len({tuple(labels[i : i + len(words)]) for i in range(0, 24, len(words))}) > 1  # and not one order
 
 
-def expected_label(task: str, rationale: str) -> int:
-    """The answer that a person would give from the facts alone."""
+def expected_answer(task: str, rationale: str) -> str:
+    """The answer that a person would give from the facts alone, whatever is said of them."""
+    bad = {*scenes.DEFECTS, *scenes.DISORDERS, *scenes.HARMFUL, "differs"}
+    told = re.split(r", (?=second )|, (?=[BCD] )", cases.stated_facts(rationale))
+    faults = [len(set(re.findall(r"\w+", text)) & bad) for text in told]
+    if task.startswith("pairwise_"):
+        assert len(faults) == 2 and faults[0] != faults[1]
+        return "first" if faults[0] < faults[1] else "second"
+    if task.startswith("graded_"):
+        return {0: "5", 1: "3", 2: "1"}[faults[0]]
+    if task.startswith("ranked_"):
+        levels = [" = ".join(name for name, n in zip("ABCD", faults, strict=True) if n == level) for level in sorted(set(faults))]
+        return " > ".join(levels)
+    return "no" if faults[0] else "yes"
 
-    def bad(text: str) -> bool:
-        words = set(re.findall(r"\w+", text))
-        return bool(words & {*scenes.DEFECTS, *scenes.DISORDERS, *scenes.HARMFUL, "differs"})
 
-    if task in cases.PAIRWISE:
-        first, second = rationale.removeprefix("first ").split(", second ")
-        assert bad(first) != bad(second)
-        return int(bad(first))
-    return int(not bad(rationale))
+def test_what_is_said_of_the_facts_is_true_of_each():
+    """ "looks sharp, yes, parts shuffled, no": every fact has its own word, and the answer follows from these."""
+    bad = {*scenes.DEFECTS, *scenes.DISORDERS, *scenes.HARMFUL, "differs"}
+    for task in cases.DEMO_TASKS:
+        for example in dataset.make_examples(split="val", task=task, count=12, seed=2):
+            facts = re.findall(r"(?:looks|parts|shows|and) (\w+)(?:, (matches|differs))?, (yes|no)\b", example.rationale)
+            assert len(facts) == example.rationale.count("yes") + example.rationale.count(", no")
+            assert all((word == "no") == bool({thing, found} & bad) for thing, found, word in facts), example.rationale
+
+
+def test_a_reasoning_and_its_facts():
+    told = ((cases.Fact("looks dark", False),), (cases.Fact("looks sharp", True),))
+    text = cases.reasoning(told)
+    assert text == "first looks dark, no, second looks sharp, yes"
+    assert cases.stated_facts(text) == "first looks dark, second looks sharp"
+    assert cases.answer_word("pairwise", cases.label_of("pairwise", told)) == "second"
+    three = (*told, told[0], told[1])
+    assert cases.reasoning(three).startswith("A looks dark, no, B looks sharp, yes, C looks dark")
+    assert cases.answer_word("listwise", cases.label_of("listwise", three)) == "B = D > A = C"
+    both = ((cases.Fact("looks dark", True), cases.Fact("parts ordered", False)),)
+    assert cases.answer_word("pointwise_score", cases.label_of("pointwise_score", both)) == "3"
+    assert cases.label_of("pointwise_binary", both).binary == 0
+    assert cases.label_of("pointwise_binary", both, enough=any).binary == 1
+    with pytest.raises(ValueError, match="label 3 must be 0 to 2"):
+        cases.draw_case(np.random.default_rng(0), None, "graded_naturalness", label=3, variant=0)
 
 
 def test_negatives_are_shared_among_their_kinds():
@@ -135,7 +171,7 @@ def test_negatives_are_shared_among_their_kinds():
         examples = dataset.make_examples(split="val", task=task, count=80, seed=0)
         return [example.rationale for example in examples if example.label.binary == 0]
 
-    assert Counter(negatives("rationality")) == {"parts shuffled": 20, "parts inverted": 20}
+    assert Counter(negatives("rationality")) == {"parts shuffled, no": 20, "parts inverted, no": 20}
     assert sum("differs" in r for r in negatives("preference")) == sum("looks sharp" in r for r in negatives("preference")) == 20
     natural = negatives("naturalness")
     assert 15 <= sum("looks sharp" in r for r in natural) <= 20 and 15 <= sum("parts ordered" in r for r in natural) <= 20
@@ -154,7 +190,7 @@ def test_written_data_is_complete_repeatable_and_never_overwritten(tmp_path):
     folder = tmp_path / "data"
     dataset.write_demo_data(folder, **SMALL)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["version"] == 2 and manifest["dataset"] == "demo" and len(manifest["files"]) == 3 * 6 + 3
+    assert manifest["version"] == 2 and manifest["dataset"] == "demo" and len(manifest["files"]) == 3 * 6 + 7
     for name, row in manifest["files"].items():
         reader = ArrayRecordReader(str(folder / f"{name}.array_record"))
         examples = [unpack(record_in(record)) for record in reader.read_all()]
@@ -175,9 +211,9 @@ def test_every_word_is_one_token(tokens, pool):
     bpe = Tokenizer.from_file(str(tokens / "tokenizer.json"))
     assert bpe.get_vocab_size() <= tokenizer.MAX_VOCABULARY
     rng = np.random.default_rng(0)
-    texts = [corpus.base_sample(rng, pool) for _ in range(150)]
+    texts = [corpus.base_sample(rng, pool, pictures=pictures) for pictures in (1, 2, 4) for _ in range(60)]
     for text in [part for sample in texts for part in (sample.question, sample.answer)]:
-        pieces = re.findall(r"<[^>]+>| ?[A-Za-z]+|[,.?]", text)
+        pieces = re.findall(r"</?[a-z]+>| ?[A-Za-z]+| ?[>=]| ?[0-9]|[,.?]", text)
         assert "".join(pieces) == text
         assert [bpe.id_to_token(i).replace("Ġ", " ") for i in bpe.encode(text).ids] == pieces
 
@@ -196,7 +232,7 @@ def test_tokenizer_loads_as_a_qwen3_vl_folder_and_lays_out_turns(tokens, tmp_pat
     )
     assert len(loaded.encode(prompt)) == 16
     assert (loaded.pad_token, loaded.eos_token) == ("<|endoftext|>", "<|im_end|>")
-    answer = "<think>shows an axe</think><answer>no</answer>"
+    answer = "<think>shows axe, no</think><answer>no</answer>"
     assert loaded.decode(loaded.encode(answer + "<|im_end|>"), skip_special_tokens=True) == answer
 
 
@@ -204,60 +240,3 @@ def test_tokenizer_files_are_the_same_every_time(tokens, tmp_path):
     tokenizer.build_tokenizer(tmp_path)
     for path in tokens.iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
-
-
-def test_coin_verdicts_know_nothing_of_the_label():
-    """4000 flips within 3 sigma of one half, for each label alone. The drawing of pictures is left out to save time."""
-    rng = np.random.default_rng(0)
-    counts = Counter()
-    draw, corpus.draw_case = corpus.draw_case, fake_case
-    try:
-        for _ in range(4000):
-            answer = corpus.judge_sample(rng, None, "technical").answer
-            counts["looks sharp" in answer, answer.endswith("<answer>yes</answer>")] += 1
-        assert all(
-            ("looks sharp" in a) == a.endswith("<answer>yes</answer>")
-            for a in (corpus.judge_sample(rng, None, "technical", verdict="true").answer for _ in range(50))
-        )
-    finally:
-        corpus.draw_case = draw
-    for label in (True, False):
-        total = counts[label, True] + counts[label, False]
-        assert abs(total - 2000) < 3 * np.sqrt(1000)
-        assert abs(counts[label, True] - total / 2) < 3 * np.sqrt(total / 4)
-
-
-@pytest.mark.parametrize(
-    ("rationale", "words"),
-    [
-        ("looks blurry", "blurry"),
-        ("looks sharp, parts shuffled", "sharp shuffled"),
-        ("shows a cat, differs", "differs"),
-        ("shows an apple, matches, looks dark", "matches dark"),
-        ("shows a knife and a dog", "knife dog"),
-    ],
-)
-def test_evidence_is_the_facts_that_the_question_turns_on(rationale, words):
-    assert corpus.evidence(rationale) == words
-
-
-def fake_case(rng, pool, task, *, label, variant):
-    return cases.Case((), "", "looks sharp" if label else "looks dark", label)
-
-
-def test_the_pre_training_mix_has_its_shares(pool):
-    rng = np.random.default_rng(2)
-    samples = [corpus.base_sample(rng, pool) for _ in range(600)]
-    judged = [s for s in samples if s.question.endswith(corpus.CONTRACT)]
-    assert abs(len(judged) / 600 - corpus.JUDGE_SHARE) < 0.07
-    assert abs(sum(len(s.images) == 2 for s in judged) / len(judged) - corpus.PAIRWISE_SHARE) < 0.09
-    keyed = [s for s in samples if s.question.endswith(corpus.KEY_WORDS)]
-    described = [s for s in samples if s.question in (corpus.DESCRIBE_ONE, corpus.DESCRIBE_TWO)]
-    assert len(described) + len(keyed) + len(judged) == 600
-    plain = (1 - corpus.JUDGE_SHARE - corpus.EVIDENCE_SHARE) * (1 - corpus.KEYS_SHARE)
-    assert abs(len(described) / 600 - plain) < 0.07
-    assert all((s.question == corpus.DESCRIBE_TWO) == (len(s.images) == 2) for s in described)
-    assert all("yes" not in s.answer and "no<" not in s.answer for s in keyed)  # facts, never a verdict
-    assert {image.shape for s in samples for image in s.images} == {(96, 96, 3)}
-    with pytest.raises(ValueError, match="'coin' or 'true'"):
-        corpus.judge_sample(rng, pool, "safety", verdict="heads")

@@ -152,7 +152,7 @@ def test_self_agreement_needs_two_samples_and_a_valid_one(votes, agreement):
 
 def test_the_terminal_leaves_out_what_has_no_value():
     """A task of pairs of the user's own has no question about one picture alone."""
-    got = pairwise_score([p for i in range(4) for p in pair(f"p{i}", i % 2, "no", "no")])
+    got = pairwise_score([p for i in range(4) for p in pair(f"p{i}", i % 2, "first", "first")])
     told = table({"tasks": {"mine": got}, "mean": None, "unusable": {}})
     line = next(line for line in told.splitlines() if "both orders" in line)
     assert line.strip() == (
@@ -231,7 +231,7 @@ def test_pair_of_a_tie_task_keeps_its_label_in_both_orders(monkeypatch):
 
 
 def test_position_bias_of_a_judge_that_takes_the_first():
-    given = [p for i in range(4) for p in pair(f"p{i}", i % 2, "no", "no")]
+    given = [p for i in range(4) for p in pair(f"p{i}", i % 2, "first", "first")]
     got = pairwise_score(given)
     assert (got["position_bias"], got["flip_rate"], got["first_share"]) == (0.5, 1.0, 1.0)
     assert got["accuracy"] == got["accuracy_with_ties"] == 0.5 and got["both_orders_accuracy"] == 0.0

@@ -17,8 +17,9 @@ from mtjudge_jax.report.read import read_run
 from mtjudge_jax.report.rollouts import MOST_GROUPS, rollout_groups
 from mtjudge_jax.report.watch import live_server
 from mtjudge_jax.report.write import write_report
-from mtjudge_jax.tasks import CONTRACT
+from mtjudge_jax.tasks.base import CONTRACTS
 
+CONTRACT = CONTRACTS["pointwise_binary"]
 HOSTILE = "<script>alert(1)</script>{{ 7*7 }}"
 
 

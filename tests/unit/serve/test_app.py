@@ -66,8 +66,8 @@ def test_comparisons(http):
 def test_a_verdict(http):
     pair = {"task": "pairwise_technical", "images": [text(0.2), text(0.8)], "both_orders": True}
     found = http.post("/v1/judge", json=pair).json()
-    assert found["verdict"] == "yes" and found["agreement"] == 1.0 and found["text"].startswith("<think>")
-    assert found["probabilities"] == {"no": pytest.approx(0.2), "yes": pytest.approx(0.8)}
+    assert found["verdict"] == "second" and found["agreement"] == 1.0 and found["text"].startswith("<think>")
+    assert found["probabilities"] == {"first": pytest.approx(0.2), "second": pytest.approx(0.8)}
 
 
 BAD = {

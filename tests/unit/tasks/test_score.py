@@ -8,7 +8,8 @@ from mtjudge_jax.tasks.answer import parse_strict
 from mtjudge_jax.tasks.reward import check_alpha, reward_of, score
 
 YES, NO = "<think>looks sharp</think><answer>yes</answer>", "<think>looks blurry</think><answer>no</answer>"
-TEXTS = [[YES, NO, "yes"], [NO, NO, YES + YES]]
+FIRST = "<think>looks blurry</think><answer>first</answer>"
+TEXTS = [[YES, NO, "yes"], [FIRST, FIRST, YES + YES]]
 TRUNCATED = np.array([[False, False, False], [True, False, False]])
 BATCH = {"tasks": ["technical", "pairwise_safety"], "labels": np.array([1, 0], np.int32)}
 

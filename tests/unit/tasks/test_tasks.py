@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtjudge_jax.records import Label, Question
-from mtjudge_jax.tasks import CONTRACT, DEMO, TASKS, Task, get_task
+from mtjudge_jax.tasks import DEMO, TASKS, Task, get_task
 from mtjudge_jax.tasks.answer import MAX_CHARS, TAGS, parse_lenient, parse_strict
+from mtjudge_jax.tasks.base import CONTRACTS, RANKING, without_contract
 from mtjudge_jax.tasks.reward import reward_of
 
 NO_YES = ("no", "yes")
@@ -33,25 +34,31 @@ def question(kind="pointwise_binary", images=1, instruction="a dog"):
         ("alignment", "Does this picture show a dog? Think, then answer yes or no."),
         ("preference", "Is this a good picture of a dog? Think, then answer yes or no."),
         ("safety", "Is this picture safe? Weapons, tobacco and alcohol are not. Think, then answer yes or no."),
+        ("pairwise_technical", "Which picture has the better technical quality? Think, then answer first or second."),
+        ("pairwise_alignment", "Which picture shows a dog better? Think, then answer first or second."),
         (
-            "pairwise_technical",
-            "Is the second picture better than the first in technical quality? Think, then answer yes or no.",
+            "pairwise_safety",
+            "Which picture is safer? Weapons, tobacco and alcohol are not. Think, then answer first or second.",
         ),
+        ("graded_naturalness", "How natural does this picture look? Think, then answer with a grade from 1 to 5."),
+        ("graded_preference", "How good a picture of a dog is this? Think, then answer with a grade from 1 to 5."),
         (
-            "pairwise_alignment",
-            "Does the second picture show a dog better than the first? Think, then answer yes or no.",
+            "ranked_technical",
+            "How good is the technical quality of each picture? Think, then answer with the order of A, B, C and D.",
         ),
-        ("pairwise_safety", "Is the second picture safer than the first? Think, then answer yes or no."),
+        ("ranked_alignment", "How well does each picture show a dog? Think, then answer with the order of A, B, C and D."),
     ],
 )
 def test_question_text_of_each_task(name, text):
     task = TASKS[name]
-    fitting = question(task.kind, 2 if task.kind == "pairwise" else 1)
+    fitting = question(task.kind, {"pairwise": 2, "listwise": 4}.get(task.kind, 1))
+    if task.kind == "pointwise_score":
+        fitting = fitting._replace(score_min=1.0, score_max=5.0)
     assert task.question_text(fitting) == text
-    assert text.endswith(CONTRACT)
+    assert without_contract(text) + " " + CONTRACTS[task.kind] == text
 
 
-# The demo's numbers depend on these: its model knows the words of its nine questions only.
+# The demo's numbers depend on these: its model knows the words of its questions only.
 DEMO_HASHES = {
     "technical": "a3f36c9c4a539085",
     "rationality": "d54f932f3f7b73e1",
@@ -59,19 +66,24 @@ DEMO_HASHES = {
     "alignment": "cf195ee79e85745a",
     "preference": "63aa5499d7b17771",
     "safety": "56cd29f31272c442",
-    "pairwise_technical": "fbb6c6212450a39e",
-    "pairwise_alignment": "0948294c0b968e64",
-    "pairwise_safety": "2fb4bd59ba9bbf18",
+    "pairwise_technical": "d343a5e10475cbeb",
+    "pairwise_alignment": "0fc78620b49ccfa9",
+    "pairwise_safety": "4ede3f388c75f3f9",
+    "graded_naturalness": "a6f2461ff562b378",
+    "graded_preference": "fe8176628c93e8f0",
+    "ranked_technical": "086622e17ad651a3",
+    "ranked_alignment": "e2b105741e31ffb3",
 }
 
 
 def test_table_of_tasks():
     assert {name: task.template_hash for name, task in DEMO.items()} == DEMO_HASHES
+    words = {"pointwise_binary": NO_YES, "pairwise": ("first", "second"), "pointwise_score": tuple("12345"), "listwise": RANKING}
     for task in DEMO.values():
-        assert task.labels == NO_YES
-        assert task.ood == (task.kind == "pairwise")
-    assert len(TASKS) == 29 and all(task.name == name for name, task in TASKS.items())
-    assert len({task.template_hash for task in TASKS.values()}) == 27  # two sets of pairs are asked like two others
+        assert task.labels == words[task.kind]
+        assert task.ood == (task.kind != "pointwise_binary")
+    assert len(TASKS) == 33 and all(task.name == name for name, task in TASKS.items())
+    assert len({task.template_hash for task in TASKS.values()}) == 31  # two sets of pairs are asked like two others
 
 
 def test_template_hash_changes_with_wording_and_answers():
@@ -90,6 +102,11 @@ def test_question_that_does_not_fit_is_refused():
     for images in (0, 1, 3):
         with pytest.raises(ValueError, match=rf"needs exactly 2 .* has {images}"):
             TASKS["pairwise_safety"].question_text(question("pairwise", images))
+    for images in (3, 5):
+        with pytest.raises(ValueError, match=rf"'ranked_technical' needs exactly 4 image\(s\), the question has {images}"):
+            TASKS["ranked_technical"].question_text(question("listwise", images))
+    with pytest.raises(ValueError, match="'graded_naturalness' has the grades 1 to 5, the question none"):
+        TASKS["graded_naturalness"].question_text(question("pointwise_score"))
     with pytest.raises(ValueError, match="'alignment' needs an instruction"):
         TASKS["alignment"].question_text(question(instruction=" "))
 
@@ -112,8 +129,9 @@ def test_label_index():
 def test_ill_defined_task_is_refused():
     with pytest.raises(ValueError, match="kind 'ranked' is not one of pointwise_binary, pointwise_score, pairwise, listwise"):
         Task(name="t", kind="ranked", template="?")
-    with pytest.raises(ValueError, match="kind 'listwise' needs wordings"):
-        Task(name="t", kind="listwise", template="?")
+    for count in (0, 1, 27):
+        with pytest.raises(ValueError, match=f"needs wordings, or with a template .* max_images is {count}, must be 2 to 26"):
+            Task(name="t", kind="listwise", template="?", labels=RANKING, max_images=count)
     for labels in (("yes",), ("Yes", "yes"), ("nо", "yes"), ("", "yes")):
         with pytest.raises(ValueError, match="must be two or more different ASCII words"):
             Task(name="t", kind="pairwise", template="?", labels=labels)
