@@ -27,11 +27,13 @@ FACTS = ("facts", "right_on_other_facts")
 HEAD = ("arm", "seed", "task", *SCORES, *FACTS)
 
 
-def facts_of(predictions: list[dict], rationales: dict[str, str]) -> dict[str, float]:
+def facts_of(predictions: list[dict], rationales: dict[str, str]) -> dict[str, float | None]:
     """facts: share of the answers that state exactly the facts of their pictures; right_on_other_facts: share of the right
-    verdicts whose answer does not. Of a pair the order as stored.
+    verdicts whose answer does not. Of the answers with a reasoning; of a pair the order as stored.
     """
-    read = [p for p in predictions if p["order"] in ("", "ab") and not p.get("unusable")]
+    read = [p for p in predictions if p["order"] in ("", "ab") and p["reasoning"]]
+    if not read:
+        return {"facts": None, "right_on_other_facts": None}
     exact = [stated_facts(p["reasoning"]) == stated_facts(rationales[p["example_id"]]) for p in read]
     right = [same for p, same in zip(read, exact, strict=True) if p["correct"]]
     other = 1 - sum(right) / len(right) if right else None

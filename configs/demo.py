@@ -21,7 +21,7 @@ def get_config() -> Config:
     cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 24
     cfg.rollout.group_size, cfg.rollout.completion_tokens = 8, 18
     # Muon, because AdamW moves every weight at the full rate, and so small a model forgets what its base can see.
-    cfg.optim.name, cfg.optim.lr = "muon", 1.5e-3
+    cfg.optim.name, cfg.optim.lr = "muon", 2e-3
     cfg.optim.warmup_steps, cfg.optim.schedule = 10, "cosine"
     cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0
     cfg.loss.kl_coef = 0.1

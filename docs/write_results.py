@@ -71,11 +71,11 @@ COLUMNS: dict[str, tuple[tuple, ...]] = {
 def table(name: str, seeds: dict[str, list[Scores]]) -> str:
     """A table of Markdown; arms without such a measure are left out."""
     columns = COLUMNS[name]
-    lines = ["| " + " | ".join(["arm", "seeds", *(column[0] for column in columns)]) + " |", "|---" * (len(columns) + 2) + "|"]
+    lines = ["| " + " | ".join(["arm", *(column[0] for column in columns)]) + " |", "|---" * (len(columns) + 1) + "|"]
     for arm, of_arm in seeds.items():
         cells = [cell(of_arm, *column[1:]) for column in columns]
         if any(text != "–" for text in cells):
-            lines.append("| " + " | ".join([ARMS[arm].title, str(len(of_arm)), *cells]) + " |")
+            lines.append("| " + " | ".join([ARMS[arm].title, *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from mtjudge_jax.tasks.answer import ranking_text
 from mtjudge_jax.tasks.demo import ANSWERS, DEMO, FORMS, LISTED
 
 _BOTH_DEFECTS = 0.1  # share of the unnatural pictures with both kinds of defect
-_YES_NO = (", no", ", yes")
+_YES_NO = (": no", ": yes")  # a mark of its own: behind it a judgement comes, behind a comma more facts
 
 
 class Fact(NamedTuple):
@@ -68,7 +68,7 @@ def named(texts: Sequence[str]) -> str:
 
 
 def reasoning(told: Sequence[Told]) -> str:
-    """ "first looks dark, no, second looks sharp, yes"."""
+    """ "first looks dark: no, second looks sharp: yes"."""
     return named([", ".join(fact.words + _YES_NO[fact.good] for fact in facts) for facts in told])
 
 

@@ -16,7 +16,7 @@ def get_config() -> Config:
     cfg.rollout.group_size = cfg.eval.samples = 8
     cfg.rollout.completion_tokens = 18
     # Muon: AdamW moves every weight of so small a model at its full rate, and the model forgets how to see before it judges.
-    cfg.optim.name, cfg.optim.lr = "muon", 1.5e-3
+    cfg.optim.name, cfg.optim.lr = "muon", 2e-3
     cfg.optim.warmup_steps, cfg.optim.schedule = 10, "cosine"
     cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0
     cfg.loss.kl_coef = 0.1

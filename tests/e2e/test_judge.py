@@ -382,8 +382,8 @@ def test_the_base_knows_every_demo_task():
 
 def test_scores_do_not_depend_on_the_batch_and_are_the_verdicts_probability():
     found = scoring()
-    assert len(found["technical"]) == 12 and np.ptp(found["technical"]) > 1e-3
-    assert np.abs(np.array(found["one by one"]) - found["technical"][:5]).max() < 1e-6
+    assert len(found["technical"]) == len(found["alignment"]) == 12 and np.ptp(found["alignment"]) > 0.5
+    assert np.abs(np.array(found["one by one"]) - found["alignment"][:5]).max() < 1e-6
     assert found["verdict"]["probabilities"]["yes"] == pytest.approx(found["technical"][0], abs=1e-6)
     want = [*found["technical"][:3], None, *found["technical"][4:6]] * 9
     assert all(abs(a - b) < 1e-6 for a, b in zip(found["mixed"], want, strict=True) if b is not None)
@@ -397,7 +397,7 @@ def test_comparisons_turn_with_the_candidates():
     found = scoring()
     matrix, rates = np.array(found["matrix"]), np.array(found["win_rate"])
     off = ~np.eye(4, dtype=bool)
-    assert (matrix + matrix.T)[off].tolist() == [1.0] * 12 and rates.sum() == 2.0
+    assert (matrix + matrix.T)[off].tolist() == [1.0] * 12 and rates.sum() == pytest.approx(2.0, abs=1e-12)
     assert np.abs(np.array(found["swapped"])[::-1] - rates).max() < 1e-6
     pair = found["pairs"][0]
     assert pair["probabilities"]["first"] == pytest.approx(matrix[0, 1], abs=1e-6) and pair["agreement"] in (0.0, 0.5, 1.0)

@@ -33,7 +33,9 @@ def disturbed() -> Path:
     assert commands().wait(run).status == -signal.SIGKILL
     ended = commands().wait(commands().start_call("trackers.train", **how))
     assert ended.status == 0, ended.err[-3000:]
-    assert re.search(r"resumed .* after step [24]\n", ended.out) and "warning: " not in ended.out, ended.out
+    assert re.search(r"resumed .* after step [24]\n", ended.out), ended.out
+    warned = [line for line in ended.out.splitlines() if line.startswith("warning: ")]  # of so short a run's learning alone
+    assert all("within every group" in line or "best/ holds the model" in line for line in warned), warned
     return workdir
 
 

@@ -62,6 +62,11 @@ def judging(*, folder: str) -> dict:
     return facts
 
 
+def asked_thing(number: int) -> str:
+    """The text of question `number`. The base's greedy answers about photographs are all alike but for those about a text."""
+    return ("a dog", "a cat", "an apple")[number % 3]
+
+
 def scoring() -> dict:
     """What the judge in process says of photographs, by every way of asking; and what it compiled after its warm-up."""
     import jax
@@ -76,7 +81,7 @@ def scoring() -> dict:
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
     )
-    texts = [f"a photo of {i}" for i in range(len(photos))]
+    texts = [asked_thing(i) for i in range(len(photos))]
     found = judge.compare(photos[:4], task="pairwise_technical")
     facts = {
         "technical": judge.score(photos, task="technical").tolist(),
@@ -84,7 +89,7 @@ def scoring() -> dict:
         "win_rate": found.win_rate.tolist(),
         "matrix": found.matrix.tolist(),
         "verdict": judge.judge(images=photos[0], task="technical")._asdict(),
-        "one by one": [judge.score([one], task="technical").tolist()[0] for one in photos[:5]],
+        "one by one": [judge.score([photos[i]], task="alignment", instructions=[texts[i]]).tolist()[0] for i in range(5)],
     }
     pairs = [(photos[i], photos[j]) for i, j in ((0, 1), (2, 3))]
     facts["swapped"] = judge.compare(photos[3::-1], task="pairwise_technical").win_rate.tolist()

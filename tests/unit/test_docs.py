@@ -154,6 +154,18 @@ def test_the_page_of_the_fields_is_that_of_the_source():
     assert {name.rpartition(".")[2] for name in flatten(Config())} <= set(named) and "flipped" in named
 
 
+def test_the_tables_of_the_results_are_those_of_the_study():
+    """Otherwise: python docs/write_results.py"""
+    spec = importlib.util.spec_from_file_location("write_results", DOCS / "write_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    page, seeds = (DOCS / "results.md").read_text(), module.read()
+    assert module.written(page, seeds) == page and set(re.findall(r"<!-- table (.*?) -->", page)) == set(module.COLUMNS)
+    assert {"off_the_shelf", "mt_rl_judge"} <= set(seeds)
+    scores = [{"a": {"m": "0.5"}, "b": {"m": "0.25"}}, {"a": {"m": "1"}, "b": {"m": ""}}]
+    assert module.cell(scores, ("a", "b"), "m") == "0.69 (0.38-1.00)" and module.cell(scores[:1], ("a", "b"), "m", min) == "0.25"
+
+
 def test_the_page_of_the_design_has_the_order_of_imports():
     assert blocks(DOCS / "design.md", "text")[0].split() == ORDER
 

@@ -76,7 +76,7 @@ def build_tokenizer(folder: str | Path) -> None:
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    clean = (text.translate(str.maketrans("", "", ",.?{}")) for text in _demo_texts())
+    clean = (text.translate(str.maketrans("", "", ",.?:{}")) for text in _demo_texts())
     words = sorted(set(chain.from_iterable(text.split() for text in clean)))
     # Each word inside a text (with its space) and at the start of one. Training continues until nothing is left to merge.
     tokenizer.train_from_iterator([form for word in words for form in (word, f" {word}")], trainer)

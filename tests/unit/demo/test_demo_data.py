@@ -111,7 +111,7 @@ def test_examples_are_balanced_repeatable_and_labelled_by_their_facts(task):
         assert TASKS[task].question_text(example.question)
         labels.append(cases.answer_word(TASKS[task].kind, example.label))
         assert labels[-1] == expected_answer(task, example.rationale)
-        assert re.search(r", (yes|no)$", example.rationale)
+        assert re.search(r": (yes|no)$", example.rationale)
     kind = TASKS[task].kind
     if kind == "listwise":
         good = [label.partition(" > ")[0].count("=") + 1 for label in labels]
@@ -140,23 +140,23 @@ def expected_answer(task: str, rationale: str) -> str:
 
 
 def test_what_is_said_of_the_facts_is_true_of_each():
-    """ "looks sharp, yes, parts shuffled, no": every fact has its own word, and the answer follows from these."""
+    """ "looks sharp: yes, parts shuffled: no": every fact has its own word, and the answer follows from these."""
     bad = {*scenes.DEFECTS, *scenes.DISORDERS, *scenes.HARMFUL, "differs"}
     for task in cases.DEMO_TASKS:
         for example in dataset.make_examples(split="val", task=task, count=12, seed=2):
-            facts = re.findall(r"(?:looks|parts|shows|and) (\w+)(?:, (matches|differs))?, (yes|no)\b", example.rationale)
-            assert len(facts) == example.rationale.count("yes") + example.rationale.count(", no")
+            facts = re.findall(r"(?:looks|parts|shows|and) (\w+)(?:, (matches|differs))?: (yes|no)\b", example.rationale)
+            assert len(facts) == example.rationale.count(":")
             assert all((word == "no") == bool({thing, found} & bad) for thing, found, word in facts), example.rationale
 
 
 def test_a_reasoning_and_its_facts():
     told = ((cases.Fact("looks dark", False),), (cases.Fact("looks sharp", True),))
     text = cases.reasoning(told)
-    assert text == "first looks dark, no, second looks sharp, yes"
+    assert text == "first looks dark: no, second looks sharp: yes"
     assert cases.stated_facts(text) == "first looks dark, second looks sharp"
     assert cases.answer_word("pairwise", cases.label_of("pairwise", told)) == "second"
     three = (*told, told[0], told[1])
-    assert cases.reasoning(three).startswith("A looks dark, no, B looks sharp, yes, C looks dark")
+    assert cases.reasoning(three).startswith("A looks dark: no, B looks sharp: yes, C looks dark")
     assert cases.answer_word("listwise", cases.label_of("listwise", three)) == "B = D > A = C"
     both = ((cases.Fact("looks dark", True), cases.Fact("parts ordered", False)),)
     assert cases.answer_word("pointwise_score", cases.label_of("pointwise_score", both)) == "3"
@@ -171,7 +171,7 @@ def test_negatives_are_shared_among_their_kinds():
         examples = dataset.make_examples(split="val", task=task, count=80, seed=0)
         return [example.rationale for example in examples if example.label.binary == 0]
 
-    assert Counter(negatives("rationality")) == {"parts shuffled, no": 20, "parts inverted, no": 20}
+    assert Counter(negatives("rationality")) == {"parts shuffled: no": 20, "parts inverted: no": 20}
     assert sum("differs" in r for r in negatives("preference")) == sum("looks sharp" in r for r in negatives("preference")) == 20
     natural = negatives("naturalness")
     assert 15 <= sum("looks sharp" in r for r in natural) <= 20 and 15 <= sum("parts ordered" in r for r in natural) <= 20
@@ -213,7 +213,7 @@ def test_every_word_is_one_token(tokens, pool):
     rng = np.random.default_rng(0)
     texts = [corpus.base_sample(rng, pool, pictures=pictures) for pictures in (1, 2, 4) for _ in range(60)]
     for text in [part for sample in texts for part in (sample.question, sample.answer)]:
-        pieces = re.findall(r"</?[a-z]+>| ?[A-Za-z]+| ?[>=]| ?[0-9]|[,.?]", text)
+        pieces = re.findall(r"</?[a-z]+>| ?[A-Za-z]+| ?[>=]| ?[0-9]|[,.?:]", text)
         assert "".join(pieces) == text
         assert [bpe.id_to_token(i).replace("Ġ", " ") for i in bpe.encode(text).ids] == pieces
 
@@ -232,7 +232,7 @@ def test_tokenizer_loads_as_a_qwen3_vl_folder_and_lays_out_turns(tokens, tmp_pat
     )
     assert len(loaded.encode(prompt)) == 16
     assert (loaded.pad_token, loaded.eos_token) == ("<|endoftext|>", "<|im_end|>")
-    answer = "<think>shows axe, no</think><answer>no</answer>"
+    answer = "<think>shows axe: no</think><answer>no</answer>"
     assert loaded.decode(loaded.encode(answer + "<|im_end|>"), skip_special_tokens=True) == answer
 
 

@@ -20,7 +20,7 @@ def pool():
 
 def words_of(answer: str) -> tuple[list[str], str]:
     """The judgements of a sample's facts, and its answer."""
-    return re.findall(r", (yes|no)\b", answer), answer.partition("<answer>")[2].removesuffix("</answer>")
+    return re.findall(r": (yes|no)\b", answer), answer.partition("<answer>")[2].removesuffix("</answer>")
 
 
 @pytest.mark.parametrize("task", cases.DEMO_TASKS)
