@@ -1,4 +1,4 @@
-"""The demo: a tiny judge on a laptop, six tasks, about five minutes on two idle CPU cores.
+"""The demo: a tiny judge on a laptop, six tasks, about six minutes on two idle CPU cores.
 
     mtjudge prepare --dataset=demo --out=runs/data
     mtjudge train --config=configs/demo.py --config.data.path=runs/data --workdir=runs/demo

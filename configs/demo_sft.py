@@ -2,7 +2,7 @@
 
     mtjudge train --config=configs/demo_sft.py --config.data.path=runs/data --workdir=runs/demo_sft
 
-At this size it beats RL: it sees the whole answer where RL sees one bit. Expected numbers: docs/results.md.
+It sees the whole answer where RL sees one bit. Expected numbers: docs/results.md.
 """
 
 from mtjudge_jax.config import Config

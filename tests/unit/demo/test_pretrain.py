@@ -8,6 +8,7 @@ import pytest
 
 from mtjudge_jax.demo import cases, scenes
 from mtjudge_jax.demo.pretrain import corpus, neutral
+from mtjudge_jax.demo.pretrain.make_base import alike
 from mtjudge_jax.tasks.answer import parse_strict
 from mtjudge_jax.tasks.base import CONTRACTS
 from mtjudge_jax.tasks.demo import ANSWERS, LISTED
@@ -125,6 +126,18 @@ def test_the_mix_has_its_shares(pictures, pool):
         assert not parsed.error
     with pytest.raises(ValueError, match="'coin' or 'true'"):
         corpus.judge_sample(rng, pool, "safety", verdict="heads")
+
+
+def test_queries_begin_as_the_keys_of_their_group():
+    """Of 4 queries and 2 keys a layer, query n as key n // 2; all else stays."""
+    rng = np.random.default_rng(0)
+    layers = {"q_ldnh": rng.normal(size=(3, 5, 4, 6)), "k_ldkh": rng.normal(size=(3, 5, 2, 6)), "o_lnhd": np.ones(2)}
+    params = {"text": {"layers": layers, "embed_vd": np.ones(3)}, "vision": np.ones(1)}
+    made = alike(params)
+    for n in range(4):
+        np.testing.assert_array_equal(made["text"]["layers"]["q_ldnh"][:, :, n], layers["k_ldkh"][:, :, n // 2])
+    assert made["text"]["layers"]["o_lnhd"] is layers["o_lnhd"] and made["vision"] is params["vision"]
+    assert made["text"]["embed_vd"] is params["text"]["embed_vd"] and params["text"]["layers"] is layers
 
 
 def test_the_easiest_questions_come_first():
