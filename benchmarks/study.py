@@ -2,8 +2,8 @@
 
     python benchmarks/study.py runs/arms --out=docs/study/arms.csv && python docs/write_results.py
 
-Beside the scores that the command wrote it holds what its answers say of the pictures: the share that state exactly the facts, and
-the share of the right verdicts that rest on other facts.
+Beside the scores that the command wrote it holds what its answers say of the pictures: the share that state exactly the facts,
+and the share of the right verdicts that rest on other facts.
 """
 
 import csv

@@ -47,10 +47,15 @@ COLUMNS: dict[str, tuple[tuple, ...]] = {
         ("pairs: accuracy", PAIRWISE, "accuracy"),
         ("same winner", PAIRWISE, "consistency"),
     ),
-    "pairs": tuple((name.removeprefix("pairwise_"), (name,), "accuracy") for name in PAIRWISE)
-    + (("by probability", PAIRWISE, "probability_accuracy"), ("each alone", PAIRWISE, "single_accuracy")),
-    "places": tuple((f"{name.removeprefix('pairwise_')}: first wins", (name,), "first_share") for name in PAIRWISE)
-    + (("no label", PAIRWISE, "invalid_rate"),),
+    "pairs": (
+        *((name.removeprefix("pairwise_"), (name,), "accuracy") for name in PAIRWISE),
+        ("by probability", PAIRWISE, "probability_accuracy"),
+        ("each alone", PAIRWISE, "single_accuracy"),
+    ),
+    "places": (
+        *((f"{name.removeprefix('pairwise_')}: first wins", (name,), "first_share") for name in PAIRWISE),
+        ("no label", PAIRWISE, "invalid_rate"),
+    ),
     "tasks 1": tuple((name, (name,), "macro_f1") for name in POINTWISE[:3]),
     "tasks 2": tuple((name, (name,), "macro_f1") for name in POINTWISE[3:]),
     "forms": (
