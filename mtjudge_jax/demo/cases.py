@@ -14,7 +14,7 @@ import numpy as np
 from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, HARMFUL, HARMLESS, Pool, Scene, choose, glyph_scene, photo_scene
 from mtjudge_jax.records import Label
 from mtjudge_jax.tasks.answer import ranking_text
-from mtjudge_jax.tasks.demo import ANSWERS, DEMO, FORMS, LISTED
+from mtjudge_jax.tasks.demo import ANSWERS, DEMO, LISTED
 
 _BOTH_DEFECTS = 0.1  # share of the unnatural pictures with both kinds of defect
 _YES_NO = (": no", ": yes")  # a mark of its own: behind it a judgement comes, behind a comma more facts
@@ -81,7 +81,7 @@ def stated_facts(text: str) -> str:
 
 def form_of(task: str) -> tuple[str, str]:
     """The kind of a demo task and its criterion: "pairwise_safety" -> ("pairwise", "safety")."""
-    return next(((kind, task.removeprefix(start)) for start, kind in FORMS.items() if task.startswith(start)))
+    return DEMO[task].kind, task.rpartition("_")[2]
 
 
 def grade_of(good: int, facts: int) -> int:

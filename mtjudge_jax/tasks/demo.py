@@ -7,8 +7,6 @@ position alone scores exactly one half.
 
 from mtjudge_jax.tasks.base import CONTRACTS, LETTERS, NO_YES, RANKING, Task
 
-# A task's name begins with its form, but for one picture; "" stands last because every name begins with it.
-FORMS = {"pairwise_": "pairwise", "graded_": "pointwise_score", "ranked_": "listwise", "": "pointwise_binary"}
 LISTED = LETTERS[:4]  # names of the pictures of a list
 ANSWERS = {
     "pointwise_binary": NO_YES,

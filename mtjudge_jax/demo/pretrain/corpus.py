@@ -22,6 +22,7 @@ from mtjudge_jax.demo.cases import (
     label_of,
     looks,
     named,
+    other_thing,
     parts,
     shows,
 )
@@ -110,7 +111,7 @@ def _thing(rng: np.random.Generator, pool: Pool) -> Scene:
 
 def _two_things(rng: np.random.Generator, pool: Pool) -> Scene:
     first = choose(rng, THINGS)
-    return glyph_scene(rng, pool, (first, choose(rng, tuple(name for name in THINGS if name != first))))
+    return glyph_scene(rng, pool, (first, other_thing(rng, first, THINGS)))
 
 
 def _describe(scene: Scene) -> str:

@@ -95,8 +95,8 @@ def hf_config(tokenizer) -> dict:
 def alike(params: Params) -> Params:
     """The text model's queries begin as the keys of their group, so that from the start a token attends to others like itself.
 
-    Without it the base does not find out in 400 updates how to hold a fact against what is asked for; with it, it takes 150. The
-    idea is that of mimetic initialisation (Trockman and Kolter, arXiv 2305.09828).
+    In 400 updates a run without it answered no neutral question better than chance, and one with it, asked more of them, those
+    about looks and order in nine of ten. The idea is that of mimetic initialisation (Trockman and Kolter, arXiv 2305.09828).
     """
     layers = params["text"]["layers"]
     repeated = layers["q_ldnh"].shape[2] // layers["k_ldkh"].shape[2]
