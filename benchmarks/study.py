@@ -3,19 +3,24 @@
     python benchmarks/study.py runs/arms --out=docs/study/arms.csv && python docs/write_results.py
 
 Beside the scores that the command wrote it holds what its answers say of the pictures: the share that state exactly the facts,
-and the share of the right verdicts that rest on other facts.
+and the share of the right verdicts that rest on other facts. The study takes hours and may be done in parts: the lines of other
+models stay, if they were made with the same base and the same settings of the demo.
 """
 
 import csv
+import hashlib
 import json
 import sys
 from pathlib import Path
 
 from absl import app, flags
 
+from mtjudge_jax import demo
+from mtjudge_jax.config import to_dict
 from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.demo.arms import ARMS
 from mtjudge_jax.demo.cases import DEMO_TASKS, stated_facts
+from mtjudge_jax.demo.config import get_config
 
 OUT = flags.DEFINE_string("out", None, "the CSV to write", required=True)
 
@@ -24,7 +29,13 @@ SCORES = (
     "ece", "brier", "spearman", "tau_b",
 )  # fmt: skip
 FACTS = ("facts", "right_on_other_facts")
-HEAD = ("arm", "seed", "task", *SCORES, *FACTS)
+HEAD = ("arm", "seed", "task", *SCORES, *FACTS, "made_with")
+
+
+def made_with() -> str:
+    """Eight digits that tell the demo's base and settings from others."""
+    weights = (Path(demo.__file__).parent / "base" / "model.safetensors").read_bytes()
+    return hashlib.sha256(weights + json.dumps(to_dict(get_config()), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def facts_of(predictions: list[dict], rationales: dict[str, str]) -> dict[str, float | None]:
@@ -41,7 +52,7 @@ def facts_of(predictions: list[dict], rationales: dict[str, str]) -> dict[str, f
 
 
 def rows_of(workdir: Path) -> list[dict]:
-    """The lines of the table, in the order of the arms, then by seed and task."""
+    """The lines of the models in a workdir."""
     rationales = {e.example_id: e.rationale for task in DEMO_TASKS for e in read_split(workdir / "data", "test", task)}
     rows = []
     for path in (workdir / "eval").glob("*.json"):
@@ -50,19 +61,30 @@ def rows_of(workdir: Path) -> list[dict]:
         for task, scores in result["tasks"].items():
             told = facts_of([line for line in lines if line["task"] == task], rationales)
             values = {name: scores.get(name) for name in SCORES} | told
-            about = {"arm": result["arm"], "seed": result["seed"], "task": task}
+            about = {"arm": result["arm"], "seed": str(result["seed"]), "task": task, "made_with": made_with()}
             rows.append(about | {name: "" if value is None else f"{value:.4g}" for name, value in values.items()})
+    return rows
+
+
+def joined(rows: list[dict], before: list[dict]) -> list[dict]:
+    """The lines with those of the table so far that belong to other models, by arm, seed and task."""
+    anew = {(row["arm"], row["seed"], row["task"]) for row in rows}
+    kept = [row for row in before if row.get("made_with") == made_with()]
+    kept = [row for row in kept if (row["arm"], row["seed"], row["task"]) not in anew]
     arms, tasks = list(ARMS), list(DEMO_TASKS)
-    return sorted(rows, key=lambda row: (arms.index(row["arm"]), row["seed"], tasks.index(row["task"])))
+    return sorted(rows + kept, key=lambda row: (arms.index(row["arm"]), int(row["seed"]), tasks.index(row["task"])))
 
 
 def main(argv: list[str]) -> None:
     if len(argv) != 2:
         sys.exit("usage: python benchmarks/study.py WORKDIR --out=FILE.csv")
-    with open(OUT.value, "w", newline="") as file:
+    out = Path(OUT.value)
+    before = list(csv.DictReader(out.read_text().splitlines())) if out.exists() else []
+    rows = joined(rows_of(Path(argv[1])), before)
+    with open(out, "w", newline="") as file:
         table = csv.DictWriter(file, HEAD)
         table.writeheader()
-        table.writerows(rows_of(Path(argv[1])))
+        table.writerows(rows)
 
 
 if __name__ == "__main__":
