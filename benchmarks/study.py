@@ -7,20 +7,16 @@ and the share of the right verdicts that rest on other facts. The study takes ho
 models stay, if they were made with the same base and the same settings of the demo.
 """
 
-import csv
-import hashlib
 import json
 import sys
 from pathlib import Path
 
+import tables
 from absl import app, flags
 
-from mtjudge_jax import demo
-from mtjudge_jax.config import to_dict
 from mtjudge_jax.data.pipeline import read_split
 from mtjudge_jax.demo.arms import ARMS
 from mtjudge_jax.demo.cases import DEMO_TASKS, stated_facts
-from mtjudge_jax.demo.config import get_config
 
 OUT = flags.DEFINE_string("out", None, "the CSV to write", required=True)
 
@@ -29,13 +25,7 @@ SCORES = (
     "ece", "brier", "spearman", "tau_b",
 )  # fmt: skip
 FACTS = ("facts", "right_on_other_facts")
-HEAD = ("arm", "seed", "task", *SCORES, *FACTS, "made_with")
-
-
-def made_with() -> str:
-    """Eight digits that tell the demo's base and settings from others."""
-    weights = (Path(demo.__file__).parent / "base" / "model.safetensors").read_bytes()
-    return hashlib.sha256(weights + json.dumps(to_dict(get_config()), sort_keys=True).encode()).hexdigest()[:8]
+HEAD = ("arm", "seed", "task", *SCORES, *FACTS)
 
 
 def facts_of(predictions: list[dict], rationales: dict[str, str]) -> dict[str, float | None]:
@@ -60,17 +50,15 @@ def rows_of(workdir: Path) -> list[dict]:
         lines = [json.loads(line) for line in path.with_suffix(".predictions.jsonl").read_text().splitlines()]
         for task, scores in result["tasks"].items():
             told = facts_of([line for line in lines if line["task"] == task], rationales)
-            values = {name: scores.get(name) for name in SCORES} | told
-            about = {"arm": result["arm"], "seed": str(result["seed"]), "task": task, "made_with": made_with()}
-            rows.append(about | {name: "" if value is None else f"{value:.4g}" for name, value in values.items()})
+            about = {"arm": result["arm"], "seed": str(result["seed"]), "task": task}
+            rows.append(about | tables.written(scores | told, (*SCORES, *FACTS)))
     return rows
 
 
 def joined(rows: list[dict], before: list[dict]) -> list[dict]:
     """The lines with those of the table so far that belong to other models, by arm, seed and task."""
     anew = {(row["arm"], row["seed"], row["task"]) for row in rows}
-    kept = [row for row in before if row.get("made_with") == made_with()]
-    kept = [row for row in kept if (row["arm"], row["seed"], row["task"]) not in anew]
+    kept = [row for row in before if (row["arm"], row["seed"], row["task"]) not in anew]
     arms, tasks = list(ARMS), list(DEMO_TASKS)
     return sorted(rows + kept, key=lambda row: (arms.index(row["arm"]), int(row["seed"]), tasks.index(row["task"])))
 
@@ -79,12 +67,7 @@ def main(argv: list[str]) -> None:
     if len(argv) != 2:
         sys.exit("usage: python benchmarks/study.py WORKDIR --out=FILE.csv")
     out = Path(OUT.value)
-    before = list(csv.DictReader(out.read_text().splitlines())) if out.exists() else []
-    rows = joined(rows_of(Path(argv[1])), before)
-    with open(out, "w", newline="") as file:
-        table = csv.DictWriter(file, HEAD)
-        table.writeheader()
-        table.writerows(rows)
+    tables.write(out, HEAD, joined(rows_of(Path(argv[1])), tables.read(out)))
 
 
 if __name__ == "__main__":
