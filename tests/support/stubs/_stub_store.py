@@ -14,14 +14,15 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._late, self._waiting = late, []
 
-    def add(self, record):
-        self._waiting.append(json.dumps(record) + "\n")
+    def add(self, *records):
+        """What one call adds is written whole or not at all, as in a database's transaction."""
+        self._waiting += [json.dumps(record) + "\n" for record in records]
         if len(self._waiting) > self._late:
             self.flush()
 
     def flush(self):
-        with self.path.open("a") as file:
-            file.writelines(self._waiting)
+        with self.path.open("ab", buffering=0) as file:
+            file.write("".join(self._waiting).encode())
         self._waiting = []
 
     def read(self):

@@ -37,9 +37,9 @@ class MlflowClient:
 
     def log_batch(self, run_id, metrics=(), params=(), tags=(), synchronous=None):
         assert len(metrics) <= 1000 and len(params) <= 100
-        store = Store(f"mlflow/{run_id}.jsonl")
-        for metric in metrics:
-            store.add({"key": metric.key, "value": metric.value, "step": metric.step})
+        Store(f"mlflow/{run_id}.jsonl").add(
+            *({"key": metric.key, "value": metric.value, "step": metric.step} for metric in metrics)
+        )
 
     def log_image(self, run_id, image, artifact_file=None, key=None, step=None, timestamp=None, synchronous=None):
         Store(f"mlflow/{run_id}.images.jsonl").add({"key": key, "step": step, "size": image.size})
