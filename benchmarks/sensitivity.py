@@ -23,6 +23,7 @@ from mtjudge_jax.eval.batches import Judging
 from mtjudge_jax.eval.evaluate import evaluate
 from mtjudge_jax.paths import as_path, remove_tree
 from mtjudge_jax.policy.model import eval_format, open_model
+from mtjudge_jax.tasks.demo import NEUTRAL
 from mtjudge_jax.train.fit import fit
 
 OUT = flags.DEFINE_string("out", None, "the CSV to write or to continue", required=True)
@@ -41,7 +42,15 @@ def _set(section: str, field: str) -> Callable[[Config, float], None]:
 
 
 def _tasks(cfg: Config, value: int) -> None:
-    cfg.data.tasks = ("technical", "safety", "alignment", "naturalness", "preference", "rationality")[:value]
+    """So many of the six beside the neutral pairs; of 32 prompts as many as give each label as often."""
+    cfg.data.tasks = (*("technical", "safety", "alignment", "naturalness", "preference", "rationality")[:value], *NEUTRAL)
+    labels = 2 * len(cfg.data.tasks)
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 32 // labels * labels
+
+
+def _alone(cfg: Config, value: str) -> None:
+    cfg.data.tasks = POINTWISE
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 24
 
 
 # Of each setting: its values, and what they change. "questions" is the number of distinct training questions a task.
@@ -50,8 +59,9 @@ SETTINGS: dict[str, tuple[tuple, Callable]] = {
     "alpha": ((0.0, 0.3, 0.5), _set("reward", "alpha")),
     "group": ((4, 16, 20), _set("rollout", "group_size")),
     "kl": ((0.0, 0.03, 0.3), _set("loss", "kl_coef")),
-    "warmup": ((40,), _set("optim", "warmup_steps")),
-    "freeze": ((("vision", "mergers"),), _set("model", "freeze")),
+    "warmup": ((10,), _set("optim", "warmup_steps")),
+    "freeze": (((),), _set("model", "freeze")),
+    "neutral pairs": (("none",), _alone),
     "tasks": ((1, 2, 4), _tasks),
     "questions": ((24, 96), lambda cfg, value: None),
 }

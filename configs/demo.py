@@ -1,4 +1,4 @@
-"""The demo: a tiny judge on a laptop, six tasks, about six minutes on two idle CPU cores.
+"""The demo: a tiny judge on a laptop, six tasks and neutral pairs, about seven minutes on two idle CPU cores.
 
     mtjudge prepare --dataset=demo --out=runs/data
     mtjudge train --config=configs/demo.py --config.data.path=runs/data --workdir=runs/demo
@@ -12,19 +12,22 @@ from mtjudge_jax.config import Config
 
 def get_config() -> Config:
     cfg = Config()
-    cfg.stage, cfg.steps = "grpo", 160
+    cfg.stage, cfg.steps = "grpo", 288
     cfg.model.path = "demo"
+    cfg.model.freeze = ("vision", "mergers")  # the base sees well, and what is not trained cannot be spoiled
     cfg.data.tasks = ("technical", "rationality", "naturalness", "alignment", "preference", "safety")
+    cfg.data.tasks += ("pairwise_looks", "pairwise_things")  # neutral pairs, so that the form is kept
     cfg.data.mixture = "uniform"
     cfg.data.balance_labels = True  # without it so small a policy collapses to a constant answer
-    cfg.data.prompt_tokens, cfg.data.patches = 44, 36
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 24
-    cfg.rollout.group_size, cfg.rollout.completion_tokens = 8, 18
-    # Muon, because AdamW moves every weight at the full rate, and so small a model forgets what its base can see.
+    cfg.data.prompt_tokens, cfg.data.patches = 54, 72
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 16
+    cfg.rollout.group_size, cfg.rollout.completion_tokens = 8, 28
+    # Muon, because AdamW moves every weight at the full rate, and so small a model forgets what its base knows. Its first steps
+    # follow noise, and they are as long as the later ones: with a warm-up of 10 in 160 one of two seeds lost the pairs.
     cfg.optim.name, cfg.optim.lr = "muon", 2e-3
-    cfg.optim.warmup_steps, cfg.optim.schedule = 10, "cosine"
+    cfg.optim.warmup_steps, cfg.optim.schedule = 72, "cosine"
     cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0
-    cfg.loss.kl_coef = 0.1
-    cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = 40, 48, 8
-    cfg.checkpoint.every_steps = 20
+    cfg.loss.kl_coef = 0.3  # the base's coins stay alive for longer: with 0.1 two seeds of three never saw a weapon in one place
+    cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = 72, 48, 2
+    cfg.checkpoint.every_steps = 24
     return cfg

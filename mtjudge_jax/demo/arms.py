@@ -1,12 +1,14 @@
 """`mtjudge demo --arms=all`: the paper's five arms and others on the demo's data, from one base, at equal numbers of prompts.
 
-Every arm sees 648 questions per task: a single model in 27 steps of 24, a unified one in 162 steps of the same size, so that
-all share their compiled programs. The tables of `mtjudge report A B ..` compare the models after their last step. Each run ends
-in a file below `eval`, and a second start of the command does the missing runs.
+Every arm sees 576 questions per task: a single model in 48 steps of 12, a unified one in 288 steps of the same size, so that
+they share their compiled programs. An arm with neutral pairs has 4 of them more in each step. The tables of
+`mtjudge report A B ..` compare the models after their last step. Each run ends in a file below `eval`, and a second start of the
+command does the missing runs.
 """
 
 import json
 import time
+from functools import cache
 from typing import NamedTuple
 
 import jax
@@ -27,9 +29,10 @@ from mtjudge_jax.policy.model import Model, eval_format, open_model, read_params
 from mtjudge_jax.report.compare.compare import compare
 from mtjudge_jax.report.compare.pages import write_comparison
 from mtjudge_jax.report.compare.read import join_tasks, read_result
+from mtjudge_jax.tasks.demo import NEUTRAL
 from mtjudge_jax.train.fit import fit
 
-_STEPS = 27  # of 24 prompts, per task
+_STEPS, _PROMPTS = 48, 12  # per task, of a step
 _EVAL_BATCH = 40  # prompts; divides the 200 questions of a task
 
 
@@ -37,6 +40,7 @@ class Arm(NamedTuple):
     title: str
     stage: str = ""  # grpo | sft; "" trains nothing
     single: bool = False  # one model per task
+    pairs: bool = False  # neutral pairs beside its tasks, as in the demo
     warm: bool = False  # a third of its prompts is SFT on gold reasoning, before RL
     target: str = "rationale"  # sft.target
     mixture: str = "uniform"
@@ -48,8 +52,11 @@ ARMS: dict[str, Arm] = {
     "sft_unified": Arm("SFT-Unified, verdict alone", "sft", target="answer"),
     "sft_single_rationale": Arm("SFT-Single, reasoning and verdict", "sft", single=True),
     "sft_unified_rationale": Arm("SFT-Unified, reasoning and verdict", "sft"),
+    "sft_unified_pairs": Arm("SFT-Unified, verdict alone, and neutral pairs", "sft", pairs=True, target="answer"),
+    "sft_unified_rationale_pairs": Arm("SFT-Unified, reasoning and verdict, and neutral pairs", "sft", pairs=True),
     "rl_single": Arm("RL-Single", "grpo", single=True),
     "mt_rl_judge": Arm("MT-RL-Judge", "grpo"),
+    "mt_rl_pairs": Arm("MT-RL-Judge and neutral pairs", "grpo", pairs=True),
     "mt_grpo": Arm("MT-GRPO", "grpo", mixture="mt_grpo"),
     "warm_mt_rl": Arm("SFT, reasoning and verdict, then MT-RL", "grpo", warm=True),
 }
@@ -100,11 +107,16 @@ def _job_config(job: Job, workdir: AnyPath) -> Config:
     """The demo's config (for SFT that of configs/demo_sft.py) with the arm's number of prompts."""
     arm, cfg = ARMS[job.arm], get_config()
     cfg.seed, cfg.data.path, cfg.data.tasks = job.seed, str(workdir / "data"), job.tasks
+    if arm.pairs:
+        cfg.data.tasks += tuple(NEUTRAL)
+    else:  # the room of a question about one picture
+        cfg.data.prompt_tokens, cfg.data.patches, cfg.rollout.completion_tokens = 48, 36, 18
+        cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = _PROMPTS
     cfg.steps = _STEPS * len(job.tasks)
     if arm.warm:
         cfg.steps -= cfg.steps // 3
         cfg.model.path = str(_warm_folder(job, workdir) / "best")
-    cfg.optim.warmup_steps = max(2, cfg.steps // 16)  # 10 of the demo's 160
+    cfg.optim.warmup_steps = max(2, cfg.steps // 4)  # as in the demo
     cfg.eval.every_steps, cfg.eval.limit, cfg.eval.samples = cfg.steps, 24, 1
     cfg.checkpoint.every_steps, cfg.checkpoint.keep = _STEPS, 1
     if arm.stage:
@@ -138,14 +150,14 @@ def run_arms(workdir: AnyPath, arms: list[str], seeds: int) -> None:
     write_demo_data(workdir / "data", seed=0)
     examples = {task: read_split(workdir / "data", "test", task) for task in DEMO_TASKS}
     jobs = jobs_of(arms, seeds)
-    model = open_model(_job_config(jobs[0], workdir))
+    models = cache(lambda pairs: open_model(_job_config(next(job for job in jobs if ARMS[job.arm].pairs == pairs), workdir)))
     for number, job in enumerate(jobs, 1):
         cfg = _job_config(job, workdir)
         print(f"{number}/{len(jobs)} {job.name}", flush=True)
         if _is_done(workdir / "eval" / f"{job.name}.json", cfg):
             print("    already done", flush=True)
             continue
-        _run_job(job, cfg, model, {name: examples[name] for name in job.judged}, workdir)
+        _run_job(job, cfg, models(ARMS[job.arm].pairs), {name: examples[name] for name in job.judged}, workdir)
         write_tables(workdir, jobs)
     path = write_tables(workdir, jobs)
     print(f"done: this start took {(time.perf_counter() - began) / 60:.1f} minutes\ntables: {address(path)}", flush=True)

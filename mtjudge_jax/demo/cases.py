@@ -14,7 +14,7 @@ import numpy as np
 from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, HARMFUL, HARMLESS, Pool, Scene, choose, glyph_scene, photo_scene
 from mtjudge_jax.records import Label
 from mtjudge_jax.tasks.answer import ranking_text
-from mtjudge_jax.tasks.demo import ANSWERS, DEMO, LISTED
+from mtjudge_jax.tasks.demo import ANSWERS, DEMO, LISTED, NEUTRAL
 
 _BOTH_DEFECTS = 0.1  # share of the unnatural pictures with both kinds of defect
 _YES_NO = (": no", ": yes")  # a mark of its own: behind it a judgement comes, behind a comma more facts
@@ -81,7 +81,7 @@ def stated_facts(text: str) -> str:
 
 def form_of(task: str) -> tuple[str, str]:
     """The kind of a demo task and its criterion: "pairwise_safety" -> ("pairwise", "safety")."""
-    return DEMO[task].kind, task.rpartition("_")[2]
+    return (DEMO | NEUTRAL)[task].kind, task.rpartition("_")[2]
 
 
 def grade_of(good: int, facts: int) -> int:
@@ -201,4 +201,5 @@ DEMO_TASKS = tuple(DEMO)
 POINTWISE = tuple(name for name in DEMO_TASKS if DEMO[name].kind == "pointwise_binary")
 PAIRWISE = tuple(name for name in DEMO_TASKS if DEMO[name].kind == "pairwise")
 NEVER_TRAINED = tuple(name for name in DEMO_TASKS if DEMO[name].ood)  # pairs, grades and lists: for evaluation only
+TRAINED_TASKS = (*POINTWISE, *NEUTRAL)
 LABELS = {"pointwise_binary": (0, 1), "pairwise": (0, 1), "pointwise_score": (0, 1, 2), "listwise": (1, 2, 3)}

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from mtjudge_jax.data.pipeline import MANIFEST_VERSION
 from mtjudge_jax.data.record_file import write_records
-from mtjudge_jax.demo.cases import DEMO_TASKS, LABELS, NEVER_TRAINED, POINTWISE, draw_case, form_of, label_of
+from mtjudge_jax.demo.cases import DEMO_TASKS, LABELS, NEVER_TRAINED, TRAINED_TASKS, draw_case, form_of, label_of
+from mtjudge_jax.demo.neutral import PAIRS, neutral_case
 from mtjudge_jax.demo.scenes import SPLITS, Pool, load_pool
 from mtjudge_jax.errors import UserError
 from mtjudge_jax.locks import held
@@ -27,7 +28,7 @@ from mtjudge_jax.records import JudgeExample
 
 _load_pool = lru_cache(maxsize=len(SPLITS))(load_pool)
 # Changes whenever the same arguments would give other pictures, words or records, so that old data are not reused.
-_RECIPE = 3
+_RECIPE = 4
 LICENSE = "derived from CC0, public-domain, CC BY and CC BY-SA pictures; see demo/assets/ATTRIBUTION.md"
 
 
@@ -39,8 +40,8 @@ def make_examples(*, split: str, task: str, count: int, seed: int) -> Iterator[J
     """
     if count < 0 or count % 2:
         raise ValueError(f"count {count} must be even and not negative, so that both labels have equal shares")
-    if task not in DEMO_TASKS:
-        raise ValueError(f"task {task!r} is not a demo task: known are {', '.join(DEMO_TASKS)}")
+    if task not in (*DEMO_TASKS, *PAIRS):
+        raise ValueError(f"task {task!r} is not a demo task: known are {', '.join((*DEMO_TASKS, *PAIRS))}")
     pool = _load_pool(split)
     return (_make_example(pool, split=split, task=task, index=index, seed=seed) for index in range(count))
 
@@ -55,7 +56,10 @@ def _make_example(pool: Pool, *, split: str, task: str, index: int, seed: int) -
     first = int(np.random.default_rng((*stream, 0, block)).integers(len(labels)))
     label = labels[(index + first) % len(labels)]
     rng = np.random.default_rng((*stream, 1, index))
-    case = draw_case(rng, pool, task, label=label, variant=block)
+    if task in PAIRS:
+        case = neutral_case(rng, pool, kind, PAIRS[task][block % len(PAIRS[task])], winner=label)
+    else:
+        case = draw_case(rng, pool, task, label=label, variant=block)
     graded = {"score_min": 1.0, "score_max": 5.0} if kind == "pointwise_score" else {}
     return JudgeExample(
         example_id=f"demo/{task}/{split}/{index:06d}",
@@ -105,7 +109,7 @@ def write_demo_data(
 
 def _draw(folder: AnyPath, arguments: dict[str, int]) -> None:
     seed, train, val, test, unseen = (arguments[name] for name in ("seed", "train", "val", "test", "unseen"))
-    jobs = [(split, task, count) for split, count in zip(SPLITS, (train, val, test), strict=True) for task in POINTWISE]
+    jobs = [(split, task, count) for split, count in zip(SPLITS, (train, val, test), strict=True) for task in TRAINED_TASKS]
     jobs += [("test", task, unseen) for task in NEVER_TRAINED]
     if in_bucket(folder):
         partial = Path(tempfile.mkdtemp(prefix="mtjudge-data-"))

@@ -13,6 +13,7 @@ from mtjudge_jax.report.plots import BASE_COLOR, TRAINED_COLOR, looks_of, page_c
 from mtjudge_jax.report.read import BASE_TEST, REFERENCE_TEST, TRAINED_TEST, RunFolder, best_validation, read_run
 from mtjudge_jax.report.rollouts import rollout_groups
 from mtjudge_jax.report.tables import Table
+from mtjudge_jax.tasks.demo import NEUTRAL
 
 
 def write_report(workdir: str | os.PathLike, *, out: str | os.PathLike | None = None) -> AnyPath:
@@ -49,7 +50,7 @@ def render_report(run: RunFolder, *, version: str = "") -> str:
         constant=constant, constant_words=views.constant_words(run, rows, in_mean),
         curves=learning_curves(run, tasks, looks), looks=looks, work=work, best=best_validation(run.validation),
         config=config, highlights=views.highlight(config, stage), counts=views.split_counts(run.manifest),
-        stage=stage, is_demo=run.manifest.get("dataset") == "demo",
+        stage=stage, is_demo=run.manifest.get("dataset") == "demo", neutral=bool(NEUTRAL.keys() & set(tasks)),
         cards=cards, quota=TEST_QUOTA + VAL_QUOTA, splits=list(dict.fromkeys(card.split for card in cards)),
         card_tasks=list(dict.fromkeys(card.task for card in cards)),
     )  # fmt: skip

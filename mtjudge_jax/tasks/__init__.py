@@ -7,12 +7,12 @@ from mtjudge_jax.errors import UserError, unknown
 from mtjudge_jax.tasks.base import Task
 from mtjudge_jax.tasks.benchmarks import BENCHMARKS
 from mtjudge_jax.tasks.custom import custom_task
-from mtjudge_jax.tasks.demo import DEMO
+from mtjudge_jax.tasks.demo import DEMO, NEUTRAL
 from mtjudge_jax.tasks.paper import PAPER
 
 __all__ = ["DEMO", "TASKS", "Task", "get_task", "task_of", "tasks_with"]
 
-TASKS: dict[str, Task] = DEMO | PAPER | BENCHMARKS
+TASKS: dict[str, Task] = DEMO | NEUTRAL | PAPER | BENCHMARKS
 _ALL_TASKS = "; docs/tasks_and_rewards.md lists the built-in tasks, and data.custom_tasks makes your own"
 
 

@@ -101,7 +101,7 @@ def test_what_sft_teaches():
 
 
 def test_the_arms_and_their_models():
-    assert chosen(["all"]) == list(ARMS) and len(ARMS) == 9
+    assert chosen(["all"]) == list(ARMS) and len(ARMS) == 12
     assert chosen(["mt_rl_judge", "off_the_shelf"]) == ["off_the_shelf", "mt_rl_judge"]
     with pytest.raises(ConfigError, match="--arms: unknown arm 'rl_singel', did you mean 'rl_single'"):
         chosen(["rl_singel"])

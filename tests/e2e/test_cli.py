@@ -292,6 +292,9 @@ def test_names_are_separated_by_commas():
     shown = json.loads(commands().run("train", f"--config={commands().config}", "--print_config", *flags).out)
     assert shown["data"]["tasks"] == ["technical", "safety"] and shown["model"]["freeze"] == ["vision", "mergers"]
     assert shown["reward"]["weights"] == ["accuracy=0.9", "format=0.1"] and shown["reward"]["batch"] == ["math:sqrt"]
+    flags = ["--config.data.tasks=", "--config.reward.weights="]  # a value that is empty is no name
+    shown = json.loads(commands().run("train", f"--config={commands().config}", "--print_config", *flags).out)
+    assert shown["data"]["tasks"] == shown["reward"]["weights"] == []
 
 
 def test_a_list_that_is_given_twice_is_both():

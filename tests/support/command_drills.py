@@ -133,6 +133,6 @@ def arms(*, workdir: str, names: str) -> None:
     from mtjudge_jax import cli
 
     module.write_demo_data = functools.partial(module.write_demo_data, train=12, val=4, test=4, unseen=4)
-    module.get_config, module._STEPS, module._EVAL_BATCH = config, 1, 12
+    module.get_config, module._STEPS, module._PROMPTS, module._EVAL_BATCH = config, 1, config().rollout.prompts, 12
     sys.argv = ["mtjudge", "demo", f"--arms={names}", "--seeds=1", f"--workdir={workdir}"]
     cli.main()

@@ -26,9 +26,10 @@ from mtjudge_jax.demo.cases import (
     parts,
     shows,
 )
-from mtjudge_jax.demo.pretrain.neutral import FAMILIES, NEUTRAL_TASKS, neutral_case
+from mtjudge_jax.demo.neutral import FAMILIES, neutral_case
 from mtjudge_jax.demo.scenes import DEFECTS, DISORDERS, THINGS, Pool, Scene, choose, glyph_scene, photo_scene
 from mtjudge_jax.tasks import TASKS, Task
+from mtjudge_jax.tasks.demo import NEUTRAL_KINDS
 
 DESCRIBE = {1: "Describe this picture.", 2: "Describe both pictures."}
 # Shares of description, neutral questions and judge's questions, by the number of pictures. The rest is judge's questions.
@@ -76,7 +77,7 @@ def _sample(task: Task, case: Case, answer: str) -> BaseSample:
 def neutral_sample(rng: np.random.Generator, pool: Pool, kind: str, family: str) -> BaseSample:
     """A neutral question and its true answer: of one picture, yes if any of its facts is asked for."""
     case = neutral_case(rng, pool, kind, family)
-    return _sample(NEUTRAL_TASKS[kind], case, answer_word(kind, label_of(kind, case.told, enough=any)))
+    return _sample(NEUTRAL_KINDS[kind], case, answer_word(kind, label_of(kind, case.told, enough=any)))
 
 
 def judge_sample(rng: np.random.Generator, pool: Pool, task: str, *, verdict: str = "coin") -> BaseSample:

@@ -11,14 +11,15 @@ from mtjudge_jax.data.rows import RowFormat
 from mtjudge_jax.data.tokenizer import load_tokenizer
 from mtjudge_jax.demo.cases import label_of, stated_facts
 from mtjudge_jax.demo.dataset import LICENSE, encode, make_examples
+from mtjudge_jax.demo.neutral import neutral_case
 from mtjudge_jax.demo.pretrain.corpus import families
-from mtjudge_jax.demo.pretrain.neutral import NEUTRAL_TASKS, neutral_case
 from mtjudge_jax.demo.scenes import load_pool
 from mtjudge_jax.eval.batches import Judging, judge
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy.programs import make_programs
 from mtjudge_jax.records import JudgeExample, swapped
 from mtjudge_jax.tasks import DEMO
+from mtjudge_jax.tasks.demo import NEUTRAL_KINDS
 from mtjudge_jax.types import Params
 
 _COUNT, _BATCH = 48, 48
@@ -27,7 +28,7 @@ _LATEST = 10**6  # an update that asks all families
 
 def neutral_examples(split: str, kind: str, family: str, *, count: int, seed: int) -> list[JudgeExample]:
     """Records of a neutral question, from the photographs of a split; example i is a function of (seed, i)."""
-    pool, task, made = load_pool(split), NEUTRAL_TASKS[kind], []
+    pool, task, made = load_pool(split), NEUTRAL_KINDS[kind], []
     for i in range(count):
         case = neutral_case(np.random.default_rng((seed, i)), pool, kind, family)
         about = (f"neutral/{kind}/{family}/{i}", "neutral", split, case.scenes[0].photo, task.name, family, kind)
@@ -46,7 +47,7 @@ class Perception:
         """room: prompt tokens, patches and answer tokens of a question about one picture. count: questions of each kind."""
         tokenizer, image_cfg = load_tokenizer(folder), load_image_config(folder)
         self.programs = make_programs(cfg, model_cfg, tokenizer, mesh)
-        self.fmt = RowFormat(DEMO | {task.name: task for task in NEUTRAL_TASKS.values()}, tokenizer, image_cfg, *room)
+        self.fmt = RowFormat(DEMO | {task.name: task for task in NEUTRAL_KINDS.values()}, tokenizer, image_cfg, *room)
         self.count = count
 
     def _answers(self, params: Params, examples: list[JudgeExample], order: str = "") -> list[dict]:
@@ -69,7 +70,7 @@ class Perception:
     def neutral(self, params: Params, split: str = "val", seed: int = 1) -> dict[str, float]:
         """{"pairwise look": accuracy, of pairs in both orders, .., "pairwise same winner": of all pairs in both orders}."""
         found, same = {}, []
-        for kind, task in NEUTRAL_TASKS.items():
+        for kind, task in NEUTRAL_KINDS.items():
             for family in dict.fromkeys(families(kind, _LATEST)) if kind != "pointwise_score" else ("both",):
                 asked = "look" if family == "both" else family
                 examples = neutral_examples(split, kind, asked, count=self.count, seed=seed)

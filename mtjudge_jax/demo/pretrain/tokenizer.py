@@ -7,11 +7,11 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mtjudge_jax.demo.cases import phrase
+from mtjudge_jax.demo.neutral import ASKS, THING_KINDS
 from mtjudge_jax.demo.pretrain.corpus import DESCRIBE
-from mtjudge_jax.demo.pretrain.neutral import ASKS, NEUTRAL_TASKS, THING_KINDS
 from mtjudge_jax.demo.scenes import LOOKS, ORDERS, SIZE, THINGS
 from mtjudge_jax.tasks import DEMO
-from mtjudge_jax.tasks.demo import ANSWERS, LISTED
+from mtjudge_jax.tasks.demo import ANSWERS, LISTED, NEUTRAL_KINDS
 
 MAX_VOCABULARY = 1024
 _PAD, _END = "<|endoftext|>", "<|im_end|>"
@@ -53,7 +53,7 @@ _PREPROCESSOR = {
 
 def _demo_texts() -> list[str]:
     """Texts that hold every word of the demo's questions, descriptions and rationales."""
-    tasks = [*DEMO.values(), *NEUTRAL_TASKS.values()]
+    tasks = [*DEMO.values(), *NEUTRAL_KINDS.values()]
     questions = [task.template.replace("{instruction}", "a dog") for task in tasks] + [*DESCRIBE.values()]
     questions += [text.format("has parts", "looks") for text in ASKS.values()]
     facts = [f"looks {look}, parts {order}" for look in LOOKS for order in ORDERS]

@@ -190,7 +190,7 @@ def test_written_data_is_complete_repeatable_and_never_overwritten(tmp_path):
     folder = tmp_path / "data"
     dataset.write_demo_data(folder, **SMALL)
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["version"] == 2 and manifest["dataset"] == "demo" and len(manifest["files"]) == 3 * 6 + 7
+    assert manifest["version"] == 2 and manifest["dataset"] == "demo" and len(manifest["files"]) == 3 * 8 + 7
     for name, row in manifest["files"].items():
         reader = ArrayRecordReader(str(folder / f"{name}.array_record"))
         examples = [unpack(record_in(record)) for record in reader.read_all()]

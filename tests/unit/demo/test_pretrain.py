@@ -6,12 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mtjudge_jax.demo import cases, scenes
-from mtjudge_jax.demo.pretrain import corpus, neutral
+from mtjudge_jax.demo import cases, dataset, neutral, scenes
+from mtjudge_jax.demo.pretrain import corpus
 from mtjudge_jax.demo.pretrain.make_base import alike
+from mtjudge_jax.tasks import TASKS
 from mtjudge_jax.tasks.answer import parse_strict
 from mtjudge_jax.tasks.base import CONTRACTS
-from mtjudge_jax.tasks.demo import ANSWERS, LISTED
+from mtjudge_jax.tasks.demo import ANSWERS, DEMO, LISTED
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +108,30 @@ def test_neutral_questions_favour_no_value(pool):
         neutral.neutral_case(rng, pool, "pairwise", "taste")
 
 
+def test_the_pairs_of_a_run_are_neutral():
+    """They ask for a fact in its own words, any of its values as often, and either picture wins as often."""
+    asked = {
+        "pairwise_looks": rf"looks ({'|'.join(scenes.LOOKS)})|has parts ({'|'.join(scenes.ORDERS)})",
+        "pairwise_things": rf"(?:matches|differs from|has) an? ({'|'.join(scenes.THINGS)})|has ({'|'.join(neutral.THING_KINDS)})",
+    }
+    for task, clause in asked.items():
+        examples = list(dataset.make_examples(split="train", task=task, count=120, seed=0))
+        values = Counter(re.fullmatch(rf"Which picture (?:{clause})\?", e.instruction)[1] for e in examples)
+        assert max(values[value] for value in values if value) < 25
+        for example in examples:
+            yes = [text.count(": yes") for text in example.rationale.split(", second ")]
+            assert (yes[1] > yes[0], len(example.images)) == (bool(example.label.winner), 2) and min(yes) == 0
+        assert Counter(example.label.winner for example in examples) == {0: 60, 1: 60}
+        assert not TASKS[task].ood and not TASKS[task].single
+
+
 @pytest.mark.parametrize("pictures", [1, 2, 4])
 def test_the_mix_has_its_shares(pictures, pool):
     rng = np.random.default_rng(2)
     samples = [corpus.base_sample(rng, pool, pictures=pictures) for _ in range(400)]
     described = sum(s.question in corpus.DESCRIBE.values() for s in samples) / 400
-    neutral_question = re.compile("Is it right|How far is it right|Which picture (looks|has (?!the)|matches|differs)")
-    asked = [s for s in samples if neutral_question.match(s.question)]
+    judged = re.compile("|".join(re.escape(task.template).replace(r"\{instruction\}", r"an? \w+") for task in DEMO.values()))
+    asked = [s for s in samples if s.question not in corpus.DESCRIBE.values() and not judged.fullmatch(s.question)]
     assert abs(described - corpus.DESCRIBED[pictures]) < 0.08
     assert abs(len(asked) / 400 - corpus.ASKED[pictures]) < 0.08
     assert {len(s.images) for s in samples} == {pictures}

@@ -147,7 +147,7 @@ def test_the_examples_are_programs(adapter, tasks):
     assert len(programs) == (1 if adapter else 2)
     for program in programs:
         ast.parse(program)
-    asked = "Does this picture show a dog?" if tasks == ("alignment",) else "Is the technical quality"
+    asked = f"Is it right that this picture {'shows a dog' if tasks == ('alignment',) else 'has good technical quality'}?"
     text_part = f'{{"type": "text", "text": "{asked}'
     assert '{"type": "image", "image": "picture.jpg"},\n        ' + text_part in programs[0]
     assert [f'"{task}": [' in programs[0] for task in tasks] == [True] * len(tasks) and "[image]" not in programs[0]

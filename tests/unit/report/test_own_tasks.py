@@ -53,7 +53,7 @@ def test_the_question_of_an_own_task_is_its_wording():
         assert question_of(p | {"template": f"blur/{number}@0"}) == "Is the image blurred?"
     assert question_of(p | {"template": "blur/2@0"}) == "Is the image sharp?"
     assert question_of(p | {"task": "gone", "custom": None}) == "a"
-    assert question_of(p | {"task": "technical", "custom": None}) == "Is the technical quality of this picture good?"
+    assert question_of(p | {"task": "technical", "custom": None}) == "Is it right that this picture has good technical quality?"
     record = example(BLUR, "pointwise_binary", Label(binary=1))
     assert "Prompt: a cat\nImage: [image]" in asked_text(asked, record) and "lack sharpness?" in asked_text(asked, record)
     flipped = asked_text(p | {"template": "blur/2@0"}, record)

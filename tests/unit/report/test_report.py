@@ -130,7 +130,7 @@ def test_cards_have_pictures_question_and_filters(source):
     assert len(pictures) == 6 * 12 + 3 * 12 * 2 and all("picture of example" in a["alt"] for a in pictures)
     assert {a["data-split"] for a in cards} == {"test", "val"}
     assert {a["data-outcome"].split()[0] for a in cards} == {"right", "wrong"}
-    assert TASKS["technical"].template in page.text and "Does this picture show a cup of tea?" in page.text
+    assert TASKS["technical"].template in page.text and "Is it right that this picture shows a cup of tea?" in page.text
     for control in page.all("select") + page.all("input"):
         assert control["name"] in ("task", "outcome", "split", "text")
 

@@ -32,9 +32,10 @@ from mtjudge_jax.tasks.answer import (
     write_truth,
 )
 from mtjudge_jax.tasks.base import IMAGE, order_of
+from mtjudge_jax.tasks.demo import NEUTRAL
 from mtjudge_jax.tasks.reward import NEEDS_FORM, Rule, score
 
-NEW = [name for name in TASKS if name not in DEMO]
+NEW = [name for name in TASKS if name not in DEMO | NEUTRAL]
 CONTRACT_END = "inside <answer> and </answer>."
 OF_KIND = {"pointwise_binary": "agin_tech", "pointwise_score": "mllm_score", "pairwise": "genai_image", "listwise": "mllm_batch"}
 

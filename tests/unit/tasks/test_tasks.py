@@ -28,25 +28,38 @@ def question(kind="pointwise_binary", images=1, instruction="a dog"):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("technical", "Is the technical quality of this picture good? Think, then answer yes or no."),
-        ("rationality", "Is this picture put together in a sensible way? Think, then answer yes or no."),
-        ("naturalness", "Does this picture look natural? Think, then answer yes or no."),
-        ("alignment", "Does this picture show a dog? Think, then answer yes or no."),
-        ("preference", "Is this a good picture of a dog? Think, then answer yes or no."),
-        ("safety", "Is this picture safe? Weapons, tobacco and alcohol are not. Think, then answer yes or no."),
-        ("pairwise_technical", "Which picture has the better technical quality? Think, then answer first or second."),
-        ("pairwise_alignment", "Which picture shows a dog better? Think, then answer first or second."),
+        ("technical", "Is it right that this picture has good technical quality? Think, then answer yes or no."),
+        ("rationality", "Is it right that this picture has a sensible order? Think, then answer yes or no."),
+        ("naturalness", "Is it right that this picture looks natural? Think, then answer yes or no."),
+        ("alignment", "Is it right that this picture shows a dog? Think, then answer yes or no."),
+        ("preference", "Is it right that this picture is a good one of a dog? Think, then answer yes or no."),
+        (
+            "safety",
+            "Is it right that this picture is safe? Weapons, tobacco and alcohol are not. Think, then answer yes or no.",
+        ),
+        ("pairwise_technical", "Which picture has good technical quality? Think, then answer first or second."),
+        ("pairwise_alignment", "Which picture shows a dog? Think, then answer first or second."),
         (
             "pairwise_safety",
-            "Which picture is safer? Weapons, tobacco and alcohol are not. Think, then answer first or second.",
+            "Which picture is safe? Weapons, tobacco and alcohol are not. Think, then answer first or second.",
         ),
-        ("graded_naturalness", "How natural does this picture look? Think, then answer with a grade from 1 to 5."),
-        ("graded_preference", "How good a picture of a dog is this? Think, then answer with a grade from 1 to 5."),
+        (
+            "graded_naturalness",
+            "How far is it right that this picture looks natural? Think, then answer with a grade from 1 to 5.",
+        ),
+        (
+            "graded_preference",
+            "How far is it right that this picture is a good one of a dog? Think, then answer with a grade from 1 to 5.",
+        ),
         (
             "ranked_technical",
-            "How good is the technical quality of each picture? Think, then answer with the order of A, B, C and D.",
+            "How far is it right that each picture has good technical quality? "
+            "Think, then answer with the order of A, B, C and D.",
         ),
-        ("ranked_alignment", "How well does each picture show a dog? Think, then answer with the order of A, B, C and D."),
+        (
+            "ranked_alignment",
+            "How far is it right that each picture shows a dog? Think, then answer with the order of A, B, C and D.",
+        ),
     ],
 )
 def test_question_text_of_each_task(name, text):
@@ -60,19 +73,19 @@ def test_question_text_of_each_task(name, text):
 
 # The demo's numbers depend on these: its model knows the words of its questions only.
 DEMO_HASHES = {
-    "technical": "a3f36c9c4a539085",
-    "rationality": "d54f932f3f7b73e1",
-    "naturalness": "bf435a64a6b94281",
-    "alignment": "cf195ee79e85745a",
-    "preference": "63aa5499d7b17771",
-    "safety": "56cd29f31272c442",
-    "pairwise_technical": "d343a5e10475cbeb",
-    "pairwise_alignment": "0fc78620b49ccfa9",
-    "pairwise_safety": "4ede3f388c75f3f9",
-    "graded_naturalness": "a6f2461ff562b378",
-    "graded_preference": "fe8176628c93e8f0",
-    "ranked_technical": "086622e17ad651a3",
-    "ranked_alignment": "e2b105741e31ffb3",
+    "technical": "2f4d77dec6447c40",
+    "rationality": "0de6f4d33529afea",
+    "naturalness": "4da7dfdeebf55ebb",
+    "alignment": "920a9326cef36933",
+    "preference": "6bd138b67d7cd55c",
+    "safety": "eeea980cddffcd23",
+    "pairwise_technical": "0097ffbd8c5c6801",
+    "pairwise_alignment": "1f6341cb56b50268",
+    "pairwise_safety": "a57b7394f65cf640",
+    "graded_naturalness": "d8a1b0f2152be537",
+    "graded_preference": "56723ae467d497fb",
+    "ranked_technical": "bcf9e10bc37cdf00",
+    "ranked_alignment": "907a3cc2df24225a",
 }
 
 
@@ -82,8 +95,8 @@ def test_table_of_tasks():
     for task in DEMO.values():
         assert task.labels == words[task.kind]
         assert task.ood == (task.kind != "pointwise_binary")
-    assert len(TASKS) == 33 and all(task.name == name for name, task in TASKS.items())
-    assert len({task.template_hash for task in TASKS.values()}) == 31  # two sets of pairs are asked like two others
+    assert len(TASKS) == 35 and all(task.name == name for name, task in TASKS.items())
+    assert len({task.template_hash for task in TASKS.values()}) == 32  # three are asked like another
 
 
 def test_template_hash_changes_with_wording_and_answers():
@@ -113,7 +126,7 @@ def test_question_that_does_not_fit_is_refused():
 
 def test_instruction_is_text_not_a_format_string():
     text = TASKS["alignment"].question_text(question(instruction="{0} {labels} {instruction}"))
-    assert text == "Does this picture show {0} {labels} {instruction}? Think, then answer yes or no."
+    assert text == "Is it right that this picture shows {0} {labels} {instruction}? Think, then answer yes or no."
 
 
 def test_label_index():

@@ -34,7 +34,7 @@ def data(tmp_path_factory):
 
 
 WORDS = ("crisp", "blurry")  # of the classes 0 and 1
-LONGEST = "longest of 68 prompts checked: 112 tokens and 8 patches, the limits are 200 (data.prompt_tokens) and 36 (data.patches)"
+LONGEST = "longest of 68 prompts checked: 129 tokens and 8 patches, the limits are 200 (data.prompt_tokens) and 36 (data.patches)"
 
 
 def config(stage: str = "grpo") -> Config:

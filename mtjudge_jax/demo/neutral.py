@@ -1,8 +1,8 @@
 """Questions with true answers about facts that nobody judges: which picture looks dark, is there a dog.
 
 From these the base learns what an answer means, in every form of question: that "yes" after a fact says that it is what is asked
-for, and that "first" names the picture with such a fact. They ask for any value with equal chance ("sharp" as well as "dark"), so
-nothing in them says which values are good.
+for, and that "first" names the picture with such a fact. RL goes on with the pairs, so that it does not forget that. They ask for
+any value with equal chance ("sharp" as well as "dark"), so nothing in them says which values are good.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,7 @@ import numpy as np
 
 from mtjudge_jax.demo.cases import Case, Fact, Told, compares, looks, other_thing, parts, phrase, shows
 from mtjudge_jax.demo.scenes import DEFECTS, LOOKS, ORDERS, THINGS, Pool, Scene, choose, glyph_scene, photo_scene
-from mtjudge_jax.tasks import Task
-from mtjudge_jax.tasks.demo import ANSWERS, LISTED, demo_task
+from mtjudge_jax.tasks.demo import LISTED
 
 THING_KINDS = {
     "animals": ("bird", "cat", "dog", "fish"),
@@ -24,21 +23,21 @@ THING_KINDS = {
 _COMPARED = ("matches", "differs")
 # What can be asked of a picture. Those of two things are harder: a question has to be held against both.
 FAMILIES = ("look", "order", "match", "thing", "kind")
+PAIRS = {"pairwise_looks": ("look", "order"), "pairwise_things": ("match", "thing", "kind")}  # families of the trained tasks
 ASKS = {
     "pointwise_binary": "Is it right that this picture {0}?",
     "pairwise": "Which picture {0}?",
     "pointwise_score": "How far is it right that this picture {0} and {1}?",
     "listwise": "How far is it right that each picture {0}?",
 }
-# The question is the record's instruction, so that these are tasks like others.
-NEUTRAL_TASKS: dict[str, Task] = {kind: demo_task(f"neutral_{kind}", kind, "{instruction}") for kind in ANSWERS}
 
 
-def neutral_case(rng: np.random.Generator, pool: Pool, kind: str, family: str) -> Case:
+def neutral_case(rng: np.random.Generator, pool: Pool, kind: str, family: str, *, winner: int | None = None) -> Case:
     """A case of a kind of question; its instruction is the whole question but for the demand for an answer.
 
-    The answer is drawn: yes and no, first and second, each grade, one to three of four pictures with equal chance. `family` is
-    one of FAMILIES; a graded question asks for two facts at once, whatever the family. Raises ValueError for an unknown one.
+    The answer is drawn: yes and no, first and second, each grade, one to three of four pictures with equal chance. winner: 0 or
+    1, the answer of a pair in place of the drawn one. `family` is one of FAMILIES; a graded question asks for two facts at once,
+    whatever the family. Raises ValueError for an unknown one.
     """
     if family not in FAMILIES:
         raise ValueError(f"family {family!r} is not one of {', '.join(FAMILIES)}")
@@ -46,8 +45,9 @@ def neutral_case(rng: np.random.Generator, pool: Pool, kind: str, family: str) -
         return _graded(rng, pool)
     draw, clause = _FAMILY[family](rng)
     if kind == "pairwise":
-        first = int(rng.integers(2))
-        right = (not first, bool(first))
+        toss = int(rng.integers(2))
+        better = toss if winner is None else winner
+        right = (not better, bool(better))
     elif kind == "listwise":
         right = tuple(bool(one) for one in rng.permutation(len(LISTED)) <= rng.integers(len(LISTED) - 1))
     else:
