@@ -74,8 +74,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _quoted(argument: str, fields: Mapping[str, object]) -> str:
-    """`--config.reward.weights=accuracy=0.9,format=0.1` with its names in quotes: ml_collections takes only words without. An empty
-    value is no name: `--config.model.freeze=`.
+    """`--config.reward.weights=accuracy=0.9,format=0.1` with its names in quotes: ml_collections takes only words without.
+
+    An empty value is no name: `--config.model.freeze=`.
     """
     name, equals, value = argument.partition("=")
     if not isinstance(fields.get(name.lstrip("-").removeprefix("config.")), tuple) or set(value) & set("'\"()[]{}"):

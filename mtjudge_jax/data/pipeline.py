@@ -97,7 +97,11 @@ def _manifest_entry(folder: str | os.PathLike, split: str, task: str) -> dict[st
     if name not in files:
         again = f"; prepare the data again with --{split} above 0, and rows the field `group` or `split`"
         remedy = again if split in ("val", "test") else ""
-        raise UserError(f"{folder} has no records of {name}; it has {', '.join(sorted(files)) or 'none'}{remedy}")
+        splits: dict[str, list[str]] = {}
+        for one in sorted(files):
+            splits.setdefault(one.partition("/")[0], []).append(one.partition("/")[2])
+        has = "; ".join(f"{one} has {', '.join(tasks)}" for one, tasks in splits.items())
+        raise UserError(f"{folder} has no records of {name}; {has or 'it has none'}{remedy}")
     return files[name]
 
 

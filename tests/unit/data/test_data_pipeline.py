@@ -205,7 +205,7 @@ def test_clear_errors(data, fmt, tmp_path):
         iterator(data, fmt, prompts=10, shard=Shard(0, 4))
     with pytest.raises(ValueError, match="shard 4 of 4 for 12 prompts"):
         iterator(data, fmt, shard=Shard(4, 4))
-    with pytest.raises(ValueError, match="no records of train/rationality; it has train/alignment"):
+    with pytest.raises(ValueError, match="no records of train/rationality; train has alignment"):
         iterator(data, fmt, tasks=("rationality",))
     wrong = [(data_config(NAMES, mixture="even"), "'even': unknown choice 'even'"), (data_config(()), "data.tasks is empty")]
     for cfg, message in wrong:
