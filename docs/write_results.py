@@ -31,12 +31,12 @@ def value_of(scores: Scores, tasks: tuple[str, ...], measure: str, over: Callabl
 
 
 def cell(seeds: list[Scores], tasks: tuple[str, ...], measure: str, over: Callable = fmean) -> str:
-    """The mean over seeds, with the lowest and the highest of several: "0.93 (0.92-0.95)"."""
+    """The mean over seeds, with the lowest and the highest if they differ: "0.93 (0.92-0.95)"."""
     values = [value for scores in seeds if (value := value_of(scores, tasks, measure, over)) is not None]
     if not values:
         return "–"
-    text = f"{fmean(values):.2f}"
-    return text if len(values) == 1 else f"{text} ({min(values):.2f}-{max(values):.2f})"
+    text, low, high = (f"{value:.2f}" for value in (fmean(values), min(values), max(values)))
+    return text if low == high else f"{text} ({low}-{high})"
 
 
 # Of each table: its columns, each (heading, tasks, measure) or with a function over the tasks.
