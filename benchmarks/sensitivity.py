@@ -42,15 +42,15 @@ def _set(section: str, field: str) -> Callable[[Config, float], None]:
 
 
 def _tasks(cfg: Config, value: int) -> None:
-    """So many of the six beside the neutral pairs; of 32 prompts as many as give each label as often."""
+    """So many of the six beside the neutral pairs; of 16 prompts as many as give each label as often."""
     cfg.data.tasks = (*("technical", "safety", "alignment", "naturalness", "preference", "rationality")[:value], *NEUTRAL)
     labels = 2 * len(cfg.data.tasks)
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 32 // labels * labels
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 16 // labels * labels
 
 
 def _alone(cfg: Config, value: str) -> None:
     cfg.data.tasks = POINTWISE
-    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 24
+    cfg.rollout.prompts = cfg.update.prompts = cfg.update.micro_prompts = 12
 
 
 # Of each setting: its values, and what they change. "questions" is the number of distinct training questions a task.
@@ -58,7 +58,7 @@ SETTINGS: dict[str, tuple[tuple, Callable]] = {
     "demo": (("",), lambda cfg, value: None),
     "alpha": ((0.0, 0.3, 0.5), _set("reward", "alpha")),
     "group": ((4, 16, 20), _set("rollout", "group_size")),
-    "kl": ((0.0, 0.03, 0.3), _set("loss", "kl_coef")),
+    "kl": ((0.0, 0.1, 1.0), _set("loss", "kl_coef")),
     "warmup": ((10,), _set("optim", "warmup_steps")),
     "freeze": (((),), _set("model", "freeze")),
     "neutral pairs": (("none",), _alone),

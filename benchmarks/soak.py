@@ -79,12 +79,12 @@ def prepare(folder: Path) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     from mtjudge_jax.data.pipeline import open_split
-    from mtjudge_jax.demo.cases import POINTWISE
+    from mtjudge_jax.demo.cases import TRAINED_TASKS
     from mtjudge_jax.demo.dataset import write_demo_data
     from mtjudge_jax.records import pack
 
     write_demo_data(folder, seed=0)
-    for task in POINTWISE:
+    for task in TRAINED_TASKS:
         source = open_split(folder, "train", task)
         examples = [source[index] for index in range(len(source))]
         path = folder / "train" / f"{task}.array_record"
