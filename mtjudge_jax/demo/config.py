@@ -21,7 +21,7 @@ def get_config() -> Config:
     cfg.optim.name, cfg.optim.lr = "muon", 2e-3
     cfg.optim.warmup_steps, cfg.optim.schedule = 72, "cosine"
     cfg.optim.b2, cfg.optim.weight_decay = 0.99, 0.0
-    cfg.loss.kl_coef = 0.3  # the base's coins stay alive for longer: with 0.1 two seeds of three never saw a weapon in one place
+    cfg.loss.kl_coef = 0.3  # keeps the coins of the base alive: with 0.1 two seeds of three had 0.70 and 0.72 on pairs of safety
     cfg.eval.every_steps, cfg.eval.limit = 72, 48
     cfg.checkpoint.every_steps = 24
     return cfg

@@ -40,8 +40,8 @@ def make_examples(*, split: str, task: str, count: int, seed: int) -> Iterator[J
     """
     if count < 0 or count % 2:
         raise ValueError(f"count {count} must be even and not negative, so that both labels have equal shares")
-    if task not in (*DEMO_TASKS, *PAIRS):
-        raise ValueError(f"task {task!r} is not a demo task: known are {', '.join((*DEMO_TASKS, *PAIRS))}")
+    if task not in (known := (*DEMO_TASKS, *PAIRS)):
+        raise ValueError(f"task {task!r} is not a demo task: known are {', '.join(known)}")
     pool = _load_pool(split)
     return (_make_example(pool, split=split, task=task, index=index, seed=seed) for index in range(count))
 

@@ -116,8 +116,9 @@ def test_the_pairs_of_a_run_are_neutral():
     }
     for task, clause in asked.items():
         examples = list(dataset.make_examples(split="train", task=task, count=120, seed=0))
-        values = Counter(re.fullmatch(rf"Which picture (?:{clause})\?", e.instruction)[1] for e in examples)
-        assert max(values[value] for value in values if value) < 25
+        found = [re.fullmatch(rf"Which picture (?:{clause})\?", e.instruction).groups() for e in examples]
+        values, others = (Counter(group for group in groups if group) for groups in zip(*found, strict=True))
+        assert max(values.values()) < 25 and max(others.values()) < 35 and sum((values + others).values()) == 120
         for example in examples:
             yes = [text.count(": yes") for text in example.rationale.split(", second ")]
             assert (yes[1] > yes[0], len(example.images)) == (bool(example.label.winner), 2) and min(yes) == 0
