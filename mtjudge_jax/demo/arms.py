@@ -122,7 +122,7 @@ def _job_config(job: Job, workdir: AnyPath) -> Config:
     if arm.stage:
         cfg.stage, cfg.sft.target, cfg.data.mixture = arm.stage, arm.target, arm.mixture
     if arm.stage == "sft":
-        cfg.optim.lr = 2e-3
+        cfg.optim.lr = 2e-3  # that of configs/demo_sft.py
     return cfg
 
 

@@ -74,6 +74,6 @@ def test_the_demo_of_the_package_is_that_of_the_config_file():
 def test_the_demos_reference_differs_in_what_it_teaches():
     sizes = {"rollout.prompts", "update.prompts", "update.micro_prompts"} | LENGTH | {"optim.warmup_steps"}
     demo, sft = config_of("demo"), config_of("demo_sft")
-    assert differing(demo, sft) == {"stage"} | sizes
+    assert differing(demo, sft) == {"stage", "optim.lr"} | sizes
     assert demo.steps * demo.update.prompts == sft.steps * sft.update.prompts == 4608
     assert (config_of("demo_sft").stage, config_of("demo_sft").optim.lr) == ("sft", 2e-3)
