@@ -21,9 +21,9 @@ from mtjudge_jax.models.qwen3_vl.config import MoeConfig, Qwen3VLConfig
 from mtjudge_jax.models.qwen3_vl.presets import preset
 from mtjudge_jax.policy.programs import make_programs
 from mtjudge_jax.policy.update import abstract_state, make_update
-from mtjudge_jax.rl.logp import bins_ladder
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.rl.streams import bins_ladder
 from mtjudge_jax.sharding import batch_sharding, make_mesh
 from mtjudge_jax.types import PromptBatch, TrainBatch
 

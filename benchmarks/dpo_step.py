@@ -64,9 +64,9 @@ def build(args: argparse.Namespace):
     from mtjudge_jax.models.qwen3_vl import vlm
     from mtjudge_jax.policy.programs import make_programs
     from mtjudge_jax.policy.update import init_state, make_update
-    from mtjudge_jax.rl.logp import place_answers
     from mtjudge_jax.rl.loss import dpo_loss
     from mtjudge_jax.rl.optim import make_optimizer
+    from mtjudge_jax.rl.streams import place_answers
     from mtjudge_jax.sharding import make_mesh, shard_batch, tree_shardings
     from mtjudge_jax.types import DpoBatch
 

@@ -106,7 +106,8 @@ def prepare(args: argparse.Namespace, mean_answer: float = 0.0) -> Callable[[int
     update = make_update(state, loss, optimizer, mesh, cfg)
     sizes = list(zip(rows.valid.sum(1).tolist(), (rows.patch_segment > 0).sum(1).tolist(), strict=True))
     largest = PromptRoom(rows.tokens.shape[1], rows.patches.shape[1])
-    rooms = make_rooms(sizes, largest, answers=args.G * (args.new - 1), most=cfg.update.micro_prompts)
+    batch = {"most": cfg.update.micro_prompts, "rows": cfg.update.prompts, "devices": 1}
+    rooms = make_rooms(sizes, largest, answers=args.G * (args.new - 1), **batch)
     print(f"rooms: {rooms}")
     work = Work(cfg, programs, update, None, shard_batch(rows, mesh), params, state, parameters, None, rooms)
     return partial(natural_step, work, clock=time.process_time if args.by_cpu else time.perf_counter)
@@ -167,8 +168,8 @@ def natural_step(work, number: int, *, clock) -> dict[str, float]:
     from workload import toy_reward
 
     from mtjudge_jax.policy.programs import stage_key
-    from mtjudge_jax.rl.logp import lengths_of, place_answers
     from mtjudge_jax.rl.loss import group_advantages
+    from mtjudge_jax.rl.streams import lengths_of, place_answers
     from mtjudge_jax.sharding import local_rows
     from mtjudge_jax.train.monitor.work import stream_places
     from mtjudge_jax.types import TrainBatch

@@ -18,10 +18,10 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
 from mtjudge_jax.policy.programs import Programs, make_programs, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import loss as formulas
-from mtjudge_jax.rl.logp import place_answers
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.rl.rooms import Rooms
+from mtjudge_jax.rl.streams import place_answers
 from mtjudge_jax.sharding import make_mesh, shard_batch, tree_shardings
 from mtjudge_jax.train.grpo import make_take
 from mtjudge_jax.types import Array, Params, PromptBatch, TrainBatch, TrainState

@@ -128,7 +128,7 @@ def shard_batch(batch, mesh: Mesh):
 
 def take_rows(tree, rows: jax.Array, mesh: Mesh):
     """The rows, int32 [N], of arrays that lead with Q, as arrays that lead with N, in a jitted function. Q and N are sharded as
-    every batch is; a row travels to the device that asks for it. Meanwhile a device holds N rows.
+    every batch is; a row travels to the device that asks for it. Meanwhile a device holds N rows. The row Q is of zeros.
     """
 
     def one(x: jax.Array, asked: jax.Array) -> jax.Array:
@@ -140,20 +140,20 @@ def take_rows(tree, rows: jax.Array, mesh: Mesh):
         return jax.tree.map(lambda x: one(x, _asked(rows, len(x))), tree)
 
     if mesh.size == 1:
-        return jax.tree.map(lambda x: x[rows], tree)
+        return jax.tree.map(lambda x: x.at[rows].get(mode="fill", fill_value=0), tree)
     spec = P(BATCH_AXES)
     return jax.shard_map(on_device, mesh=mesh, in_specs=(spec, spec), out_specs=spec)(tree, rows)
 
 
 def put_rows(whole: jax.Array, rows: jax.Array, new: jax.Array, mesh: Mesh) -> jax.Array:
-    """whole [Q, ..] with new [N, ..] in the rows, int32 [N]: the way back of `take_rows`."""
+    """whole [Q, ..] with new [N, ..] in the rows, int32 [N]: the way back of `take_rows`. What is in the row Q is left out."""
 
     def on_device(whole: jax.Array, rows: jax.Array, new: jax.Array) -> jax.Array:
         every = jax.lax.all_gather(new, BATCH_AXES, tiled=True)
         return whole.at[_asked(rows, len(whole))].set(every, mode="drop")
 
     if mesh.size == 1:
-        return whole.at[rows].set(new)
+        return whole.at[rows].set(new, mode="drop")
     spec = P(BATCH_AXES)
     return jax.shard_map(on_device, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec)(whole, rows, new)
 

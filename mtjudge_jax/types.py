@@ -25,6 +25,13 @@ class Routing(NamedTuple):
     answers: Array  # uint8 [Q, G, C, L, k]
 
 
+class Joined(NamedTuple):
+    """Where rows hold k prompts each, one behind the other."""
+
+    number: Array  # int32 [Q, P], which of the row's prompts a token is of, from 1; 0 on padding
+    last: Array  # int32 [Q, k], the place of each prompt's last token
+
+
 class PromptBatch(NamedTuple):
     """Q prompts with their images. Every array leads with Q, so one sharding fits all."""
 
@@ -41,6 +48,7 @@ class PromptBatch(NamedTuple):
     heat: Array | None = None  # float32 [Q], temperature of the answers over the batch's, see rl/per_task.py; None: 1
     longest: Array | None = None  # int32 [Q], most tokens of an answer; None: C
     routing: Routing | None = None  # the experts to take in training, of prompts and answers; None: its own choice
+    joined: Joined | None = None  # with it the arrays above without P and M are [Q, k]; None: a prompt a row
 
 
 class Lengths(NamedTuple):
@@ -61,11 +69,14 @@ class PromptRoom(NamedTuple):
 @partial(jax.tree_util.register_dataclass, data_fields=("rows", "places"), meta_fields=("shape",))
 @dataclass(frozen=True)
 class MicroBatch:
-    """Some rows of a batch, q on each of D devices, which run together in the room that they need."""
+    """Some rows of a batch, in q streams on each of D devices, which run together in the room that they need.
 
-    rows: Array  # int32 [D * q], which of the batch's rows
-    places: Array  # int32 [D * q, B, W], where their tokens lie in the stream of training, see rl/logp.py
-    shape: PromptRoom  # known to the compiler
+    A stream is that of one prompt or of k.
+    """
+
+    rows: Array  # int32 [D * q * k], which of the batch's rows; behind the last one where a stream has fewer than k
+    places: Array  # int32 [D * q, B, W], where the tokens of their answers lie, see rl/streams.py
+    shape: PromptRoom  # of the prompts of a stream together; known to the compiler
 
 
 AnswerPlaces = Array | tuple[MicroBatch, ...]  # int32 [Q, B, W] of all rows alike, or micro-batches that hold each row once
@@ -90,7 +101,7 @@ class TrainBatch(NamedTuple):
     advantages: Array  # float32 [Q, G]
     old_logp: Array  # float32 [Q, G, C]
     ref_logp: Array  # float32 [Q, G, C]
-    places: AnswerPlaces  # where the tokens lie in the stream of training, see rl/logp.py
+    places: AnswerPlaces  # where the tokens lie in the stream of training, see rl/streams.py
     sampler_logp: Array | None = None  # float32 [Q, G, C], as the sampler computed them; None: old_logp are these
 
 
@@ -100,7 +111,7 @@ class SftBatch(NamedTuple):
     prompts: PromptBatch
     tokens: Array  # int32 [Q, 1, C]
     mask: Array  # bool [Q, 1, C]
-    places: AnswerPlaces  # of one bin each, see rl/logp.py
+    places: AnswerPlaces  # of one bin each, see rl/streams.py
 
 
 class DpoBatch(NamedTuple):
@@ -109,7 +120,7 @@ class DpoBatch(NamedTuple):
     prompts: PromptBatch
     tokens: Array  # int32 [Q, 2, C]
     mask: Array  # bool [Q, 2, C], False on both answers of a row that is not learned from
-    places: AnswerPlaces  # see rl/logp.py
+    places: AnswerPlaces  # see rl/streams.py
     ref_logp: Array  # float32 [Q, 2, C], of the reference policy
 
 

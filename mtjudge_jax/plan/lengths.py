@@ -12,8 +12,8 @@ import numpy as np
 from mtjudge_jax.config import Config, answers_learned, offline
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.policy.programs import Now, column_ladder, decodes_at_once, lane_ladder, next_segment, refill_of
-from mtjudge_jax.rl.logp import BIN_SHARES, bins_of, split_rows
 from mtjudge_jax.rl.rooms import Rooms, rooms_of
+from mtjudge_jax.rl.streams import BIN_SHARES, bins_of, split_rows
 from mtjudge_jax.types import Lengths, PromptRoom
 
 _HIGH = 1.6449  # of the standard normal distribution: 95 % lie below
@@ -84,7 +84,7 @@ class Learned(NamedTuple):
     prompt: float  # tokens
     patches: float
     answer: float  # places of an answer
-    together: int
+    together: int  # in the mean, rounded down to what divides a device's rows
     real: tuple[float, float, float]  # shares of the three that are there
 
 
@@ -92,17 +92,19 @@ def learned(cfg: Config, lengths: Lengths, devices: int) -> Learned:
     """devices: over how many the rows of a batch are sharded."""
     length, group, size = cfg.rollout.completion_tokens, answers_learned(cfg), cfg.update.prompts
     rooms = _rooms(cfg, lengths, devices)
-    rows, computed = len(lengths.prompt), np.zeros(3)
+    rows, computed, calls = len(lengths.prompt), np.zeros(3), 0
     for start in range(0, rows, size):
         some = Lengths(*(x[start : start + size] for x in lengths))
         if rooms is None:
             bins = bins_of(some.answers, length, BIN_SHARES)
             computed += np.array([cfg.data.prompt_tokens, cfg.data.patches, math.prod(bins) / group]) * size
             continue
-        for one in split_rows(some, rooms.shapes, devices=devices, size=rooms.size, length=length):
-            computed += np.array([*one.shape, math.prod(one.bins) / group]) * one.rows.size
+        for one in split_rows(some, rooms, devices=devices, length=length):
+            computed += np.array([*one.shape, math.prod(one.bins) / group]) * one.streams
+            calls += 1
     there = np.array([lengths.prompt.sum(), lengths.patches.sum(), np.minimum(lengths.answers, length - 1).sum() / group])
-    together = rooms.size if rooms else max(1, cfg.update.micro_prompts // devices)
+    most = rows / devices / calls if calls else max(1, cfg.update.micro_prompts // devices)
+    together = max(count for count in range(1, size // devices + 1) if size // devices % count == 0 and count <= most)
     return Learned(*(computed / rows).tolist(), together, tuple((there / computed).tolist()))
 
 

@@ -19,9 +19,9 @@ from mtjudge_jax.policy.model import with_adapters
 from mtjudge_jax.policy.programs import Programs, make_programs
 from mtjudge_jax.policy.trainable import join, split, without_adapters
 from mtjudge_jax.policy.update import abstract_state, make_update
-from mtjudge_jax.rl.logp import bins_ladder
 from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
+from mtjudge_jax.rl.streams import bins_ladder
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, make_mesh, param_sharding, path_name, replicated
 from mtjudge_jax.types import DpoBatch, Params, PromptBatch, Routing, SftBatch, TrainBatch, TrainState
 

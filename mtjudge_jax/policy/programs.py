@@ -27,15 +27,8 @@ from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig
 from mtjudge_jax.policy import lanes
 from mtjudge_jax.policy.lanes import Context, Draws, Rules, Segment, State, draw_and_keep
 from mtjudge_jax.policy.trainable import cast
-from mtjudge_jax.rl.logp import (
-    EVERY,
-    Filter,
-    TokenLogp,
-    completion_logp,
-    cooled,
-    cut_prompts,
-    sampling_logits,
-)
+from mtjudge_jax.rl.logp import EVERY, Filter, TokenLogp, completion_logp, cooled, sampling_logits
+from mtjudge_jax.rl.streams import take_prompts
 from mtjudge_jax.sharding import (
     BATCH_AXES,
     batch_sharding,
@@ -129,7 +122,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
 
         def part(params: Params, prompts: PromptBatch, tokens: Array, micro: MicroBatch, out: Array) -> Array:
             traces[f"{name} {micro.rows.shape} x {tuple(micro.shape)} of {tokens.shape} in {micro.places.shape}"] += 1
-            few = take_rows((cut_prompts(prompts, micro.shape), tokens), micro.rows, mesh)
+            few = take_prompts(prompts, micro, mesh), take_rows(tokens, micro.rows, mesh)
             return put_rows(out, micro.rows, fn(params, *few, micro.places).logp, mesh)
 
         return Logp(jax.jit(whole, out_shardings=rows), jax.jit(part, donate_argnums=4, out_shardings=rows))

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from mtjudge_jax.config import Config
 from mtjudge_jax.policy.trainable import join
-from mtjudge_jax.rl.logp import cut
 from mtjudge_jax.rl.loss import LossFn, Metrics, token_weights
+from mtjudge_jax.rl.streams import cut
 from mtjudge_jax.sharding import batch_sharding, replicated, take_rows, tree_shardings
 from mtjudge_jax.types import Array, MicroBatch, Params, TrainBatch, TrainState
 

@@ -1,5 +1,7 @@
-"""The room that prompts of unequal lengths get in training: a short ladder of shapes, fitted to some of the run's own prompts."""
+"""The room that prompts of unequal lengths get in training, fitted to some of the run's own prompts: a short ladder of shapes for
+prompts that have a stream to themselves, and shapes for prompts that share one."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +14,21 @@ _MOST = 3  # shapes beside the largest; each costs the compilation of two or thr
 _WORTH = 300  # tokens and patches of the largest shape; below, compiling others would cost more than it saves
 _ENOUGH = 0.8  # of what the largest shape alone would compute; if the ladder computes more, it is not used
 _SAVES = 0.95  # of what a ladder with one shape fewer computes; if a ladder computes more, the shorter one is taken
+_TRIED = 8  # batches drawn from the prompts
+_SLACK = (1.0, 1.2)  # times the room that all of these need
+_PATCH = 0.5  # of the memory of a token of the decoder, at most: of a patch in the tower
+_SWAPS, _GAINS = 100, 0.999  # of rows between streams, at most; each lowers the largest sum to this share of it
+_SLOTS = 1.5  # prompts that a stream may hold, of those that it holds in the mean
 _PLACES = 4096  # of a device's micro-batch, tokens and patches, in the largest shape; with fewer its programs are not busy
+
+
+class SharedRoom(NamedTuple):
+    """A way for prompts to share streams."""
+
+    prompts: float  # of a stream, in the mean
+    slots: int  # the same, at most
+    shape: PromptRoom  # of a stream's prompts together
+    places: int  # of its answers, at most
 
 
 class Rooms(NamedTuple):
@@ -20,27 +36,87 @@ class Rooms(NamedTuple):
 
     shapes: tuple[PromptRoom, ...]  # the room for a prompt: the least first, the last holds any
     size: int  # rows of a device that run together
+    shared: tuple[SharedRoom, ...] = ()  # the fewest streams first
 
 
 def rooms_of(cfg: Config, prompts: Sequence[tuple[int, int]], *, devices: int) -> Rooms | None:
     """`make_rooms` with the config's limits. devices: over how many the rows of a batch are sharded."""
     places = answers_learned(cfg) * (cfg.rollout.completion_tokens - 1)
     largest = PromptRoom(cfg.data.prompt_tokens, cfg.data.patches)
-    return make_rooms(prompts, largest, answers=places, most=max(1, cfg.update.micro_prompts // devices))
+    most, rows = max(1, cfg.update.micro_prompts // devices), cfg.update.prompts // devices
+    return make_rooms(prompts, largest, answers=places, most=most, rows=rows, devices=devices)
 
 
-def make_rooms(prompts: Sequence[tuple[int, int]], largest: PromptRoom, *, answers: int, most: int) -> Rooms | None:
+def make_rooms(
+    prompts: Sequence[tuple[int, int]], largest: PromptRoom, *, answers: int, most: int, rows: int, devices: int
+) -> Rooms | None:
     """The rooms of a run, or None where all rows may as well have the largest shape.
 
     prompts: (tokens, patches) of some of the run's prompts. answers: places that the longest answers of a prompt take. most: rows
-    of a device that may run together.
+    of a device that may run together, of its `rows` in an update.
     """
     shapes = fit_shapes(prompts, largest)
-    if len(shapes) == 1:
-        return None
     places = sum(largest) + answers
     size = next(size for size in range(1, most + 1) if most % size == 0 and (size * places >= _PLACES or size == most))
-    return Rooms(shapes, size)
+    shared = fit_shared(prompts, largest, answers=answers, most=most, rows=rows, devices=devices) if devices > 1 else ()
+    return Rooms(shapes, size, shared) if len(shapes) > 1 or shared else None
+
+
+def fit_shared(
+    prompts: Sequence[tuple[int, int]], largest: PromptRoom, *, answers: int, most: int, rows: int, devices: int
+) -> tuple[SharedRoom, ...]:
+    """The ways for prompts to share streams that take no more memory than `most` of the longest rows. Arguments of `make_rooms`.
+
+    A way has the room that some drawn batches need; the next has somewhat more.
+    """
+    if sum(largest) + answers < _PLACES:
+        return ()
+    rng, sizes, out = np.random.default_rng(0), np.array(prompts, int), []
+    batches = [sizes[rng.integers(len(sizes), size=devices * rows)] for _ in range(_TRIED)]
+    for streams in range(1, rows):
+        slots = math.ceil(_SLOTS * rows / streams)
+        needed = np.max([sums_of(batch, balance(batch, devices * streams, slots)).max(0) for batch in batches], axis=0)
+        for slack in _SLACK:
+            shape = PromptRoom(*(64 * math.ceil(slack * size / 64) for size in needed.tolist()))
+            room = lambda one, weight: one.prompt + weight * one.patches  # noqa: E731
+            places = min(most * (room(largest, weight) + answers) - room(shape, weight) for weight in (0, _PATCH))
+            if places > 0:
+                out.append(SharedRoom(rows / streams, slots, shape, int(places)))
+    return tuple(out)
+
+
+def balance(sizes: np.ndarray, streams: int, slots: int) -> np.ndarray:
+    """Rows to streams, so that in no column of sizes, [N, K], a stream has much more than the others. Returns int32 [streams,
+    slots], N where a stream has no further row.
+
+    The largest row goes first, each to the stream that is then the least full (Graham's LPT, 1969, in several dimensions). Then
+    the fullest stream swaps rows with others as long as that helps.
+    """
+    share = np.concatenate([sizes / np.maximum(sizes.sum(0), 1), np.zeros((1, sizes.shape[1]))])
+    out, load = np.full((streams, slots), len(sizes), np.int32), np.zeros((streams, sizes.shape[1]))
+    count = np.zeros(streams, int)
+    for row in np.argsort(-share[:-1].max(1), kind="stable").tolist():
+        full = np.where(count < slots, (load + share[row]).max(1), np.inf)
+        at = int(full.argmin())
+        out[at, count[at]] = row
+        load[at], count[at] = load[at] + share[row], count[at] + 1
+    for _ in range(_SWAPS):
+        a = int(load.max(1).argmax())
+        gain = share[out][None] - share[out[a]][:, None, None]  # [slots, streams, slots, K], what `a` has more after a swap
+        fuller = np.maximum((load[a] + gain).max(-1), (load[None, :, None] - gain).max(-1))
+        fuller[:, a] = np.inf
+        mine, b, other = np.unravel_index(fuller.argmin(), fuller.shape)
+        if fuller[mine, b, other] >= load[a].max() * _GAINS:
+            break
+        moved = gain[mine, b, other]
+        load[a], load[b] = load[a] + moved, load[b] - moved
+        out[a, mine], out[b, other] = out[b, other], out[a, mine]
+    return out
+
+
+def sums_of(sizes: np.ndarray, dealt: np.ndarray) -> np.ndarray:
+    """The sums of the columns of sizes, [N, K], over the rows of each stream, [streams, K]."""
+    return np.concatenate([sizes, np.zeros_like(sizes[:1])])[dealt].sum(1)
 
 
 def fit_shapes(prompts: Sequence[tuple[int, int]], largest: PromptRoom) -> tuple[PromptRoom, ...]:

@@ -9,8 +9,8 @@ from mtjudge_jax.data.pipeline import Shard, train_iterator
 from mtjudge_jax.hosts.exchange import together
 from mtjudge_jax.policy.programs import place_prompts
 from mtjudge_jax.policy.update import make_update
-from mtjudge_jax.rl.logp import lengths_of, place_answers
 from mtjudge_jax.rl.loss import dpo_loss
+from mtjudge_jax.rl.streams import lengths_of, place_answers
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.train.loop import loop
 from mtjudge_jax.train.monitor.batch_metrics import mean_of_updates

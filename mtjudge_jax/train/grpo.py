@@ -20,12 +20,12 @@ from mtjudge_jax.hosts.exchange import gather, gather_rows, together
 from mtjudge_jax.policy.programs import decode_texts, place_prompts, stage_key
 from mtjudge_jax.policy.update import make_update
 from mtjudge_jax.rl import mt_grpo
-from mtjudge_jax.rl.logp import in_least_room, lengths_of, place_answers
 from mtjudge_jax.rl.loss import advantages_of, grpo_loss, kl, learned_mask
 from mtjudge_jax.rl.per_task import own_draws
 from mtjudge_jax.rl.reward_rule import rule_of
 from mtjudge_jax.rl.rooms import Rooms
 from mtjudge_jax.rl.routing import replaying
+from mtjudge_jax.rl.streams import in_least_room, lengths_of, place_answers
 from mtjudge_jax.sharding import batch_sharding, local_rows, shard_batch
 from mtjudge_jax.tasks.reward import Rule, Scores, parts_paid, score
 from mtjudge_jax.train.loop import loop

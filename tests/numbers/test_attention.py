@@ -27,6 +27,7 @@ class Case:
     causal: bool
     heads: tuple[int, int, int]  # N, K, H
     answers: np.ndarray | None = None  # int32 [Q, B, W], the number of the answer at each place, 0 where there is none
+    group: int = 100  # answers to a prompt
 
     @property
     def length(self) -> int:
@@ -68,6 +69,18 @@ CASES = {
     "three completions": Case(padded(57, 57, 1), True, (8, 2, 16), equal(2, 3, 37)),
     "completions of real heads": Case(padded(13, 13, 5), True, (4, 1, 128), equal(2, 3, 30)),
     "packed": Case(padded(57, 57, 1), True, (8, 2, 16), bins(((20, 1, 16), (37,), ()), ((3, 9, 2), (30,), (1, 1)), width=37)),
+    "three prompts share a stream": Case(
+        images((9, 30, 12), (5, 1, 20), length=57), True, (8, 2, 16),
+        bins(((20, 1, 16), (30, 4), (1, 33)), ((3, 9, 2), (), (30, 1, 5)), width=37), group=2,
+    ),
+    "a row of three long prompts": Case(
+        images((130, 20, 150), length=310), True, (2, 1, 128),
+        bins(((100, 40), (60, 80), (150,), (10, 3)), width=160), group=2,
+    ),
+    "prompts whose answers share a bin": Case(
+        images((40, 60), (3, 70), length=110), True, (4, 1, 16),
+        bins(((40, 50, 3),), ((1, 2, 70),), width=97), group=1,
+    ),
     "packed into one bin": Case(padded(21, 20, 3), True, (4, 1, 16), bins(((40, 50, 3),), ((1, 2, 70),), width=97)),
 }
 NO_TOKAMAX = pytest.mark.skipif(importlib.util.find_spec("tokamax") is None, reason="tokamax is not installed")
@@ -90,7 +103,7 @@ def sees(case: Case) -> np.ndarray:
         mine, other = (case.answers[row].ravel()[x - prompt] for x in (i, max(j, prompt)))
         if not mine:
             return i == j  # a place without an answer: what it sees is never read
-        return case.segments[row, j] == 1 if j < prompt else mine == other and j <= i
+        return case.segments[row, j] == (mine - 1) // case.group + 1 if j < prompt else mine == other and j <= i
 
     tokens = range(case.length)
     return np.array([[[one(row, i, j) for j in tokens] for i in tokens] for row in range(rows)])
@@ -147,7 +160,7 @@ def forward(case: Case, backend: Backend, scale: float, q, k, v):
     if case.answers is None:
         return attend(q, k, v, segments=segments, causal=case.causal, scale=scale, backend=backend)
     answers = jnp.asarray(case.answers)
-    return attend_grouped(q, k, v, valid=segments > 0, answers=answers, scale=scale, backend=backend)
+    return attend_grouped(q, k, v, prompts=segments, answers=answers, group=case.group, scale=scale, backend=backend)
 
 
 def gaps(case: Case, got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> dict[str, float]:
@@ -232,6 +245,17 @@ def test_splash_never_visits_blocks_of_other_completions():
     kernel = splash.make_kernel(("grouped", 512, 512), 5 * 512, 1, True)
     assert int((kernel.fwd_mask_info.block_mask > 0).sum()) == 9
     assert int((kernel.dq_mask_info.block_mask > 0).sum()) == int((kernel.dkv_mask_info.block_mask > 0).sum()) == 9
+
+
+def test_splash_never_visits_blocks_of_other_prompts():
+    """Two prompts of one block each, two answers to each in bins of one block: of 6 * 6 blocks 15 would hold something
+    if there were one prompt. Here each prompt sees itself, and each answer its prompt and itself."""
+    kernel = splash.make_kernel(("grouped", 1024, 512), 6 * 512, 1, True)
+    assert int((kernel.fwd_mask_info.block_mask > 0).sum()) == 3 + 4 * 3
+    prompts = jnp.repeat(jnp.array([1, 2, 1, 1, 2, 2]), 512)
+    some = splash._meeting(kernel, prompts, 512)
+    for info in (some.fwd_mask_info, some.dq_mask_info, some.dkv_mask_info):
+        assert int((info.block_mask > 0).sum()) == 2 + 4 * 2
 
 
 def test_splash_mask_of_a_long_stream():

@@ -11,10 +11,11 @@ import tiny
 from mtjudge_jax.config import Config, LossConfig, OptimConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.policy.programs import make_programs, place_prompts
 from mtjudge_jax.policy.update import init_state, make_update
-from mtjudge_jax.rl.logp import in_least_room, place_answers
+from mtjudge_jax.rl import streams as rl_streams
 from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
-from mtjudge_jax.rl.rooms import Rooms
+from mtjudge_jax.rl.rooms import Rooms, SharedRoom
+from mtjudge_jax.rl.streams import in_least_room, place_answers
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.train.grpo import make_take
 from mtjudge_jax.types import DpoBatch, MicroBatch, PromptRoom, SftBatch, TrainBatch
@@ -37,15 +38,22 @@ def build(mesh: str, moe: bool = False):
     return cfg, programs, tiny.placed(tiny.params(model_cfg), programs.mesh)
 
 
-def rooms(prompts) -> Rooms:
+def rooms(prompts, *shared: SharedRoom) -> Rooms:
     """Two rooms: one that holds the shorter half of the prompts, and the whole."""
     sizes = sorted(zip(prompts.valid.sum(1).tolist(), (prompts.patch_segment > 0).sum(1).tolist(), strict=True))
     half = sizes[: len(sizes) // 2]
     small = PromptRoom(max(p for p, _ in half), max(m for _, m in half))
-    return Rooms((small, PromptRoom(prompts.tokens.shape[1], prompts.patches.shape[1])), 1)
+    return Rooms((small, PromptRoom(prompts.tokens.shape[1], prompts.patches.shape[1])), 1, shared)
 
 
-def case(programs, group: int = GROUP, seed: int = 0):
+def streams(prompts, group: int, devices: int) -> Rooms:
+    """Rooms for three prompts a stream, or for a device's."""
+    shape = PromptRoom(3 * prompts.tokens.shape[1], 3 * prompts.patches.shape[1])
+    each = max(1, ROWS // devices) if devices > 1 else 2.5
+    return rooms(prompts, SharedRoom(each, 3, shape, 3 * group * LENGTH))
+
+
+def case(programs, monkeypatch, group: int = GROUP, seed: int = 0):
     rng = np.random.default_rng(seed)
     prompts = tiny.prompts(ROWS)
     tokens, mask = tiny.answers(ROWS, group, LENGTH)
@@ -53,9 +61,13 @@ def case(programs, group: int = GROUP, seed: int = 0):
     mask[5] = False  # a row that is not learned from
     mesh = programs.mesh
     placed, (tokens, mask) = place_prompts(prompts._asdict(), mesh), shard_batch((tokens, mask), mesh)
-    kinds = {name: place_answers(placed, mask, mesh, use) for name, use in (("whole", None), ("rooms", rooms(prompts)))}
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    uses = {"whole": None, "rooms": rooms(prompts), "streams": streams(prompts, group, devices)}
+    monkeypatch.setattr(rl_streams, "_WORTH_SHARING", 100.0)  # small as the case is
+    kinds = {name: place_answers(placed, mask, mesh, use) for name, use in uses.items()}
     assert isinstance(kinds["rooms"], tuple) and isinstance(kinds["rooms"][0], MicroBatch)
     assert len({one.shape for one in kinds["rooms"]}) == 2
+    assert all(len(one.rows) == 3 * len(one.places) for one in kinds["streams"])
     return placed, tokens, mask, kinds
 
 
@@ -66,12 +78,13 @@ def close(got, want) -> None:
 
 
 @pytest.mark.parametrize("mesh,moe", [("one device", True), ("2 data, 2 fsdp, 2 tensor", False)])
-def test_log_probabilities_and_the_update_are_those_of_one_room(mesh, moe):
+def test_log_probabilities_and_the_update_are_those_of_one_room(mesh, moe, monkeypatch):
     cfg, programs, params = build(mesh, moe)
-    prompts, tokens, mask, kinds = case(programs)
+    prompts, tokens, mask, kinds = case(programs, monkeypatch)
     logp = {name: np.where(mask, programs.logp(params, prompts, tokens, places), 0) for name, places in kinds.items()}
     assert np.abs(logp["whole"]).max() > 1
     close(logp["rooms"], logp["whole"])
+    close(logp["streams"], logp["whole"])
     rng, optimizer = np.random.default_rng(1), make_optimizer(cfg.optim, cfg.steps)
     advantages = shard_batch(rng.normal(size=(ROWS, GROUP)).astype(np.float32), programs.mesh)
     old = shard_batch((logp["whole"] + 0.1 * rng.normal(size=mask.shape)).astype(np.float32), programs.mesh)
@@ -83,20 +96,21 @@ def test_log_probabilities_and_the_update_are_those_of_one_room(mesh, moe):
         batch = TrainBatch(prompts, tokens, mask, advantages, old, old, places)
         state, metrics = update(state, {}, batch)
         results.append((jax.device_get((state.opt_state, state.params)), jax.device_get(metrics)))
-    (whole, told), (rooms, said) = results
-    close(rooms[0], whole[0])  # the moments hold the gradient
-    assert said.keys() == told.keys()
+    (whole, told), *others = results
     exact = [name for name in told if name != "moved" and not name.startswith("router")]  # a router's is a mean of micro-batches
-    close({name: said[name] for name in exact}, {name: told[name] for name in exact})
-    assert bool(said["finite"]) and float(said["grad_norm"]) > 1e-3
+    for state, said in others:
+        close(state[0], whole[0])  # the moments hold the gradient
+        assert said.keys() == told.keys()
+        close({name: said[name] for name in exact}, {name: told[name] for name in exact})
+        assert bool(said["finite"]) and float(said["grad_norm"]) > 1e-3
 
 
-def test_targets_of_sft_and_pairs_of_dpo_too():
+def test_targets_of_sft_and_pairs_of_dpo_too(monkeypatch):
     cfg, programs, params = build("one device")
     optimizer = make_optimizer(cfg.optim, cfg.steps)
     for stage, group, loss in (("sft", 1, sft_loss), ("dpo", 2, partial(dpo_loss, cfg=cfg.dpo))):
         cfg = dataclasses.replace(cfg, stage=stage)
-        prompts, tokens, mask, kinds = case(programs, group)
+        prompts, tokens, mask, kinds = case(programs, monkeypatch, group)
         results = []
         for places in kinds.values():
             state = init_state(params, optimizer, programs.mesh)
@@ -107,12 +121,13 @@ def test_targets_of_sft_and_pairs_of_dpo_too():
             state, metrics = update(state, {}, batch)
             results.append(jax.device_get((state.opt_state, {k: v for k, v in metrics.items() if k != "moved"})))
         close(results[1], results[0])
+        close(results[2], results[0])
 
 
-def test_an_update_of_a_part_has_rooms_of_its_own():
+def test_an_update_of_a_part_has_rooms_of_its_own(monkeypatch):
     """Two updates a rollout: each runs its own rows, all of them once."""
     _, programs, _ = build("one device")
-    prompts, tokens, mask, kinds = case(programs)
+    prompts, tokens, mask, kinds = case(programs, monkeypatch)
     zeros = np.zeros((ROWS, GROUP, LENGTH), np.float32)
     advantages = np.arange(ROWS * GROUP, dtype=np.float32).reshape(ROWS, GROUP)
     batch = TrainBatch(prompts, tokens, mask, advantages, zeros, zeros, kinds["rooms"])

@@ -11,9 +11,9 @@ import tiny
 from mtjudge_jax.config import Config, LossConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.policy.programs import make_programs, place_prompts
-from mtjudge_jax.rl.logp import in_least_room, place_answers
 from mtjudge_jax.rl.rooms import Rooms
 from mtjudge_jax.rl.routing import check_replay, replaying
+from mtjudge_jax.rl.streams import in_least_room, place_answers
 from mtjudge_jax.types import NO_CHOICE, PromptRoom
 
 ROWS, GROUP, LENGTH, LAYERS = 8, 4, 24, 3

@@ -14,7 +14,8 @@ from mtjudge_jax.plan import lengths as plan_lengths
 from mtjudge_jax.policy import programs as sampling
 from mtjudge_jax.policy.lanes import Draws, Segment
 from mtjudge_jax.policy.programs import Programs, backend_of, bound_logp, make_programs, place_prompts
-from mtjudge_jax.rl.logp import EVERY, Filter, place_answers
+from mtjudge_jax.rl.logp import EVERY, Filter
+from mtjudge_jax.rl.streams import place_answers
 from mtjudge_jax.types import Params, Rollout
 
 ROWS, GROUP, LENGTH = 16, 5, 24

@@ -17,9 +17,10 @@ from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.policy.programs import Programs, make_programs, place_prompts, stage_key
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import loss as formulas
-from mtjudge_jax.rl.logp import completion_logp, place_answers
+from mtjudge_jax.rl.logp import completion_logp
 from mtjudge_jax.rl.loss import grpo_loss
 from mtjudge_jax.rl.optim import make_optimizer, schedule
+from mtjudge_jax.rl.streams import place_answers
 from mtjudge_jax.sharding import path_name, shard_batch
 from mtjudge_jax.types import Params, PromptBatch, TrainBatch, TrainState
 

@@ -14,7 +14,7 @@ from mtjudge_jax.data.rows import rope_positions
 from mtjudge_jax.data.tokenizer import Tokenizer
 from mtjudge_jax.models.qwen3_vl import vlm
 from mtjudge_jax.models.qwen3_vl.config import Qwen3VLConfig, from_hf
-from mtjudge_jax.rl.logp import Bins, bins_ladder, lay_out, least_bins
+from mtjudge_jax.rl.streams import Bins, bins_ladder, lay_out, least_bins
 from mtjudge_jax.sharding import make_mesh, path_name, tree_shardings
 from mtjudge_jax.types import Array, Params, PromptBatch
 

@@ -49,9 +49,10 @@ def compile_for(topology: str, shape: Shape, tensor: int) -> dict:
 
     def loss(q, k, v, segments):
         if shape.group:
-            valid = segments[:, : shape.prompt] > 0
+            prompts = segments[:, : shape.prompt]
             answers = segments[:, shape.prompt :].reshape(len(segments), shape.group, -1)
-            out = attend_grouped(q, k, v, valid=valid, answers=answers, scale=h**-0.5, backend=backend)
+            stream = {"prompts": prompts, "answers": answers, "group": shape.group // 2}  # of two prompts
+            out = attend_grouped(q, k, v, **stream, scale=h**-0.5, backend=backend)
         else:
             out = attend(q, k, v, segments=segments, causal=False, scale=h**-0.5, backend=backend)
         return (out.astype(jnp.float32) ** 2).sum()

@@ -81,8 +81,8 @@ def lower(it: Draw, devices: list) -> jax.stages.Lowered:
 
     def loss(q, k, v, segments):
         if it.layout == "stream":
-            valid, answers = segments[:, : it.prompt] > 0, segments[:, it.prompt :].reshape(rows, it.group, it.own)
-            out = attend_grouped(q, k, v, valid=valid, answers=answers, scale=h**-0.5, backend=backend)
+            prompts, answers = segments[:, : it.prompt], segments[:, it.prompt :].reshape(rows, it.group, it.own)
+            out = attend_grouped(q, k, v, prompts=prompts, answers=answers, group=it.group, scale=h**-0.5, backend=backend)
         else:
             out = attend(q, k, v, segments=segments, causal=it.layout == "prompt", scale=h**-0.5, backend=backend)
         return (out.astype(jnp.float32) ** 2).sum()

@@ -154,9 +154,9 @@ def train(folder: Path, out: Path) -> None:
     from mtjudge_jax.policy.judge_file import JUDGE_FILE
     from mtjudge_jax.policy.programs import place_prompts
     from mtjudge_jax.policy.update import init_state, make_update
-    from mtjudge_jax.rl.logp import place_answers
     from mtjudge_jax.rl.loss import sft_loss
     from mtjudge_jax.rl.optim import make_optimizer
+    from mtjudge_jax.rl.streams import place_answers
     from mtjudge_jax.sharding import make_mesh, shard_batch
     from mtjudge_jax.types import SftBatch
 

@@ -21,6 +21,7 @@ padding 0), and with two bins of three places, the last of them empty:
                                                            c . x x | . . . | x . .
                                                            c . x x | . . . | x x .
 
+Several prompts may share a stream: each token of them, and each of their answers', sees its own prompt alone.
 Padding sees only padding, so every query has a key. The output of padding is finite and is never read.
 """
 
@@ -47,31 +48,36 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, causal: bool, scale
     return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
 
 
-def attend_grouped(q: Array, k: Array, v: Array, *, valid: Array, answers: Array, scale: float, backend: Backend) -> Array:
-    """The stream of training, S = P + B * W: `[prompt | bin 1 | .. | bin B]`, where a bin holds answers end to end.
+def attend_grouped(
+    q: Array, k: Array, v: Array, *, prompts: Array, answers: Array, group: int | None, scale: float, backend: Backend
+) -> Array:
+    """The stream of training, S = P + B * W: `[prompts | bin 1 | .. | bin B]`, where a bin holds answers end to end.
 
-    q [Q, S, N, H]; k, v [Q, S, K, H]; valid bool [Q, P], True on real prompt tokens; answers int32 [Q, B, W], the number of
-    the answer at each place, from 1, and 0 where there is none. The prompt is causal; an answer sees the valid prompt and its own
-    past. Returns [Q, S, N, H]; what is at a place without an answer is finite and means nothing.
+    q [Q, S, N, H]; k, v [Q, S, K, H]; prompts int32 [Q, P], the number of the prompt at each place, from 1, and 0 on padding;
+    answers int32 [Q, B, W], the number of the answer at each place, from 1, and 0 where there is none. The first `group` answers
+    are the first prompt's, and so on; None: there is one prompt. A prompt is causal; an answer sees its prompt and its own past.
+    Returns [Q, S, N, H]; what is at a place without an answer is finite and means nothing.
     """
     rows, count, width = answers.shape
-    prompt = valid.shape[1]
+    prompt = prompts.shape[1]
     if q.shape[1] != prompt + count * width:
         raise ValueError(f"a stream of {q.shape[1]} tokens, which must be a prompt of {prompt} + {count} bins of {width}")
     if backend.attention in _HALVES:
-        return _two_halves(_HALVES[backend.attention], q, k, v, valid=valid, answers=answers, scale=scale)
-    segments = jnp.concatenate([valid.astype(jnp.int32), answers.reshape(rows, -1)], 1)
-    layout = ("grouped", prompt, width)
+        return _two_halves(_HALVES[backend.attention], q, k, v, prompts=prompts, answers=answers, group=group, scale=scale)
+    segments = jnp.concatenate([prompts, answers.reshape(rows, -1)], 1)
+    layout = ("grouped", prompt, width, group)
     return _kernel(backend.attention)(q, k, v, segments=segments, layout=layout, scale=scale, mesh=backend.mesh)
 
 
-def _two_halves(half: Callable, q: Array, k: Array, v: Array, *, valid: Array, answers: Array, scale: float) -> Array:
-    """The grouped stream without copies of the prompt: the queries of all bins, end to end, attend to the one prompt."""
+def _two_halves(
+    half: Callable, q: Array, k: Array, v: Array, *, prompts: Array, answers: Array, group: int | None, scale: float
+) -> Array:
+    """The grouped stream without copies of the prompts: the queries of all bins, end to end, attend to the prompts."""
     rows, _, n, h = q.shape
-    p, segment = valid.shape[1], valid.astype(jnp.int32)
-    prompt, _ = half(q[:, :p], k[:, :p], v[:, :p], (segment, segment), causal=True, scale=scale)
-    ones = jnp.ones((rows, q.shape[1] - p), jnp.int32)
-    a, lse_a = half(q[:, p:], k[:, :p], v[:, :p], (ones, segment), causal=False, scale=scale)
+    p = prompts.shape[1]
+    prompt, _ = half(q[:, :p], k[:, :p], v[:, :p], (prompts, prompts), causal=True, scale=scale)
+    asked = reference.prompt_of(answers, group).reshape(rows, -1)
+    a, lse_a = half(q[:, p:], k[:, :p], v[:, :p], (asked, prompts), causal=False, scale=scale)
     own = [x[:, p:].reshape(*answers.shape, *x.shape[2:]) for x in (q, k, v)]
     b, lse_b = half(*own, (answers, answers), causal=True, scale=scale)
     completions = reference.merge(a.reshape(b.shape), lse_a.reshape(lse_b.shape), b, lse_b)

@@ -54,6 +54,11 @@ def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, caus
     return _attend_masked(q, k, v, mask, scale=scale)
 
 
+def prompt_of(answers: Array, group: int | None) -> Array:
+    """The number of each answer's prompt, from 1; 0 where the answer's number is 0. group: answers of a prompt; None: one prompt."""
+    return jnp.minimum(answers, 1) if group is None else (answers - 1) // group + 1
+
+
 def merge(a: Array, lse_a: Array, b: Array, lse_b: Array) -> Array:
     """The output over the union of two disjoint sets of keys, from the output [..., H] and log-sum-exp [...] over each."""
     share = jax.nn.sigmoid(lse_a - lse_b)[..., None].astype(a.dtype)

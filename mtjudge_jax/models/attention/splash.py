@@ -17,6 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info
 from jax.sharding import Mesh
 
 from mtjudge_jax.errors import UserError
+from mtjudge_jax.models.attention.reference import prompt_of
 from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
 from mtjudge_jax.types import Array
 
@@ -80,11 +81,27 @@ def _with_numbers(kernel: kernels.SplashAttentionKernel, numbers: Array) -> kern
     return kernels.SplashAttentionKernel(*infos, **kernel.kwargs)
 
 
+def _meeting(kernel: kernels.SplashAttentionKernel, prompts: Array, block: int) -> kernels.SplashAttentionKernel:
+    """The kernel without the blocks whose queries and keys have no prompt in common; prompts int32 [T], of each token."""
+    each = jnp.left_shift(jnp.int32(1), prompts.reshape(-1, block) % 32)  # numbers that share a bit only keep a block
+    bits = jax.lax.reduce(each, jnp.int32(0), jax.lax.bitwise_or, (1,))
+
+    def info(of: MaskInfo, queries_first: bool) -> MaskInfo:
+        _, rows, columns = of.block_mask.shape
+        other = bits[of.data_next.astype(np.int32)]
+        own = bits[:rows, None] if queries_first else bits[None, :columns]
+        return of._replace(block_mask=jnp.where(own & other != 0, of.block_mask, 0).astype(of.block_mask.dtype))
+
+    # `data_next` holds the block of keys that is read there; for the gradient of the keys, the block of queries.
+    infos = (info(kernel.fwd_mask_info, True), info(kernel.dq_mask_info, True), info(kernel.dkv_mask_info, False))
+    return kernels.SplashAttentionKernel(*infos, **kernel.kwargs)
+
+
 @functools.cache
 def make_kernel(layout: tuple, length: int, heads: int, interpret: bool) -> Callable:
     """The kernel for `heads` query heads and rows of `length` tokens, which the caller pads to `padded_length(length)`.
 
-    layout: ("full",), ("causal",) or ("grouped", prompt, width of a bin).
+    layout: ("full",), ("causal",) or ("grouped", places of the prompts, width of a bin).
     """
     # The block is that of the tokens before padding: `block_size` of the padded length may be one that does not divide it.
     block, length = block_size(length), padded_length(length)
@@ -118,7 +135,8 @@ def padded_length(length: int) -> int:
 def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scale: float, mesh: Mesh | None) -> Array:
     """q [Q, T, N, H]; k, v [Q, T, K, H]; segments int32 [Q, T], 0 = padding. Returns [Q, T, N, H].
 
-    In a grouped layout the segments are 1 on the prompt and the number of the answer behind it.
+    In a grouped layout the segments are the numbers of the prompts, and behind them those of the answers; the layout says at its
+    end how many answers a prompt has, None for one prompt.
     """
     length, size = q.shape[1], q.shape[-1]
     if length > LONGEST:
@@ -127,17 +145,24 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
 
     def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
         behind = padded_length(length) - length
-        kernel = make_kernel(layout, length, q.shape[2], interpret)
+        kernel = make_kernel(layout[:3], length, q.shape[2], interpret)
         q = (q.astype(jnp.float32) * scale).astype(q.dtype)  # the kernel does not scale
         fill = ((0, 0), (0, behind), (0, 0), (0, -size % _LANES))
         q, k, v = (jnp.pad(x, fill).swapaxes(1, 2) for x in (q, k, v))
         segments = jnp.pad(segments, fill[:2])
         # `mtjudge plan` recognises the kernel by this name
-        with jax.named_scope("_".join(map(str, ("attend", *layout, "by", block_size(length))))):
+        with jax.named_scope("_".join(map(str, ("attend", *layout[:3], "by", block_size(length))))):
             if layout[0] == "grouped":
-                seen = jnp.minimum(segments, 1)  # all answers see the prompt; the numbers keep them apart
-                rows = (_numbers(segments, *layout[1:]), q, k, v, kernels.SegmentIds(seen, seen))
-                out = jax.vmap(lambda numbers, *row: _with_numbers(kernel, numbers)(*row))(*rows)
+                _, prompt, width, group = layout
+                answers = prompt_of(segments, group)  # all answers see their prompt; the numbers keep them apart
+                seen = jnp.where(jnp.arange(segments.shape[1]) < prompt, segments, answers)
+                rows = (_numbers(segments, prompt, width), q, k, v, kernels.SegmentIds(seen, seen))
+                if group and len(q) == 1:  # which blocks are empty must not vary among the rows of a call
+                    numbers, *row = jax.tree.map(lambda x: x[0], rows)
+                    some = _meeting(_with_numbers(kernel, numbers), seen[0], block_size(length))
+                    out = some(*row)[None]
+                else:
+                    out = jax.vmap(lambda numbers, *row: _with_numbers(kernel, numbers)(*row))(*rows)
             else:
                 out = jax.vmap(kernel)(q, k, v, kernels.SegmentIds(segments, segments))
         return out.swapaxes(1, 2)[:, :length, :, :size]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mtjudge_jax.models.attention.reference import prompt_of
 from mtjudge_jax.models.attention.sharded import call_sharded, platform_of
 from mtjudge_jax.models.backend import import_tokamax
 from mtjudge_jax.types import Array
@@ -31,9 +32,9 @@ def attend(q: Array, k: Array, v: Array, *, segments: Array, layout: tuple, scal
 
     def on_device(q: Array, k: Array, v: Array, segments: Array) -> Array:
         match layout:
-            case ("grouped", prompt, width):
+            case ("grouped", prompt, width, group):
                 answers = segments[:, prompt:].reshape(q.shape[0], -1, width)
-                return _grouped(call, q, k, v, segments[:, :prompt], answers)
+                return _grouped(call, q, k, v, segments[:, :prompt], answers, group)
             case (order,):
                 length = q.shape[1]
                 q, k, v, segments = (_fill_tiles(x, 1) for x in (q, k, v, segments))
@@ -48,19 +49,19 @@ def _fill_tiles(x: Array, axis: int) -> Array:
     return jnp.pad(x, [(0, -size % _TILE if at == axis else 0) for at, size in enumerate(x.shape)])
 
 
-def _grouped(call: Callable, q: Array, k: Array, v: Array, segments: Array, answers: Array) -> Array:
-    """`[prompt | bin 1 | ..]`; segments int32 [Q, P] of the prompt, 1 on real tokens; answers int32 [Q, B, W]."""
+def _grouped(call: Callable, q: Array, k: Array, v: Array, segments: Array, answers: Array, group: int | None) -> Array:
+    """`[prompts | bin 1 | ..]`; segments int32 [Q, P] of the prompts, 0 on padding; answers int32 [Q, B, W]."""
     (rows, p), shape, width = segments.shape, q.shape, answers.shape[2]
     own = [_fill_tiles(x[:, p:].reshape(*answers.shape, *x.shape[2:]), 2) for x in (q, k, v)]
     q, k, v, segments = (_fill_tiles(x[:, :p], 1) for x in (q, k, v, segments))
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
     out = call(q, k, v, mask, is_causal=True)[:, :p]
     answers = _fill_tiles(answers, 2)
-    _, bins, length = answers.shape
+    bins = answers.shape[1]
     copies = [jnp.broadcast_to(x[:, None], (rows, bins, *x.shape[1:])) for x in (k, v)]
     keys, values = (jnp.concatenate(pair, 2) for pair in zip(copies, own[1:], strict=True))
     past = jnp.tril(answers[..., :, None] == answers[..., None, :])
-    seen = jnp.broadcast_to(segments[:, None, None, :] == 1, (rows, bins, length, segments.shape[1]))
+    seen = segments[:, None, None, :] == prompt_of(answers, group)[..., None]
     mask = jnp.concatenate([seen, past], 3)
     after = call(own[0], keys, values, mask[:, :, None], is_causal=False)[:, :, :width]
     return jnp.concatenate([out, after.reshape(rows, -1, *shape[2:])], 1)

@@ -213,11 +213,12 @@ def branch_hidden(
 def completion_hidden(
     params: Params, cfg: Qwen3VLConfig, batch: PromptBatch, tokens: Array, places: Array, *, backend: Backend = REFERENCE
 ) -> tuple[Array, Array, RouterStats | None]:
-    """Runs the stream of training. Returns the hidden states of the prompts' last tokens [Q, D], those of all places of the bins
-    [Q, B * W, D], and the routers' statistics over the prompts and the places that hold a token.
+    """Runs the stream of training. Returns the hidden states of the prompts' last tokens [Q, k, D], those of all places of the
+    bins [Q, B * W, D], and the routers' statistics over the prompts and the places that hold a token.
 
-    tokens int32 [Q, G, C]; places int32 [Q, B, W] of `rl.logp.lay_out`. There is one stream per prompt. With P = 3, G = 3,
-    C = 3, answers (a b c), (d) and (e), and two bins of two places, the stream and its predictions are
+    tokens int32 [Q, k * G, C]; places int32 [Q, B, W] of `rl.streams.lay_out`. A stream is that of one prompt, k = 1, or of the k
+    that `batch.joined` tells apart. With one prompt, P = 3, G = 3, C = 3, answers (a b c), (d) and (e), and two bins of two
+    places, the stream and its predictions are
 
         tokens     p0 p1 p2 | a  b | d  e          the last token of an answer of C tokens predicts nothing and is left out
         predicts       a,d,e| b  c |               the prompt's last hidden state serves every answer
@@ -226,22 +227,28 @@ def completion_hidden(
     the group where the prompt is read. With `batch.routing` each token has the experts that the sampler chose for it.
     """
     model, scale = bind(params, cfg), cfg.text.head_dim**-0.5
-    (rows, _, length), p = tokens.shape, batch.tokens.shape[1]
+    (rows, count, length), p = tokens.shape, batch.tokens.shape[1]
+    begins = batch.next_position.reshape(rows, -1)  # of each prompt's answers
+    group = count // begins.shape[1]
     x, deepstack = embed_prompt(model, batch, backend)
     flat = places.reshape(rows, -1)
     index = jnp.maximum(flat, 0)
     own = model.text.embed_vd[...][jnp.take_along_axis(tokens.reshape(rows, -1), index, 1)]
-    positions = jnp.broadcast_to((batch.next_position[:, None] + index % length)[..., None], (*flat.shape, 3))
+    first = jnp.take_along_axis(begins, index // length // group, 1)
+    positions = jnp.broadcast_to((first + index % length)[..., None], (*flat.shape, 3))
     rope = model.text.rope(jnp.concatenate([batch.positions, positions], 1))
     answers = places // length + 1  # 0 where places is -1
+    number = batch.joined.number if batch.joined else batch.valid.astype(jnp.int32)
+    stream = {"prompts": number, "answers": answers, "group": group if batch.joined else None}
 
     def attention(q, k, v, _):
-        return attend_grouped(q, k, v, valid=batch.valid, answers=answers, scale=scale, backend=backend), None
+        return attend_grouped(q, k, v, **stream, scale=scale, backend=backend), None
 
     real = jnp.concatenate([batch.valid, flat >= 0], 1)
     settings = {"deepstack": deepstack, "real": real, "backend": backend, "choices": _replayed(batch.routing, index)}
     x, _, routed = model.text(jnp.concatenate([x, own], 1), rope, attention, **settings)
-    return x[:, p - 1], x[:, p:], routed and routed.stats
+    last = jnp.take_along_axis(x, batch.joined.last[..., None], 1) if batch.joined else x[:, p - 1 : p]
+    return last, x[:, p:], routed and routed.stats
 
 
 def _replayed(routing: Routing | None, index: Array) -> Array | None:

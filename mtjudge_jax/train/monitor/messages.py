@@ -37,11 +37,15 @@ def step_text(cfg: Config) -> str:
 
 
 def room_lines(rooms: Rooms | None) -> list[str]:
-    """The rooms of the prompts, in one line; none where all have the room of the config."""
+    """The rooms of the prompts; none where all have the room of the config."""
     if rooms is None:
         return []
     sizes = ", ".join(f"{prompt:,} tokens and {patches:,} patches" for prompt, patches in rooms.shapes)
-    return [f"prompts of one size learn together, {rooms.size} a device at a time, in the room of {sizes}"]
+    lines = [f"prompts of one size learn together, {rooms.size} a device at a time, in the room of {sizes}"]
+    if rooms.shared:
+        (prompt, patches), share = rooms.shared[0].shape, rooms.shared[0].prompts
+        lines.append(f"or, where that computes less, {share:g} share a stream of {prompt:,} tokens and {patches:,} patches")
+    return lines
 
 
 def opening_lines(cfg: Config, params: Params) -> list[str]:

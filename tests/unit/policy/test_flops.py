@@ -12,7 +12,7 @@ from mtjudge_jax.config import Config
 from mtjudge_jax.models.chips import TPUS
 from mtjudge_jax.plan import analytic
 from mtjudge_jax.policy.flops import forward_flops, step_flops, update_flops
-from mtjudge_jax.rl.logp import lengths_of
+from mtjudge_jax.rl.streams import lengths_of
 from mtjudge_jax.sharding import make_mesh
 from mtjudge_jax.train.monitor import work
 from mtjudge_jax.train.monitor.work import Work, work_numbers

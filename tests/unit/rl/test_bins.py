@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mtjudge_jax.rl.logp import BIN_SHARES, Bins, bins_ladder, lay_out, least_bins
+from mtjudge_jax.rl.streams import BIN_SHARES, Bins, bins_ladder, lay_out, least_bins
 
 
 def test_the_example_of_the_module():
