@@ -55,7 +55,7 @@ def attend_half(q: Array, k: Array, v: Array, segments: Segments | None, *, caus
 
 
 def prompt_of(answers: Array, group: int | None) -> Array:
-    """The number of each answer's prompt, from 1; 0 where the answer's number is 0. group: answers of a prompt; None: one prompt."""
+    """The number of each answer's prompt, from 1; 0 where the answer's number is 0. group: answers of a prompt; None: of one."""
     return jnp.minimum(answers, 1) if group is None else (answers - 1) // group + 1
 
 
