@@ -228,12 +228,14 @@ def cut_prompts(prompts: PromptBatch, shape: PromptRoom) -> PromptBatch:
     return prompts._replace(**back, **front)
 
 
-def in_least_room(prompts: PromptBatch, mesh: Mesh, rooms: Rooms | None) -> PromptBatch:
-    """The prompts in the least of the rooms that holds them all; as they are without rooms."""
-    if rooms is None:
+def in_least_room(prompts: PromptBatch, mesh: Mesh, shapes: Sequence[PromptRoom]) -> PromptBatch:
+    """The prompts in the first of the shapes that holds them all; as they are where none does."""
+    if not shapes:
         return prompts
     sizes = np.stack(jax.device_get(_counter(mesh)(prompts.valid, prompts.patch_segment > 0)), -1).max(0)
-    return _cutter(mesh, next(one for one in rooms.shapes if (sizes <= one).all()))(prompts)
+    own = PromptRoom(prompts.tokens.shape[1], prompts.patches.shape[1])
+    least = next((one for one in shapes if (sizes <= one).all()), own)
+    return prompts if least == own else _cutter(mesh, least)(prompts)
 
 
 @functools.cache

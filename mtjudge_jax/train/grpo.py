@@ -165,7 +165,7 @@ def _one_round(
     rule, slow = rewards
     cfg, programs = run.cfg, run.model.programs
     prompts = place_prompts(rows, programs.mesh, own_draws(cfg, rows["task"].tolist()))
-    small = in_least_room(prompts, programs.mesh, run.rooms)
+    small = in_least_room(prompts, programs.mesh, run.rooms.shapes if run.rooms else ())
     programs.work["prefill"] += small.tokens.size
     clock.lap("data")
     temperature = np.full(cfg.rollout.group_size, cfg.rollout.temperature, np.float32)

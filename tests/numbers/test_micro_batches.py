@@ -147,10 +147,10 @@ def test_the_sampler_draws_the_same_in_the_least_room_that_holds_the_prompts():
     whole = PromptRoom(prompts.tokens.shape[1], prompts.patches.shape[1])
     assert longest < whole.prompt
     shapes = PromptRoom(longest - 1, most), PromptRoom(longest, most), whole
-    small = in_least_room(prompts, programs.mesh, Rooms(shapes, 1))
+    small = in_least_room(prompts, programs.mesh, shapes)
     assert small.tokens.shape[1] == longest and small.patches.shape[1] == most
-    assert in_least_room(prompts, programs.mesh, None) is prompts
-    assert in_least_room(prompts, programs.mesh, Rooms((*shapes[:1], whole), 1)).tokens.shape == prompts.tokens.shape
+    assert in_least_room(prompts, programs.mesh, ()) is prompts
+    assert in_least_room(prompts, programs.mesh, (*shapes[:1], whole)) is prompts
     key, temperature = jax.random.key(0), np.full(GROUP, 1.0, np.float32)
     want, got = (programs.sample(params, room, key, temperature, 24) for room in (prompts, small))
     assert np.array_equal(got.tokens, want.tokens) and want.mask.sum() > 4 * ROWS

@@ -11,7 +11,6 @@ import tiny
 from mtjudge_jax.config import Config, LossConfig, RolloutConfig, UpdateConfig
 from mtjudge_jax.errors import ConfigError
 from mtjudge_jax.policy.programs import make_programs, place_prompts
-from mtjudge_jax.rl.rooms import Rooms
 from mtjudge_jax.rl.routing import check_replay, replaying
 from mtjudge_jax.rl.streams import in_least_room, place_answers
 from mtjudge_jax.types import NO_CHOICE, PromptRoom
@@ -95,7 +94,7 @@ def test_a_rollout_in_a_smaller_room_is_replayed_in_the_batchs_own():
     programs, params, prompts = build()
     longest, most = int(prompts.valid.sum(1).max()), int((prompts.patch_segment > 0).sum(1).max())
     whole = PromptRoom(prompts.tokens.shape[1], prompts.patches.shape[1])
-    small = in_least_room(prompts, programs.mesh, Rooms((PromptRoom(longest, most), whole), 1))
+    small = in_least_room(prompts, programs.mesh, (PromptRoom(longest, most), whole))
     out = programs.sample(params, small, jax.random.key(0), np.ones(GROUP, np.float32), LENGTH)
     assert out.routing.prompts.shape[1] == longest < whole.prompt
     replayed, _ = replaying(prompts, out, programs.mesh)
