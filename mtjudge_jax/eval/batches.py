@@ -21,7 +21,7 @@ from mtjudge_jax.hosts.exchange import gather, my_rows
 from mtjudge_jax.policy.programs import Programs, decode_texts, place_prompts, stage_key
 from mtjudge_jax.records import JudgeExample
 from mtjudge_jax.rl.logp import EVERY, Filter
-from mtjudge_jax.rl.rooms import parts_of
+from mtjudge_jax.rl.rooms import quarters_of
 from mtjudge_jax.rl.streams import in_least_room
 from mtjudge_jax.sharding import local_rows
 from mtjudge_jax.tasks import Task
@@ -121,7 +121,7 @@ def judge_batch(
     """Predictions of this process's rows of a batch; `here` are their examples, fewer if the batch was filled up."""
     programs, length = how.programs, how.fmt.completion_tokens
     room = PromptRoom(how.fmt.prompt_tokens, how.fmt.patch_count)
-    prompts, context = in_least_room(place_prompts(batch, programs.mesh), programs.mesh, parts_of(room)), None
+    prompts, context = in_least_room(place_prompts(batch, programs.mesh), programs.mesh, quarters_of(room)), None
     if probabilities:
         out, context = programs.sample_and_keep(params, prompts, key, how.temperature, length, 1, how.only)
     else:

@@ -62,7 +62,7 @@ def make_rooms(
     return Rooms(shapes, size, shared) if len(shapes) > 1 or shared else None
 
 
-def parts_of(largest: PromptRoom) -> tuple[PromptRoom, ...]:
+def quarters_of(largest: PromptRoom) -> tuple[PromptRoom, ...]:
     """Shapes for prompts that are only sampled, of any run: a quarter of the largest, a half, three quarters and the whole."""
     part = lambda share: PromptRoom(math.ceil(share * largest.prompt), 4 * math.ceil(share * largest.patches / 4))  # noqa: E731
     return (*(part(share) for share in (0.25, 0.5, 0.75)), largest)
