@@ -120,9 +120,14 @@ def balance(sizes: np.ndarray, streams: int, slots: int) -> np.ndarray:
     return out
 
 
+def of_streams(values: np.ndarray, dealt: np.ndarray) -> np.ndarray:
+    """The values, [N, K], of the rows of each stream, [streams, slots, K]; zeros where it has no further row."""
+    return np.concatenate([values, np.zeros_like(values[:1])])[dealt]
+
+
 def sums_of(sizes: np.ndarray, dealt: np.ndarray) -> np.ndarray:
     """The sums of the columns of sizes, [N, K], over the rows of each stream, [streams, K]."""
-    return np.concatenate([sizes, np.zeros_like(sizes[:1])])[dealt].sum(1)
+    return of_streams(sizes, dealt).sum(1)
 
 
 def fit_shapes(prompts: Sequence[tuple[int, int]], largest: PromptRoom) -> tuple[PromptRoom, ...]:

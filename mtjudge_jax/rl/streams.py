@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from mtjudge_jax.rl.rooms import Rooms, SharedRoom, balance, sums_of
+from mtjudge_jax.rl.rooms import Rooms, SharedRoom, balance, of_streams, sums_of
 from mtjudge_jax.sharding import BATCH_AXES, batch_sharding, replicated, take_rows
 from mtjudge_jax.types import (
     NO_CHOICE,
@@ -177,13 +177,9 @@ def _sharing(lengths: Lengths, way: SharedRoom, *, devices: int, length: int) ->
     if (sums_of(np.stack(lengths[:2], 1), dealt).max(0) > way.shape).any():
         return None
     rungs = bins_ladder(way.places / (length - 1), length, _SHARES_OF_STREAMS)
-    bins = least_bins(of_streams(lengths.answers, dealt), length, rungs, lengths.answers.shape[1])
+    answers = of_streams(lengths.answers, dealt).reshape(streams, -1)
+    bins = least_bins(answers, length, rungs, lengths.answers.shape[1])
     return bins and [Together(part.ravel(), way.shape, bins, devices) for part in np.split(dealt, turns)]
-
-
-def of_streams(answers: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The lengths of the answers of each stream, int [S, k * G]. answers int [Q, G]; rows int [S, k], where Q is no row."""
-    return np.concatenate([answers, np.zeros_like(answers[:1])])[rows].reshape(len(rows), -1)
 
 
 def place_answers(prompts: PromptBatch, mask: Array, mesh: Mesh, rooms: Rooms | None = None) -> AnswerPlaces:
@@ -203,7 +199,7 @@ def place_answers(prompts: PromptBatch, mask: Array, mesh: Mesh, rooms: Rooms | 
     found, devices = [], math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     for one in split_rows(lengths, rooms, devices=devices, length=length):
         own = jax.make_array_from_callback(one.rows.shape, rows, lambda at, every=one.rows: every[at])
-        answers = of_streams(lengths.answers, one.rows.reshape(one.streams, -1))
+        answers = of_streams(lengths.answers, one.rows.reshape(one.streams, -1)).reshape(one.streams, -1)
         found.append(MicroBatch(own, placed(answers, one.bins), one.shape))
     return tuple(found)
 
@@ -280,14 +276,14 @@ def join_prompts(prompts: PromptBatch, *, count: int, shape: PromptRoom) -> Prom
 
 
 def _joined_rows(x: Array, count: int) -> Array:
-    return x.reshape(-1, count, *x.shape[1:])
+    return x.reshape(len(x) // count, count, *x.shape[1:])
 
 
 def _real_places(real: Array, count: int, size: int, *, at_end: bool) -> Array:
     """int32 [Q / count, size]: which places of each `count` rows, end to end, are real, in their order; the place behind the last
     one where there are no more. real bool [Q, T]. The real ones come to the end if `at_end`.
     """
-    real = real.reshape(-1, count * real.shape[1])
+    real = real.reshape(len(real) // count, count * real.shape[1])
     at = real.cumsum(1) - 1 + (size - real.sum(1, keepdims=True) if at_end else 0)
     every = jnp.arange(real.shape[1], dtype=jnp.int32)
     none = jnp.full(size, real.shape[1], jnp.int32)
@@ -296,7 +292,7 @@ def _real_places(real: Array, count: int, size: int, *, at_end: bool) -> Array:
 
 def _pick(places: Array, x: Array, *, fill: int) -> Array:
     """x [Q, T, ..] at `places` of `_real_places`."""
-    x = x.reshape(len(places), -1, *x.shape[2:])
+    x = x.reshape(len(places), len(x) // len(places) * x.shape[1], *x.shape[2:])
     return jax.vmap(lambda x, at: x.at[at].get(mode="fill", fill_value=fill))(x, places)
 
 

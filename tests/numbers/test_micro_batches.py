@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -15,7 +16,7 @@ from mtjudge_jax.rl import streams as rl_streams
 from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.rl.rooms import Rooms, SharedRoom
-from mtjudge_jax.rl.streams import in_least_room, place_answers
+from mtjudge_jax.rl.streams import cut_prompts, in_least_room, join_prompts, place_answers
 from mtjudge_jax.sharding import shard_batch
 from mtjudge_jax.train.grpo import make_take
 from mtjudge_jax.types import DpoBatch, MicroBatch, PromptRoom, SftBatch, TrainBatch
@@ -122,6 +123,21 @@ def test_targets_of_sft_and_pairs_of_dpo_too(monkeypatch):
             results.append(jax.device_get((state.opt_state, {k: v for k, v in metrics.items() if k != "moved"})))
         close(results[1], results[0])
         close(results[2], results[0])
+
+
+def test_prompts_without_any_picture_share_a_row():
+    """Arrays of no patches have a size of zero, whatever their rows. Of three rows, the last is no prompt."""
+    prompts = jax.tree.map(lambda x: x[:3], tiny.prompts(ROWS))
+    prompts = prompts._replace(image_index=np.full_like(prompts.image_index, -1))
+    prompts = cut_prompts(prompts, PromptRoom(prompts.tokens.shape[1], 0))
+    prompts = jax.tree.map(lambda x: np.concatenate([x[:2], np.zeros_like(x[:1])]), prompts)
+    tokens = [row[valid] for row, valid in zip(prompts.tokens, prompts.valid, strict=True)]
+    joined = join_prompts(jax.tree.map(jnp.asarray, prompts), count=3, shape=PromptRoom(2 * prompts.tokens.shape[1], 0))
+    both = np.concatenate(tokens)
+    assert joined.patches.shape == (1, 0, prompts.patches.shape[2])
+    assert np.array_equal(joined.tokens[0, -len(both) :], both) and not joined.valid[0, : -len(both)].any()
+    ends = np.cumsum([len(row) for row in tokens]) + joined.tokens.shape[1] - len(both) - 1
+    assert joined.joined.last[0].tolist() == ends.tolist() and len(tokens[0]) > 0 == len(tokens[2])
 
 
 def test_an_update_of_a_part_has_rooms_of_its_own(monkeypatch):
