@@ -105,7 +105,7 @@ def make_programs(cfg: Config, model_cfg: Qwen3VLConfig, tokenizer: Tokenizer, m
         return in_pieces(draw, (prompts,), cfg.rollout.micro_prompts or prompts.tokens.shape[0])
 
     def branch_logp(params: Params, prompts: PromptBatch, context: Context, tokens: Array, at: Array) -> Array:
-        traces[f"branches {prompts.tokens.shape} of {tokens.shape}"] += 1
+        traces[f"branches {prompts.tokens.shape} of {tokens.shape} after {context.answers.v.shape[-2]}"] += 1
         weights = cast(params, cfg.model.dtype)
         prompt, past = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), context)
         where = {"tokens": tokens[..., :-1], "at": at, "prompt": prompt, "past": past}

@@ -27,6 +27,9 @@ def test_pairs_are_judged_in_a_half_of_their_room_and_as_in_the_whole(monkeypatc
     how = batches.Judging(model.programs, eval_format(model, cfg), 8, np.zeros(1, np.float32), cfg.reward.alpha, 0)
     found = batches.judge(params, examples, how, step=0, probabilities=probabilities)
     assert all("(8, 54)" in name for name in model.programs.traces if name.startswith("sample"))
+    single = list(make_examples(split="val", task="safety", count=8, seed=1))
+    batches.judge(params, single, how, step=0, probabilities=probabilities)
+    assert set(model.programs.traces.values()) == {1}, "single pictures need the same room, but shorter answers"
     monkeypatch.setattr(batches, "quarters_of", lambda room: ())
     whole = batches.judge(params, examples, how, step=0, probabilities=probabilities)
     assert any("(8, 108)" in name for name in model.programs.traces)

@@ -130,6 +130,20 @@ def test_a_computation_of_a_sparse_core_ends_where_it_ends():
     assert all(list(computation) == ["p"] for computation in program.computations.values())
 
 
+@pytest.mark.parametrize("to,source,passes", [(":S(1)", "", 1), ("", ":S(1)", 1), ("", "", 2), (":S(1)", ":S(1)", 0)])
+def test_a_copy_reads_its_source_and_writes_its_result(to, source, passes):
+    """Fast memory, S(1), costs nothing. A copy's new buffer is the first of its results: XLA writes it so for a TPU."""
+    into, out = f"bf16[2,64]{{1,0{to}}}", f"bf16[2,64]{{1,0{source}}}"
+    text = f"""ENTRY %main (a: bf16[2,64]) -> bf16[2,64] {{
+  %a = {out} parameter(0)
+  %copy-start.1 = ({into}, {out}, u32[]{{:S(2)}}) copy-start(%a)
+  ROOT %copy-done.1 = {into} copy-done(%copy-start.1)
+}}
+"""
+    counted = costs.count(parse.parse_program(text), kernel_work=lambda kernel: None, taken=1.0)
+    assert counted.fixed["hbm"] == passes * 2 * 2 * 64
+
+
 @pytest.mark.parametrize(
     "stride,low,left,right", [(1, 0, 1, 1), (1, 2, 1, 1), (2, 1, 1, 1), (1, 1, 3, 1), (3, 0, 4, 2), (1, -1, 1, 2)]
 )

@@ -214,8 +214,8 @@ def _memory_bytes(module: Module, computation: Computation, x: Instruction) -> f
     operands = [computation[name] for name in x.operands]
     whole = [sum(shape.bytes for shape in y.shapes if shape.hbm) for y in operands]
     result = sum(shape.bytes for shape in x.shapes if shape.hbm)
-    if x.op in ("copy-start", "slice-start"):  # the result holds the operand again, then the new buffer
-        made = x.shapes[1]
+    if x.op in ("copy-start", "slice-start"):  # the new buffer is the first result of a copy, the second of a slice
+        made = x.shapes[x.op == "slice-start"]
         return made.bytes * (made.hbm + bool(whole and whole[0]))
     if x.op.endswith("-start") and x.op.removesuffix("-start") in COLLECTIVES:
         return float(result)  # operand and result
