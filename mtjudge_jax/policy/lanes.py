@@ -142,8 +142,8 @@ def rows_of(rules: Rules, prompts: PromptBatch, row: Array | int, count: int) ->
     devices = devices_of(rules.backend, prompts.tokens.shape[0])
 
     def take(x: Array) -> Array:
-        x = x.reshape(devices, -1, *x.shape[1:])
-        return jax.lax.dynamic_slice_in_dim(x, row, count, 1).reshape(-1, *x.shape[2:])
+        x = x.reshape(devices, len(x) // devices, *x.shape[1:])  # no -1: without pictures the patches have a size of 0
+        return jax.lax.dynamic_slice_in_dim(x, row, count, 1).reshape(devices * count, *x.shape[2:])
 
     return jax.tree.map(take, prompts)
 

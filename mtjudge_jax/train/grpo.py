@@ -137,7 +137,7 @@ def roll_out(run: Run, progress: Progress, rule: Rule, slow: SlowRewards, clock:
 
 def make_take(parts: int, mesh: Mesh, rooms: Rooms | None = None) -> Callable[[TrainBatch, int], TrainBatch]:
     """`(batch, i)` -> the rows of update i of `parts`: one block, so that a batch balanced in every block stays balanced."""
-    block = lambda x, i: x.reshape(parts, -1, *x.shape[1:])[i]  # noqa: E731
+    block = lambda x, i: x.reshape(parts, len(x) // parts, *x.shape[1:])[i]  # noqa: E731
     rows = jax.jit(lambda batch, i: jax.tree.map(partial(block, i=i), batch), out_shardings=batch_sharding(mesh))
 
     def take(batch: TrainBatch, i: int) -> TrainBatch:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from mtjudge_jax.config import Config, LossConfig, OptimConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.config import Config, LossConfig, MeshConfig, OptimConfig, RolloutConfig, UpdateConfig
+from mtjudge_jax.models.backend import Backend
+from mtjudge_jax.policy import lanes
 from mtjudge_jax.policy.programs import make_programs, place_prompts
 from mtjudge_jax.policy.update import init_state, make_update
 from mtjudge_jax.rl import streams as rl_streams
@@ -17,7 +19,7 @@ from mtjudge_jax.rl.loss import dpo_loss, grpo_loss, sft_loss
 from mtjudge_jax.rl.optim import make_optimizer
 from mtjudge_jax.rl.rooms import Rooms, SharedRoom
 from mtjudge_jax.rl.streams import cut_prompts, in_least_room, join_prompts, place_answers
-from mtjudge_jax.sharding import shard_batch
+from mtjudge_jax.sharding import make_mesh, shard_batch
 from mtjudge_jax.train.grpo import make_take
 from mtjudge_jax.types import DpoBatch, MicroBatch, PromptRoom, SftBatch, TrainBatch
 
@@ -138,6 +140,17 @@ def test_prompts_without_any_picture_share_a_row():
     assert np.array_equal(joined.tokens[0, -len(both) :], both) and not joined.valid[0, : -len(both)].any()
     ends = np.cumsum([len(row) for row in tokens]) + joined.tokens.shape[1] - len(both) - 1
     assert joined.joined.last[0].tolist() == ends.tolist() and len(tokens[0]) > 0 == len(tokens[2])
+
+
+def test_prompts_without_any_picture_are_taken_in_parts():
+    """By the sampler, some rows at a time, and by an update of some of a rollout's rows."""
+    prompts = jax.tree.map(jnp.asarray, cut_prompts(tiny.prompts(ROWS), PromptRoom(tiny.prompts(ROWS).tokens.shape[1], 0)))
+    rules = lanes.Rules(tiny.config(), tiny.ALLOWED, 0, 0, 4, Backend())
+    some = lanes.rows_of(rules, prompts, 2, 3)
+    assert some.patches.shape == (3, 0, prompts.patches.shape[2]) and np.array_equal(some.tokens, prompts.tokens[2:5])
+    half = make_take(2, make_mesh(MeshConfig(data=1, fsdp=1), jax.devices()[:1]))(TrainBatch(prompts, *[prompts.uid] * 6), 1)
+    assert len(half.prompts.patches) == len(prompts.uid) // 2
+    assert np.array_equal(half.prompts.tokens, prompts.tokens[len(prompts.uid) // 2 :])
 
 
 def test_an_update_of_a_part_has_rooms_of_its_own(monkeypatch):
